@@ -1,0 +1,95 @@
+"""Guards: which generation modes the attached methods allow.
+
+While a method with runtime hooks is attached, the model instance's ``generate`` is wrapped by a check that refuses
+every mode the method has not declared in its :class:`~paperhooks.Traits`. A mode that merely looks as if it worked
+(assisted decoding over a cache whose layers have different lengths, say) would otherwise give wrong tokens silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from paperhooks.errors import UnsupportedGeneration
+from paperhooks.info import Traits
+
+__all__ = ["GuardedGenerate", "check_cache", "check_generation"]
+
+# Cache implementations that allocate their full length up front.
+_STATIC = ("static", "offloaded_static", "hybrid", "offloaded_hybrid", "sliding_window", "paged")
+_ASSISTANTS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+
+
+class GuardedGenerate:
+    """Stands in for ``model.generate`` while methods are attached; checks, then calls the original."""
+
+    def __init__(self, model: nn.Module, inner: Callable[..., Any] | None, rules: Sequence[tuple[str, Traits]]) -> None:
+        self.model = model
+        self.inner = inner
+        self.rules = tuple(rules)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        check_generation(self.model, self.rules, kwargs)
+        if self.inner is not None:
+            return self.inner(*args, **kwargs)
+        return type(self.model).generate(self.model, *args, **kwargs)  # type: ignore[operator]
+
+
+def check_generation(model: nn.Module, rules: Sequence[tuple[str, Traits]], kwargs: dict[str, Any]) -> None:
+    """Raise UnsupportedGeneration for the first mode that ``kwargs`` ask for and a method does not declare."""
+    config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
+
+    def setting(name: str) -> Any:
+        return kwargs[name] if name in kwargs else getattr(config, name, None)
+
+    beams = setting("num_beams")
+    static = setting("cache_implementation")
+    assistant = next((n for n in _ASSISTANTS if setting(n)), None)
+    chunk = setting("prefill_chunk_size")
+    asked = [
+        ("beams", "beam search", f"num_beams={beams}", bool(beams and beams > 1), "leave num_beams at 1"),
+        (
+            "static_cache",
+            "a preallocated cache",
+            f"cache_implementation={static!r}",
+            static in _STATIC,
+            "leave cache_implementation unset",
+        ),
+        (
+            "assisted",
+            "assisted decoding",
+            f"{assistant}={_brief(setting(assistant)) if assistant else None}",
+            assistant is not None,
+            f"leave {assistant} unset",
+        ),
+        (
+            "chunked_prefill",
+            "chunked prefill",
+            f"prefill_chunk_size={chunk}",
+            bool(chunk),
+            "leave prefill_chunk_size unset",
+        ),
+    ]
+    for trait, what, setting_text, used, remedy in asked:
+        for method, traits in rules:
+            if used and not getattr(traits, trait):
+                raise UnsupportedGeneration(f"{method} does not support {what} ({setting_text}); detach it or {remedy}")
+    if kwargs.get("past_key_values") is not None:
+        check_cache(rules, kwargs["past_key_values"])
+
+
+def check_cache(rules: Sequence[tuple[str, Traits]], cache: Any) -> None:
+    """Raise UnsupportedGeneration when ``cache`` is preallocated and a method has not declared ``static_cache``."""
+    if not getattr(cache, "is_compileable", False):
+        return
+    for method, traits in rules:
+        if not traits.static_cache:
+            raise UnsupportedGeneration(
+                f"{method} does not support a preallocated cache ({type(cache).__name__}); pass a DynamicCache or none"
+            )
+
+
+def _brief(value: Any) -> str:
+    return type(value).__name__ if isinstance(value, nn.Module) else repr(value)

@@ -1,0 +1,142 @@
+"""What a plugin says about itself without importing anything heavy.
+
+:class:`PluginInfo` is the object an entry point of the group ``paperhooks.plugins`` points at; :class:`Traits` is the
+class attribute by which a method declares where it acts, what it changes and which modes it was tested with. Neither
+imports torch: listing the installed plugins must stay instant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeAlias
+
+#: Version of the hook contract in :mod:`paperhooks.hookspecs`. New optional arguments and new hooks keep the number.
+HOOK_API: Final = 1
+
+#: The entry point group under which plugins are found.
+ENTRY_POINT_GROUP: Final = "paperhooks.plugins"
+
+Write: TypeAlias = Literal["tokens", "positions", "objective", "weights"]
+
+#: Which decoder layers a method acts on: all, those with attention, given indices, or a predicate on the site.
+LayerSelector: TypeAlias = Literal["all", "attention"] | Sequence[int] | Callable[[Any], bool]
+
+WRITES: Final[frozenset[str]] = frozenset({"tokens", "positions", "objective", "weights"})
+_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_ARXIV = re.compile(r"\d{4}\.\d{4,5}(v\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What a method touches and which modes it was tested with. Undeclared modes are refused, never guessed.
+
+    layers
+        Decoder layers whose ``pre_attention`` and ``post_layer`` hooks run. ``"attention"`` skips layers without
+        self-attention; a predicate receives a :class:`paperhooks.Site`.
+    writes
+        What the method changes. Two methods that both write ``objective`` or both write ``positions`` exclude each
+        other; two that write ``tokens`` compose in the user's order.
+    static_cache, beams, assisted, chunked_prefill
+        Generation modes the method supports: preallocated caches, beam search, assisted or prompt-lookup decoding,
+        prompts fed in chunks.
+    training, compile
+        Gradients through the method are right; ``torch.compile`` of an attached model works with ``fullgraph=True``.
+    devices, dtypes, attention, parallel
+        What the test suite ran on, for the registry. They refuse nothing.
+    """
+
+    layers: LayerSelector = "all"
+    writes: frozenset[Write] = frozenset()
+    static_cache: bool = False
+    beams: bool = False
+    assisted: bool = False
+    chunked_prefill: bool = False
+    training: bool = False
+    compile: bool = False
+    devices: tuple[str, ...] = ("cpu",)
+    dtypes: tuple[str, ...] = ("float32",)
+    attention: tuple[str, ...] = ("eager", "sdpa")
+    parallel: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        writes = frozenset(self.writes)
+        object.__setattr__(self, "writes", writes)
+        unknown = sorted(writes - WRITES)
+        if unknown:
+            raise ValueError(f"Traits.writes has unknown entries {unknown}; allowed are {sorted(WRITES)}")
+        if isinstance(self.layers, str) and self.layers not in ("all", "attention"):
+            raise ValueError(f"Traits.layers is {self.layers!r}; expected 'all', 'attention', indices or a predicate")
+
+
+#: The modes of :class:`Traits` that are plain yes/no declarations, in the order the registry lists them.
+MODES: Final = ("training", "compile", "beams", "assisted", "static_cache", "chunked_prefill")
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """The paper a plugin implements."""
+
+    arxiv: str
+    title: str
+    authors: str = ""
+    year: int | None = None
+    venue: str = ""
+    code: str = ""
+
+    def __post_init__(self) -> None:
+        if self.arxiv and not _ARXIV.fullmatch(self.arxiv):
+            raise ValueError(f"Paper.arxiv is {self.arxiv!r}; expected an identifier such as '2410.17247'")
+
+    @property
+    def url(self) -> str:
+        """Address of the abstract, or an empty string without an arXiv identifier."""
+        return f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv else ""
+
+
+@dataclass(frozen=True, slots=True)
+class PluginInfo:
+    """The light description that an entry point exposes as ``PLUGIN``.
+
+    name
+        Kebab-case, equal to the entry point's name.
+    api
+        The :data:`HOOK_API` the plugin was written for.
+    summary
+        One line under 100 characters.
+    methods
+        Method name to ``"package.module:Class"``. A method called like the plugin is addressed by the plugin's name,
+        any other as ``plugin/method``.
+    hooks
+        Optional ``"package.module:object"`` whose hook implementations are registered process-wide: what is not bound
+        to a model, such as ``evaluation_tasks`` and ``register_commands``.
+    demo
+        Optional ``"package.module:function"`` run by ``paperhooks demo NAME``; it receives a
+        :class:`paperhooks.demo.DemoContext`.
+    claims
+        File name of the package's claims table, relative to the package that holds the plugin module.
+
+    Raises ValueError when a field is malformed.
+    """
+
+    name: str
+    api: int
+    summary: str
+    methods: Mapping[str, str] = field(default_factory=dict)
+    paper: Paper | None = None
+    hooks: str | None = None
+    demo: str | None = None
+    claims: str | None = None
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"PluginInfo.name is {self.name!r}; expected kebab-case such as 'pyramiddrop'")
+        if not 0 < len(self.summary) < 100:
+            raise ValueError(
+                f"PluginInfo.summary of {self.name!r} must have 1 to 99 characters, not {len(self.summary)}"
+            )
+        for where, target in [*self.methods.items(), ("hooks", self.hooks), ("demo", self.demo)]:
+            if target is not None and not _TARGET.fullmatch(target):
+                raise ValueError(f"{self.name}: {where} is {target!r}; expected 'package.module:Name'")

@@ -1,0 +1,242 @@
+"""What hooks receive and return: the decoder's inputs and a layer's inputs.
+
+Both are small slotted classes, not dicts: a misspelt field raises. They are never changed in place; ``replace`` and
+``select`` return changed copies.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from paperhooks.errors import HookError, did_you_mean
+from paperhooks.selection import SelectedLayer, TokenTrack, gather_mask, take_rows
+
+if TYPE_CHECKING:
+    from paperhooks.runtime import Call, Site
+
+__all__ = ["DecoderInputs", "LayerInputs"]
+
+
+class _Inputs:
+    """Copy-on-write record whose public fields are listed in ``FIELDS``."""
+
+    __slots__ = ()
+    FIELDS: tuple[str, ...] = ()
+
+    def _copy(self) -> Self:
+        new = object.__new__(type(self))
+        for name in self.__slots__:
+            setattr(new, name, getattr(self, name))
+        return new
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed. Raises TypeError for a field that does not exist or cannot be set."""
+        new = self._copy()
+        for name, value in changes.items():
+            if name not in self.FIELDS:
+                raise TypeError(
+                    f"{type(self).__name__} has no settable field {name!r}; {did_you_mean(name, self.FIELDS)}"
+                )
+            setattr(new, name, value)
+        return new
+
+    def __repr__(self) -> str:
+        parts = ((n, getattr(self, n)) for n in self.FIELDS)
+        return f"{type(self).__name__}({', '.join(f'{n}={_shape(v)}' for n, v in parts)})"
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_shape, value))})"
+    return type(value).__name__ if value is not None else "None"
+
+
+class DecoderInputs(_Inputs):
+    """What the text decoder is called with, before rotary tables and masks are made.
+
+    input_ids
+        int64 [B, T], or None when embeddings are given.
+    inputs_embeds
+        [B, T, D] in the model's dtype, or None when ids are given.
+    attention_mask
+        What the caller gave: None, [B, S+T], [B, 1, T, S+T], or a dict of 4-D masks by layer type.
+    position_ids
+        int64 [B, T], [3, B, T] or [4, B, T] for multimodal rotary positions, or None.
+    cache
+        The transformers Cache, or None when the caller gave none (the decoder may then create one). Read only.
+    """
+
+    __slots__ = ("attention_mask", "cache", "input_ids", "inputs_embeds", "position_ids")
+    FIELDS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
+
+    def __init__(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        attention_mask: Any,
+        position_ids: Tensor | None,
+        cache: Any,
+    ) -> None:
+        self.input_ids = input_ids
+        self.inputs_embeds = inputs_embeds
+        self.attention_mask = attention_mask
+        self.position_ids = position_ids
+        self.cache = cache
+
+
+class LayerInputs(_Inputs):
+    """What one decoder layer is called with. T counts the tokens still alive, S the entries of this layer's cache.
+
+    hidden_states
+        [B, T, D] in the model's dtype.
+    attention_mask
+        None, [B, S+T] (flash), or [B, 1, T, S+T], bool (True: may attend) or float (added to the scores).
+    position_ids
+        int64 [B or 1, T] or None: the original positions of the tokens alive.
+    position_embeddings
+        (cos, sin), each [B or 1, T, h], or None for models without rotary positions.
+    cache
+        The transformers Cache or None. Read only.
+    """
+
+    __slots__ = (
+        "_call",
+        "_site",
+        "_track",
+        "attention_mask",
+        "cache",
+        "hidden_states",
+        "position_embeddings",
+        "position_ids",
+    )
+    FIELDS = ("hidden_states", "attention_mask", "position_ids", "position_embeddings")
+
+    def __init__(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Any,
+        position_ids: Tensor | None,
+        position_embeddings: tuple[Tensor, Tensor] | None,
+        cache: Any,
+        site: Site,
+        call: Call,
+        track: TokenTrack | None = None,
+    ) -> None:
+        self.hidden_states = hidden_states
+        self.attention_mask = attention_mask
+        self.position_ids = position_ids
+        self.position_embeddings = position_embeddings
+        self.cache = cache
+        self._site = site
+        self._call = call
+        self._track = track
+
+    @property
+    def track(self) -> TokenTrack | None:
+        """Which tokens of this forward are alive, or None while all are."""
+        return self._track
+
+    @property
+    def cached_length(self) -> int:
+        """S: how many entries this layer's cache holds before this forward."""
+        return self.cache.get_seq_length(self._site.index) if self.cache is not None else 0
+
+    def select(self, index: Tensor, valid: Tensor | None = None) -> LayerInputs:
+        """Go on with only some tokens, in this layer and all layers after it.
+
+        Cuts hidden states, mask, rotary tables and positions, notes which columns the layers' caches will hold, and
+        has the decoder's output restored to full length afterwards (dropped rows become zeros).
+
+        :param index: int64 [B, K], rows of the current T tokens to keep, ascending, on any device.
+        :param valid: bool [B, K] or None. False marks an empty slot of a batch entry that keeps fewer than K tokens;
+            what its index points at is ignored by attention from here on. None: every slot is a token.
+        :raises HookError: wrong shape or dtype, a model without 4-D or 2-D masks, or a method that did not declare
+            ``writes={"tokens"}``.
+        """
+        self._check_selection(index, valid)
+        hidden = self.hidden_states
+        index = index.to(hidden.device)
+        valid = valid.to(hidden.device) if valid is not None else None
+        before = self._track or TokenTrack.whole(hidden, self._call.past_length)
+        cached = self.cached_length
+        new = self._copy()
+        new._track = before.narrowed(index, valid, self._call.padding_mask)
+        new.hidden_states = take_rows(hidden, index)
+        new.attention_mask = gather_mask(
+            self.attention_mask,
+            rows=index,
+            columns=_with_cached(index, cached),
+            row_valid=valid,
+            column_valid=_valid_with_cached(valid, cached),
+            flash=self._site.view.attention_kernel.startswith("flash"),
+        )
+        new.position_ids = take_rows(self.position_ids, index) if self.position_ids is not None else None
+        if self.position_embeddings is not None:
+            cos, sin = self.position_embeddings
+            new.position_embeddings = (take_rows(cos, index), take_rows(sin, index))
+        return new
+
+    def compact_positions(self) -> Tensor:
+        """Positions int64 [B, T] that count only the tokens this layer has kept: no gap where tokens were dropped.
+
+        :raises HookError: the decoder hands no [B, T] position ids to its layers (multimodal rotary positions).
+        """
+        positions = self.position_ids
+        if positions is None or positions.ndim != 2:
+            raise HookError(f"layer {self._site.index}: {self._site.view.family} hands no plain position ids to its layers")
+        batch = self.hidden_states.shape[0]
+        layers = self.cache.layers if self.cache is not None else ()
+        held = layers[self._site.index] if self._site.index < len(layers) else None
+        lost = held.lost if isinstance(held, SelectedLayer) else None
+        positions = positions.expand(batch, -1)
+        if lost is not None:
+            positions = positions - lost.to(positions.device)[:, None]
+        return positions - self._track.dropped_before().to(positions.device) if self._track is not None else positions
+
+    def _check_selection(self, index: Tensor, valid: Tensor | None) -> None:
+        batch, length = self.hidden_states.shape[:2]
+        if not self._site.selects:
+            raise HookError(
+                f"layer {self._site.index}: select() needs a method whose traits declare writes={{'tokens'}}"
+            )
+        if index.dtype != torch.int64 or index.ndim != 2 or index.shape[0] != batch or index.shape[1] > length:
+            raise HookError(
+                f"layer {self._site.index}: select() expected an int64 index [B={batch}, K<={length}], "
+                f"got {_shape(index)}"
+            )
+        if valid is not None and (valid.dtype != torch.bool or valid.shape != index.shape):
+            raise HookError(f"layer {self._site.index}: valid must be bool {list(index.shape)}, got {_shape(valid)}")
+
+    def dense_mask(self) -> Tensor:
+        """The mask as bool [B, 1, T, S+T], True where a token may be attended to, whatever the kernel was given.
+
+        :raises HookError: for a flex-attention BlockMask, which has no dense form to edit.
+        """
+        queries, keys = self.hidden_states.shape[1], self.cached_length + self.hidden_states.shape[1]
+        device, mask = self.hidden_states.device, self.attention_mask
+        if isinstance(mask, Tensor) and mask.ndim == 4:
+            return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        if mask is not None and not isinstance(mask, Tensor):
+            raise HookError(f"a {type(mask).__name__} has no dense form; use the eager or sdpa attention kernel")
+        causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+        if self._track is not None and self._track.valid is not None and mask is None:
+            raise HookError("a ragged selection always carries a mask; a method has replaced it by None")
+        dense = causal.expand(self.hidden_states.shape[0], 1, queries, keys)
+        return dense & mask.to(torch.bool)[:, None, None, :] if mask is not None else dense
+
+
+def _with_cached(index: Tensor, cached: int) -> Tensor:
+    if not cached:
+        return index
+    past = torch.arange(cached, device=index.device).expand(index.shape[0], cached)
+    return torch.cat([past, index + cached], dim=1)
+
+
+def _valid_with_cached(valid: Tensor | None, cached: int) -> Tensor | None:
+    # Cached columns were cleared when the mask of this layer was gathered, so they count as valid here.
+    return torch.nn.functional.pad(valid, (cached, 0), value=True) if valid is not None and cached else valid

@@ -1,0 +1,448 @@
+"""The path of every forward: what torch calls, what hooks see.
+
+A session freezes each hook's implementations into tuples of plain functions and puts instances of the classes below on
+the model, its decoder and its decoder layers as ordinary torch hooks. The state of a forward is a :class:`Call` that
+rides the keyword arguments which transformers hands down; nothing is stored on modules, globally or per thread. The
+classes hold no closures, so an attached model can be copied and pickled; a copy is attached on its own account.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from paperhooks.errors import HookError
+from paperhooks.inputs import DecoderInputs, LayerInputs, _shape
+from paperhooks.selection import (
+    SelectedLayer,
+    TokenTrack,
+    compact_labels,
+    concat_valid,
+    gather_mask,
+    selected_layer,
+    take_rows,
+)
+
+if TYPE_CHECKING:
+    from paperhooks.modelview import LayerCall, ModelView
+    from paperhooks.session import Session
+
+__all__ = ["CALL", "Call", "Chain", "Site"]
+
+#: The keyword under which the state of a forward travels.
+CALL = "paperhooks_call"
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Site:
+    """One decoder layer: its ``index``, the ``layer`` itself, ``n_layers`` in all, its ``kind`` and the ``view``."""
+
+    index: int
+    layer: nn.Module
+    n_layers: int
+    kind: str
+    view: ModelView
+    #: Some attached method may drop tokens at or before this layer.
+    selects: bool = False
+
+
+class Call:
+    """One forward of the attached model. Never shared between forwards.
+
+    input_ids, labels
+        int64 [B, T] as the model received them, or None.
+    padding_mask
+        The 2-D attention mask [B, P+T] (1: token, 0: padding), or None when the caller gave none or another form.
+    query_length, past_length
+        T and P, the tokens of this forward and before it.
+    training
+        Whether the model is in training mode.
+    inputs
+        The keyword arguments of the model call.
+    cache
+        The transformers Cache, or None; known from the decoder's or the first layer's call on.
+    """
+
+    __slots__ = (
+        "_image_mask",
+        "_states",
+        "cache",
+        "input_ids",
+        "inputs",
+        "labels",
+        "mask_memo",
+        "padding_mask",
+        "past_length",
+        "query_length",
+        "rope_memo",
+        "track",
+        "training",
+        "view",
+    )
+
+    def __init__(self, view: ModelView, inputs: dict[str, Any], training: bool) -> None:
+        self.view = view
+        self.inputs = inputs
+        self.training = training
+        self.input_ids: Tensor | None = inputs.get("input_ids")
+        self.labels: Tensor | None = inputs.get("labels")
+        mask = inputs.get("attention_mask")
+        self.padding_mask: Tensor | None = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        self.cache: Any = None
+        self.query_length = 0
+        self.past_length = 0
+        self.track: TokenTrack | None = None
+        self.mask_memo: Any = None
+        self.rope_memo: Any = None
+        self._image_mask: Tensor | None = inputs.get("visual_mask")
+        self._states: dict[object, dict[str, Any]] = {}
+
+    @property
+    def is_prefill(self) -> bool:
+        """Nothing was cached before this forward."""
+        return self.past_length == 0
+
+    @property
+    def is_decode(self) -> bool:
+        """One new token on top of a cache."""
+        return self.past_length > 0 and self.query_length == 1
+
+    @property
+    def image_mask(self) -> Tensor | None:
+        """bool [B, T]: which tokens of this forward stand for image features; None when that is not known.
+
+        It is the ``visual_mask`` argument of the model call if there is one, else read off ``input_ids``.
+        """
+        if self._image_mask is None and self.input_ids is not None and self.view.image_token_ids:
+            self._image_mask = self.view.image_mask(self.input_ids)
+        return self._image_mask
+
+    @property
+    def kept(self) -> tuple[Tensor, Tensor | None] | None:
+        """Original row [B, n] of every token alive and which slots are valid; None while nothing was dropped."""
+        return (self.track.index, self.track.valid) if self.track is not None else None
+
+    def state(self, owner: object) -> dict[str, Any]:
+        """A dict of ``owner``'s own that lives as long as this forward."""
+        return self._states.setdefault(owner, {})
+
+    def cache_state(self, owner: str) -> dict[str, Any]:
+        """A dict of ``owner``'s own that lives on the cache: copied with it, freed with it.
+
+        Without a cache it lives as long as this forward.
+        """
+        if self.cache is None:
+            return self._states.setdefault(owner, {})
+        states: dict[str, dict[str, Any]] | None = getattr(self.cache, "paperhooks_state", None)
+        if states is None:
+            states = self.cache.paperhooks_state = {}
+        return states.setdefault(owner, {})
+
+
+class Chain:
+    """The frozen implementations of one chained hook at one place: a fold over plain functions."""
+
+    __slots__ = ("functions", "hook", "names")
+
+    def __init__(self, hook: str, names: tuple[str, ...], functions: tuple[Function, ...]) -> None:
+        self.hook = hook
+        self.names = names
+        self.functions = functions
+
+    def __bool__(self) -> bool:
+        return bool(self.functions)
+
+    def blame(self, exc: Exception, done: int, where: str) -> None:
+        """Say in a note which hook of which method raised at which place."""
+        exc.add_note(f"paperhooks: raised in {self.hook} of {self.names[done]!r} {where}")
+
+
+class Flags:
+    """What a session's hooks tell it: whether any of them ran."""
+
+    __slots__ = ("fired",)
+
+    def __init__(self) -> None:
+        self.fired = False
+
+
+class Hook:
+    """Base of every torch hook that paperhooks registers; ``strip`` finds them by this class."""
+
+
+def named_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Positional arguments put under their parameter names, beside the keyword arguments."""
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+class ModelEnter(Hook):
+    """Forward pre-hook of the model: starts the :class:`Call`, and leads from a model to its session.
+
+    A copy of an attached model (deepcopy, pickle) keeps its hooks but belongs to no session.
+    """
+
+    def __init__(self, view: ModelView, names: tuple[str, ...], session: Session | None) -> None:
+        self.view = view
+        self.names = names
+        self.session = session
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "session": None}
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        inputs = named_arguments(args, kwargs, self.names)
+        call = Call(self.view, inputs, module.training)
+        kwargs = {name: value for name, value in kwargs.items() if name != "visual_mask"}
+        kwargs[CALL] = call
+        return args, kwargs
+
+
+class DecoderEnter(Hook):
+    """Forward pre-hook of the decoder: lengths, cache, and the ``pre_decoder`` chain."""
+
+    def __init__(self, view: ModelView, names: tuple[str, ...], chain: Chain, flags: Flags) -> None:
+        self.view = view
+        self.names = names
+        self.chain = chain
+        self.flags = flags
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = named_arguments(args, kwargs, self.names)
+        call = given.get(CALL)
+        if call is None:  # the decoder was called without the model around it
+            call = given[CALL] = Call(self.view, dict(given), module.training)
+        cache = given.get("past_key_values")
+        tokens = given.get("inputs_embeds")
+        tokens = given.get("input_ids") if tokens is None else tokens
+        if tokens is None:
+            return None
+        call.cache = cache
+        call.query_length = tokens.shape[1]
+        call.past_length = cache.get_seq_length() if cache is not None else 0
+        if self.chain:
+            self.flags.fired = True
+            self._run(call, given, cache)
+        return (), given
+
+    def _run(self, call: Call, given: dict[str, Any], cache: Any) -> None:
+        fields = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
+        inputs = start = DecoderInputs(*(given.get(f) for f in fields), cache)
+        done = 0
+        try:
+            for function in self.chain.functions:
+                result = function(self.view, call, inputs)
+                if result is not None:
+                    inputs = _expect(result, DecoderInputs, self.chain, done)
+                done += 1
+        except Exception as exc:
+            self.chain.blame(exc, done, "at the decoder")
+            raise
+        for f in fields:
+            if getattr(inputs, f) is not getattr(start, f):
+                given[f] = getattr(inputs, f)
+
+
+class LayerEnter(Hook):
+    """Forward pre-hook of a decoder layer: follows earlier selections, then runs the ``pre_attention`` chain."""
+
+    def __init__(self, site: Site, names: LayerCall, chain: Chain, flags: Flags) -> None:
+        self.site = site
+        self.names = names.names
+        self.cache_name = names.cache
+        self.chain = chain
+        self.flags = flags
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = kwargs.get(CALL)
+        if call is None:
+            return None
+        if not self.flags.fired:
+            self.flags.fired = True
+        if len(args) > 1:
+            kwargs = named_arguments(args, kwargs, self.names)
+        hidden = args[0] if args else kwargs[self.names[0]]
+        cache = kwargs.get(self.cache_name)
+        if cache is not None:
+            call.cache = cache
+        start = LayerInputs(
+            hidden,
+            kwargs.get("attention_mask"),
+            kwargs.get("position_ids"),
+            kwargs.get("position_embeddings"),
+            cache,
+            self.site,
+            call,
+        )
+        inputs = follow(start, call, self.site) if self.site.selects else start
+        if self.chain.functions:
+            inputs = self._fold(call, inputs)
+        if inputs is start:
+            return None
+        return self._write(call, inputs, kwargs)
+
+    def _fold(self, call: Call, inputs: LayerInputs) -> LayerInputs:
+        done = 0
+        try:
+            for function in self.chain.functions:
+                result = function(self.site, call, inputs)
+                if result is not None:
+                    if type(result) is not LayerInputs:
+                        _expect(result, LayerInputs, self.chain, done, self.site)
+                    inputs = result
+                done += 1
+        except Exception as exc:
+            self.chain.blame(exc, done, f"at layer {self.site.index}")
+            raise
+        return inputs
+
+    def _write(self, call: Call, inputs: LayerInputs, kwargs: dict[str, Any]) -> Any:
+        kwargs = {name: value for name, value in kwargs.items() if name != self.names[0]}
+        kwargs["attention_mask"] = inputs.attention_mask
+        track = inputs.track
+        if inputs.position_embeddings is not None:
+            kwargs["position_embeddings"] = inputs.position_embeddings
+        if "position_ids" in kwargs:
+            # Flash attention reads a jump in the positions as the start of another packed sequence.
+            gaps = track is not None and inputs.position_embeddings is not None
+            kwargs["position_ids"] = None if gaps else inputs.position_ids
+        if track is not None:
+            call.track = track
+            if inputs.cache is not None:
+                selected_layer(inputs.cache, self.site.index).pending = track
+        return (inputs.hidden_states,), kwargs
+
+
+def follow(inputs: LayerInputs, call: Call, site: Site) -> LayerInputs:
+    """Fit what the decoder hands to a layer (made for the full sequence) to the tokens alive and the layer's cache."""
+    track = call.track
+    layers = inputs.cache.layers if inputs.cache is not None else ()
+    layer = layers[site.index] if site.index < len(layers) else None
+    held = layer if isinstance(layer, SelectedLayer) and layer.total else None
+    if track is None and (held is None or (inputs.attention_mask is None and held.prefix_valid is None)):
+        return inputs
+    fitted = inputs.replace(attention_mask=_followed_mask(inputs, call, track, held, site))
+    if track is None:
+        return fitted
+    fitted._track = track
+    if inputs.position_ids is not None:
+        fitted.position_ids = take_rows(inputs.position_ids, track.index)
+    if inputs.position_embeddings is not None:
+        fitted.position_embeddings = _followed_rope(inputs.position_embeddings, call, track)
+    return fitted
+
+
+def _followed_rope(tables: tuple[Tensor, Tensor], call: Call, track: TokenTrack) -> tuple[Tensor, Tensor]:
+    memo = call.rope_memo
+    if memo is None or memo[0] is not tables[0] or memo[1] is not track:
+        cos, sin = (take_rows(table, track.index) for table in tables)
+        memo = call.rope_memo = (tables[0], track, (cos, sin))
+    result: tuple[Tensor, Tensor] = memo[2]
+    return result
+
+
+def _followed_mask(
+    inputs: LayerInputs, call: Call, track: TokenTrack | None, held: SelectedLayer | None, site: Site
+) -> Any:
+    """Gather the mask once for all layers of a stage: they share the mask, the track and the cached columns."""
+    mask, prefix, total = inputs.attention_mask, held.prefix if held else None, held.total if held else 0
+    memo = call.mask_memo
+    if memo is not None and memo[0] is mask and memo[1] is track and memo[2] is prefix and memo[3] == total:
+        return memo[4]
+    now = track or TokenTrack.whole(inputs.hidden_states, call.past_length)
+    batch, device = inputs.hidden_states.shape[0], now.index.device
+    before = held or SelectedLayer(total=call.past_length)
+    columns, valid = before.columns(batch, device)
+    gathered = gather_mask(
+        mask,
+        rows=now.index,
+        columns=torch.cat([columns, now.columns], dim=1) if columns.shape[1] else now.columns,
+        row_valid=now.valid,
+        column_valid=concat_valid(valid, columns, now),
+        offset=call.past_length,
+        flash=site.view.attention_kernel.startswith("flash"),
+    )
+    call.mask_memo = (mask, track, prefix, total, gathered)
+    return gathered
+
+
+class LayerExit(Hook):
+    """Forward hook of a decoder layer: runs the ``post_layer`` chain."""
+
+    def __init__(self, site: Site, chain: Chain, flags: Flags) -> None:
+        self.site = site
+        self.chain = chain
+        self.flags = flags
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        call = kwargs.get(CALL)
+        if call is None:
+            return None
+        if not self.flags.fired:
+            self.flags.fired = True
+        hidden = start = output[0] if isinstance(output, tuple) else output
+        done = 0
+        try:
+            for function in self.chain.functions:
+                result = function(self.site, call, hidden)
+                if result is not None:
+                    if not isinstance(result, Tensor) or result.shape != hidden.shape or result.dtype != hidden.dtype:
+                        raise _mismatch(self.chain.names[done], self.site, hidden, result)
+                    hidden = result
+                done += 1
+        except Exception as exc:
+            self.chain.blame(exc, done, f"at layer {self.site.index}")
+            raise
+        if hidden is start:
+            return None
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+class DecoderExit(Hook):
+    """Forward hook of the decoder: gives a shortened output its full length back."""
+
+    def __init__(self, compact_loss: bool) -> None:
+        self.compact_loss = compact_loss
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        call = kwargs.get(CALL)
+        if call is None or call.track is None or (self.compact_loss and call.labels is not None):
+            return None
+        if isinstance(output, tuple):
+            return (call.track.restore(output[0]), *output[1:])
+        output.last_hidden_state = call.track.restore(output.last_hidden_state)
+        return output
+
+
+class CompactLoss(Hook):
+    """The model's loss function while a method asked for the loss on kept tokens only."""
+
+    def __init__(self, inner: Function) -> None:
+        self.inner = inner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = kwargs.pop(CALL, None)
+        if call is not None and call.track is not None and kwargs.get("labels") is not None:
+            kwargs["shift_labels"] = compact_labels(kwargs["labels"], call.track)
+        return self.inner(*args, **kwargs)
+
+
+def _expect(result: Any, kind: type, chain: Chain, done: int, site: Site | None = None) -> Any:
+    if type(result) is not kind:
+        where = f" at layer {site.index}" if site is not None else ""
+        raise HookError(
+            f"{chain.hook} of {chain.names[done]!r}{where} returned {_shape(result)}; "
+            f"expected {kind.__name__} (inputs.replace(...)) or None"
+        )
+    return result
+
+
+def _mismatch(method: str, site: Site, expected: Tensor, got: Any) -> HookError:
+    return HookError(
+        f"post_layer of {method!r} at layer {site.index} returned {_shape(got)}; expected {_shape(expected)} or None"
+    )

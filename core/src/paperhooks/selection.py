@@ -1,0 +1,333 @@
+"""Token selection: one algebra for masks, caches, outputs and labels once some tokens have left the sequence.
+
+One rule carries everything: **original coordinates**. A :class:`TokenTrack` knows, for the tokens alive in this
+forward, their columns in the full sequence; a :class:`SelectedLayer` knows the same for the entries of one layer's
+cache. Masks that transformers builds for the full sequence are then gathered, never rebuilt, so every pattern
+(causal, padded, prefix, multi-turn) survives.
+
+Letters: B batch, T tokens of this forward, P tokens before it, n tokens alive, S entries of a layer's cache, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from paperhooks.errors import HookError, UnsupportedGeneration
+
+__all__ = ["SelectedLayer", "TokenTrack", "compact", "compact_labels", "gather_mask", "selected_layer", "take_rows"]
+
+
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Gather dim 1 of ``x`` [B or 1, T, ...] by ``index`` int64 [B, K]: [B, K, ...]. Differentiable."""
+    if index.shape[0] == 1:
+        return x.index_select(1, index[0].to(x.device))
+    index = index.to(x.device)
+    flat = index.reshape(*index.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
+    return x.expand(index.shape[0], *x.shape[1:]).gather(1, flat)
+
+
+def compact(keep: Tensor, width: int, align: str = "right") -> tuple[Tensor, Tensor]:
+    """Pack the kept tokens of a ragged batch into ``width`` slots. Needs no device synchronisation.
+
+    :param keep: bool [B, T].
+    :param width: at least the largest number of kept tokens of any row.
+    :param align: ``"right"`` puts empty slots first (left-padded or unpadded prompts, as generation wants),
+        ``"left"`` puts them last (right-padded batches).
+    :return: ``index`` int64 [B, width], ascending where valid, and ``valid`` bool [B, width].
+
+    >>> index, valid = compact(torch.tensor([[True, False, True], [False, False, True]]), 2)
+    >>> index.tolist(), valid.tolist()
+    ([[0, 2], [1, 2]], [[True, True], [False, True]])
+    """
+    if align == "right":
+        index = keep.to(torch.int8).argsort(dim=1, stable=True)[:, keep.shape[1] - width :]
+    else:
+        index = keep.to(torch.int8).argsort(dim=1, stable=True, descending=True)[:, :width]
+    return index, keep.gather(1, index)
+
+
+def gather_mask(
+    mask: Any,
+    rows: Tensor,
+    columns: Tensor,
+    *,
+    row_valid: Tensor | None = None,
+    column_valid: Tensor | None = None,
+    offset: int | None = None,
+    flash: bool = False,
+) -> Any:
+    """The attention mask of a shortened sequence, gathered from the mask of the full one.
+
+    :param mask: None, bool or float [B or 1, 1 or H, T, S+T], or [B, S+T] for flash attention.
+    :param rows: int64 [B, n], query rows of ``mask``.
+    :param columns: int64 [B, m], key columns of ``mask``.
+    :param row_valid: bool [B, n]; an empty slot may attend everywhere, so that its softmax stays finite.
+    :param column_valid: bool [B, m]; nobody attends to an empty slot.
+    :param offset: column of query row 0, used to write out the causal mask that None stands for (default m - n, right
+        when ``columns`` counts the entries themselves).
+    :return: the same form as ``mask``; None where None says the same.
+    :raises HookError: for a mask of any other form, such as flex attention's BlockMask.
+    """
+    n, m = rows.shape[1], columns.shape[1]
+    if mask is None:
+        if column_valid is None and (n == 1 or n == m):
+            return None
+        if flash:
+            return column_valid
+        reach = rows + (m - n if offset is None else offset)
+        gathered = (columns[:, None, None, :] <= reach[:, None, :, None]).expand(columns.shape[0], 1, n, m)
+    elif isinstance(mask, Tensor) and mask.ndim == 2:
+        gathered = take_rows(mask, columns)
+        return gathered & column_valid.to(gathered.dtype) if column_valid is not None else gathered
+    elif isinstance(mask, Tensor) and mask.ndim == 4:
+        gathered = _gather_4d(mask, rows, columns)
+    else:
+        raise HookError(
+            f"token selection cannot follow a {type(mask).__name__} mask; load the model with "
+            "attn_implementation='sdpa' or 'eager'"
+        )
+    return _clear(gathered, row_valid, column_valid)
+
+
+def _gather_4d(mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    if rows.shape[0] == 1 and mask.shape[0] == 1:
+        return mask.index_select(2, rows[0].to(mask.device)).index_select(3, columns[0].to(mask.device))
+    rows, columns = rows.to(mask.device), columns.to(mask.device)
+    batch, heads = rows.shape[0], mask.shape[1]
+    mask = mask.expand(batch, *mask.shape[1:])
+    picked = mask.gather(2, rows[:, None, :, None].expand(batch, heads, rows.shape[1], mask.shape[3]))
+    return picked.gather(3, columns[:, None, None, :].expand(batch, heads, rows.shape[1], columns.shape[1]))
+
+
+def _clear(mask: Tensor, row_valid: Tensor | None, column_valid: Tensor | None) -> Tensor:
+    yes, no = (True, False) if mask.dtype == torch.bool else (0.0, torch.finfo(mask.dtype).min)
+    if column_valid is not None:
+        mask = mask.masked_fill(~column_valid.to(mask.device)[:, None, None, :], no)
+    if row_valid is not None:
+        mask = mask.masked_fill(~row_valid.to(mask.device)[:, None, :, None], yes)
+    return mask
+
+
+class TokenTrack:
+    """Which tokens of one forward are alive, in original coordinates. Immutable.
+
+    index
+        int64 [B, n]: rows of this forward (0 to T-1), ascending where valid.
+    valid
+        bool [B, n] or None when every slot holds a token.
+    length, past
+        T and P.
+    real
+        bool [B, T] or None: False for padding tokens.
+    """
+
+    __slots__ = ("columns", "index", "length", "past", "real", "valid")
+
+    def __init__(self, index: Tensor, valid: Tensor | None, length: int, past: int, real: Tensor | None) -> None:
+        self.index = index
+        self.valid = valid
+        self.length = length
+        self.past = past
+        self.real = real
+        #: int64 [B, n]: columns in the whole sequence, P + index. One tensor for every layer of a stage.
+        self.columns = index + past if past else index
+
+    @classmethod
+    def whole(cls, hidden_states: Tensor, past: int) -> TokenTrack:
+        """The track of a forward from which nothing has been dropped."""
+        batch, length = hidden_states.shape[:2]
+        return cls(torch.arange(length, device=hidden_states.device).expand(batch, length), None, length, past, None)
+
+    def narrowed(self, index: Tensor, valid: Tensor | None, padding_mask: Tensor | None) -> TokenTrack:
+        """The track after keeping only rows ``index`` [B, K] of the tokens now alive."""
+        if self.valid is not None:
+            survived = self.valid.gather(1, index)
+            valid = survived if valid is None else valid & survived
+        real = padding_mask[:, -self.length :].to(index.device, torch.bool) if padding_mask is not None else None
+        return TokenTrack(self.index.gather(1, index), valid, self.length, self.past, real)
+
+    def alive(self) -> Tensor:
+        """int64 [B, n]: 1 for every slot that holds a real token, 0 for empty slots and padding."""
+        kept = torch.ones_like(self.index) if self.real is None else self.real.gather(1, self.index).to(torch.int64)
+        return kept if self.valid is None else kept * self.valid
+
+    def dropped_before(self) -> Tensor:
+        """int64 [B, n]: how many real tokens of this forward were dropped in front of each token alive."""
+        real = torch.ones_like(self.index[:, :1]).expand(-1, self.length) if self.real is None else self.real.long()
+        alive = self.alive()
+        return (real.cumsum(1) - real).gather(1, self.index) - (alive.cumsum(1) - alive)
+
+    def dropped(self) -> Tensor:
+        """int64 [B]: how many real tokens of this forward were dropped in all."""
+        total = self.length if self.real is None else self.real.sum(1)
+        return total - self.alive().sum(1)
+
+    def restore(self, hidden_states: Tensor) -> Tensor:
+        """Put [B, n, D] back at full length [B, T, D]; rows that were dropped are zeros. Differentiable."""
+        index = self.index.to(hidden_states.device)
+        if self.valid is not None:  # empty slots go to a row behind the last, which is cut off
+            index = index.masked_fill(~self.valid.to(index.device), self.length)
+        batch, width = hidden_states.shape[0], hidden_states.shape[-1]
+        full = hidden_states.new_zeros(batch, self.length + 1, width)
+        return full.scatter(1, index[..., None].expand(batch, index.shape[1], width), hidden_states)[:, : self.length]
+
+
+def compact_labels(labels: Tensor, track: TokenTrack, ignore_index: int = -100) -> Tensor:
+    """Shifted labels of the tokens alive: slot i gets the label of the next token alive.
+
+    :param labels: int64 [B, T], as a causal language model takes them.
+    :return: int64 [B, n]; ``ignore_index`` where a slot is empty or the last.
+    """
+    kept = labels.gather(1, track.index.to(labels.device))
+    if track.valid is not None:
+        kept = kept.masked_fill(~track.valid.to(labels.device), ignore_index)
+    shifted = torch.nn.functional.pad(kept[:, 1:], (0, 1), value=ignore_index)
+    return shifted.masked_fill(~track.valid.to(labels.device), ignore_index) if track.valid is not None else shifted
+
+
+class SelectedLayer(DynamicLayer):
+    """A dynamic cache layer that remembers which columns of the full sequence its entries are.
+
+    Its entries are ``prefix`` followed by the contiguous columns ``tail`` to ``total - 1``. Decoding only moves
+    ``total``: no tensor is touched until somebody needs the columns.
+    """
+
+    def __init__(self, total: int = 0) -> None:
+        super().__init__()
+        self.prefix: Tensor | None = None  # int64 [B, S0]
+        self.prefix_valid: Tensor | None = None  # bool [B, S0]
+        self.tail = 0
+        self.total = total
+        self.lost: Tensor | None = None  # int64 [B]: real tokens that selection kept out of this layer
+        self.pending: TokenTrack | None = None
+
+    @classmethod
+    def adopt(cls, layer: DynamicLayer) -> SelectedLayer:
+        """Take over the keys and values of a plain dynamic layer that holds the whole sequence so far."""
+        new = cls(total=layer.get_seq_length())
+        if layer.is_initialized:
+            new.keys, new.values = layer.keys, layer.values
+            new.dtype, new.device, new.is_initialized = layer.dtype, layer.device, True
+        return new
+
+    def columns(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """``index`` int64 [B, S] and ``valid`` bool [B, S] (or None: all) of the entries held now."""
+        tail = torch.arange(self.tail, self.total, device=device).expand(batch, self.total - self.tail)
+        if self.prefix is None:
+            return tail, None
+        prefix = self.prefix.to(device)
+        if self.total == self.tail:
+            return prefix, self.prefix_valid
+        valid = self.prefix_valid
+        if valid is not None:
+            valid = torch.nn.functional.pad(valid.to(device), (0, tail.shape[1]), value=True)
+        return torch.cat([prefix, tail], dim=1), valid
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values [B, H, n, h]; the columns are those announced in ``pending``, else the next ones."""
+        if self.pending is None:
+            self.total += key_states.shape[-2]
+        else:
+            self._append(self.pending)
+            self.pending = None
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def _append(self, track: TokenTrack) -> None:
+        lost = track.dropped()
+        self.lost = lost if self.lost is None else self.lost + lost
+        if self.total:  # earlier turns
+            index, valid = self.columns(track.columns.shape[0], track.columns.device)
+            self.prefix = torch.cat([index, track.columns], dim=1)
+            self.prefix_valid = concat_valid(valid, index, track)
+        else:
+            self.prefix, self.prefix_valid = track.columns, track.valid
+        self.total = self.tail = track.past + track.length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last tokens of the full sequence, in this layer's own count (``tokens_to_remove`` <= 0).
+
+        :raises UnsupportedGeneration: the cut falls where batch entries kept different numbers of tokens.
+        """
+        total = max(self.total - abs(tokens_to_remove), 0)
+        if tokens_to_remove <= 0 and self.prefix is not None and total < self.tail and self.is_initialized:
+            gone = self._entries_from(total)
+            super().crop(-(gone + self.total - self.tail))
+            keep = self.prefix.shape[1] - gone
+            self.prefix = self.prefix[:, :keep]
+            self.prefix_valid = self.prefix_valid[:, :keep] if self.prefix_valid is not None else None
+            self.tail = total
+        else:
+            super().crop(tokens_to_remove)
+        self.total = total
+
+    def _entries_from(self, total: int) -> int:
+        assert self.prefix is not None  # for the type checker; crop() has tested it
+        beyond = self.prefix >= total
+        if self.prefix_valid is not None:
+            beyond = beyond & self.prefix_valid
+        counts = set(beyond.sum(1).tolist())
+        if len(counts) > 1:
+            raise UnsupportedGeneration(
+                f"this cache cannot be cut back to {total} tokens: its batch entries kept different numbers of tokens "
+                "behind that point; crop single sequences, or cut only generated tokens"
+            )
+        return int(counts.pop())
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.prefix = self.prefix_valid = self.lost = self.pending = None
+        self.tail = self.total = 0
+
+    def _rows(self, change: Any) -> None:
+        for name in ("prefix", "prefix_valid", "lost"):
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, change(value))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Reorder the batch entries, as beam search does."""
+        super().reorder_cache(beam_idx)
+        self._rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every batch entry ``repeats`` times."""
+        super().batch_repeat_interleave(repeats)
+        self._rows(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only the batch entries ``indices``."""
+        super().batch_select_indices(indices)
+        self._rows(lambda x: x[indices.to(x.device)])
+
+
+def concat_valid(valid: Tensor | None, index: Tensor, track: TokenTrack) -> Tensor | None:
+    """Validity [B, S+n] of cached entries ``index`` [B, S] followed by the tokens alive; None when all are valid."""
+    if valid is None and track.valid is None:
+        return None
+    before = torch.ones_like(index, dtype=torch.bool) if valid is None else valid
+    after = torch.ones_like(track.index, dtype=torch.bool) if track.valid is None else track.valid
+    return torch.cat([before.to(after.device), after], dim=1)
+
+
+def selected_layer(cache: Any, index: int) -> SelectedLayer:
+    """Layer ``index`` of ``cache``, converted in place to a :class:`SelectedLayer` if it is still a plain one.
+
+    :raises UnsupportedGeneration: the cache's layers are of a kind whose entries cannot be told apart.
+    """
+    layers = cache.layers
+    while len(layers) <= index:  # a cache made without a config grows layer by layer
+        layers.append((getattr(cache, "layer_class_to_replicate", None) or DynamicLayer)())
+    layer = layers[index]
+    if type(layer) is DynamicLayer:
+        layer = layers[index] = SelectedLayer.adopt(layer)
+    if not isinstance(layer, SelectedLayer):
+        raise UnsupportedGeneration(
+            f"token selection needs a DynamicCache with plain layers; layer {index} of this {type(cache).__name__} is "
+            f"a {type(layer).__name__}. Leave cache_implementation unset, or detach the method"
+        )
+    return layer

@@ -1,0 +1,237 @@
+"""Tiny random models of every supported family: seeded, a few thousand parameters, made in milliseconds.
+
+Text models: ``tiny_text("llama")``; vision-language models: ``tiny_vlm("llava")``. Image features can be handed in with
+``mm_encoder_outputs`` (see :func:`vlm_inputs`), so that tests need no pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+import transformers
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+__all__ = [
+    "IMAGE_TOKEN",
+    "TEXT_FAMILIES",
+    "VLM_FAMILIES",
+    "tiny_llama",
+    "tiny_llava",
+    "tiny_text",
+    "tiny_vlm",
+    "vlm_inputs",
+]
+
+VOCABULARY: Final = 100
+IMAGE_TOKEN: Final = 95
+_WIDTH: Final = 32
+
+#: Family to (config class, model class, extra options). Every family of decoders that the tests run on.
+TEXT_FAMILIES: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM", {}),
+    "mistral": ("MistralConfig", "MistralForCausalLM", {"sliding_window": None}),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {}),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"head_dim": 8}),
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", {"head_dim": 8, "query_pre_attn_scalar": 8}),
+    "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", {"head_dim": 8, "query_pre_attn_scalar": 8}),
+    "phi3": ("Phi3Config", "Phi3ForCausalLM", {"sliding_window": None}),
+    "gpt2": ("GPT2Config", "GPT2LMHeadModel", {}),
+    "gpt_neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", {}),
+    "mixtral": ("MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 2, "sliding_window": None}),
+    "opt": ("OPTConfig", "OPTForCausalLM", {"ffn_dim": 64, "word_embed_proj_dim": _WIDTH}),
+    "bloom": ("BloomConfig", "BloomForCausalLM", {}),
+}
+
+#: Families whose attention transformers offers in one form only.
+_EAGER_ONLY: Final = ("bloom", "gemma2")
+
+VLM_FAMILIES: Final = (
+    "llava",
+    "llava_next",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "smolvlm",
+    "idefics3",
+    "internvl",
+)
+
+
+def _decoder_options(layers: int, heads: int, kv_heads: int) -> dict[str, Any]:
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": _WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": 512,
+        # Large weights make a random model's argmax depend on its input, so that wrong tokens show.
+        "initializer_range": 0.2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,
+    }
+
+
+def _build(model_class: str, config: Any, seed: int, attn_implementation: str) -> Any:
+    """A model with random weights from ``seed``; the global random state is left as it was."""
+    config._attn_implementation = "eager" if config.model_type in _EAGER_ONLY else attn_implementation
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = getattr(transformers, model_class)(config).eval()
+    generation = model.generation_config
+    generation.pad_token_id, generation.bos_token_id, generation.eos_token_id = 0, 1, None
+    return model
+
+
+def tiny_text(
+    family: str = "llama", *, layers: int = 4, seed: int = 0, attn_implementation: str = "sdpa", **options: Any
+) -> Any:
+    """A tiny causal language model of ``family`` (a key of :data:`TEXT_FAMILIES`), float32, in eval mode."""
+    config_class, model_class, extra = TEXT_FAMILIES[family]
+    known = _decoder_options(layers, 4, 2 if family not in ("gpt2", "gpt_neox", "opt", "bloom") else 4)
+    config = getattr(transformers, config_class)(**{**known, **extra, **options})
+    return _build(model_class, config, seed, attn_implementation)
+
+
+def tiny_llama(**options: Any) -> Any:
+    """A tiny Llama; see :func:`tiny_text`."""
+    return tiny_text("llama", **options)
+
+
+def tiny_llava(**options: Any) -> Any:
+    """A tiny LLaVA; see :func:`tiny_vlm`."""
+    return tiny_vlm("llava", **options)
+
+
+def _vision(**options: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+        **options,
+    }
+
+
+def _qwen_vision(name: str) -> dict[str, Any]:
+    common = {"depth": 1, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 1}
+    if name == "qwen2_vl":
+        return {**common, "embed_dim": 16, "hidden_size": _WIDTH, "mlp_ratio": 2}
+    return {
+        **common,
+        "hidden_size": 16,
+        "out_hidden_size": _WIDTH,
+        "intermediate_size": 32,
+        "fullatt_block_indexes": [0],
+    }
+
+
+def _vlm_config(family: str, layers: int, kv_heads: int) -> tuple[Any, str]:
+    text = _decoder_options(layers, 4, kv_heads)
+    image = {"image_token_id": IMAGE_TOKEN, "tie_word_embeddings": False}
+    if family in ("llava", "llava_next"):
+        name = {"llava": "Llava", "llava_next": "LlavaNext"}[family]
+        config = getattr(transformers, f"{name}Config")(
+            vision_config={"model_type": "clip_vision_model", **_vision()},
+            text_config={"model_type": "llama", **text},
+            image_token_index=IMAGE_TOKEN,
+            vision_feature_layer=-1,
+            tie_word_embeddings=False,
+            **({"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]} if family == "llava_next" else {}),
+        )
+    elif family in ("qwen2_vl", "qwen2_5_vl"):
+        name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}[family]
+        rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+        config = getattr(transformers, f"{name}Config")(
+            text_config={**text, "rope_parameters": rope},
+            vision_config=_qwen_vision(family),
+            video_token_id=96,
+            vision_start_token_id=97,
+            vision_end_token_id=98,
+            **image,
+        )
+    elif family in ("smolvlm", "idefics3"):
+        name = {"smolvlm": "SmolVLM", "idefics3": "Idefics3"}[family]
+        config = getattr(transformers, f"{name}Config")(
+            vision_config=_vision(), text_config={"model_type": "llama", **text}, scale_factor=2, **image
+        )
+    elif family == "internvl":
+        name = "InternVL"
+        config = transformers.InternVLConfig(
+            vision_config=_vision(image_size=[32, 32], patch_size=[8, 8]),
+            text_config={"model_type": "qwen2", **text},
+            downsample_ratio=0.5,
+            **image,
+        )
+    else:
+        raise ValueError(f"no tiny model of family {family!r}; known: {', '.join(VLM_FAMILIES)}")
+    return config, f"{name}ForConditionalGeneration"
+
+
+def tiny_vlm(
+    family: str = "llava",
+    *,
+    layers: int = 6,
+    kv_heads: int = 2,
+    seed: int = 0,
+    attn_implementation: str = "sdpa",
+) -> Any:
+    """A tiny vision-language model of ``family`` (one of :data:`VLM_FAMILIES`), float32, in eval mode."""
+    config, model_class = _vlm_config(family, layers, kv_heads)
+    return _build(model_class, config, seed, attn_implementation)
+
+
+def vlm_inputs(
+    model: Any,
+    parts: Sequence[Sequence[int]] = ((3, 12, 5),),
+    *,
+    pad: str = "left",
+    seed: int = 0,
+    rows: slice = slice(None),
+) -> dict[str, Any]:
+    """A batch of prompts with images whose features are random, so that tests need no pictures.
+
+    Every prompt is a list of lengths: text, image, text, image, ... Lengths of images must be multiples of 4.
+
+    :param rows: only these prompts of the batch, with the same tokens and features as in the whole.
+    :return: ``input_ids`` int64 [B, T], ``attention_mask`` int64 [B, T], and ``mm_encoder_outputs`` with the features,
+        which stock models take in place of pixels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    prompts, images = [], []
+    for lengths in parts:
+        prompt: list[int] = []
+        for number, length in enumerate(lengths):
+            text = torch.randint(3, 90, (length,), generator=generator).tolist()
+            prompt += [IMAGE_TOKEN] * length if number % 2 else text
+        features = torch.randn(sum(lengths[1::2]), _WIDTH, generator=generator)
+        prompts.append(prompt)
+        images.append(features)
+    prompts, features = prompts[rows], torch.cat(images[rows])
+    width = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), width, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for i, prompt in enumerate(prompts):
+        where = slice(width - len(prompt), width) if pad == "left" else slice(0, len(prompt))
+        ids[i, where] = torch.tensor(prompt)
+        mask[i, where] = 1
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    if len(features):
+        inputs["mm_encoder_outputs"] = {"image": image_outputs(model, features.to(model.dtype))}
+    return inputs
+
+
+def image_outputs(model: Any, features: Tensor) -> Any:
+    """``features`` [N, D] of all image tokens of a batch in the form that ``model``'s family expects."""
+    family = model.config.model_type
+    pooled: Any = [features]
+    if family in ("smolvlm", "idefics3", "internvl"):
+        pooled = features.reshape(-1, 4, features.shape[-1])  # tiles of 2 x 2 tokens
+    return BaseModelOutputWithPooling(pooler_output=pooled)

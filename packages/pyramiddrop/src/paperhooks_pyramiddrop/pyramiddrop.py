@@ -1,0 +1,276 @@
+"""PyramidDrop (arXiv 2410.17247): drop visual tokens stage by stage, ranked by the last instruction token.
+
+At the entry of every drop layer r_s the visual tokens still alive are scored by the attention that the last
+instruction token pays them in that layer (:func:`paperhooks_pyramiddrop.rank.last_token`); the best ``int(N0 * rho_s)``
+of the N0 original ones go on, with all text. Nothing is dropped in decoding: a new token meets shorter caches in deeper
+layers. Cutting masks, rotary tables, caches and labels is the core's ``inputs.select``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from paperhooks import Call, LayerInputs, ModelView, PluginIncompatible, Site, Traits, UnsupportedModel, hookimpl
+from paperhooks.attention import attention_parts
+from paperhooks.selection import compact
+from torch import Tensor
+
+from paperhooks_pyramiddrop.plan import Plan, Query, make_plan
+from paperhooks_pyramiddrop.rank import Policy, Ranking, choose, policy_of
+from paperhooks_pyramiddrop.schedule import Schedule
+
+__all__ = ["Drop", "PaperPyramidDrop", "PyramidDrop", "RandomDrop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """One drop as it happened, on the CPU: what ``record`` collects.
+
+    layer; kept bool [B, T] in original coordinates; scores float32 [B, T] with NaN where nothing was scored; visual
+    bool [B, T].
+    """
+
+    layer: int
+    kept: Tensor
+    scores: Tensor
+    visual: Tensor
+
+
+@dataclass(eq=False)
+class PyramidDrop:
+    """Drop redundant image tokens at the end of every stage of the decoder.
+
+    stages
+        ``{8: 0.5, 16: 0.25}``: at the entry of layer 8 keep 50 % of the original visual tokens, at 16 keep 25 %. Or a
+        number of stages, split evenly over the decoder with keep ratios ``ratio``, ``ratio**2``, ... (paper: 4 stages,
+        0.5, which is 8/16/24 on 32 layers).
+    ratio
+        The paper's lambda, used where ``stages`` does not give ratios.
+    layers
+        Explicit drop layers for ``ratio``, in place of the even split.
+    positions
+        ``"preserve"``: kept tokens keep their rotary positions, which equals masking the dropped ones. ``"renumber"``:
+        positions are counted anew without gaps, as in the official code.
+    query
+        Which rows rank: ``"auto"`` (the ends of all instructions where labels are given, else the last token) or
+        ``"last"``.
+    rank
+        ``"last_token"`` (the paper), ``"random"``, ``"mean_text"``, ``"key_norm"``, or a function of a
+        :class:`~paperhooks_pyramiddrop.rank.Ranking`.
+    scope
+        ``"sample"``: all visual tokens of a sample compete; ``"segment"``: every contiguous run of them keeps its share.
+    min_visual_tokens
+        Lower bound for what a stage keeps (of a segment, with ``scope="segment"``).
+    protect_queries
+        Never drop a row that ranks, or that predicts a labelled token.
+    restore_outputs
+        Give logits their full length back (dropped rows are zeros). False: in training with labels the loss is computed
+        on the kept tokens only, which saves memory.
+    seed
+        Seeds the ``random`` policy; successive forwards draw on.
+    record
+        A list that every drop is appended to as a :class:`Drop`, for pictures and analysis.
+
+    Raises ValueError naming the value for a malformed schedule or option.
+    """
+
+    stages: Mapping[int, float] | int = 4
+    ratio: float = 0.5
+    layers: Sequence[int] | None = None
+    positions: Literal["preserve", "renumber"] = "preserve"
+    query: Query = "auto"
+    rank: str | Policy = "last_token"
+    scope: Literal["sample", "segment"] = "sample"
+    min_visual_tokens: int = 0
+    protect_queries: bool = True
+    restore_outputs: bool = True
+    seed: int = 0
+    record: list[Drop] | None = None
+    schedule: Schedule | None = field(default=None, init=False, repr=False)
+
+    traits: ClassVar[Traits] = Traits(
+        layers="attention",
+        writes=frozenset({"tokens"}),
+        beams=True,
+        assisted=True,
+        training=True,
+        devices=("cpu", "cuda"),
+        dtypes=("float32", "bfloat16", "float16"),
+        attention=("eager", "sdpa", "flash_attention_2"),
+    )
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("positions", ("preserve", "renumber")),
+            ("query", ("auto", "last")),
+            ("scope", ("sample", "segment")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}; expected one of {', '.join(map(repr, allowed))}")
+        if self.min_visual_tokens < 0:
+            raise ValueError(f"min_visual_tokens={self.min_visual_tokens}; expected 0 or more")
+        if isinstance(self.stages, Mapping):
+            if self.layers is not None:
+                raise ValueError("give drop layers either in stages={layer: ratio} or in layers=[...], not both")
+            self.schedule = Schedule.from_stages(self.stages)
+        elif self.layers is not None:
+            self.schedule = Schedule.powers(self.layers, self.ratio)
+        else:
+            Schedule((1,), (self.ratio,))  # checks the ratio; the split waits for the model's depth
+        self._policy = policy_of(self.rank)
+        self._generator = torch.Generator().manual_seed(self.seed)
+        self._warned = False
+
+    # -- attaching -------------------------------------------------------------------------------------------------
+
+    @hookimpl
+    def setup(self, view: ModelView) -> None:
+        """Fix the schedule for this decoder's depth and check that its layers can be ranked and shortened."""
+        self.schedule = self.schedule_for(len(view.layers))
+        first = self.schedule.layers[0]
+        odd = [i for i in range(first, len(view.layers)) if view.layer_types[i] != "full_attention"]
+        if odd:
+            raise UnsupportedModel(
+                f"pyramiddrop needs full attention in every layer from the first drop ({first}) on; layer {odd[0]} of this "
+                f"{view.family} is {view.layer_types[odd[0]]!r}, whose cache cannot hold a selection of tokens"
+            )
+        deepstack = getattr(getattr(view.config, "vision_config", None), "deepstack_visual_indexes", None) or ()
+        if first < len(deepstack):
+            raise UnsupportedModel(
+                f"{view.family} adds image features to its first {len(deepstack)} layers; the first drop must be at layer "
+                f"{len(deepstack)} or later, not {first}"
+            )
+        if self.positions == "renumber" and (view.rotary is None or _multimodal_rotary(view)):
+            raise PluginIncompatible(
+                f"positions='renumber' is not defined for {view.family}, whose positions are not plain rotary counts; "
+                "use positions='preserve'"
+            )
+        if self._policy.__name__ in ("last_token", "key_norm"):
+            for layer in self.schedule.layers:
+                attention_parts(view, layer)
+        if not self.restore_outputs:
+            view.use_compact_loss()
+
+    def schedule_for(self, n_layers: int) -> Schedule:
+        """The schedule on a decoder of ``n_layers`` layers. Raises ValueError if a drop falls outside it."""
+        if isinstance(self.stages, Mapping) or self.layers is not None:
+            assert self.schedule is not None  # made in __post_init__
+            self.schedule.check(n_layers)
+            return self.schedule
+        return Schedule.even(n_layers, self.stages, self.ratio)
+
+    def selects_layer(self, site: Site) -> bool:
+        """The drop layers; with renumbered positions every layer from the first one on."""
+        schedule = self.schedule_for(site.n_layers)
+        if self.positions == "renumber":
+            return site.index >= schedule.layers[0]
+        return site.index in schedule.layers
+
+    # -- every forward ---------------------------------------------------------------------------------------------
+
+    @hookimpl
+    def pre_attention(self, site: Site, call: Call, inputs: LayerInputs) -> LayerInputs | None:
+        """Algorithm of section 3.2: at a drop layer rank the visual tokens alive and go on with the best."""
+        assert self.schedule is not None  # setup has run
+        renumber = self.positions == "renumber"
+        now = self._renumbered(site, call, inputs) if renumber else inputs
+        if call.query_length > 1 and site.index in self.schedule.layers:
+            plan = self._plan(call, inputs)
+            dropped = self._drop(site, plan, now, self.schedule.layers.index(site.index)) if plan else None
+            if dropped is not None:
+                return self._renumbered(site, call, dropped) if renumber else dropped
+        return now if renumber else None
+
+    def _plan(self, call: Call, inputs: LayerInputs) -> Plan | None:
+        """Counts and query rows of this forward, read from the device once; None when it holds nothing to drop."""
+        state = call.state(self)
+        if "plan" not in state:
+            if call.image_mask is None:
+                self._warn_blind(call)
+            state["plan"] = make_plan(call, inputs, self.query, self.scope, self.protect_queries)
+        plan: Plan | None = state["plan"]
+        return plan
+
+    def _drop(self, site: Site, plan: Plan, inputs: LayerInputs, stage: int) -> LayerInputs | None:
+        assert self.schedule is not None
+        counts = plan.keep_counts(self.schedule.ratios[stage], self.min_visual_tokens)
+        if counts == plan.segment_counts:
+            return None
+        now = plan.alive(inputs.track, inputs.hidden_states)
+        with torch.no_grad():
+            scores = self._policy(
+                Ranking(
+                    view=site.view,
+                    layer=site.index,
+                    hidden_states=inputs.hidden_states.detach(),
+                    position_embeddings=inputs.position_embeddings,
+                    query_rows=now.query_rows,
+                    query_valid=now.query_valid,
+                    real=now.real,
+                    visual=now.segments > 0,
+                    generator=self._generator,
+                )
+            ).to(now.real.device)
+            keep = choose(scores, now.segments, now.protected, plan.tensor(counts, now.real.device)) & now.real
+            width = plan.width(counts)
+            index, valid = compact(keep, width, plan.align)
+        if self.record is not None:
+            self.record.append(_recorded(site.index, keep, scores, now.segments > 0, now.index, plan.length))
+        return inputs.select(index, None if plan.uniform(counts) else valid)
+
+    def _renumbered(self, site: Site, call: Call, inputs: LayerInputs) -> LayerInputs:
+        """Positions 0, 1, 2, ... over the tokens alive; in decoding the length of this layer's cache."""
+        stage = sum(r <= site.index for r in self.schedule.layers)  # type: ignore[union-attr]
+        state = call.state(self)
+        memo = state.get("rotary")
+        if memo is None or memo[0] is not inputs.track or memo[1] != stage:
+            rotary = site.view.rotary
+            assert rotary is not None  # setup has refused models without
+            tables = rotary(inputs.hidden_states, position_ids=inputs.compact_positions())
+            memo = state["rotary"] = (inputs.track, stage, tables)
+        return inputs.replace(position_embeddings=memo[2])
+
+    def _warn_blind(self, call: Call) -> None:
+        if not self._warned and call.view.image_token_ids:
+            self._warned = True
+            warnings.warn(
+                "pyramiddrop: called with inputs_embeds and no input_ids, so it is not known which tokens are visual and "
+                "nothing is dropped; pass visual_mask (bool [B, T]) to the model call",
+                stacklevel=2,
+            )
+
+
+@dataclass(eq=False)
+class PaperPyramidDrop(PyramidDrop):
+    """The preset of the official code: positions are renumbered after every drop."""
+
+    positions: Literal["preserve", "renumber"] = "renumber"
+
+
+@dataclass(eq=False)
+class RandomDrop(PyramidDrop):
+    """The control: the same schedule, but which visual tokens stay is drawn at random."""
+
+    rank: str | Policy = "random"
+
+
+def _multimodal_rotary(view: ModelView) -> bool:
+    parameters = getattr(view.text_config, "rope_parameters", None) or {}
+    return bool(parameters.get("mrope_section"))
+
+
+def _recorded(layer: int, keep: Tensor, scores: Tensor, visual: Tensor, index: Tensor, length: int) -> Drop:
+    full: dict[str, Any] = {
+        "kept": torch.zeros(index.shape[0], length, dtype=torch.bool),
+        "scores": torch.full((index.shape[0], length), torch.nan),
+        "visual": torch.zeros(index.shape[0], length, dtype=torch.bool),
+    }
+    index = index.cpu()
+    full["kept"].scatter_(1, index, keep.cpu())
+    full["visual"].scatter_(1, index, visual.cpu())
+    full["scores"].scatter_(1, index, scores.detach().float().cpu().masked_fill(~visual.cpu(), torch.nan))
+    return Drop(layer, **full)

@@ -1,0 +1,120 @@
+"""Which visual tokens to keep: scores by policy, and the choice of the best. Pure functions on tensors.
+
+B batch, n tokens alive, m query rows, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import torch
+from paperhooks.attention import attention_parts, attention_rows, queries_and_keys
+from paperhooks.modelview import ModelView
+from torch import Tensor
+
+__all__ = ["POLICIES", "Policy", "Ranking", "choose", "last_token"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """What a policy may look at when it scores the tokens alive at the entry of layer ``layer``.
+
+    hidden_states [B, n, D]; position_embeddings (cos, sin) or None; query_rows int64 [B, m] and query_valid bool
+    [B, m] (the instruction tokens that rank); real bool [B, n] (False: padding or an empty slot); visual bool [B, n].
+    """
+
+    view: ModelView
+    layer: int
+    hidden_states: Tensor
+    position_embeddings: tuple[Tensor, Tensor] | None
+    query_rows: Tensor
+    query_valid: Tensor
+    real: Tensor
+    visual: Tensor
+    generator: torch.Generator
+
+
+#: Gives every token alive a score [B, n]; the visual tokens with the largest are kept.
+Policy: TypeAlias = Callable[[Ranking], Tensor]
+
+
+def last_token(ranking: Ranking) -> Tensor:
+    """The paper's score: attention of the last instruction token in the layer about to run, averaged over heads.
+
+    With several query rows (training on several answers) their rows are averaged. float32 [B, n].
+    """
+    q, k = queries_and_keys(
+        ranking.view,
+        ranking.layer,
+        ranking.hidden_states,
+        ranking.position_embeddings,
+        ranking.query_rows,
+    )
+    rows = ranking.query_rows.to(k.device)
+    columns = torch.arange(k.shape[2], device=k.device)
+    allowed = (columns <= rows[..., None]) & ranking.real.to(k.device)[:, None, :]  # [B, m, n]
+    attention = attention_rows(q, k, attention_parts(ranking.view, ranking.layer).scaling, allowed)
+    weight = ranking.query_valid.to(attention)[..., None]
+    return (attention * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def random(ranking: Ranking) -> Tensor:
+    """A control: every visual token is as likely to stay as any other. Seeded by the method's ``seed``."""
+    scores = torch.rand(ranking.visual.shape, generator=ranking.generator)
+    return scores.to(ranking.hidden_states.device)
+
+
+def mean_text(ranking: Ranking) -> Tensor:
+    """Cosine similarity to the mean of the text tokens' hidden states. Needs no projection."""
+    x = ranking.hidden_states.float()
+    text = (ranking.real & ~ranking.visual).to(x)[..., None]
+    mean = (x * text).sum(1, keepdim=True) / text.sum(1, keepdim=True).clamp(min=1)
+    return torch.cosine_similarity(x, mean, dim=-1)
+
+
+def key_norm(ranking: Ranking) -> Tensor:
+    """Small keys first: tokens whose key has a small norm tend to be attended to. Needs no query."""
+    _, k = queries_and_keys(ranking.view, ranking.layer, ranking.hidden_states, None, ranking.query_rows[:, :1])
+    return -k.norm(dim=-1).mean(1)
+
+
+POLICIES: Final[dict[str, Policy]] = {
+    "last_token": last_token,
+    "random": random,
+    "mean_text": mean_text,
+    "key_norm": key_norm,
+}
+
+
+def choose(scores: Tensor, segments: Tensor, protected: Tensor, keep: Tensor) -> Tensor:
+    """Keep the best visual tokens of every segment, and all text.
+
+    :param scores: float [B, n]; NaN counts as the lowest score.
+    :param segments: int64 [B, n]: 0 for text, s > 0 for a visual token of segment s. Paper: one segment a sample.
+    :param protected: bool [B, n]: visual tokens that must stay; they count towards ``keep``.
+    :param keep: int64 [B, S+1]: tokens to keep of each segment (entry 0 is ignored). Never fewer than are protected.
+    :return: bool [B, n]. Ties go to the earlier token.
+    """
+    visual = segments > 0
+    scores = scores.to(segments.device).nan_to_num(nan=torch.finfo(scores.dtype).min)
+    scores = scores.masked_fill(~visual, -torch.inf).masked_fill(protected & visual, torch.inf)
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, segments.gather(1, order).argsort(dim=1, stable=True))  # by segment, best first
+    slots = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    place = torch.empty_like(order).scatter(1, order, slots)  # of each token in that order
+    count = torch.zeros_like(keep).scatter_add(1, segments, torch.ones_like(segments))
+    start = count.cumsum(1) - count
+    must = torch.zeros_like(keep).scatter_add(1, segments, (protected & visual).long())
+    limit = torch.maximum(keep, must)
+    return ~visual | ((place - start.gather(1, segments)) < limit.gather(1, segments))
+
+
+def policy_of(rank: str | Policy) -> Policy:
+    """A policy by name, or the function itself. Raises ValueError naming the known ones."""
+    if callable(rank):
+        return rank
+    if rank not in POLICIES:
+        raise ValueError(f"rank={rank!r} is no known policy; use one of {', '.join(POLICIES)} or a function")
+    return POLICIES[rank]

@@ -1,0 +1,170 @@
+"""When to drop how much, and what that saves. Pure arithmetic, no torch.
+
+A schedule is a list of drop layers r_1 < r_2 < ... (0-based; a drop happens at the entry of layer r) and the share of
+the original visual tokens that is still there behind each (cumulative, paper section 3.2: rho_s = lambda ** s).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = ["DecoderShape", "Savings", "Schedule", "solve_ratio"]
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderShape:
+    """Sizes of a decoder: ``layers``, ``hidden``, ``intermediate`` and ``kv_width`` (key heads x head_dim).
+
+    ``kv_width`` None means as wide as ``hidden`` (multi-head attention, as the paper's formula assumes).
+    """
+
+    layers: int = 32
+    hidden: int = 4096
+    intermediate: int = 11008
+    kv_width: int | None = None
+
+    def flops(self, tokens: int) -> float:
+        """Multiply-adds of one layer at ``tokens`` tokens: 4 n d^2 + 2 n^2 d + 3 n d m (paper section 3.3)."""
+        d, m = self.hidden, self.intermediate
+        kv = d if self.kv_width is None else self.kv_width
+        return tokens * (2 * d * d + 2 * d * kv + 3 * d * m) + 2 * tokens * tokens * d
+
+
+@dataclass(frozen=True, slots=True)
+class Savings:
+    """What a schedule leaves of the cost of the visual tokens."""
+
+    tokens_per_layer: tuple[int, ...]
+    average_tokens: float
+    flops: float
+    flops_before: float
+    kv_bytes: int
+    kv_bytes_before: int
+
+    @property
+    def flops_ratio(self) -> float:
+        """FLOPs left, as a share of those before."""
+        return self.flops / self.flops_before if self.flops_before else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Drop ``layers`` and cumulative keep ``ratios``; checked when it is made.
+
+    >>> Schedule((8, 16, 24), (0.5, 0.25, 0.125)).keep(576)
+    (288, 144, 72)
+    >>> Schedule.even(32, stages=4, ratio=0.5)
+    Schedule(layers=(8, 16, 24), ratios=(0.5, 0.25, 0.125))
+    """
+
+    layers: tuple[int, ...]
+    ratios: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ValueError("a schedule needs at least one drop layer, got none")
+        for layer in self.layers:
+            if isinstance(layer, bool) or not isinstance(layer, int):
+                raise ValueError(f"drop layers must be integers, got {layer!r} in {list(self.layers)}")
+        if self.layers[0] < 1:
+            raise ValueError(
+                f"the first drop layer is {self.layers[0]}; layer 0 must see every token, so it has to be 1 or later"
+            )
+        if any(b <= a for a, b in itertools.pairwise(self.layers)):
+            raise ValueError(f"drop layers must increase strictly, got {list(self.layers)}")
+        if len(self.ratios) != len(self.layers):
+            raise ValueError(f"{len(self.layers)} drop layers need as many keep ratios, got {len(self.ratios)}")
+        for ratio in self.ratios:
+            if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
+                raise ValueError(f"keep ratios are shares of the original tokens, between 0 and 1; got {ratio!r}")
+        if any(b > a for a, b in itertools.pairwise(self.ratios)):
+            raise ValueError(f"keep ratios are cumulative and must not increase, got {list(self.ratios)}")
+
+    @classmethod
+    def from_stages(cls, stages: Mapping[int, float]) -> Schedule:
+        """``{8: 0.5, 16: 0.25}``: at the entry of layer 8 keep 50 %, at the entry of layer 16 keep 25 %."""
+        return cls(tuple(stages), tuple(stages.values()))
+
+    @classmethod
+    def powers(cls, layers: Sequence[int], ratio: float) -> Schedule:
+        """The given layers with ratios ``ratio``, ``ratio**2``, ... (the paper's lambda)."""
+        return cls(tuple(layers), tuple(ratio ** (s + 1) for s in range(len(layers))))
+
+    @classmethod
+    def even(cls, n_layers: int, stages: int = 4, ratio: float = 0.5) -> Schedule:
+        """Drops at multiples of ``n_layers // stages``, the split behind the paper's FLOPs.
+
+        :raises ValueError: fewer than 2 stages, or more than the layers allow.
+        """
+        if not 2 <= stages <= n_layers:
+            raise ValueError(f"stages must be between 2 and the number of layers ({n_layers}), got {stages}")
+        return cls.powers([s * (n_layers // stages) for s in range(1, stages)], ratio)
+
+    def check(self, n_layers: int) -> None:
+        """Raise ValueError if a drop layer lies outside a decoder of ``n_layers`` layers."""
+        if self.layers[-1] > n_layers - 1:
+            raise ValueError(
+                f"drop layer {self.layers[-1]} is outside this decoder: it has layers 0 to {n_layers - 1}, and a drop "
+                "happens at a layer's entry"
+            )
+
+    def keep(self, tokens: int) -> tuple[int, ...]:
+        """How many of ``tokens`` visual tokens each stage keeps: ``int(tokens * ratio)``, as the official code."""
+        return tuple(int(tokens * ratio) for ratio in self.ratios)
+
+    def tokens_per_layer(self, tokens: int, n_layers: int) -> tuple[int, ...]:
+        """Visual tokens that each layer computes on."""
+        self.check(n_layers)
+        counts = [tokens, *self.keep(tokens)]
+        edges = [0, *self.layers, n_layers]
+        return tuple(c for c, (a, b) in zip(counts, itertools.pairwise(edges), strict=True) for _ in range(b - a))
+
+    def average_tokens(self, tokens: int, n_layers: int) -> float:
+        """Visual tokens a layer computes on, averaged over layers (the "token budget" of comparisons)."""
+        return math.fsum(self.tokens_per_layer(tokens, n_layers)) / n_layers
+
+    def savings(self, tokens: int, shape: DecoderShape, *, text_tokens: int = 0, kv_element_bytes: int = 2) -> Savings:
+        """Tokens, multiply-adds and KV-cache bytes with and without this schedule.
+
+        :param tokens: visual tokens of the prompt. :param text_tokens: added to every layer; 0 as in the paper.
+        :param kv_element_bytes: 2 for fp16 and bf16.
+        """
+        counts = self.tokens_per_layer(tokens, shape.layers)
+        kv = (shape.hidden if shape.kv_width is None else shape.kv_width) * 2 * kv_element_bytes
+        return Savings(
+            tokens_per_layer=counts,
+            average_tokens=math.fsum(counts) / shape.layers,
+            flops=math.fsum(shape.flops(c + text_tokens) for c in counts),
+            flops_before=shape.layers * shape.flops(tokens + text_tokens),
+            kv_bytes=kv * (sum(counts) + shape.layers * text_tokens),
+            kv_bytes_before=kv * shape.layers * (tokens + text_tokens),
+        )
+
+
+def solve_ratio(layers: Sequence[int], n_layers: int, average: float, tokens: int = 576) -> float:
+    """The lambda for which drops at ``layers`` leave ``average`` visual tokens a layer, to 1e-6.
+
+    Counts are whole tokens, so the average moves in steps: the largest lambda that stays within ``average`` is given.
+
+    >>> round(solve_ratio([2, 8, 16], 32, 62.95), 2)
+    0.19
+
+    :raises ValueError: no lambda between 0 and 1 reaches the average; the message names the range.
+    """
+
+    def reached(ratio: float) -> float:
+        return Schedule.powers(layers, ratio).average_tokens(tokens, n_layers)
+
+    low, high = 0.0, 1.0
+    if not reached(low) <= average <= reached(high):
+        raise ValueError(
+            f"drops at {list(layers)} of {n_layers} layers reach averages from {reached(low):.1f} to {reached(high):.1f} "
+            f"of {tokens} tokens, not {average}; move the first drop to an earlier layer"
+        )
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if reached(middle) <= average else (low, middle)
+    return low
