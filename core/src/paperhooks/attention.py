@@ -44,8 +44,8 @@ def attention_parts(view: ModelView, index: int) -> AttentionParts:
     missing = [name for name, value in found.items() if value is None]
     if attention is None or missing:
         raise UnsupportedModel(
-            f"layer {index} of {view.family} ({type(layer).__name__}) has no {', '.join(missing)}; ranking by attention "
-            "needs separate query and key projections behind an input norm, as in llama-like decoders"
+            f"layer {index} of {view.family} ({type(layer).__name__}) has no {', '.join(missing)}; ranking by "
+            "attention needs separate query and key projections behind an input norm, as in llama-like decoders"
         )
     return AttentionParts(
         norm=found["input_layernorm"],

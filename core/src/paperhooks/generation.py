@@ -14,8 +14,9 @@ from torch import nn
 
 from paperhooks.errors import UnsupportedGeneration
 from paperhooks.info import Traits
+from paperhooks.runtime import GENERATE
 
-__all__ = ["GuardedGenerate", "check_cache", "check_generation"]
+__all__ = ["GuardedGenerate", "check_cache", "check_generation", "leave_notes"]
 
 # Cache implementations that allocate their full length up front.
 _STATIC = ("static", "offloaded_static", "hybrid", "offloaded_hybrid", "sliding_window", "paged")
@@ -32,6 +33,7 @@ class GuardedGenerate:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         check_generation(self.model, self.rules, kwargs)
+        kwargs = leave_notes(self.model, args, kwargs)
         if self.inner is not None:
             return self.inner(*args, **kwargs)
         return type(self.model).generate(self.model, *args, **kwargs)  # type: ignore[operator]
@@ -78,6 +80,32 @@ def check_generation(model: nn.Module, rules: Sequence[tuple[str, Traits]], kwar
                 raise UnsupportedGeneration(f"{method} does not support {what} ({setting_text}); detach it or {remedy}")
     if kwargs.get("past_key_values") is not None:
         check_cache(rules, kwargs["past_key_values"])
+
+
+def leave_notes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Put on the cache what a forward inside ``generate`` cannot know: the prompt's length and its visual tokens.
+
+    The first forward of assisted decoding already holds draft tokens, and ``generate`` accepts no arguments that the
+    model's signature does not name. Without either need nothing is changed.
+    """
+    config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
+    assisted = any(kwargs.get(n) or getattr(config, n, None) for n in _ASSISTANTS)
+    visual = kwargs.get("visual_mask")
+    if not assisted and visual is None:
+        return kwargs
+    kwargs = {name: value for name, value in kwargs.items() if name != "visual_mask"}
+    if kwargs.get("past_key_values") is None:
+        from transformers import DynamicCache
+
+        kwargs["past_key_values"] = DynamicCache(config=model.config.get_text_config(decoder=True))  # type: ignore
+    prompts = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), kwargs.get("inputs"), *args[:1])
+    prompt = next((p for p in prompts if p is not None), None)
+    cache = kwargs["past_key_values"]
+    notes = getattr(cache, "paperhooks_state", None)
+    if notes is None:
+        notes = cache.paperhooks_state = {}
+    notes[GENERATE] = {"visual_mask": visual, "prompt_length": prompt.shape[1] if prompt is not None else None}
+    return kwargs
 
 
 def check_cache(rules: Sequence[tuple[str, Traits]], cache: Any) -> None:

@@ -188,7 +188,8 @@ class LayerInputs(_Inputs):
         """
         positions = self.position_ids
         if positions is None or positions.ndim != 2:
-            raise HookError(f"layer {self._site.index}: {self._site.view.family} hands no plain position ids to its layers")
+            family = self._site.view.family
+            raise HookError(f"layer {self._site.index}: {family} hands no plain position ids to its layers")
         batch = self.hidden_states.shape[0]
         layers = self.cache.layers if self.cache is not None else ()
         held = layers[self._site.index] if self._site.index < len(layers) else None

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["GridPart", "ImageSpan", "LayerCall", "ModelView"]
 
 ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
+#: Layers whose decoder keeps the caller's keyword arguments to itself, although their signature may look open.
+CLOSED_LAYERS = ("BloomBlock", "MambaBlock")
+#: Families whose decoder reshapes its output to the length of its input.
+FULL_LENGTH = ("gpt2",)
 CACHE_NAMES = ("past_key_values", "layer_past", "past_key_value")
 
 
@@ -71,10 +75,11 @@ class LayerCall:
     def of(cls, layer: nn.Module) -> LayerCall:
         """Read the names off ``layer.forward``; raises UnsupportedModel where keyword arguments are not accepted."""
         parameters = inspect.signature(layer.forward).parameters.values()
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        if type(layer).__name__ in CLOSED_LAYERS or not any(p.kind is p.VAR_KEYWORD for p in parameters):
             raise UnsupportedModel(
-                f"{type(layer).__name__}.forward takes no **kwargs, so per-forward state cannot reach the layer; "
-                "paperhooks needs a decoder that hands keyword arguments down (bloom and mamba do not)"
+                f"{type(layer).__name__} receives no keyword arguments of the model's caller, so per-forward state "
+                "cannot reach it; paperhooks needs a decoder that hands **kwargs down to its layers, which bloom and "
+                "mamba do not"
             )
         names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
         return cls(names, next((n for n in CACHE_NAMES if n in names), CACHE_NAMES[0]))
@@ -164,7 +169,13 @@ class ModelView:
         """Leave dropped tokens out of the logits in training: the loss is taken on the kept tokens' labels.
 
         Call it from ``setup``. Without it core restores dropped rows with zeros, so logits keep their full length.
+
+        :raises UnsupportedModel: the decoder reshapes its output to its input's length (gpt2).
         """
+        if self.family in FULL_LENGTH:
+            raise UnsupportedModel(
+                f"{self.family} needs outputs of full length, so a loss on kept tokens only cannot be"
+            )
         self.compact_loss = True
 
     def attention(self, index: int) -> nn.Module | None:

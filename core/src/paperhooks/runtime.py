@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from paperhooks.errors import HookError
+from paperhooks.errors import HookError, UnsupportedModel
 from paperhooks.inputs import DecoderInputs, LayerInputs, _shape
 from paperhooks.selection import (
     SelectedLayer,
@@ -35,6 +35,9 @@ __all__ = ["CALL", "Call", "Chain", "Site"]
 
 #: The keyword under which the state of a forward travels.
 CALL = "paperhooks_call"
+
+#: Under which name ``generate`` leaves notes for :class:`Call` on the cache.
+GENERATE = "generate"
 
 Function = Callable[..., Any]
 
@@ -114,14 +117,32 @@ class Call:
         return self.past_length > 0 and self.query_length == 1
 
     @property
+    def draft_length(self) -> int:
+        """How many tokens at the end of this forward assisted decoding only proposes (0 without it)."""
+        prompt = self.cache_state(GENERATE).get("prompt_length") if self.cache is not None else None
+        return 0 if prompt is None else max(0, min(self.query_length, self.past_length + self.query_length - prompt))
+
+    @property
     def image_mask(self) -> Tensor | None:
         """bool [B, T]: which tokens of this forward stand for image features; None when that is not known.
 
-        It is the ``visual_mask`` argument of the model call if there is one, else read off ``input_ids``.
+        It is the ``visual_mask`` argument of the model call (or of ``generate``, for the prompt) if there is one, else
+        read off ``input_ids``.
         """
+        if self._image_mask is None and self.cache is not None and self.past_length == 0:
+            self._image_mask = self._generates_mask()
         if self._image_mask is None and self.input_ids is not None and self.view.image_token_ids:
             self._image_mask = self.view.image_mask(self.input_ids)
         return self._image_mask
+
+    def _generates_mask(self) -> Tensor | None:
+        """The ``visual_mask`` given to ``generate``, fitted to beams and drafts."""
+        mask: Tensor | None = self.cache_state(GENERATE).get("visual_mask")
+        if mask is None or (self.input_ids is None and self.query_length < mask.shape[1]):
+            return None
+        rows = self.input_ids.shape[0] if self.input_ids is not None else mask.shape[0]
+        mask = mask.repeat_interleave(max(1, rows // mask.shape[0]), dim=0)
+        return torch.nn.functional.pad(mask, (0, self.query_length - mask.shape[1]), value=False)
 
     @property
     def kept(self) -> tuple[Tensor, Tensor | None] | None:
@@ -164,12 +185,13 @@ class Chain:
 
 
 class Flags:
-    """What a session's hooks tell it: whether any of them ran."""
+    """What a session's hooks tell it: whether any ran (``fired``), and whether state reached a layer (``arrived``)."""
 
-    __slots__ = ("fired",)
+    __slots__ = ("arrived", "fired")
 
     def __init__(self) -> None:
         self.fired = False
+        self.arrived = False
 
 
 class Hook:
@@ -262,8 +284,8 @@ class LayerEnter(Hook):
         call = kwargs.get(CALL)
         if call is None:
             return None
-        if not self.flags.fired:
-            self.flags.fired = True
+        if not self.flags.arrived:
+            self.flags.fired = self.flags.arrived = True
         if len(args) > 1:
             kwargs = named_arguments(args, kwargs, self.names)
         hidden = args[0] if args else kwargs[self.names[0]]
@@ -372,19 +394,25 @@ def _followed_mask(
 
 
 class LayerExit(Hook):
-    """Forward hook of a decoder layer: runs the ``post_layer`` chain."""
+    """Forward hook of a decoder layer: runs the ``post_layer`` chain.
 
-    def __init__(self, site: Site, chain: Chain, flags: Flags) -> None:
+    At the last layer it then gives a shortened sequence its full length back (``restores``): some decoders reshape
+    their output to the length of their input.
+    """
+
+    def __init__(self, site: Site, chain: Chain, flags: Flags, restores: bool, compact_loss: bool) -> None:
         self.site = site
         self.chain = chain
         self.flags = flags
+        self.restores = restores
+        self.compact_loss = compact_loss
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         call = kwargs.get(CALL)
         if call is None:
             return None
-        if not self.flags.fired:
-            self.flags.fired = True
+        if not self.flags.arrived:
+            self.flags.fired = self.flags.arrived = True
         hidden = start = output[0] if isinstance(output, tuple) else output
         done = 0
         try:
@@ -398,25 +426,28 @@ class LayerExit(Hook):
         except Exception as exc:
             self.chain.blame(exc, done, f"at layer {self.site.index}")
             raise
+        if self.restores and call.track is not None and not (self.compact_loss and call.labels is not None):
+            hidden = call.track.restore(hidden)
         if hidden is start:
             return None
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
 class DecoderExit(Hook):
-    """Forward hook of the decoder: gives a shortened output its full length back."""
+    """Forward hook of the decoder: notices one that does not hand keyword arguments to its layers.
 
-    def __init__(self, compact_loss: bool) -> None:
-        self.compact_loss = compact_loss
+    There every hook would silently be idle.
+    """
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        call = kwargs.get(CALL)
-        if call is None or call.track is None or (self.compact_loss and call.labels is not None):
-            return None
-        if isinstance(output, tuple):
-            return (call.track.restore(output[0]), *output[1:])
-        output.last_hidden_state = call.track.restore(output.last_hidden_state)
-        return output
+    def __init__(self, flags: Flags) -> None:
+        self.flags = flags
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not self.flags.arrived:
+            raise UnsupportedModel(
+                f"{type(module).__name__} does not hand keyword arguments down to its layers, so no layer hook ran; "
+                "this model is not supported"
+            )
 
 
 class CompactLoss(Hook):

@@ -8,6 +8,7 @@ with paperhooks.attach(model, "pyramiddrop") as session:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import logging
 import sys
@@ -134,7 +135,8 @@ class Session:
         entered = [(s, Chain("pre_attention", *self._frozen("pre_attention", s))) for s in sites]
         left = [(s, Chain("post_layer", *self._frozen("post_layer", s))) for s in sites]
         entered = [(s, c) for s, c in entered if c or s.selects]
-        left = [(s, c) for s, c in left if c]
+        restores = sites[-1].index if sites[-1].selects else None
+        left = [(s, c) for s, c in left if c or s.index == restores]
         self._hook(model, "forward_pre", ModelEnter(view, _parameters(model), self))
         if entry or entered or left:
             self._guard()
@@ -143,9 +145,10 @@ class Session:
             for site, chain in entered:
                 self._hook(site.layer, "forward_pre", LayerEnter(site, names[site.index], chain, self._flags))
             for site, chain in left:
-                self._hook(site.layer, "forward", LayerExit(site, chain, self._flags))
-            if any(s.selects for s in sites):
-                self._hook(decoder, "forward", DecoderExit(view.compact_loss))
+                hook = LayerExit(site, chain, self._flags, site.index == restores, view.compact_loss)
+                self._hook(site.layer, "forward", hook)
+            if entered or left:
+                self._hook(decoder, "forward", DecoderExit(self._flags))
         if view.compact_loss:
             self._instance_attribute("_loss_function", CompactLoss(_loss_function(model)))
         if "torch._dynamo" in sys.modules and (entry or entered or left):
@@ -176,7 +179,12 @@ class Session:
         return chosen and (refine is None or bool(refine(site)))
 
     def _guard(self) -> None:
-        rules = [(n, _traits(m)) for n, m in self.methods.items() if _hooks_of(self.manager, n) & set(_FORWARD)]
+        # Without the layer selector, which may be a lambda: the guards stay on copies and in pickles of the model.
+        rules = [
+            (n, dataclasses.replace(_traits(m), layers="all"))
+            for n, m in self.methods.items()
+            if _hooks_of(self.manager, n) & set(_FORWARD)
+        ]
         model = self.view.model
         if rules and hasattr(model, "generate"):
             inner = model.__dict__.get("generate")
@@ -528,8 +536,8 @@ def _loss_function(model: nn.Module) -> Callable[..., Any]:
 def _never_fired(methods: dict[str, Method]) -> str:
     return (
         f"{', '.join(methods)}: the session was closed but none of its hooks ever ran. Either the model was not "
-        "called, or model.forward(...) was called directly instead of model(...), or the model was compiled before attach() by "
-        "another process-wide cache, or only a copy of the model was run"
+        "called, or model.forward(...) was called directly instead of model(...), or code compiled before attach() "
+        "ran, or only a copy of the model was used"
     )
 
 

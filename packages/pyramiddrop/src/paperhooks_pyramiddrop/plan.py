@@ -122,7 +122,8 @@ def make_plan(call: Call, inputs: LayerInputs, query: Query, scope: str, protect
         real = call.padding_mask[:, -length:].to(device, torch.bool)
     visual = visual.to(torch.bool).expand(batch, -1) & real
     labels = call.labels.to(device) if call.labels is not None else None
-    queries, predicts = _query_rows(real, labels if query == "auto" else None, labels)
+    prompt = real & (torch.arange(length, device=device) < length - call.draft_length)
+    queries, predicts = _query_rows(prompt, labels if query == "auto" else None, labels)
     protected = (queries | predicts) & visual if protect else torch.zeros_like(visual)
     segments = visual.long() if scope == "sample" else _runs(visual)
     host = _read(real, visual, queries, protected, segments, _restarts(call, real), scope)
