@@ -96,9 +96,9 @@ def test_frozen_chains_agree_with_pluggy():
     """The plain pluggy call and the frozen functions see the same implementations, order and arguments."""
     model, seen = tiny_llama(layers=1), []
     with attach(model, Observer("a", seen), _Second("b", seen)) as session:
-        site, call = session._sites()[0], object()
+        site, call = session._set.sites(session.view)[0], object()
         seen.clear()
-        session.manager.hook.post_layer(site=site, call=call, hidden_states=None)
+        session._set.manager.hook.post_layer(site=site, call=call, hidden_states=None)
         through_pluggy = list(seen)
         seen.clear()
         for implementation in session.implementations("post_layer"):

@@ -14,9 +14,9 @@ from torch import nn
 
 from paperhooks.errors import UnsupportedGeneration
 from paperhooks.info import Traits
-from paperhooks.runtime import GENERATE
+from paperhooks.runtime import GENERATE, Hook
 
-__all__ = ["GuardedGenerate", "check_cache", "check_generation", "leave_notes"]
+__all__ = ["CacheGuard", "GuardedGenerate", "check_cache", "check_generation", "leave_notes"]
 
 # Cache implementations that allocate their full length up front.
 _STATIC = ("static", "offloaded_static", "hybrid", "offloaded_hybrid", "sliding_window", "paged")
@@ -117,6 +117,18 @@ def check_cache(rules: Sequence[tuple[str, Traits]], cache: Any) -> None:
             raise UnsupportedGeneration(
                 f"{method} does not support a preallocated cache ({type(cache).__name__}); pass a DynamicCache or none"
             )
+
+
+class CacheGuard(Hook):
+    """Forward pre-hook of the decoder that refuses preallocated caches."""
+
+    def __init__(self, rules: tuple[tuple[str, Traits], ...]) -> None:
+        self.rules = rules
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        cache = kwargs.get("past_key_values")
+        if cache is not None:
+            check_cache(self.rules, cache)
 
 
 def _brief(value: Any) -> str:

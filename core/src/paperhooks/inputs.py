@@ -45,14 +45,17 @@ class _Inputs:
 
     def __repr__(self) -> str:
         parts = ((n, getattr(self, n)) for n in self.FIELDS)
-        return f"{type(self).__name__}({', '.join(f'{n}={_shape(v)}' for n, v in parts)})"
+        return f"{type(self).__name__}({', '.join(f'{n}={shape_text(v)}' for n, v in parts)})"
 
 
-def _shape(value: Any) -> str:
+def shape_text(value: Any) -> str:
+    """A value for a message: dtype and shape of a tensor, the type of anything else."""
+    if isinstance(value, _Inputs):
+        return repr(value)
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     if isinstance(value, tuple):
-        return f"({', '.join(map(_shape, value))})"
+        return f"({', '.join(map(shape_text, value))})"
     return type(value).__name__ if value is not None else "None"
 
 
@@ -208,10 +211,12 @@ class LayerInputs(_Inputs):
         if index.dtype != torch.int64 or index.ndim != 2 or index.shape[0] != batch or index.shape[1] > length:
             raise HookError(
                 f"layer {self._site.index}: select() expected an int64 index [B={batch}, K<={length}], "
-                f"got {_shape(index)}"
+                f"got {shape_text(index)}"
             )
         if valid is not None and (valid.dtype != torch.bool or valid.shape != index.shape):
-            raise HookError(f"layer {self._site.index}: valid must be bool {list(index.shape)}, got {_shape(valid)}")
+            raise HookError(
+                f"layer {self._site.index}: valid must be bool {list(index.shape)}, got {shape_text(valid)}"
+            )
 
     def dense_mask(self) -> Tensor:
         """The mask as bool [B, 1, T, S+T], True where a token may be attended to, whatever the kernel was given.
