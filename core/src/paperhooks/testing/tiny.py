@@ -211,10 +211,9 @@ def vlm_inputs(
         for number, length in enumerate(lengths):
             text = torch.randint(3, 90, (length,), generator=generator).tolist()
             prompt += [IMAGE_TOKEN] * length if number % 2 else text
-        features = torch.randn(sum(lengths[1::2]), _WIDTH, generator=generator)
         prompts.append(prompt)
-        images.append(features)
-    prompts, features = prompts[rows], torch.cat(images[rows])
+        images.append([torch.randn(n, _WIDTH, generator=generator) for n in lengths[1::2]])
+    prompts, features = prompts[rows], [image for row in images[rows] for image in row]
     width = max(map(len, prompts))
     ids = torch.zeros(len(prompts), width, dtype=torch.int64)
     mask = torch.zeros_like(ids)
@@ -223,15 +222,14 @@ def vlm_inputs(
         ids[i, where] = torch.tensor(prompt)
         mask[i, where] = 1
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-    if len(features):
-        inputs["mm_encoder_outputs"] = {"image": image_outputs(model, features.to(model.dtype))}
+    if features:
+        inputs["mm_encoder_outputs"] = {"image": image_outputs(model, [f.to(model.dtype) for f in features])}
     return inputs
 
 
-def image_outputs(model: Any, features: Tensor) -> Any:
-    """``features`` [N, D] of all image tokens of a batch in the form that ``model``'s family expects."""
-    family = model.config.model_type
-    pooled: Any = [features]
-    if family in ("smolvlm", "idefics3", "internvl"):
-        pooled = features.reshape(-1, 4, features.shape[-1])  # tiles of 2 x 2 tokens
+def image_outputs(model: Any, features: Sequence[Tensor]) -> Any:
+    """The features [n, D] of each image of a batch in the form that ``model``'s family expects."""
+    pooled: Any = list(features)
+    if model.config.model_type in ("smolvlm", "idefics3", "internvl"):
+        pooled = torch.cat(pooled).unflatten(0, (-1, 4))  # tiles of 2 x 2 tokens
     return BaseModelOutputWithPooling(pooler_output=pooled)

@@ -129,8 +129,8 @@ def make_plan(call: Call, inputs: LayerInputs, query: Query, scope: str, protect
     host = _read(real, visual, queries, protected, segments, _restarts(call, real), scope)
     if host["packed"]:
         raise DataError(
-            "pyramiddrop: position_ids restart inside a row, so several samples are packed into one; give each sample a "
-            "row of its own"
+            "pyramiddrop: position_ids restart inside a row, so several samples are packed into one; give each sample "
+            "a row of its own"
         )
     if not any(map(sum, host["segments"])):
         return None

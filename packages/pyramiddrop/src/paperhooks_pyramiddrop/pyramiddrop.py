@@ -62,7 +62,7 @@ class PyramidDrop:
         ``"last_token"`` (the paper), ``"random"``, ``"mean_text"``, ``"key_norm"``, or a function of a
         :class:`~paperhooks_pyramiddrop.rank.Ranking`.
     scope
-        ``"sample"``: all visual tokens of a sample compete; ``"segment"``: every contiguous run of them keeps its share.
+        ``"sample"``: all visual tokens of a sample compete; ``"segment"``: every contiguous run keeps its share.
     min_visual_tokens
         Lower bound for what a stage keeps (of a segment, with ``scope="segment"``).
     protect_queries
@@ -135,14 +135,14 @@ class PyramidDrop:
         odd = [i for i in range(first, len(view.layers)) if view.layer_types[i] != "full_attention"]
         if odd:
             raise UnsupportedModel(
-                f"pyramiddrop needs full attention in every layer from the first drop ({first}) on; layer {odd[0]} of this "
-                f"{view.family} is {view.layer_types[odd[0]]!r}, whose cache cannot hold a selection of tokens"
+                f"pyramiddrop needs full attention in every layer from the first drop ({first}) on; layer {odd[0]} of "
+                f"this {view.family} is {view.layer_types[odd[0]]!r}, whose cache cannot hold a selection of tokens"
             )
         deepstack = getattr(getattr(view.config, "vision_config", None), "deepstack_visual_indexes", None) or ()
         if first < len(deepstack):
             raise UnsupportedModel(
-                f"{view.family} adds image features to its first {len(deepstack)} layers; the first drop must be at layer "
-                f"{len(deepstack)} or later, not {first}"
+                f"{view.family} adds image features to its first {len(deepstack)} layers; the first drop must be at "
+                f"layer {len(deepstack)} or later, not {first}"
             )
         if self.positions == "renumber" and (view.rotary is None or _multimodal_rotary(view)):
             raise PluginIncompatible(
@@ -238,8 +238,8 @@ class PyramidDrop:
         if not self._warned and call.view.image_token_ids:
             self._warned = True
             warnings.warn(
-                "pyramiddrop: called with inputs_embeds and no input_ids, so it is not known which tokens are visual and "
-                "nothing is dropped; pass visual_mask (bool [B, T]) to the model call",
+                "pyramiddrop: called with inputs_embeds and no input_ids, so it is not known which tokens are visual "
+                "and nothing is dropped; pass visual_mask (bool [B, T]) to the model call",
                 stacklevel=2,
             )
 

@@ -161,8 +161,8 @@ def solve_ratio(layers: Sequence[int], n_layers: int, average: float, tokens: in
     low, high = 0.0, 1.0
     if not reached(low) <= average <= reached(high):
         raise ValueError(
-            f"drops at {list(layers)} of {n_layers} layers reach averages from {reached(low):.1f} to {reached(high):.1f} "
-            f"of {tokens} tokens, not {average}; move the first drop to an earlier layer"
+            f"drops at {list(layers)} of {n_layers} layers reach averages from {reached(low):.1f} to "
+            f"{reached(high):.1f} of {tokens} tokens, not {average}; move the first drop to an earlier layer"
         )
     for _ in range(60):
         middle = (low + high) / 2

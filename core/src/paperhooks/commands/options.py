@@ -1,0 +1,131 @@
+"""Parsing of what commands share: methods with options, models, text files."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import typer
+
+from paperhooks.catalog import catalog
+from paperhooks.errors import DataError, UnsupportedModel
+
+__all__ = ["build_methods", "empty_model", "load_model", "load_processor", "parse_method", "read_texts"]
+
+_WORDS: Final = {"true": True, "false": False, "none": None, "null": None}
+
+
+def parse_method(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of ``NAME`` or ``NAME:k=v,k=v``; values are Python literals, and bare words are strings.
+
+    >>> parse_method("pyramiddrop:stages={8: 0.5, 16: 0.25},positions=keep")
+    ('pyramiddrop', {'stages': {8: 0.5, 16: 0.25}, 'positions': 'keep'})
+
+    Raises typer.BadParameter (exit code 2) naming the part that cannot be read.
+    """
+    name, _, options = text.partition(":")
+    if not name:
+        raise typer.BadParameter(f"{text!r} does not begin with a method's name")
+    if not options.strip():
+        return name, {}
+    try:
+        call = ast.parse(f"f({options})", mode="eval").body
+    except SyntaxError as error:
+        raise typer.BadParameter(f"the options {options!r} of {name!r} are not of the form k=v,k=v") from error
+    if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
+        raise typer.BadParameter(f"the options {options!r} of {name!r} are not of the form k=v,k=v")
+    return name, {str(keyword.arg): _literal(str(keyword.arg), keyword.value) for keyword in call.keywords}
+
+
+def _literal(option: str, node: ast.expr) -> Any:
+    if isinstance(node, ast.Name):
+        return _WORDS.get(node.id.lower(), node.id)
+    try:
+        return ast.literal_eval(node)
+    except ValueError as error:
+        text = ast.unparse(node)
+        raise typer.BadParameter(
+            f"the value {text} of option {option!r} is no literal; quote text: '{text}'"
+        ) from error
+
+
+def build_methods(texts: Sequence[str]) -> list[Any]:
+    """Instances of the methods given as ``NAME[:k=v,...]``."""
+    return [catalog().create_method(name, **options) for name, options in map(parse_method, texts)]
+
+
+def _config(model: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"{model!r} is no model folder or hub name with a usable config.json: {reason}") from error
+
+
+def _model_class(config: Any) -> Any:
+    import transformers
+
+    for name in getattr(config, "architectures", None) or ():
+        found = getattr(transformers, name, None)
+        if found is not None and hasattr(found, "prepare_inputs_for_generation"):
+            return found
+    for auto in (transformers.AutoModelForImageTextToText, transformers.AutoModelForCausalLM):
+        if type(config) in auto._model_mapping:
+            return auto._model_mapping[type(config)]
+    raise UnsupportedModel(f"{config.model_type!r} is neither a causal nor an image-text-to-text model of transformers")
+
+
+def empty_model(model: str) -> Any:
+    """The model of a folder or hub name on the meta device: only its config is read."""
+    import torch
+
+    config = _config(model)
+    with torch.device("meta"):
+        return _model_class(config)._from_config(config)
+
+
+def load_model(model: str, device: str = "cpu", dtype: str = "auto") -> Any:
+    """The model of a folder or hub name with its weights, in evaluation mode."""
+    return _model_class(_config(model)).from_pretrained(model, dtype=dtype).to(device).eval()
+
+
+def load_processor(model: str) -> Any:
+    """The processor of a folder or hub name, or its tokenizer where it is a text-only model."""
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(model)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"{model!r} has no processor or tokenizer: {reason}") from error
+
+
+def read_texts(path: Path) -> list[str]:
+    """Texts of a ``.jsonl`` file (strings, or objects with ``text``) or of a plain text file (one a blank-line block).
+
+    Raises DataError naming file and line.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    if path.suffix == ".jsonl":
+        lines = enumerate(content.splitlines(), 1)
+        return [_text_of(path, number, line) for number, line in lines if line.strip()]
+    return [block.strip() for block in content.split("\n\n") if block.strip()]
+
+
+def _text_of(path: Path, number: int, line: str) -> str:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{path}:{number}: is not JSON: {error}") from error
+    text = record.get("text") if isinstance(record, Mapping) else record
+    if not isinstance(text, str):
+        raise DataError(f"{path}:{number}: expected a string or an object with the key 'text'")
+    return text

@@ -1,0 +1,132 @@
+"""Who made a file from what: versions, hashes and atomic writing, shared by everything that leaves files behind."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "atomic_path",
+    "hash_file",
+    "hash_json",
+    "model_digest",
+    "now",
+    "plain",
+    "versions",
+    "write_json",
+    "write_text",
+]
+
+_REPORTED: Final = ("paperhooks", "torch", "transformers", "safetensors", "accelerate", "pluggy", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Python and the installed versions of core, its libraries and every ``paperhooks-*`` distribution."""
+    import paperhooks
+
+    found = {"python": platform.python_version(), "paperhooks": paperhooks.__version__}
+    for name in _REPORTED[1:]:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"] or ""
+        if name.startswith("paperhooks-"):
+            found[name] = distribution.version
+    return found
+
+
+def now() -> str:
+    """The present time in UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def plain(value: Any) -> Any:
+    """``value`` as what JSON can hold: mappings, lists, numbers, strings; anything else as text."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted((plain(item) for item in value), key=repr)
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    item = getattr(value, "item", None)  # a numpy or torch scalar
+    if callable(item) and getattr(value, "ndim", None) == 0:
+        return plain(item())
+    return value.isoformat() if isinstance(value, datetime.date) else str(value)
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 of the canonical JSON form of ``value``."""
+    text = json.dumps(plain(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in pieces."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def model_digest(model: nn.Module) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of all parameters and persistent buffers.
+
+    Tensors are read one at a time, so that memory stays bounded by the largest of them.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        if tensor.device.type != "meta":
+            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(raw.numpy().data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary file in the same folder that replaces ``path`` when the block ends well, and vanishes when not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; results are to be read by others
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically; NaN and infinities are refused with ValueError."""
+    write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

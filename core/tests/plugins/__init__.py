@@ -1,0 +1,1 @@
+"""Plugins and helpers for the tests of the catalogue half of core."""

@@ -1,0 +1,243 @@
+"""Discovery: health of each plugin on its own, names, methods, options."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import paperhooks
+import pytest
+from paperhooks.catalog import Catalog, catalog, refresh
+from paperhooks.errors import (
+    PluginBroken,
+    PluginConflict,
+    PluginError,
+    PluginIncompatible,
+    PluginNotFound,
+)
+from plugins.fake_site import FakeSite, info_source
+
+pytest_plugins = ["plugins.fixtures"]
+
+BROKEN = "import a_module_that_is_not_there\n"
+
+
+def states(found: Catalog) -> dict[str, str]:
+    """Name to state of the plugins of the fake site (others may be installed)."""
+    return {status.name: status.state for status in found.plugins if status.name.startswith("t-")}
+
+
+def test_a_healthy_plugin_is_found_with_its_distribution_and_file(site: FakeSite) -> None:
+    site.add("dist-one", "t-one", version="2.5")
+    status = Catalog.discover().plugin("t-one")
+    assert (status.state, status.distribution, status.version) == ("healthy", "dist-one", "2.5")
+    assert status.file == str(site.root / "dist_one.py")
+    assert status.error == status.traceback == ""
+
+
+def test_a_broken_plugin_is_named_once_with_the_fix_and_stops_nobody(site: FakeSite, caplog) -> None:
+    site.add("dist-bad", "t-bad", BROKEN)
+    site.add("dist-one", "t-one")
+    with caplog.at_level(logging.WARNING, "paperhooks.catalog"):
+        found = Catalog.discover()
+        found.method_class("t-one")
+    assert states(found) == {"t-bad": "broken", "t-one": "healthy"}
+    (record,) = [r for r in caplog.records if "t-bad" in r.getMessage()]
+    assert "dist-bad 1.0" in record.getMessage()
+    assert "pip install a_module_that_is_not_there" in record.getMessage()
+    with pytest.raises(PluginBroken, match=r"t-bad.*a_module_that_is_not_there.*PAPERHOOKS_BLOCK=t-bad"):
+        found.method_class("t-bad")
+
+
+@pytest.mark.parametrize("source", ["raise SystemExit(3)\n", "1 / 0\n", "PLUGIN = 7\n", "def broken(:\n"])
+def test_whatever_a_plugin_does_at_import_the_others_are_listed(site: FakeSite, source: str) -> None:
+    site.add("dist-bad", "t-bad", source)
+    site.add("dist-one", "t-one")
+    assert states(Catalog.discover()) == {"t-bad": "broken", "t-one": "healthy"}
+
+
+def test_strict_mode_makes_a_broken_plugin_fatal(site: FakeSite, monkeypatch) -> None:
+    site.add("dist-bad", "t-bad", BROKEN)
+    monkeypatch.setenv("PAPERHOOKS_STRICT", "1")
+    with pytest.raises(PluginBroken, match="t-bad"):
+        Catalog.discover()
+
+
+def test_a_blocked_plugin_is_not_imported(site: FakeSite, monkeypatch) -> None:
+    module = site.add("dist-bad", "t-bad", BROKEN)
+    monkeypatch.setenv("PAPERHOOKS_STRICT", "1")
+    monkeypatch.setenv("PAPERHOOKS_BLOCK", "other, t-bad")
+    found = Catalog.discover()
+    assert states(found) == {"t-bad": "blocked"}
+    assert module not in sys.modules
+    with pytest.raises(PluginError, match="PAPERHOOKS_BLOCK"):
+        found.method_class("t-bad")
+
+
+@pytest.mark.parametrize(("api", "upgrade"), [(2, "paperhooks"), (0, "dist-old")])
+def test_another_hook_api_is_incompatible_and_says_what_to_upgrade(site: FakeSite, api: int, upgrade: str) -> None:
+    site.add("dist-old", "t-old", info_source("t-old", "dist_old", api=api))
+    found = Catalog.discover()
+    assert states(found) == {"t-old": "incompatible"}
+    with pytest.raises(PluginIncompatible, match=rf"hook API {api}.*pip install --upgrade {upgrade}$"):
+        found.method_class("t-old")
+
+
+def test_a_wrong_entry_point_name_is_broken(site: FakeSite) -> None:
+    site.add("dist-odd", "t-odd", info_source("t-other", "dist_odd"))
+    (status,) = [s for s in Catalog.discover().plugins if s.name == "t-odd"]
+    assert (status.state, "t-other" in status.error) == ("broken", True)
+
+
+def test_two_plugins_of_one_name_conflict_and_both_distributions_are_named(site: FakeSite) -> None:
+    site.add("dist-one", "t-same")
+    site.add("dist-two", "t-same", info_source("t-same", "dist_two"))
+    found = Catalog.discover()
+    assert [s.state for s in found.plugins if s.name == "t-same"] == ["duplicate", "duplicate"]
+    with pytest.raises(PluginConflict, match=r"dist-one 1\.0.*dist-two 1\.0.*pip uninstall dist-one \| dist-two"):
+        found.method_class("t-same")
+    assert any("dist-one" in sentence and "dist-two" in sentence for sentence in found.conflicts())
+
+
+def test_a_method_that_two_plugins_offer_needs_the_plugin_name(site: FakeSite) -> None:
+    for name in ("one", "two"):
+        module = f"dist_{name}"
+        source = info_source(f"t-{name}", module, methods=f'{{"scale": "{module}_method:Scale"}}')
+        site.add(f"dist-{name}", f"t-{name}", source)
+    found = Catalog.discover()
+    with pytest.raises(PluginConflict, match=r"dist-one.*dist-two.*'t-one/scale' or 't-two/scale'"):
+        found.method_class("scale")
+    assert found.method_class("t-one/scale").__module__ == "dist_one_method"
+    assert found.method_class("t-two/scale").__module__ == "dist_two_method"
+    assert found.conflicts() == ()
+    with pytest.raises(PluginNotFound, match="no method of its own name; write one of: t-one/scale"):
+        found.method_class("t-one")
+
+
+def test_a_method_cannot_take_the_name_of_another_plugin(site: FakeSite) -> None:
+    site.add("dist-one", "t-one")
+    both = '{"t-one": "dist_two_method:Scale", "lonely": "dist_two_method:Scale"}'
+    site.add("dist-two", "t-two", info_source("t-two", "dist_two", methods=both))
+    found = Catalog.discover()
+    assert found.method_class("t-one").__module__ == "dist_one_method"
+    with pytest.raises(PluginNotFound, match="write 't-two/lonely'"):
+        found.method_class("lonely")
+
+
+def test_unknown_names_get_a_hint(site: FakeSite) -> None:
+    site.add("dist-one", "t-one")
+    found = Catalog.discover()
+    with pytest.raises(PluginNotFound, match="did you mean 't-one'"):
+        found.method_class("t-ohne")
+    with pytest.raises(PluginNotFound, match="did you mean 't-one'"):
+        found.method_class("t-one/t-onee")
+    with pytest.raises(PluginNotFound, match="no plugin is called 'nobody'"):
+        found.method_class("nobody/x")
+
+
+def test_what_the_registry_knows_comes_with_the_pip_command(own_catalog: Catalog) -> None:
+    with pytest.raises(PluginNotFound, match="pip install paperhooks-pyramiddrop"):
+        own_catalog.method_class("pyramiddrop")
+
+
+def test_create_method_sets_options_and_refuses_unknown_ones(site: FakeSite) -> None:
+    site.add("dist-one", "t-one")
+    found = Catalog.discover()
+    assert found.create_method("t-one", factor=0.25).factor == 0.25
+    with pytest.raises(PluginError, match=r"no option 'faktor'; did you mean 'factor'\? Known: factor, first_layer"):
+        found.create_method("t-one", faktor=1.0)
+
+
+def test_an_option_called_name_reaches_the_method(site: FakeSite) -> None:
+    method = """
+    from dataclasses import dataclass
+    import paperhooks
+
+    @dataclass(eq=False)
+    class Scale:
+        name: str = "x"
+        traits = paperhooks.Traits()
+
+        @paperhooks.hookimpl
+        def post_layer(self, hidden_states):
+            return None
+    """
+    site.add("dist-one", "t-one", method=method)
+    assert Catalog.discover().create_method("t-one", name="given").name == "given"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("@dataclass(eq=False)", "@dataclass"), "eq=False"),
+        (("@dataclass(eq=False)", ""), "decorated with @dataclass"),
+        (("traits = paperhooks.Traits(training=True)", "traits = 3"), "needs a class attribute"),
+        (("@paperhooks.hookimpl", ""), "implements no hook"),
+        (("def post_layer(", "def post_leyer("), "did you mean 'post_layer'"),
+        (("import paperhooks", "import paperhooks, nowhere_at_all"), "No module named 'nowhere_at_all'"),
+        (("class Scale", "class Skale"), "has no 'Scale'"),
+    ],
+)
+def test_a_method_class_that_breaks_the_contract_is_refused(site: FakeSite, change, said: str) -> None:
+    from plugins.fake_site import METHOD
+
+    site.add("dist-one", "t-one", method=METHOD.replace(*change))
+    found = Catalog.discover()
+    with pytest.raises(PluginBroken, match=said) as caught:
+        found.method_class("t-one")
+    assert "dist-one 1.0" in str(caught.value)
+    assert said.split()[0] in str(found.deep_check()["t-one/t-one"])
+
+
+def test_a_bad_option_value_keeps_its_error_and_gains_the_method(site: FakeSite) -> None:
+    from plugins.fake_site import METHOD
+
+    check = '\n        def __post_init__(self):\n            raise ValueError("factor is bad")\n'
+    site.add("dist-one", "t-one", method=METHOD.rstrip() + "\n" + check)
+    with pytest.raises(ValueError, match="factor is bad") as caught:
+        Catalog.discover().create_method("t-one")
+    assert any("t-one" in note for note in caught.value.__notes__)
+
+
+def test_registering_in_the_process_and_undoing_it(site: FakeSite) -> None:
+    site.add("dist-one", "t-one")
+    found = refresh()
+    assert catalog() is found
+    info = paperhooks.PluginInfo(name="t-mine", api=1, summary="x", methods={"t-mine": "dist_one_method:Scale"})
+    undo = found.register(info)
+    assert catalog().method_class("t-mine").__name__ == "Scale"
+    with pytest.raises(PluginConflict, match="t-mine"):
+        found.register(info)
+    undo()
+    with pytest.raises(PluginNotFound):
+        found.method_class("t-mine")
+    undo()
+    assert states(found) == {"t-one": "healthy"}
+
+
+def test_registering_over_an_installed_plugin_or_for_another_api_is_refused(site: FakeSite) -> None:
+    site.add("dist-one", "t-one")
+    found = refresh()
+    with pytest.raises(PluginConflict, match="dist-one"):
+        found.register(paperhooks.PluginInfo(name="t-one", api=1, summary="x"))
+    with pytest.raises(PluginIncompatible, match="hook API 9"):
+        found.register(paperhooks.PluginInfo(name="t-new", api=9, summary="x"))
+
+
+def test_import_and_listing_load_neither_torch_nor_transformers(site: FakeSite) -> None:
+    site.add("dist-one", "t-one")
+    code = (
+        f"import sys; sys.path.insert(0, {str(site.root)!r})\n"
+        "import paperhooks\n"
+        "from paperhooks.catalog import catalog\n"
+        "from paperhooks.registry import load_registry\n"
+        "from paperhooks.evaluation import TaskInfo\n"
+        "names = [s.name for s in catalog().plugins if s.healthy]; load_registry(); dir(paperhooks)\n"
+        "catalog().process_hooks\n"
+        "heavy = sorted({'torch', 'transformers', 'numpy', 'matplotlib', 'typer', 'rich'} & set(sys.modules))\n"
+        "print(names, heavy)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "t-one" in done.stdout
+    assert done.stdout.rstrip().endswith("[]"), done.stdout

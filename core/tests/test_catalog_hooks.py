@@ -1,0 +1,90 @@
+"""Process-wide hooks: each plugin's object is loaded, registered and called on its own."""
+
+from __future__ import annotations
+
+import pytest
+from paperhooks.catalog import Catalog
+from paperhooks.errors import PluginBroken
+from paperhooks.methods import implemented_hooks, known_hooks
+from plugins.fake_site import FakeSite, info_source
+
+pytest_plugins = ["plugins.fixtures"]
+
+OFFERS = """
+import paperhooks
+
+class Hooks:
+    @paperhooks.hookimpl
+    def evaluation_tasks(self):
+        return {body}
+"""
+
+
+def add(site: FakeSite, number: str, body: str) -> None:
+    """A plugin ``t-NUMBER`` whose ``evaluation_tasks`` runs ``body``."""
+    module = f"dist_{number}"
+    extra = f'hooks="{module}_hooks:Hooks"'
+    site.add(f"dist-{number}", f"t-{number}", info_source(f"t-{number}", module, extra=extra))
+    (site.root / f"{module}_hooks.py").write_text(OFFERS.format(body=body), encoding="utf-8")
+
+
+def test_results_are_collected_by_plugin_and_one_that_raises_is_left_out(site: FakeSite, caplog) -> None:
+    add(site, "b", "['b']")
+    add(site, "a", "['a']")
+    add(site, "c", "1 / 0")
+    hooks = Catalog.discover().process_hooks
+    found = [pair for pair in hooks.collect("evaluation_tasks") if pair[0].startswith("t-")]
+    assert found == [
+        ("t-a", ["a"]),
+        ("t-b", ["b"]),
+    ]
+    assert "t-c" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_hooks_that_cannot_be_loaded_are_named_and_stop_nobody(site: FakeSite, caplog, monkeypatch) -> None:
+    add(site, "a", "['a']")
+    site.add("dist-bad", "t-bad", info_source("t-bad", "dist_bad", extra='hooks="dist_bad_hooks:Hooks"'))
+    found = Catalog.discover()
+    assert ("t-a", ["a"]) in found.process_hooks.collect("evaluation_tasks")
+    assert "t-bad" in found.process_hooks.failures
+    assert "t-bad (hooks)" in found.deep_check()
+    assert "PAPERHOOKS_BLOCK=t-bad" in caplog.text
+    monkeypatch.setenv("PAPERHOOKS_STRICT", "1")
+    with pytest.raises(PluginBroken, match="t-bad"):
+        _ = Catalog.discover().process_hooks
+
+
+def test_an_unknown_process_wide_hook_is_refused_with_a_hint(site: FakeSite) -> None:
+    add(site, "a", "[]")
+    file = site.root / "dist_a_hooks.py"
+    file.write_text(file.read_text().replace("evaluation_tasks", "evaluation_task"), encoding="utf-8")
+    failure = Catalog.discover().process_hooks.failures["t-a"]
+    assert "did you mean 'evaluation_tasks'" in str(failure)
+
+
+def test_the_manager_is_a_pluggy_manager_with_the_declared_hooks(site: FakeSite) -> None:
+    add(site, "a", "['a']")
+    manager = Catalog.discover().hooks_manager()
+    assert ["a"] in manager.hook.evaluation_tasks()
+    assert set(known_hooks("CatalogHooks")) == {"evaluation_tasks", "register_commands"}
+    assert "t-a" in [name for name, _ in manager.list_name_plugin()]
+
+
+def test_implemented_hooks_follow_the_order_of_declaration_and_honour_specname() -> None:
+    from paperhooks import hookimpl
+
+    class Method:
+        @hookimpl
+        def teardown(self, view): ...
+
+        @hookimpl(specname="pre_decoder")
+        def first(self, view): ...
+
+        @hookimpl
+        def not_a_hook(self): ...
+
+        def setup(self, view): ...
+
+    assert implemented_hooks(Method) == ("pre_decoder", "teardown", "not_a_hook")
+    assert known_hooks()[0] == "setup"

@@ -1,0 +1,35 @@
+"""The public names: exactly ``__all__``, all of them there, and none hidden by a submodule."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+import paperhooks
+import pytest
+
+
+@pytest.mark.parametrize("name", paperhooks.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    value = getattr(paperhooks, name)
+    assert name in dir(paperhooks)
+    assert not inspect.ismodule(value)
+
+
+def test_names_are_sorted_and_unique_and_star_import_gives_them() -> None:
+    assert len(set(paperhooks.__all__)) == len(paperhooks.__all__)
+    scope: dict[str, object] = {}
+    exec("from paperhooks import *", scope)
+    assert set(paperhooks.__all__) <= set(scope)
+
+
+def test_no_submodule_takes_the_name_of_a_public_function() -> None:
+    for module in ("evaluation", "compression", "data", "session"):
+        importlib.import_module(f"paperhooks.{module}")
+    for name in ("evaluate", "compress", "select", "score", "attach"):
+        assert callable(getattr(paperhooks, name))
+
+
+def test_unknown_names_raise_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = paperhooks.nonsense
