@@ -19,7 +19,7 @@ PLUGIN = PluginInfo(
         venue="CVPR 2025",
         code="Cooperx521/PyramidDrop",
     ),
-    hooks="paperhooks_pyramiddrop.commands:COMMANDS",
+    hooks="paperhooks_pyramiddrop.hooks:HOOKS",
     demo="paperhooks_pyramiddrop.demo:run",
     claims="claims.toml",
 )

@@ -1,0 +1,106 @@
+"""``paperhooks pyramiddrop ...``: schedules and their savings, the solver, and pictures of a drop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["add_commands"]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the command group ``pyramiddrop`` to the application."""
+    group = typer.Typer(name="pyramiddrop", help="PyramidDrop: schedules, savings, pictures.", no_args_is_help=True)
+    for command in (schedule, solve, illustrate):
+        group.command()(command)
+    app.add_typer(group)
+
+
+def _option(name: str, text: str) -> Any:
+    return typer.Option(name, help=text)
+
+
+def _argument(text: str) -> Any:
+    return typer.Argument(help=text)
+
+
+def schedule(
+    layers: Annotated[int, _option("--layers", "Decoder layers.")] = 32,
+    tokens: Annotated[int, _option("--tokens", "Visual tokens of the prompt.")] = 576,
+    stages: Annotated[int, _option("--stages", "Stages of an even split.")] = 4,
+    ratio: Annotated[float, _option("--ratio", "Share kept from stage to stage (lambda).")] = 0.5,
+    drops: Annotated[str, _option("--drops", "Drop layers, such as 8,16,24, in place of an even split.")] = "",
+    hidden: Annotated[int, _option("--hidden", "Hidden width.")] = 4096,
+    intermediate: Annotated[int, _option("--intermediate", "Width of the MLP.")] = 11008,
+) -> None:
+    """Show what a schedule keeps and saves."""
+    from paperhooks_pyramiddrop.schedule import DecoderShape, Schedule
+
+    plan = Schedule.powers(_layers(drops), ratio) if drops else Schedule.even(layers, stages, ratio)
+    saved = plan.savings(tokens, DecoderShape(layers, hidden, intermediate))
+    edges = [0, *plan.layers, layers]
+    for start, stop, kept in zip(edges, edges[1:], [tokens, *plan.keep(tokens)], strict=True):
+        typer.echo(f"layers {start:>3}-{stop - 1:<3} {kept:>6} visual tokens")
+    typer.echo(f"mean per layer   {saved.average_tokens:>6.4g}")
+    typer.echo(
+        f"multiply-adds    {saved.flops_before / 1e12:.3f} T -> {saved.flops / 1e12:.3f} T ({saved.flops_ratio:.1%})"
+    )
+    mib = 2**20
+    typer.echo(f"KV cache (2 B)   {saved.kv_bytes_before / mib:.1f} MiB -> {saved.kv_bytes / mib:.1f} MiB")
+
+
+def solve(
+    average: Annotated[float, _option("--average", "Visual tokens a layer, on average.")],
+    drops: Annotated[str, _option("--drops", "Drop layers, such as 2,8,16.")] = "2,8,16",
+    layers: Annotated[int, _option("--layers", "Decoder layers.")] = 32,
+    tokens: Annotated[int, _option("--tokens", "Visual tokens of the prompt.")] = 576,
+) -> None:
+    """Find the lambda that meets an average token budget."""
+    from paperhooks_pyramiddrop.schedule import Schedule, solve_ratio
+
+    ratio = solve_ratio(_layers(drops), layers, average, tokens)
+    reached = Schedule.powers(_layers(drops), ratio).average_tokens(tokens, layers)
+    typer.echo(f"ratio {ratio:.6f} keeps {reached:.4g} of {tokens} visual tokens a layer on average")
+
+
+def illustrate(
+    model: Annotated[str, _argument("Model folder or hub name, or 'testbed'.")],
+    image: Annotated[Path, _argument("Picture.")],
+    prompt: Annotated[str, _argument("Question; with the processor's image placeholder, which is added if missing.")],
+    out: Annotated[Path, _option("--out", "Folder for report.html and the figures.")] = Path("pyramiddrop-report"),
+    stages: Annotated[str, _option("--stages", "Number of stages, or layer=ratio,... such as 8=0.5,16=0.25.")] = "4",
+) -> None:
+    """Answer a question about a picture with and without PyramidDrop, and draw what each stage sees."""
+    from PIL import Image
+
+    from paperhooks_pyramiddrop.pyramiddrop import PyramidDrop
+    from paperhooks_pyramiddrop.report import illustrate as draw
+
+    loaded, processor = _load(model)
+    token = getattr(processor, "image_token", "<image>")
+    text = prompt if token in prompt else f"{token} {prompt}"
+    with Image.open(image) as picture:
+        html = draw(loaded, processor, picture.convert("RGB"), text, out, PyramidDrop(stages=_stages(stages)))
+    typer.echo(f"report: {html}")
+
+
+def _layers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _stages(text: str) -> Any:
+    if "=" not in text:
+        return int(text)
+    return {int(layer): float(ratio) for layer, ratio in (part.split("=") for part in text.split(","))}
+
+
+def _load(name: str) -> tuple[Any, Any]:
+    if name == "testbed":
+        from paperhooks_pyramiddrop.demo import load_testbed
+
+        return load_testbed()
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    return AutoModelForImageTextToText.from_pretrained(name).eval(), AutoProcessor.from_pretrained(name)

@@ -1,0 +1,145 @@
+"""One picture and one question, with and without PyramidDrop: answers, tokens kept, cost; as report.html and PNG."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from paperhooks import DataError, ModelView, attach
+from paperhooks.report import Block, Code, Figure, Heading, Paragraph, RunFolder, Table
+
+from paperhooks_pyramiddrop.figures import cost_figure, overlay_figure, staircase_figure
+from paperhooks_pyramiddrop.pyramiddrop import Drop, PyramidDrop
+from paperhooks_pyramiddrop.schedule import DecoderShape, Savings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Illustration", "decoder_shape", "figure_blocks", "illustrate", "observe"]
+
+
+@dataclass(frozen=True, slots=True)
+class Illustration:
+    """What :func:`observe` saw: both answers, seconds of both, the drops, and the cost of the image."""
+
+    plain_answer: str
+    answer: str
+    plain_seconds: float
+    seconds: float
+    drops: tuple[Drop, ...]
+    savings: Savings
+    text_tokens: int
+
+
+def decoder_shape(view: ModelView) -> DecoderShape:
+    """The sizes of an attached model's decoder that its cost depends on."""
+    config = view.text_config
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return DecoderShape(
+        layers=len(view.layers),
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        kv_width=(getattr(config, "num_key_value_heads", None) or heads) * head_dim,
+    )
+
+
+def observe(
+    model: Any, processor: Any, image: Image, text: str, method: PyramidDrop | None = None, max_new_tokens: int = 16
+) -> Illustration:
+    """Answer ``text`` about ``image`` without and with ``method``.
+
+    :param model: a stock vision-language model that nothing is attached to. :param processor: its processor.
+    :param text: the prompt with the image placeholder, as the processor takes it.
+    :param method: the schedule and options; the default is the paper's four stages. It is copied, not changed.
+    :raises DataError: the prompt has no image tokens, so there is nothing to drop.
+    """
+    inputs = processor(images=image, text=text, return_tensors="pt").to(model.device)
+    view = ModelView.from_model(model)
+    visual = int(view.image_mask(inputs["input_ids"]).sum())
+    if not visual:
+        raise DataError(f"the prompt {text!r} holds no image token; write the processor's image placeholder into it")
+    drops: list[Drop] = []
+    chosen = replace(method or PyramidDrop(), record=drops)
+    _answer(model, processor, inputs, 1)  # transformers installs its recorders at the first forward
+    plain, plain_seconds = _answer(model, processor, inputs, max_new_tokens)
+    with attach(model, chosen):
+        answer, seconds = _answer(model, processor, inputs, max_new_tokens)
+    assert chosen.schedule is not None  # attached
+    text_tokens = inputs["input_ids"].shape[1] - visual
+    element = model.dtype.itemsize
+    savings = chosen.schedule.savings(visual, decoder_shape(view), text_tokens=text_tokens, kv_element_bytes=element)
+    return Illustration(plain, answer, plain_seconds, seconds, tuple(drops), savings, text_tokens)
+
+
+@torch.no_grad()
+def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int) -> tuple[str, float]:
+    start = time.perf_counter()
+    out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    seconds = time.perf_counter() - start
+    new = out[:, inputs["input_ids"].shape[1] :]
+    return processor.batch_decode(new, skip_special_tokens=True)[0].strip(), seconds
+
+
+def figure_blocks(
+    run: RunFolder, name: str, image: Image, model: Any, input_ids: Any, seen: Illustration
+) -> list[Block]:
+    """Draw the overlay of one observation into the run folder; empty when the image tokens form no known grid."""
+    spans = ModelView.from_model(model).image_spans(input_ids)
+    if not seen.drops or not spans or not spans[0].parts:
+        return []
+    run.figure(name, overlay_figure(image, seen.drops, spans[0].parts[0]))
+    alt = f"the picture as each stage sees it: {', '.join(str(int(d.kept[0].sum())) for d in seen.drops)} tokens kept"
+    return [Figure(name, alt=alt, caption="Dark: dropped. Framed: the three tokens with the most attention.")]
+
+
+def illustrate(
+    model: Any,
+    processor: Any,
+    image: Image,
+    text: str,
+    out: str | Path,
+    method: PyramidDrop | None = None,
+    max_new_tokens: int = 16,
+) -> Path:
+    """Write ``report.html``, ``report.md``, SVG and PNG figures about one picture and question into ``out``.
+
+    :return: the path of report.html. Arguments as for :func:`observe`.
+    """
+    run = RunFolder(out)
+    run.start("pyramiddrop-illustration", inputs={"text": text, "image_size": list(image.size)})
+    with run.timed("answers"):
+        seen = observe(model, processor, image, text, method, max_new_tokens)
+    input_ids = processor(images=image, text=text, return_tensors="pt")["input_ids"]
+    blocks: list[Block] = [Heading("Question"), Code(text), Heading("Answers")]
+    blocks += [Table(("", "answer", "seconds"), _rows(seen)), Heading("What each stage sees")]
+    blocks += figure_blocks(run, "overlay", image, model, input_ids, seen)
+    blocks += [Heading("What it costs"), *cost_blocks(run, seen)]
+    run.record(plain=seen.plain_answer, attached=seen.answer, flops_ratio=seen.savings.flops_ratio)
+    html = run.report("PyramidDrop on one picture", blocks)
+    run.finish()
+    return html
+
+
+def _rows(seen: Illustration) -> list[tuple[str, str, float]]:
+    return [
+        ("every token", seen.plain_answer, round(seen.plain_seconds, 3)),
+        ("PyramidDrop", seen.answer, round(seen.seconds, 3)),
+    ]
+
+
+def cost_blocks(run: RunFolder, seen: Illustration) -> list[Block]:
+    """Staircase and cost figures with a sentence that says what is counted."""
+    run.figure("staircase", staircase_figure(seen.savings, seen.text_tokens))
+    run.figure("cost", cost_figure(seen.savings))
+    saved = 1 - seen.savings.flops_ratio
+    return [
+        Figure("staircase", alt=f"tokens per layer: {seen.savings.tokens_per_layer}"),
+        Figure("cost", alt=f"{saved:.1%} of the prefill's multiply-adds saved"),
+        Paragraph(
+            "Counted in the decoder, text tokens included. The vision tower and the output head cost the same as before."
+        ),
+    ]
