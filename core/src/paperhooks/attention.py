@@ -39,7 +39,7 @@ def attention_parts(view: ModelView, index: int) -> AttentionParts:
     :raises UnsupportedModel: the layer keeps them in another form (fused projections, no input norm).
     """
     layer, attention = view.layers[index], view.attention(index)
-    found = {"input_layernorm": getattr(layer, "input_layernorm", None)}
+    found: dict[str, Any] = {"input_layernorm": getattr(layer, "input_layernorm", None)}
     found |= {name: getattr(attention, name, None) for name in ("q_proj", "k_proj", "head_dim", "scaling")}
     missing = [name for name, value in found.items() if value is None]
     if attention is None or missing:
@@ -87,13 +87,14 @@ def queries_and_keys(
         return q, k
     cos, sin = (t.to(device).float().expand(k.shape[0], -1, -1) for t in position_embeddings)
     picked = query_rows.to(device)[..., None].expand(-1, -1, cos.shape[-1])
-    q = parts.rotate(q, q, cos.gather(1, picked), sin.gather(1, picked))[0]
-    return q, parts.rotate(k, k, cos, sin)[0]
+    rotated: Tensor = parts.rotate(q, q, cos.gather(1, picked), sin.gather(1, picked))[0]
+    return rotated, parts.rotate(k, k, cos, sin)[0]
 
 
 def _heads(projected: Tensor, head_dim: int, norm: nn.Module | None) -> Tensor:
-    split = projected.unflatten(-1, (-1, head_dim))  # [B, n, H, h]
-    return (norm(split) if norm is not None else split).transpose(1, 2)
+    split: Tensor = projected.unflatten(-1, (-1, head_dim))  # [B, n, H, h]
+    normed: Tensor = norm(split) if norm is not None else split
+    return normed.transpose(1, 2)
 
 
 def attention_rows(q: Tensor, k: Tensor, scaling: float, allowed: Tensor) -> Tensor:
@@ -104,6 +105,7 @@ def attention_rows(q: Tensor, k: Tensor, scaling: float, allowed: Tensor) -> Ten
     :return: float32 [B, m, n]. The largest intermediate is [B, Hq, m, n].
     """
     groups = q.shape[1] // k.shape[1]
-    scores = (q.unflatten(1, (k.shape[1], groups)) @ k[:, :, None].transpose(-1, -2)).flatten(1, 2) * scaling
+    grouped: Tensor = q.unflatten(1, (k.shape[1], groups))  # [B, Hk, g, m, h]
+    scores = (grouped @ k[:, :, None].transpose(-1, -2)).flatten(1, 2) * scaling
     scores = scores.masked_fill(~allowed[:, None], torch.finfo(scores.dtype).min)
     return scores.softmax(-1).mean(1)

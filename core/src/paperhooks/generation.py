@@ -36,7 +36,7 @@ class GuardedGenerate:
         kwargs = leave_notes(self.model, args, kwargs)
         if self.inner is not None:
             return self.inner(*args, **kwargs)
-        return type(self.model).generate(self.model, *args, **kwargs)  # type: ignore[operator]
+        return type(self.model).generate(self.model, *args, **kwargs)  # type: ignore[attr-defined]
 
 
 def check_generation(model: nn.Module, rules: Sequence[tuple[str, Traits]], kwargs: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ __all__ = ["DecoderInputs", "LayerInputs"]
 class _Inputs:
     """Copy-on-write record whose public fields are listed in ``FIELDS``."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
     FIELDS: tuple[str, ...] = ()
 
     def _copy(self) -> Self:

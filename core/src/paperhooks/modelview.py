@@ -118,13 +118,14 @@ class ModelView:
         Raises UnsupportedModel naming what was looked for when there is no config, no decoder or no decoder layers.
         """
         config = getattr(model, "config", None)
+        if type(model).__name__ == "OptimizedModule":
+            raise UnsupportedModel("this is what torch.compile returned; attach to the model itself, then compile it")
         if config is None or not hasattr(model, "get_decoder"):
             found = type(model).__name__
-            hint = "; attach to the model first, then torch.compile it" if found == "OptimizedModule" else ""
-            raise UnsupportedModel(f"expected a transformers model with .config and .get_decoder(), got {found}{hint}")
+            raise UnsupportedModel(f"expected a transformers model with .config and .get_decoder(), got {found}")
         if getattr(config, "is_encoder_decoder", False):
             raise UnsupportedModel(f"{type(model).__name__} is an encoder-decoder model; only decoders are supported")
-        decoder = model.get_decoder()
+        decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
         layers = _find_layers(decoder)
         text_config = config.get_text_config(decoder=True)
         return cls(
@@ -193,7 +194,8 @@ class ModelView:
             return nullcontext()
         from accelerate.utils import align_module_device
 
-        device = next((m._hf_hook.execution_device for m in module.modules() if hasattr(m, "_hf_hook")), None)
+        hooks: list[Any] = [m._hf_hook for m in module.modules() if hasattr(m, "_hf_hook")]
+        device = next((hook.execution_device for hook in hooks), None)
         return _Onload([align_module_device(m, execution_device=device) for m in module.modules()])
 
     def image_mask(self, input_ids: Tensor) -> Tensor:
@@ -232,7 +234,7 @@ class _Onload:
 def _find_layers(decoder: nn.Module) -> tuple[nn.Module, ...]:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    lists = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
+    lists = [tuple(m) for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
     found = [m for m in lists if all(isinstance(layer, GradientCheckpointingLayer) for layer in m)]
     if not found:
         seen = sorted({type(m[0]).__name__ for m in lists}) or ["no ModuleList"]
@@ -240,7 +242,7 @@ def _find_layers(decoder: nn.Module) -> tuple[nn.Module, ...]:
             f"{type(decoder).__name__} has no list of decoder layers: looked for a ModuleList whose members are all "
             f"GradientCheckpointingLayer (transformers >= 5.23), found {', '.join(seen)}"
         )
-    return tuple(max(found, key=len))
+    return max(found, key=len)
 
 
 def _image_token_ids(config: Any) -> tuple[int, ...]:
@@ -309,7 +311,7 @@ def _fixed_side(view: ModelView) -> int | None:
     size, patch = (v[0] if isinstance(v, list | tuple) else v for v in (size, patch))
     if not size or not patch:
         return None
-    side = size // patch
+    side = int(size) // int(patch)
     if view.family in ("smolvlm", "idefics3"):
         return side // int(view.config.scale_factor)
     if view.family == "internvl":

@@ -132,9 +132,9 @@ class Session:
 
     def _hook(self, module: nn.Module, kind: str, hook: Hook) -> None:
         if kind == "forward_pre":
-            handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+            handle = module.register_forward_pre_hook(hook, with_kwargs=True)  # type: ignore[arg-type]
         else:
-            handle = module.register_forward_hook(hook, with_kwargs=True, prepend=True)
+            handle = module.register_forward_hook(hook, with_kwargs=True, prepend=True)  # type: ignore[arg-type]
         self._undo.append((f"{type(hook).__name__} on {type(module).__name__}", handle.remove))
 
     def _instance_attribute(self, name: str, value: object) -> None:
@@ -324,8 +324,8 @@ def _parameters(module: nn.Module) -> tuple[str, ...]:
 
 
 def _loss_function(model: nn.Module) -> Callable[..., Any]:
-    inner = getattr(model, "loss_function", None)
-    if not callable(inner):
+    inner: Callable[..., Any] | None = getattr(model, "loss_function", None)
+    if inner is None:
         raise HookError(f"{type(model).__name__} has no loss_function, so a compact loss cannot be computed")
     return inner
 

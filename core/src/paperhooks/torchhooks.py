@@ -86,8 +86,13 @@ class DecoderEnter(Hook):
         return (), given
 
     def _run(self, call: Call, given: dict[str, Any], cache: Any) -> None:
-        fields = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
-        inputs = start = DecoderInputs(*(given.get(f) for f in fields), cache)
+        inputs = start = DecoderInputs(
+            given.get("input_ids"),
+            given.get("inputs_embeds"),
+            given.get("attention_mask"),
+            given.get("position_ids"),
+            cache,
+        )
         done = 0
         try:
             for function in self.chain.functions:
@@ -98,7 +103,7 @@ class DecoderEnter(Hook):
         except Exception as exc:
             self.chain.blame(exc, done, "at the decoder")
             raise
-        for f in fields:
+        for f in DecoderInputs.FIELDS:
             if getattr(inputs, f) is not getattr(start, f):
                 given[f] = getattr(inputs, f)
 

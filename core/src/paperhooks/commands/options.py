@@ -99,7 +99,7 @@ def load_processor(model: str) -> Any:
     from transformers import AutoProcessor
 
     try:
-        return AutoProcessor.from_pretrained(model)  # type: ignore[no-untyped-call]
+        return AutoProcessor.from_pretrained(model)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"{model!r} has no processor or tokenizer: {reason}") from error

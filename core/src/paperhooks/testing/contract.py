@@ -81,11 +81,12 @@ class MethodContract(ABC):
         with torch.no_grad():
             out = model(**inputs).logits.float()
         last = (torch.arange(1, out.shape[1] + 1) * inputs["attention_mask"]).argmax(1)
-        return out[torch.arange(len(out)), last]
+        picked: Tensor = out[torch.arange(len(out)), last]
+        return picked
 
     def generate(self, model: Any, inputs: dict[str, Any], **options: Any) -> Tensor:
         """Greedy tokens after the prompt, int64 [B, 5]."""
-        out = model.generate(**inputs, max_new_tokens=5, min_new_tokens=5, do_sample=False, **options)
+        out: Tensor = model.generate(**inputs, max_new_tokens=5, min_new_tokens=5, do_sample=False, **options)
         return out[:, inputs["input_ids"].shape[1] :]
 
     @property

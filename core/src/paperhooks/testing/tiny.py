@@ -164,7 +164,7 @@ def _vlm_config(family: str, layers: int, kv_heads: int) -> tuple[Any, str]:
         )
     elif family == "internvl":
         name = "InternVL"
-        config = transformers.InternVLConfig(
+        config = getattr(transformers, f"{name}Config")(
             vision_config=_vision(image_size=[32, 32], patch_size=[8, 8]),
             text_config={"model_type": "qwen2", **text},
             downsample_ratio=0.5,

@@ -101,9 +101,7 @@ def _print(context: DemoContext, questions: list[Any], found: list[_Answers], ri
             f"{answers.setting:<18} {sum(hits):>3} of {len(hits)} right, {answers.tokens:.4g} image tokens a layer, "
             f"{answers.seconds:.2f} s ({found[0].seconds / answers.seconds:.2f}x)"
         )
-    context.echo(
-        "A model this small gains little time; benchmarks/prefill.py measures one whose layers dominate the cost."
-    )
+    context.echo("A model this small gains little time; benchmarks/prefill.py measures one whose layers dominate.")
 
 
 def _report(
@@ -129,7 +127,7 @@ def _report(
             f"A vision-language model of {model.num_parameters() / 1e6:.1f} million parameters answers questions "
             "about generated pictures: once with all 196 image tokens in every layer, once with PyramidDrop, once with "
             "as many tokens chosen at random. So few questions only show how it looks; "
-            "`paperhooks claims pyramiddrop` has the measured accuracies."
+            "the claims table (paperhooks claims pyramiddrop) has the measured accuracies."
         ),
         Table(("", "right", "image tokens a layer", "seconds"), summary),
     ]

@@ -140,6 +140,6 @@ def cost_blocks(run: RunFolder, seen: Illustration) -> list[Block]:
         Figure("staircase", alt=f"tokens per layer: {seen.savings.tokens_per_layer}"),
         Figure("cost", alt=f"{saved:.1%} of the prefill's multiply-adds saved"),
         Paragraph(
-            "Counted in the decoder, text tokens included. The vision tower and the output head cost the same as before."
+            "Counted in the decoder, text tokens included. The vision tower and the output head cost what they did."
         ),
     ]
