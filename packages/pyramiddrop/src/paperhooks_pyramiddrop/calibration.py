@@ -54,9 +54,7 @@ class Calibration:
             found = self.earliest(ratio, budget)
             if found is None:
                 best = min((kl for (_, r), kl in self.divergence.items() if r == ratio), default=float("nan"))
-                raise ValueError(
-                    f"dropping to {ratio} costs at least {best:.3g} nats, more than the budget of {budget}"
-                )
+                raise ValueError(f"dropping to {ratio} costs at least {best:.3g} nats; the budget is {budget}")
             layers.append(max(found, layers[-1] + 1 if layers else 1))
         return Schedule(tuple(layers), tuple(ratios))
 

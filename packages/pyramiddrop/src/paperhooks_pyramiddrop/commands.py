@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,8 +41,8 @@ def schedule(
 
     plan = Schedule.powers(_layers(drops), ratio) if drops else Schedule.even(layers, stages, ratio)
     saved = plan.savings(tokens, DecoderShape(layers, hidden, intermediate))
-    edges = [0, *plan.layers, layers]
-    for start, stop, kept in zip(edges, edges[1:], [tokens, *plan.keep(tokens)], strict=True):
+    edges = itertools.pairwise([0, *plan.layers, layers])
+    for (start, stop), kept in zip(edges, [tokens, *plan.keep(tokens)], strict=True):
         typer.echo(f"layers {start:>3}-{stop - 1:<3} {kept:>6} visual tokens")
     typer.echo(f"mean per layer   {saved.average_tokens:>6.4g}")
     typer.echo(

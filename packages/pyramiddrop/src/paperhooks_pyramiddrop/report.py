@@ -55,13 +55,14 @@ def observe(
     :param model: a stock vision-language model that nothing is attached to. :param processor: its processor.
     :param text: the prompt with the image placeholder, as the processor takes it.
     :param method: the schedule and options; the default is the paper's four stages. It is copied, not changed.
-    :raises DataError: the prompt has no image tokens, so there is nothing to drop.
+    :raises DataError: the prompt has no image placeholder, so there is nothing to drop.
     """
+    placeholder = getattr(processor, "image_token", None)
+    if placeholder is not None and placeholder not in text:
+        raise DataError(f"the prompt {text!r} holds no image token; write {placeholder!r} where the picture belongs")
     inputs = processor(images=image, text=text, return_tensors="pt").to(model.device)
     view = ModelView.from_model(model)
     visual = int(view.image_mask(inputs["input_ids"]).sum())
-    if not visual:
-        raise DataError(f"the prompt {text!r} holds no image token; write the processor's image placeholder into it")
     drops: list[Drop] = []
     chosen = replace(method or PyramidDrop(), record=drops)
     _answer(model, processor, inputs, 1)  # transformers installs its recorders at the first forward
