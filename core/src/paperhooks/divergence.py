@@ -103,7 +103,10 @@ def _check(
         raise ValueError(f"temperature is {temperature}; it must be above 0")
     if direction == "jsd" and not 0 < beta < 1:
         raise ValueError(f"beta is {beta}; jsd needs it between 0 and 1, use 'forward' or 'reverse' for the ends")
-    for name, other in (("the teacher's hidden states", teacher.shape[:-1]), ("mask", mask.shape if mask is not None else None)):
+    for name, other in (
+        ("the teacher's hidden states", teacher.shape[:-1]),
+        ("mask", mask.shape if mask is not None else None),
+    ):
         if other is not None and other != student.shape[:-1]:
             raise DataError(f"{name} cover positions {list(other)}, the student's {list(student.shape[:-1])}")
 

@@ -34,9 +34,12 @@ class GuardedGenerate:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         check_generation(self.model, self.rules, kwargs)
         kwargs = leave_notes(self.model, args, kwargs)
-        if self.inner is not None:
-            return self.inner(*args, **kwargs)
-        return type(self.model).generate(self.model, *args, **kwargs)  # type: ignore[attr-defined]
+        try:
+            if self.inner is not None:
+                return self.inner(*args, **kwargs)
+            return type(self.model).generate(self.model, *args, **kwargs)  # type: ignore[attr-defined]
+        finally:  # a later turn over the same cache has a prompt of its own
+            getattr(kwargs.get("past_key_values"), "paperhooks_state", {}).pop(GENERATE, None)
 
 
 def check_generation(model: nn.Module, rules: Sequence[tuple[str, Traits]], kwargs: dict[str, Any]) -> None:

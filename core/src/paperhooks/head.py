@@ -74,8 +74,8 @@ class Head:
     @property
     def vocabulary(self) -> int:
         """Number of logits V."""
-        size: Any = getattr(self.module, "out_features", None) or self.module.weight.shape[0]
-        return int(size)
+        module: Any = self.module
+        return int(getattr(module, "out_features", None) or module.weight.shape[0])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] float32 of hidden states [..., D]."""

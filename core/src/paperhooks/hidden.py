@@ -7,11 +7,13 @@ are embedded, attached methods run, and the head sees one position instead of T.
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from paperhooks.errors import UnsupportedModel
@@ -43,7 +45,7 @@ def last_hidden_state(model: nn.Module | ModelView, batch: Mapping[str, Any]) ->
 
     :param model: a model, a wrapped one (DistributedDataParallel), or a view. Mode and gradient are the caller's.
     :param batch: inputs of the model; labels are left out.
-    :raises UnsupportedModel: the decoder did not run, for example since compiled code does not see hooks.
+    :raises UnsupportedModel: the decoder did not run, or more than once. Compiled models run uncompiled here.
     """
     view = view_of(model)
     called = view.model if isinstance(model, ModelView) else model
@@ -53,12 +55,12 @@ def last_hidden_state(model: nn.Module | ModelView, batch: Mapping[str, Any]) ->
         inputs["logits_to_keep"] = 1
     if "position_ids" in accepted:
         inputs |= _positions(view, inputs)
-    with reading_hidden_states(view) as seen:
+    with reading_hidden_states(view) as seen, _eagerly():
         called(**inputs, use_cache=False)
     if len(seen) != 1:
         raise UnsupportedModel(
             f"the decoder of {type(view.model).__name__} ran {len(seen)} times in one call, where once was expected; "
-            "call the model before torch.compile, and with one batch"
+            "this model cannot be used here"
         )
     return seen[0]
 
@@ -78,6 +80,14 @@ def reading_hidden_states(view: ModelView) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         handle.remove()
+
+
+def _eagerly() -> AbstractContextManager[Any]:
+    """Run compiled models uncompiled: compiled code would not see the hook, or keep it for good."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _positions(view: ModelView, inputs: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -54,9 +54,7 @@ class LogProbs:
         return self.sum / self.count.clamp(min=1)
 
 
-def token_logprobs(
-    hidden: Tensor, head: Head, labels: Tensor, *, chunk: int = 512, ignore_index: int = -100
-) -> Tensor:
+def token_logprobs(hidden: Tensor, head: Head, labels: Tensor, *, chunk: int = 512, ignore_index: int = -100) -> Tensor:
     """Log-probability of ``labels`` given the hidden states at the same positions (nothing is shifted here).
 
     :param hidden: [..., D], as :func:`last_hidden_state` returns them; gradients flow to them and to the head.
@@ -92,10 +90,11 @@ def next_token_labels(view: ModelView, batch: Mapping[str, Any], *, ignore_index
     if batch.get("shift_labels") is not None:
         return torch.as_tensor(batch["shift_labels"])
     ids, labels, mask = batch.get("input_ids"), batch.get("labels"), batch.get("attention_mask")
-    if labels is None and ids is None:
+    if labels is None and isinstance(ids, Tensor):
+        labels = ids.masked_fill(view.image_mask(ids), ignore_index)
+    if not isinstance(labels, Tensor):
         raise DataError("the batch has neither input_ids nor labels nor shift_labels, so there is nothing to predict")
-    targets = labels if labels is not None else ids.masked_fill(view.image_mask(ids), ignore_index)  # type: ignore[union-attr]
-    shifted = torch.nn.functional.pad(targets[:, 1:], (0, 1), value=ignore_index)
+    shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=ignore_index)
     if isinstance(mask, Tensor) and mask.ndim == 2:
         real = mask.bool()
         shifted = shifted.masked_fill(~(real & torch.nn.functional.pad(real[:, 1:], (0, 1))), ignore_index)

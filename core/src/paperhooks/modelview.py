@@ -109,6 +109,7 @@ class ModelView:
     layer_types: tuple[str, ...]
     deferred: list[Callable[[], object]] = field(default_factory=list, repr=False)
     compact_loss: bool = field(default=False, repr=False)
+    writer: str = field(default="", repr=False)  # the method that weight edits are booked to
     _journal: WeightJournal | None = field(default=None, repr=False)
 
     @classmethod
@@ -160,6 +161,7 @@ class ModelView:
             from paperhooks.weights import WeightJournal
 
             self._journal = WeightJournal(self.model)
+        self._journal.writer = self.writer
         return self._journal
 
     def defer(self, undo: Callable[[], object]) -> None:

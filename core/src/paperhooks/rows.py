@@ -14,17 +14,16 @@ __all__ = ["in_chunks", "scatter_rows", "target_rows"]
 def in_chunks(function: Callable[..., Tensor], chunk: int, *tensors: Tensor) -> Tensor:
     """``function`` of ``chunk`` rows at a time: the results [n] joined.
 
-    With gradients a chunk keeps only its inputs and is computed again in the backward pass. No rows are one empty chunk,
-    so that the result stays part of the graph. Raises ValueError for a chunk below 1.
+    With gradients a chunk keeps only its inputs and is computed again in the backward pass. No rows are one empty
+    chunk, so that the result stays part of the graph. Raises ValueError for a chunk below 1.
     """
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1 row")
-    pieces = zip(*(tensor.split(chunk) for tensor in tensors), strict=True)
+    pieces = zip(*(torch.split(tensor, chunk) for tensor in tensors), strict=True)
     if not torch.is_grad_enabled():
         return torch.cat([function(*piece) for piece in pieces])
     # No random numbers are drawn in a head, so the random state need not be saved.
-    options = {"use_reentrant": False, "preserve_rng_state": False}
-    return torch.cat([checkpoint(function, *piece, **options) for piece in pieces])
+    return torch.cat([checkpoint(function, *p, use_reentrant=False, preserve_rng_state=False) for p in pieces])
 
 
 def target_rows(wanted: Tensor) -> Tensor:

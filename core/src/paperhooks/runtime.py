@@ -105,7 +105,7 @@ class Call:
     @property
     def draft_length(self) -> int:
         """How many tokens at the end of this forward assisted decoding only proposes (0 without it)."""
-        prompt = self.cache_state(GENERATE).get("prompt_length") if self.cache is not None else None
+        prompt = self._notes().get("prompt_length")
         return 0 if prompt is None else max(0, min(self.query_length, self.past_length + self.query_length - prompt))
 
     @property
@@ -121,10 +121,15 @@ class Call:
             self._image_mask = self.view.image_mask(self.input_ids)
         return self._image_mask
 
+    def _notes(self) -> dict[str, Any]:
+        """What ``generate`` left on the cache for this forward."""
+        states: dict[str, dict[str, Any]] = getattr(self.cache, "paperhooks_state", None) or {}
+        return states.get(GENERATE, {})
+
     def _generates_mask(self) -> Tensor | None:
         """The ``visual_mask`` given to ``generate``, fitted to beams and drafts."""
-        mask: Tensor | None = self.cache_state(GENERATE).get("visual_mask")
-        if mask is None or (self.input_ids is None and self.query_length < mask.shape[1]):
+        mask: Tensor | None = self._notes().get("visual_mask")
+        if mask is None or self.query_length < mask.shape[1]:
             return None
         rows = self.input_ids.shape[0] if self.input_ids is not None else mask.shape[0]
         mask = mask.repeat_interleave(max(1, rows // mask.shape[0]), dim=0)

@@ -77,6 +77,7 @@ class Session:
         try:
             for implementation in self._set.implementations("setup"):
                 begun.append(implementation.method)
+                self.view.writer = implementation.method
                 implementation.function(self.view)
                 self._take_deferred()
             self._register()

@@ -72,6 +72,7 @@ class DecoderEnter(Hook):
         call = given.get(CALL)
         if call is None:  # the decoder was called without the model around it
             call = given[CALL] = Call(self.view, dict(given), module.training)
+            given.pop("visual_mask", None)
         cache = given.get("past_key_values")
         tokens = given.get("inputs_embeds")
         tokens = given.get("input_ids") if tokens is None else tokens

@@ -566,6 +566,43 @@ def test_interleaved_generations_with_separate_caches():
     assert tokens == alone
 
 
+@torch.no_grad()
+def test_one_method_instance_serves_models_of_several_depths():
+    method = PyramidDrop(stages=2, ratio=0.25)
+    short, deep = tiny_vlm(layers=4), tiny_vlm(layers=8)
+    with attach(short, method), attach(deep, method):
+        for model, layer in ((short, 2), (deep, 4), (short, 2)):
+            method.record = []
+            model(**vlm_inputs(model, ONE))
+            assert [d.layer for d in method.record] == [layer]
+
+
+@torch.no_grad()
+def test_offloaded_weights_rank_alike():
+    from accelerate import cpu_offload
+
+    model, offloaded = tiny_vlm(), tiny_vlm()
+    cpu_offload(offloaded, execution_device=torch.device("cpu"))
+    with attach(model, PyramidDrop(stages=STAGES)), attach(offloaded, PyramidDrop(stages=STAGES)):
+        want = model(**vlm_inputs(model, ONE)).logits
+        torch.testing.assert_close(offloaded(**vlm_inputs(model, ONE)).logits, want)
+
+
+@torch.no_grad()
+def test_notes_of_an_earlier_turn_do_not_stop_a_later_image():
+    """A cache that assisted decoding has used goes on in a plain turn with a new image."""
+    model, drops = tiny_vlm(), []
+    cache = new_cache(model)
+    with attach(model, PyramidDrop(stages=STAGES, record=drops)):
+        inputs = vlm_inputs(model, ONE)
+        model.generate(**inputs, past_key_values=cache, max_new_tokens=4, do_sample=False, prompt_lookup_num_tokens=2)
+        before = len(drops)
+        second = vlm_inputs(model, ((2, 8, 4),), seed=3)
+        model(input_ids=second["input_ids"], mm_encoder_outputs=second["mm_encoder_outputs"], past_key_values=cache)
+    assert len(drops) == before + 2
+    assert int((drops[-1].kept & drops[-1].visual).sum()) == 2
+
+
 def test_two_models_and_threads():
     one, two = tiny_vlm(seed=0), tiny_vlm(seed=1)
     found = {}

@@ -85,7 +85,7 @@ def _ask(model: Any, processor: Any, images: list[Any], prompts: list[str], name
             seconds.append(time.perf_counter() - start)
     new = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     layers = len(ModelView.from_model(model).layers)
-    average = method.schedule.average_tokens(visual, layers) if method is not None else visual
+    average = method.schedule_for(layers).average_tokens(visual, layers) if method is not None else visual
     return _Answers(name, [text.strip() for text in new], min(seconds[1:]), average)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -90,7 +90,6 @@ class PyramidDrop:
     restore_outputs: bool = True
     seed: int = 0
     record: list[Drop] | None = None
-    schedule: Schedule | None = field(default=None, init=False, repr=False)
 
     traits: ClassVar[Traits] = Traits(
         layers="attention",
@@ -116,11 +115,10 @@ class PyramidDrop:
         if isinstance(self.stages, Mapping):
             if self.layers is not None:
                 raise ValueError("give drop layers either in stages={layer: ratio} or in layers=[...], not both")
-            self.schedule = Schedule.from_stages(self.stages)
-        elif self.layers is not None:
-            self.schedule = Schedule.powers(self.layers, self.ratio)
-        else:
-            Schedule((1,), (self.ratio,))  # checks the ratio; the split waits for the model's depth
+            Schedule.from_stages(self.stages)
+        else:  # an even split waits for the model's depth; its ratio need not
+            Schedule.powers(self.layers if self.layers is not None else (1,), self.ratio)
+        self._schedules: dict[int, Schedule] = {}  # by depth: one method may serve models of several depths
         self._policy = policy_of(self.rank)
         self._generator = torch.Generator().manual_seed(self.seed)
         self._warned = False
@@ -130,8 +128,8 @@ class PyramidDrop:
     @hookimpl
     def setup(self, view: ModelView) -> None:
         """Fix the schedule for this decoder's depth and check that its layers can be ranked and shortened."""
-        self.schedule = self.schedule_for(len(view.layers))
-        first = self.schedule.layers[0]
+        schedule = self.schedule_for(len(view.layers))
+        first = schedule.layers[0]
         odd = [i for i in range(first, len(view.layers)) if view.layer_types[i] != "full_attention"]
         if odd:
             raise UnsupportedModel(
@@ -150,18 +148,24 @@ class PyramidDrop:
                 "use positions='preserve'"
             )
         if self._policy.__name__ in ("last_token", "key_norm"):
-            for layer in self.schedule.layers:
+            for layer in schedule.layers:
                 attention_parts(view, layer)
         if not self.restore_outputs:
             view.use_compact_loss()
 
     def schedule_for(self, n_layers: int) -> Schedule:
         """The schedule on a decoder of ``n_layers`` layers. Raises ValueError if a drop falls outside it."""
-        if isinstance(self.stages, Mapping) or self.layers is not None:
-            assert self.schedule is not None  # made in __post_init__
-            self.schedule.check(n_layers)
-            return self.schedule
-        return Schedule.even(n_layers, self.stages, self.ratio)
+        found = self._schedules.get(n_layers)
+        if found is None:
+            if isinstance(self.stages, Mapping):
+                found = Schedule.from_stages(self.stages)
+            elif self.layers is not None:
+                found = Schedule.powers(self.layers, self.ratio)
+            else:
+                found = Schedule.even(n_layers, self.stages, self.ratio)
+            found.check(n_layers)
+            self._schedules[n_layers] = found
+        return found
 
     def selects_layer(self, site: Site) -> bool:
         """The drop layers; with renumbered positions every layer from the first one on."""
@@ -175,12 +179,12 @@ class PyramidDrop:
     @hookimpl
     def pre_attention(self, site: Site, call: Call, inputs: LayerInputs) -> LayerInputs | None:
         """Algorithm of section 3.2: at a drop layer rank the visual tokens alive and go on with the best."""
-        assert self.schedule is not None  # setup has run
+        layers = self.schedule_for(site.n_layers).layers
         renumber = self.positions == "renumber"
         now = self._renumbered(site, call, inputs) if renumber else inputs
-        if call.query_length > 1 and site.index in self.schedule.layers:
+        if call.query_length > 1 and site.index in layers:
             plan = self._plan(call, inputs)
-            dropped = self._drop(site, plan, now, self.schedule.layers.index(site.index)) if plan else None
+            dropped = self._drop(site, plan, now, layers.index(site.index)) if plan else None
             if dropped is not None:
                 return self._renumbered(site, call, dropped) if renumber else dropped
         return now if renumber else None
@@ -196,8 +200,8 @@ class PyramidDrop:
         return plan
 
     def _drop(self, site: Site, plan: Plan, inputs: LayerInputs, stage: int) -> LayerInputs | None:
-        assert self.schedule is not None
-        counts = plan.keep_counts(self.schedule.ratios[stage], self.min_visual_tokens)
+        ratio = self.schedule_for(site.n_layers).ratios[stage]
+        counts = plan.keep_counts(ratio, self.min_visual_tokens)
         if counts == plan.segment_counts:
             return None
         now = plan.alive(inputs.track, inputs.hidden_states)
@@ -224,7 +228,7 @@ class PyramidDrop:
 
     def _renumbered(self, site: Site, call: Call, inputs: LayerInputs) -> LayerInputs:
         """Positions 0, 1, 2, ... over the tokens alive; in decoding the length of this layer's cache."""
-        stage = sum(r <= site.index for r in self.schedule.layers)  # type: ignore[union-attr]
+        stage = sum(r <= site.index for r in self.schedule_for(site.n_layers).layers)
         state = call.state(self)
         memo = state.get("rotary")
         if memo is None or memo[0] is not inputs.track or memo[1] != stage:

@@ -69,10 +69,11 @@ def observe(
     plain, plain_seconds = _answer(model, processor, inputs, max_new_tokens)
     with attach(model, chosen):
         answer, seconds = _answer(model, processor, inputs, max_new_tokens)
-    assert chosen.schedule is not None  # attached
     text_tokens = inputs["input_ids"].shape[1] - visual
     element = model.dtype.itemsize
-    savings = chosen.schedule.savings(visual, decoder_shape(view), text_tokens=text_tokens, kv_element_bytes=element)
+    savings = chosen.schedule_for(len(view.layers)).savings(
+        visual, decoder_shape(view), text_tokens=text_tokens, kv_element_bytes=element
+    )
     return Illustration(plain, answer, plain_seconds, seconds, tuple(drops), savings, text_tokens)
 
 

@@ -1,0 +1,45 @@
+"""Hashes that say whether a tensor or a model is the one an artefact was made from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from paperhooks.provenance import hash_json
+
+__all__ = ["config_digest", "tensor_digest"]
+
+#: Entries of a config that say where a model came from or how it runs, not what it is.
+_VOLATILE: Final = (
+    "_name_or_path",
+    "transformers_version",
+    "_attn_implementation",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+)
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """SHA-256 over dtype, shape and bytes of a tensor."""
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    digest.update(raw.numpy().data)
+    return digest.hexdigest()
+
+
+def config_digest(model: nn.Module) -> str:
+    """SHA-256 of the model's config without entries on origin and run time; of the class name without a config."""
+    config: Any = getattr(model, "config", None)
+    found = config.to_dict() if hasattr(config, "to_dict") else {"class": type(model).__name__}
+    return hash_json(_without_volatile(found))
+
+
+def _without_volatile(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_volatile(item) for key, item in value.items() if key not in _VOLATILE}
+    return value

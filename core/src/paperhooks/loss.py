@@ -1,0 +1,237 @@
+"""The training loss with the hooks ``compute_loss`` and ``loss_terms``.
+
+:class:`LossContext` is what the hooks receive: the model and the whole batch, not only outputs and labels, so that a
+method may call the model in its own way or consult a teacher. :func:`compute_loss` runs the hooks, for any training
+loop; :class:`paperhooks.trainer.HooksTrainerMixin` (also offered here) does it inside ``transformers.Trainer``.
+
+One rule makes gradient accumulation right: what the hooks return is *normalised for the accumulated batch already*, so
+that the gradients of its micro-batches add up. :meth:`LossContext.token_mean` and :meth:`LossContext.example_mean` do
+the normalisation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from paperhooks.errors import HookError
+from paperhooks.hidden import unwrapped
+
+if TYPE_CHECKING:
+    from paperhooks.modelview import ModelView
+    from paperhooks.session import Implementation, Session
+    from paperhooks.trainer import HooksTrainerMixin
+
+__all__ = [
+    "HooksTrainerMixin",
+    "LossContext",
+    "batch_rows",
+    "batch_targets",
+    "compute_loss",
+    "find_session",
+    "has_loss_hooks",
+]
+
+
+@dataclass(eq=False)
+class LossContext:
+    """One micro-batch of training or evaluation, as loss hooks see it.
+
+    model
+        What the training loop calls: the model, or a wrapper such as DistributedDataParallel. Call this one, so that
+        gradients are synchronised; ``view.model`` is the model inside.
+    inputs
+        The whole batch by name, labels and a method's own columns included.
+    session
+        The session whose methods take part, or None.
+    num_items_in_batch
+        Target tokens of the whole accumulated batch (labels other than -100), divided by the number of processes that
+        average their gradients; None when that is not known.
+    num_examples_in_batch
+        Rows of the accumulated batch (first dimension of its first tensor), likewise.
+    accumulation_steps
+        Micro-batches of the accumulated batch; 1 in evaluation.
+    loss
+        The loss so far, a scalar; None while ``compute_loss`` hooks run.
+    terms
+        After :func:`compute_loss`: ``loss/<method>/<name>`` to the detached value of every term.
+    """
+
+    model: nn.Module
+    inputs: Mapping[str, Any]
+    session: Session | None = None
+    num_items_in_batch: Tensor | int | None = None
+    num_examples_in_batch: Tensor | int | None = None
+    accumulation_steps: int = 1
+    loss: Tensor | None = None
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+    stock: Callable[[], tuple[Tensor, Any]] | None = field(default=None, repr=False)
+    _forward: tuple[Tensor, Any] | None = field(default=None, repr=False)
+
+    @property
+    def outputs(self) -> Any:
+        """What the model returns for ``inputs``. The forward runs when this is first read, at most once."""
+        return self._run()[1]
+
+    @property
+    def model_loss(self) -> Tensor:
+        """The loss without hooks, normalised for the accumulated batch. Runs the forward if it has not run yet."""
+        return self._run()[0]
+
+    @property
+    def logits(self) -> Tensor:
+        """The model's logits [B, T, V]; see :mod:`paperhooks.logprobs` for how to do without them."""
+        logits: Tensor = self.outputs.logits
+        return logits
+
+    @property
+    def labels(self) -> Tensor | None:
+        """int64 [B, T] as the batch has them, or None."""
+        return self.inputs.get("labels")
+
+    @property
+    def training(self) -> bool:
+        """Whether the model is in training mode."""
+        return self.model.training
+
+    @property
+    def view(self) -> ModelView:
+        """The session's view of the model, or a new one."""
+        from paperhooks.hidden import view_of
+
+        return self.session.view if self.session is not None else view_of(self.model)
+
+    @property
+    def forward_ran(self) -> bool:
+        """Whether :attr:`outputs` are there already."""
+        return self._forward is not None
+
+    def token_mean(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Mean of ``values`` [B, T] over the target tokens of the whole accumulated batch (mask true [B, T]).
+
+        This micro-batch's share of it: the sum divided by ``num_items_in_batch``, or the micro-batch's own mean divided
+        by the accumulation steps when that number is not known.
+        """
+        total = torch.where(mask.bool(), values, 0.0).sum()
+        if self.num_items_in_batch is None:
+            return total / (mask.sum().clamp(min=1) * self.accumulation_steps)
+        return total / _on(self.num_items_in_batch, total)
+
+    def example_mean(self, values: Tensor) -> Tensor:
+        """Mean of ``values`` [n] over the examples of the whole accumulated batch; this micro-batch's share of it.
+
+        An example may be several rows of the batch, such as a pair: n may be any fixed share of the rows.
+        """
+        if self.num_examples_in_batch is None:
+            return values.mean() / self.accumulation_steps
+        per_row = values.numel() / max(1, batch_rows(self.inputs))
+        return values.sum() / (_on(self.num_examples_in_batch, values) * per_row)
+
+    def _run(self) -> tuple[Tensor, Any]:
+        if self._forward is None:
+            self._forward = (self.stock or self._plain)()
+        return self._forward
+
+    def _plain(self) -> tuple[Tensor, Any]:
+        """Loss and outputs outside a Trainer."""
+        items = self.num_items_in_batch
+        outputs = self.model(**self.inputs, **({} if items is None else {"num_items_in_batch": items}))
+        if getattr(outputs, "loss", None) is None:
+            raise HookError("the model returned no loss: give labels, or attach a method that implements compute_loss")
+        return (outputs.loss if items is not None else outputs.loss / self.accumulation_steps), outputs
+
+
+def compute_loss(session: Session, context: LossContext) -> Tensor:
+    """The loss of one micro-batch with all hooks of ``session``: a scalar with gradient.
+
+    ``compute_loss`` hooks come first (firstresult), then the model's own loss if they leave it, then all ``loss_terms``
+    are added. Terms are in ``context.terms`` afterwards.
+
+    :raises HookError: a result that is no scalar floating-point tensor.
+    """
+    loss = None
+    for hook in session.implementations("compute_loss"):
+        with _blame("compute_loss", hook):
+            loss = hook.function(context)
+            if loss is not None:
+                loss = _scalar(loss, f"compute_loss of {hook.method!r}")
+                break
+    context.loss = context.model_loss if loss is None else loss
+    for hook in session.implementations("loss_terms"):
+        with _blame("loss_terms", hook):
+            for name, term in _terms(hook.function(context), hook.method).items():
+                context.terms[f"loss/{hook.method}/{name}"] = term.detach()
+                context.loss = context.loss + term.to(context.loss.device)
+    return context.loss
+
+
+def has_loss_hooks(session: Session | None) -> bool:
+    """Whether any method of the session takes part in the loss."""
+    return session is not None and any(session.implementations(name) for name in ("compute_loss", "loss_terms"))
+
+
+def find_session(model: nn.Module) -> Session | None:
+    """The open session of a model, also inside parallel, compiled or adapter wrappers."""
+    from paperhooks.session import active_session
+
+    inner: nn.Module = unwrapped(model)
+    return next((s for module in inner.modules() if (s := active_session(module)) is not None), None)
+
+
+def batch_targets(batch: Mapping[str, Any]) -> int:
+    """Labels of a batch that are predicted: position 0 of ``labels`` is none."""
+    shifted, labels = batch.get("shift_labels"), batch.get("labels")
+    if isinstance(shifted, Tensor):
+        return int(shifted.ne(-100).sum())
+    return int(labels[..., 1:].ne(-100).sum()) if isinstance(labels, Tensor) else 0
+
+
+def batch_rows(batch: Mapping[str, Any]) -> int:
+    """Rows of a batch: the first dimension of its first tensor."""
+    return next((len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim), 0)
+
+
+def _terms(result: Any, method: str) -> Mapping[str, Tensor]:
+    if result is None:
+        return {}
+    if not isinstance(result, Mapping) or not all(isinstance(name, str) for name in result):
+        raise HookError(
+            f"loss_terms of {method!r} returned {type(result).__name__}; expected a dict of name to scalar tensor, or "
+            "None"
+        )
+    return {name: _scalar(term, f"term {name!r} of {method!r}") for name, term in result.items()}
+
+
+def _scalar(value: Any, where: str) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise HookError(f"{where} is {found}; expected a scalar floating-point tensor")
+    return value.reshape(())
+
+
+@contextlib.contextmanager
+def _blame(name: str, hook: Implementation) -> Iterator[None]:
+    try:
+        yield
+    except Exception as exc:
+        exc.add_note(f"paperhooks: raised in {name} of {hook.method!r}")
+        raise
+
+
+def _on(count: Tensor | int, like: Tensor) -> Tensor | int:
+    return count.to(like.device) if isinstance(count, torch.Tensor) else count
+
+
+def __getattr__(name: str) -> Any:
+    # The Trainer is heavy to import, and a loop without it needs none of it.
+    if name == "HooksTrainerMixin":
+        from paperhooks.trainer import HooksTrainerMixin
+
+        return HooksTrainerMixin
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

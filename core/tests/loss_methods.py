@@ -1,0 +1,160 @@
+"""Methods with loss hooks, and a small training run, for the tests of the loss in one and in two processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from paperhooks import HooksTrainerMixin, Traits, hookimpl
+from paperhooks.logprobs import Head, next_token_labels, sequence_logprobs
+from paperhooks.testing.tiny import tiny_llama
+from transformers import Trainer, TrainingArguments
+
+
+class HooksTrainer(HooksTrainerMixin, Trainer):
+    """What a user writes."""
+
+
+@dataclass(eq=False)
+class TokenLoss:
+    """Replaces the loss: cross-entropy times a factor, a mean over target tokens, without the model's own loss."""
+
+    factor: float = 2.0
+    head: Any = field(default=None, init=False)
+    traits = Traits(writes=frozenset({"objective"}))
+
+    @hookimpl
+    def setup(self, view):
+        self.head = Head.from_model(view)
+
+    @hookimpl
+    def compute_loss(self, context):
+        found = sequence_logprobs(context.model, context.inputs, head=self.head)
+        targets = next_token_labels(context.view, context.inputs) != -100
+        return -self.factor * context.token_mean(found.tokens, targets)
+
+
+@dataclass(eq=False)
+class SequenceLoss(TokenLoss):
+    """Replaces the loss: a mean over sequences of a curved function of their mean log-probability."""
+
+    traits = Traits(writes=frozenset({"objective"}))
+
+    @hookimpl
+    def compute_loss(self, context):
+        found = sequence_logprobs(context.model, context.inputs, head=self.head)
+        return context.example_mean(torch.nn.functional.softplus(-found.mean))
+
+
+@dataclass(eq=False)
+class Penalties:
+    """Adds two terms: squared log-partition per token, and the spread of each sequence's logits."""
+
+    traits = Traits()
+
+    @hookimpl
+    def loss_terms(self, context):
+        labels = next_token_labels(context.view, context.inputs)
+        partition = context.logits.float().logsumexp(-1)
+        spread = (context.logits.float().std(-1) * (labels != -100)).sum(1)
+        return {"z": 0.1 * context.token_mean(partition**2, labels != -100), "spread": context.example_mean(spread)}
+
+
+@dataclass(eq=False)
+class Bystander:
+    """Takes no part in the loss."""
+
+    traits = Traits()
+
+    @hookimpl
+    def post_layer(self, hidden_states):
+        return None
+
+
+METHODS: dict[str, list[type]] = {
+    "stock": [],
+    "bystander": [Bystander],
+    "token": [TokenLoss],
+    "sequence": [SequenceLoss],
+    "terms": [Penalties],
+    "both": [SequenceLoss, Penalties],
+}
+
+
+def examples(lengths=(12, 5, 9, 3, 7, 11, 4, 8)) -> list[dict[str, list[int]]]:
+    """Sequences of very unequal lengths."""
+    generator = torch.Generator().manual_seed(0)
+    return [{"input_ids": torch.randint(3, 90, (n,), generator=generator).tolist()} for n in lengths]
+
+
+def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """Right padding, labels equal to the ids."""
+    width = max(len(row["input_ids"]) for row in rows)
+    ids = torch.tensor([row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in rows])
+    mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+
+def trainer(
+    model: Any,
+    out: Path,
+    *,
+    batch: int = 8,
+    steps: int = 1,
+    accumulation: int = 1,
+    kind: type = HooksTrainer,
+    **options: Any,
+) -> Any:
+    """A Trainer on the CPU with plain SGD, so that weights show the gradient."""
+    arguments = {
+        "output_dir": str(out),
+        "use_cpu": True,
+        "max_steps": steps,
+        "per_device_train_batch_size": batch,
+        "per_device_eval_batch_size": batch,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": 0.05,
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "seed": 3,
+    }
+    data = examples()
+    return kind(
+        model=model,
+        args=TrainingArguments(**{**arguments, **options}),
+        train_dataset=data,
+        eval_dataset=data,
+        data_collator=collate,
+    )
+
+
+def fresh() -> Any:
+    """The model that all runs start from."""
+    return tiny_llama(layers=2)
+
+
+if __name__ == "__main__":  # one of two processes: train, then leave weights and log
+    import json
+    import sys
+
+    import paperhooks
+    from safetensors.torch import save_file
+
+    name, out, averaged = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "average"
+    model = fresh()
+    session = paperhooks.attach(model, *[cls() for cls in METHODS[name]]) if METHODS[name] else None
+    run = trainer(model, out, batch=2, accumulation=2, average_tokens_across_devices=averaged)
+    run.train()
+    if run.is_world_process_zero():
+        save_file({n: p.detach().clone() for n, p in model.named_parameters()}, out / "weights.safetensors")
+        (out / "log.json").write_text(json.dumps(run.state.log_history))
+    if session is not None:
+        session.close()

@@ -1,0 +1,371 @@
+"""Compression from the call to the file and back, calibration, levels, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import paperhooks
+import pytest
+import torch
+from compression_methods import LINEARS, Answers, Greedy, Halve, Magnitude
+from paperhooks import Artefact, ArtefactError, DataError, HookError, ModelView, PluginConflict, PluginInfo
+from paperhooks.catalog import catalog
+from paperhooks.compression import CompressionRequest, calibrate, compress, token_batches
+from paperhooks.errors import PluginError, PluginIncompatible, PluginNotFound
+from paperhooks.testing import fingerprint
+from paperhooks.testing.tiny import TEXT_FAMILIES, tiny_llama, tiny_text, tiny_vlm, vlm_inputs
+from torch import nn
+
+DATA = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
+UP = "model.layers.0.mlp.up_proj"
+
+
+@pytest.fixture
+def installed():
+    """The test's methods under names, as an installed plugin would offer them."""
+    methods = {n: f"compression_methods:{c}" for n, c in (("magnitude", "Magnitude"), ("greedy", "Greedy"))}
+    remove = catalog().register(PluginInfo("testzip", 1, "Compression methods of the tests.", methods=methods))
+    yield
+    remove()
+
+
+def same_weights(one: nn.Module, two: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def squeeze(model: nn.Module, out: Path | None = None, method: object | None = None, **options) -> Artefact:
+    given = {"data": DATA, "target": 0.6, "out": out, "levels_from": [Magnitude()], "progress": False, **options}
+    return compress(model, method or Greedy(), **given)
+
+
+def test_compress_undo_load_and_apply(tmp_path: Path) -> None:
+    model, fresh = tiny_llama(layers=2), tiny_llama(layers=2)
+    model(input_ids=torch.tensor([[1, 2]]))
+    before = fingerprint(model)
+    artefact = squeeze(model, tmp_path)
+    linears = [m.weight for _, m in ModelView.from_model(model).modules(LINEARS)]
+    kept = sum(int((w != 0).sum()) for w in linears) / sum(w.numel() for w in linears)
+    assert 0.5 < kept <= 0.6
+    levels = set(artefact.data["levels"].values())
+    assert len(levels) > 1, "a search that treats all modules alike searches nothing"
+    loaded = Artefact.load(tmp_path)
+    loaded.apply(fresh)
+    assert same_weights(fresh, model)
+    assert loaded.tensors["norms"].shape == (14,)
+    artefact.undo()
+    assert fingerprint(model) == before
+    with pytest.raises(ArtefactError, match="has other values"):
+        loaded.apply(tiny_llama(layers=2, seed=1))
+    with pytest.raises(ArtefactError, match="another config"):
+        loaded.apply(tiny_llama(layers=3))
+
+
+def test_methods_by_name_with_options(installed, tmp_path: Path) -> None:
+    one, two = tiny_llama(layers=2), tiny_llama(layers=2)
+    artefact = compress(
+        one,
+        "testzip/greedy",
+        data=DATA,
+        target=0.7,
+        levels_from=["testzip/magnitude"],
+        pattern=".*up_proj",
+        progress=False,
+    )
+    squeeze(two, method=Greedy(pattern=".*up_proj"), target=0.7)
+    assert same_weights(one, two)
+    assert artefact.method == "testzip/greedy"
+    assert artefact.options == {"pattern": ".*up_proj"}
+    assert "up_proj" in str(set(artefact.edits))
+    with pytest.raises(PluginError, match="no option 'patern'; did you mean 'pattern'"):
+        compress(one, "testzip/greedy", patern="x")
+    with pytest.raises(PluginNotFound, match="nonsense"):
+        compress(one, "nonsense")
+    with pytest.raises(
+        PluginIncompatible, match="magnitude does not compress models; it implements compression_levels"
+    ):
+        compress(one, "testzip/magnitude")
+
+
+def test_the_run_folder_holds_artefact_result_and_report(tmp_path: Path) -> None:
+    squeeze(tiny_llama(layers=2), tmp_path, seed=3)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["status"] == "finished"
+    assert result["seed"] == 3
+    assert result["inputs"]["method"]["class"] == "compression_methods:Greedy"
+    assert result["results"]["parameters"] == len(Artefact.load(tmp_path / "artefact.safetensors").edits)
+    assert "compress" in result["timings"]
+    assert f"{UP}.weight" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "report.html").exists()
+    assert json.loads((tmp_path / "artefact.json").read_text())["method"] == "greedy"
+
+
+def test_a_finished_run_is_applied_again_and_other_inputs_are_refused(tmp_path: Path) -> None:
+    model, again = tiny_llama(layers=2), tiny_llama(layers=2)
+    squeeze(model, tmp_path)
+    content = (tmp_path / "artefact.safetensors").read_bytes()
+    greedy = Greedy()
+    artefact = squeeze(again, tmp_path, method=greedy)
+    assert greedy.calibrations == 0
+    assert same_weights(model, again)
+    artefact.undo()
+    assert same_weights(again, tiny_llama(layers=2))
+    for change in ({"target": 0.9}, {"data": DATA[:2]}, {"seed": 1}, {"levels_from": [Magnitude((0.0, 0.9))]}):
+        other = tiny_llama(layers=2)
+        with pytest.raises(DataError, match="holds a run with"):
+            squeeze(other, tmp_path, **change)
+        assert same_weights(other, again)
+    with pytest.raises(DataError, match=r"inputs\.model"):
+        squeeze(tiny_llama(layers=2, seed=5), tmp_path)
+    assert (tmp_path / "artefact.safetensors").read_bytes() == content
+
+
+def test_an_interrupted_run_restores_the_model_and_goes_on(tmp_path: Path) -> None:
+    model = tiny_llama(layers=2)
+    before = fingerprint(model)
+    method = Greedy()
+    method.interrupt = True
+    with pytest.raises(KeyboardInterrupt):
+        squeeze(model, tmp_path, method=method)
+    assert fingerprint(model) == before
+    assert not (tmp_path / "artefact.safetensors").exists()
+    again = Greedy()
+    found = squeeze(model, tmp_path, method=again)
+    assert again.calibrations == 0
+    clean = tiny_llama(layers=2)
+    wanted = squeeze(clean)
+    assert same_weights(model, clean)
+    assert found.data == wanted.data
+
+
+def test_everything_about_the_model_is_left_as_it_was(tmp_path: Path) -> None:
+    model = tiny_llama(layers=2).train()
+    model.model.layers[0].eval()
+    modes = [m.training for m in model.modules()]
+    grads = [p.requires_grad for p in model.parameters()]
+    state = torch.random.get_rng_state()
+    squeeze(model).undo()
+    assert [m.training for m in model.modules()] == modes
+    assert [p.requires_grad for p in model.parameters()] == grads
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+
+
+# -- levels ---------------------------------------------------------------------------------------------------------
+
+
+def test_levels_of_several_methods_are_collected_in_order_and_switched_freely() -> None:
+    model, seen = tiny_llama(layers=2), {}
+
+    def search(view, request):
+        seen.update(request.levels(view, [UP]))
+        module, journal = view.model.get_submodule(UP), view.journal
+        original = module.weight.detach().clone()
+        for level in [*seen[UP], *reversed(seen[UP])]:
+            level.apply(journal, UP, module)
+        assert torch.equal(module.weight, original)  # "zeros 0.0" came last
+        seen[UP][-1].apply(journal, UP, module)
+        assert torch.equal(module.weight, original / 2)
+        return request.artefact(view)
+
+    artefact = squeeze(model, method=Answers(search), levels_from=[Magnitude(), Halve()])
+    assert [level.label for level in seen[UP]] == ["zeros 0.0", "zeros 0.25", "zeros 0.5", "zeros 0.75", "half"]
+    assert [level.method for level in seen[UP]][-2:] == ["magnitude", "halve"]
+    assert artefact.method == "answers"
+    artefact.undo()
+    assert same_weights(model, tiny_llama(layers=2))
+
+
+def test_offers_that_are_no_levels_are_refused() -> None:
+    view = ModelView.from_model(tiny_llama(layers=2))
+    request = CompressionRequest("x", offers=[lambda *_: ["50%"]])
+    with pytest.raises(HookError, match="returned list; expected a sequence of Level"):
+        request.levels(view, [UP])
+    assert CompressionRequest("x", offers=[lambda *_: None]).levels(view, [UP]) == {UP: []}
+
+
+def test_generators_are_private_and_seeded() -> None:
+    draws = [torch.rand(3, generator=CompressionRequest("x", seed=s).generator()).tolist() for s in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+# -- answers that cannot be used ---------------------------------------------------------------------------------------
+
+
+def test_an_answer_that_is_no_artefact_is_refused_and_undone() -> None:
+    def edits(view, request):
+        view.journal.write(f"{UP}.weight", torch.zeros(64, 32))
+
+    model = tiny_llama(layers=2)
+    with pytest.raises(HookError, match="compression of 'answers' returned NoneType; expected an Artefact"):
+        compress(model, Answers(edits))
+    assert same_weights(model, tiny_llama(layers=2))
+
+
+def test_an_artefact_that_lacks_an_edit_is_refused_and_undone() -> None:
+    def forgets(view, request):
+        artefact = request.artefact(view)
+        view.journal.write(f"{UP}.weight", torch.zeros(64, 32))
+        return artefact
+
+    model = tiny_llama(layers=2)
+    with pytest.raises(HookError, match=f"differ at {UP}.weight"):
+        compress(model, Answers(forgets))
+    assert same_weights(model, tiny_llama(layers=2))
+
+
+def test_a_method_may_leave_the_edit_to_core() -> None:
+    def plans(view, request):
+        view.journal.write(f"{UP}.weight", torch.zeros(64, 32))
+        artefact = request.artefact(view)
+        view.journal.undo()
+        return artefact
+
+    model = tiny_llama(layers=2)
+    artefact = compress(model, Answers(plans))
+    assert not bool(model.get_parameter(f"{UP}.weight").any())
+    artefact.undo()
+    assert same_weights(model, tiny_llama(layers=2))
+
+
+def test_attached_models_repeated_methods_and_double_options_are_refused() -> None:
+    from methods import Damp
+
+    model = tiny_llama(layers=4)
+    with paperhooks.attach(model, Damp()):
+        model(input_ids=torch.tensor([[1, 2]]))
+        with pytest.raises(PluginConflict, match="attached to a session"):
+            compress(model, Greedy())
+    with pytest.raises(PluginConflict, match="magnitude was given twice"):
+        squeeze(model, levels_from=[Magnitude(), Magnitude()])
+    with pytest.raises(PluginError, match=r"options \['pattern'\] were given beside an instance"):
+        compress(model, Greedy(), pattern="x")
+
+
+# -- calibration ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", TEXT_FAMILIES)
+def test_calibration_streams_the_inputs_of_linear_layers(family: str) -> None:
+    model = tiny_text(family, layers=2)
+    view = ModelView.from_model(model)
+    kinds = (nn.Linear, *(c for c in {type(m) for m in model.modules()} if c.__name__ == "Conv1D"))
+    names = [n for n, m in model.named_modules() if isinstance(m, kinds)]
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(name, module, hidden, batch):
+        assert not hidden.requires_grad
+        found.setdefault(name, hidden)
+
+    calls = calibrate(view, token_batches(DATA, batch_size=3), names, keep, progress=False)
+    assert set(calls) == set(names)
+    assert set(found) == {n for n, c in calls.items() if c}
+    width = {n: getattr(m, "in_features", None) or m.weight.shape[0] for n, m in model.named_modules() if n in found}
+    assert all(hidden.shape[-1] == width[n] for n, hidden in found.items())
+    assert len(found) == len(names)
+
+
+def test_calibration_of_a_vision_language_model() -> None:
+    model = tiny_vlm("llava")
+    view, names = ModelView.from_model(model), []
+    inputs = vlm_inputs(model, [[3, 16, 5]])
+    calibrate(view, [inputs], [n for n, _ in view.modules(r".*q_proj")], lambda n, *_: names.append(n), progress=False)
+    assert sum("language_model" in n for n in names) == 6
+    assert not any("vision" in n for n in names)  # the features were given
+
+
+def test_errors_in_calibration_name_module_and_batch_and_leave_nothing() -> None:
+    model = tiny_llama(layers=2).train()
+    model(input_ids=torch.tensor([[1, 2]]))
+    before = fingerprint(model)
+    view = ModelView.from_model(model)
+
+    def fail(name, module, hidden, batch):
+        if batch.number == 1:
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError) as caught:
+        calibrate(view, token_batches(DATA), [UP], fail, progress=False)
+    assert caught.value.__notes__ == [f"paperhooks: raised on the input of {UP} in calibration batch 1"]
+    with pytest.raises(LookupError, match=r"has no module 'model\.layers\.0\.mlp\.upproj'; did you mean"):
+        calibrate(view, token_batches(DATA), ["model.layers.0.mlp.upproj"], fail)
+    with pytest.raises(DataError, match="no calibration batch"):
+        calibrate(view, [], [UP], fail, progress=False)
+    assert fingerprint(model) == before
+
+
+def test_batches_are_padded_cut_and_masked(caplog) -> None:
+    with caplog.at_level("INFO", "paperhooks.calibration_data"):
+        batches = token_batches(DATA, max_length=3, batch_size=2)
+    assert batches[0]["input_ids"].tolist() == [[5, 6, 7], [9, 10, 0]]
+    assert batches[0]["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batches[1]["input_ids"].tolist() == [[11, 12, 13]]
+    assert "1 of 3 calibration sequences were cut to 3 tokens" in caplog.text
+    ready = {"input_ids": torch.ones(2, 3, dtype=torch.int64), "pixel_values": torch.zeros(1)}
+    assert token_batches([ready])[0] == ready
+
+    def tokenizer(text):
+        return {"input_ids": [ord(c) for c in text]}
+
+    texts = token_batches(
+        ["ab", {"text": "c"}, {"input_ids": [7]}, torch.tensor([8, 9])], tokenizer=tokenizer, batch_size=4
+    )
+    assert texts[0]["input_ids"].tolist() == [[97, 98], [99, 0], [7, 0], [8, 9]]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([], "is empty"),
+        ([[1], []], "record 1 has no tokens"),
+        (["text"], "record 0 is text; pass tokenizer"),
+        ([{"other": 1}], "record 0 is dict; expected a text"),
+        ([torch.zeros(3)], "record 0 is Tensor"),
+    ],
+)
+def test_calibration_data_that_cannot_be_used_is_named(data, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        token_batches(data)
+
+
+def test_text_without_a_tokenizer_and_missing_data_are_named() -> None:
+    with pytest.raises(DataError, match="needs calibration data"):
+        squeeze(tiny_llama(layers=2), data=None)
+    with pytest.raises(DataError, match="no name to find a tokenizer by"):
+        squeeze(tiny_llama(layers=2), data=["hello"])
+    model = tiny_llama(layers=2)
+    model.config._name_or_path = "folder/that/is/missing"
+    with pytest.raises(DataError, match="no tokenizer was found at folder/that/is/missing"):
+        squeeze(model, data=[{"text": "hello"}])
+
+
+def test_data_may_be_a_file_or_have_parts(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in DATA))
+    seen = {}
+
+    def reads(view, request):
+        seen["one"], seen["two"] = request.batches("one"), request.batches("two", batch_size=3)
+        with pytest.raises(DataError, match="has the parts 'one', 'two'; choose one"):
+            request.batches()
+        with pytest.raises(DataError, match=r"pass data=\{'three': \[\.\.\.\]"):
+            request.batches("three")
+        return Artefact("answers", kind="notes")
+
+    compress(tiny_llama(layers=2), Answers(reads), data={"one": file, "two": DATA}, out=tmp_path / "run")
+    assert [b["input_ids"].tolist()[0] for b in seen["one"]] == DATA
+    assert seen["two"][0]["input_ids"].shape == (3, 4)
+    file.write_text(file.read_text() + json.dumps({"input_ids": [1]}) + "\n")
+    with pytest.raises(DataError, match="holds a run with"):
+        compress(tiny_llama(layers=2), Answers(reads), data={"one": file, "two": DATA}, out=tmp_path / "run")
+
+
+def test_texts_are_tokenized() -> None:
+    def tokenizer(text):
+        return {"input_ids": [ord(c) - 90 for c in text]}
+
+    one, two = tiny_llama(layers=2), tiny_llama(layers=2)
+    squeeze(one, data=["hello", "abc"], tokenizer=tokenizer)
+    squeeze(two, data=[tokenizer("hello")["input_ids"], tokenizer("abc")["input_ids"]])
+    assert same_weights(one, two)
