@@ -1,0 +1,138 @@
+"""POPE-style existence questions over generated scenes: random, popular and adversarial absent objects.
+
+After "Evaluating Object Hallucination in Large Vision-Language Models" (Li et al. 2023): for every picture as many
+objects that are there as objects that are not; what is not there is drawn at random, by how common it is in the
+split, or by how often it stands together with what the picture shows.  An object here is a colour and a form.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import permutations
+
+from paperhooks_testbed.questions import Question
+from paperhooks_testbed.world import COLOURS, FORMS, Scene, generate_scene
+
+__all__ = ["STRATEGIES", "PopeScores", "pope_questions", "pope_scores"]
+
+STRATEGIES: tuple[str, ...] = ("random", "popular", "adversarial")
+Object = tuple[str, str]
+_OBJECTS: tuple[Object, ...] = tuple((colour, form) for colour in COLOURS for form in FORMS)
+_SURVEYED = 500
+_PER_SCENE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PopeScores:
+    """What POPE reports, with ``yes`` as the positive answer; each 0 to 1."""
+
+    accuracy: float
+    precision: float
+    recall: float
+    f1: float
+    yes_ratio: float
+
+
+def pope_questions(split: str, strategy: str, n: int, seed: int = 0) -> list[Question]:
+    """``n`` existence questions, half "yes" and half "no" (to within one), six about each scene.
+
+    Args:
+        split: the split that the scenes come from.
+        strategy: ``"random"``, ``"popular"`` or ``"adversarial"``.
+        n: how many questions.
+        seed: other seeds use other scenes.
+
+    Raises:
+        ValueError: for an unknown strategy or a negative ``n``.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"there is no strategy {strategy!r}; use one of {', '.join(STRATEGIES)}")
+    if n < 0:
+        raise ValueError(f"n must not be negative; got {n}")
+    rng = random.Random(f"paperhooks-testbed pope {split} {strategy} {seed}")
+    questions: list[Question] = []
+    index = 500_000_000 + seed * 1_000_000
+    while len(questions) < n:
+        scene = generate_scene(split, index)
+        index += 1
+        present = sorted({(s.colour, s.form) for s in scene.shapes})
+        if len(present) < _PER_SCENE:
+            continue
+        absent = _RANKINGS[strategy](scene, split, rng)[:_PER_SCENE]
+        for shown, missing in zip(rng.sample(present, _PER_SCENE), absent):
+            questions += [_ask(scene, shown), _ask(scene, missing)]
+    return questions[:n]
+
+
+def pope_scores(questions: Sequence[Question], answers: Sequence[str]) -> PopeScores:
+    """Accuracy, precision, recall, F1 and the share of "yes"; any answer but "yes" counts as "no".
+
+    Raises:
+        ValueError: if there is no question, or not one answer a question.
+    """
+    if not questions or len(questions) != len(answers):
+        raise ValueError(f"got {len(answers)} answers to {len(questions)} questions; need one each, and at least one")
+    pairs = Counter((question.answer == "yes", given == "yes") for question, given in zip(questions, answers))
+    hit, false, missed = pairs[True, True], pairs[False, True], pairs[True, False]
+    precision = hit / (hit + false) if hit + false else 0.0
+    recall = hit / (hit + missed) if hit + missed else 0.0
+    f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    right = hit + pairs[False, False]
+    return PopeScores(right / len(answers), precision, recall, f1, (hit + false) / len(answers))
+
+
+def _ask(scene: Scene, thing: Object) -> Question:
+    colour, form = thing
+    found = scene.matching(form, colour)
+    tokens = tuple(sorted(token for shape in found for token in shape.tokens))
+    return Question("existence", f"is there a {colour} {form} ?", "yes" if found else "no", scene, tokens)
+
+
+def _absent(scene: Scene, rng: random.Random) -> list[Object]:
+    absent = [thing for thing in _OBJECTS if not scene.matching(thing[1], thing[0])]
+    rng.shuffle(absent)
+    return absent
+
+
+def _by_chance(scene: Scene, split: str, rng: random.Random) -> list[Object]:
+    return _absent(scene, rng)
+
+
+def _by_popularity(scene: Scene, split: str, rng: random.Random) -> list[Object]:
+    common, _ = _survey(split)
+    return sorted(_absent(scene, rng), key=lambda thing: -common[thing])
+
+
+def _by_company(scene: Scene, split: str, rng: random.Random) -> list[Object]:
+    # First what shares its colour and its form with shown objects, then what most often stands beside them.
+    _, together = _survey(split)
+    present = {(s.colour, s.form) for s in scene.shapes}
+    colours, forms = {c for c, _ in present}, {f for _, f in present}
+
+    def rank(thing: Object) -> tuple[int, int]:
+        return -((thing[0] in colours) + (thing[1] in forms)), -sum(together[thing, shown] for shown in present)
+
+    return sorted(_absent(scene, rng), key=rank)
+
+
+@lru_cache(maxsize=len(("train", "dev", "test")))
+def _survey(split: str) -> tuple[Counter[Object], Counter[tuple[Object, Object]]]:
+    """How often objects, and pairs of objects, occur in the first scenes of a split."""
+    common: Counter[Object] = Counter()
+    together: Counter[tuple[Object, Object]] = Counter()
+    for index in range(_SURVEYED):
+        things = {(s.colour, s.form) for s in generate_scene(split, index).shapes}
+        common.update(things)
+        together.update(permutations(things, 2))
+    return common, together
+
+
+_RANKINGS: dict[str, Callable[[Scene, str, random.Random], list[Object]]] = {
+    "random": _by_chance,
+    "popular": _by_popularity,
+    "adversarial": _by_company,
+}
