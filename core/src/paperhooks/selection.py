@@ -189,7 +189,7 @@ def compact_labels(labels: Tensor, track: TokenTrack, ignore_index: int = -100) 
     return shifted.masked_fill(~track.valid.to(labels.device), ignore_index) if track.valid is not None else shifted
 
 
-class SelectedLayer(DynamicLayer):
+class SelectedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not type-checked here
     """A dynamic cache layer that remembers which columns of the full sequence its entries are.
 
     Its entries are ``prefix`` followed by the contiguous columns ``tail`` to ``total - 1``. Decoding only moves
@@ -234,7 +234,8 @@ class SelectedLayer(DynamicLayer):
         else:
             self._append(self.pending)
             self.pending = None
-        return super().update(key_states, value_states, *args, **kwargs)
+        updated: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
+        return updated
 
     def _append(self, track: TokenTrack) -> None:
         lost = track.dropped()
@@ -291,7 +292,7 @@ class SelectedLayer(DynamicLayer):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder the batch entries, as beam search does."""
-        super().reorder_cache(beam_idx)  # type: ignore[arg-type]  # any integer tensor does
+        super().reorder_cache(beam_idx)
         self._rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:

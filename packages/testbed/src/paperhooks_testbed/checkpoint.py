@@ -21,9 +21,9 @@ def save_checkpoint(
     """Write everything that the next step depends on; an interrupted write leaves the old file untouched."""
     tensors: dict[str, torch.Tensor] = {}
     named = _named(modules)
-    for name, parameter in named.items():
-        tensors[f"weight/{name}"] = parameter.detach()
-    names = {parameter: name for name, parameter in named.items()}
+    for name, weight in named.items():
+        tensors[f"weight/{name}"] = weight.detach()
+    names: dict[torch.Tensor, str] = {weight: name for name, weight in named.items()}
     for optimizer in optimizers:
         for parameter, state in optimizer.state.items():
             for key, value in state.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,8 +140,12 @@ def _answers_by_depth(model: LlavaForConditionalGeneration, inputs: dict[str, to
         "use_cache": False,
         "logits_to_keep": 1,
     }
+
+    def hidden_from(depth: int) -> Callable[[int], torch.Tensor | None]:
+        return lambda layer: hidden if layer >= depth else None
+
     for depth in range(len(model.model.language_model.layers) + 1):
-        with hide_image(model, lambda layer, depth=depth: hidden if layer >= depth else None):
+        with hide_image(model, hidden_from(depth)):
             yield model(**given).logits[:, -1].argmax(-1)
 
 
