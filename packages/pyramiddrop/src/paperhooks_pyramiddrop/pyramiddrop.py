@@ -97,9 +97,7 @@ class PyramidDrop:
         beams=True,
         assisted=True,
         training=True,
-        devices=("cpu", "cuda"),
         dtypes=("float32", "bfloat16", "float16"),
-        attention=("eager", "sdpa", "flash_attention_2"),
     )
 
     def __post_init__(self) -> None:
