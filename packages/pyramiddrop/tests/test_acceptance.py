@@ -398,6 +398,8 @@ def test_bad_options_are_refused_at_construction():
         ({"ratio": 2.0}, "got 2.0"),
         ({"min_visual_tokens": -1}, "min_visual_tokens=-1"),
         ({"stages": {2: 0.5}, "layers": [2]}, "not both"),
+        ({"ratios": [0.5]}, "need layers"),
+        ({"layers": [2, 4], "ratios": [0.5]}, "as many keep ratios, got 1"),
     ]:
         with pytest.raises(ValueError, match=message):
             PyramidDrop(**options)
@@ -681,6 +683,44 @@ def test_equal_tokens_keep_the_earlier_one():
     with attach(model, PyramidDrop(stages={2: 0.5}, rank=lambda given: torch.ones(given.visual.shape), record=drops)):
         model(**vlm_inputs(model, ONE))
     assert drops[0].kept[0].nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 15, 16, 17, 18, 19]
+
+
+# -- options ----
+
+
+@torch.no_grad()
+def test_layers_and_ratios_of_their_own():
+    assert PyramidDrop(layers=[2, 4], ratios=[0.6, 0.1]).schedule_for(6) == Schedule((2, 4), (0.6, 0.1))
+    assert PyramidDrop(layers=[2, 4], ratio=0.6).schedule_for(6).ratios == (0.6, 0.36)
+
+
+@torch.no_grad()
+def test_a_function_chooses_the_query_rows():
+    model, seen = tiny_vlm(), []
+
+    def spy(given: Ranking):
+        seen.append(given.query_rows[given.query_valid].tolist())
+        return ranking.last_token(given)
+
+    def second(call):
+        return torch.arange(call.query_length).expand(call.input_ids.shape) == 1
+
+    with attach(model, PyramidDrop(stages={2: 0.5}, query=second, rank=spy)):
+        model(**vlm_inputs(model, ONE))
+    assert seen == [[1]]
+
+
+@torch.no_grad()
+def test_visual_token_ids_for_a_config_that_names_none(monkeypatch):
+    model, drops = tiny_vlm(), []
+    monkeypatch.setattr("paperhooks.modelview._image_token_ids", lambda config: ())
+    with pytest.raises(UnsupportedModel, match="names no image token"):
+        attach(model, PyramidDrop(stages=STAGES))
+    inputs = vlm_inputs(model, ((20,),))
+    wanted = inputs["input_ids"][0, 3:9].unique().tolist()
+    with attach(model, PyramidDrop(stages={2: 0.0}, visual_token_ids=wanted, record=drops)):
+        model(**inputs)
+    assert torch.equal(drops[0].visual, torch.isin(inputs["input_ids"], torch.tensor(wanted)))
 
 
 # -- policies ----------------------------------------------------------------------------------------------------------

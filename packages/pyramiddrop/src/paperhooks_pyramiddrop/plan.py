@@ -6,6 +6,7 @@ has.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 __all__ = ["Alive", "Plan", "Query", "make_plan"]
 
-Query: TypeAlias = Literal["auto", "last"]
+Query: TypeAlias = Literal["auto", "last"] | Callable[[Call], Tensor]
 Counts: TypeAlias = list[list[int]]
 IGNORE = -100
 
@@ -107,14 +108,11 @@ class Plan:
         )
 
 
-def make_plan(call: Call, inputs: LayerInputs, query: Query, scope: str, protect: bool) -> Plan | None:
-    """Read off a forward what its drops need. None when it has no known visual token.
+def make_plan(call: Call, inputs: LayerInputs, visual: Tensor, query: Query, scope: str, protect: bool) -> Plan | None:
+    """Read off a forward what its drops need. None when none of its tokens is ``visual`` (bool [B, T]).
 
     :raises DataError: positions restart inside a row (several samples packed into one).
     """
-    visual = call.image_mask
-    if visual is None:
-        return None
     batch, length = inputs.hidden_states.shape[0], call.query_length
     device = visual.device
     real = torch.ones(batch, length, dtype=torch.bool, device=device)
@@ -124,6 +122,8 @@ def make_plan(call: Call, inputs: LayerInputs, query: Query, scope: str, protect
     labels = call.labels.to(device) if call.labels is not None else None
     prompt = real & (torch.arange(length, device=device) < length - call.draft_length)
     queries, predicts = _query_rows(prompt, labels if query == "auto" else None, labels)
+    if callable(query):
+        queries = query(call).to(device, torch.bool) & prompt
     protected = (queries | predicts) & visual if protect else torch.zeros_like(visual)
     segments = visual.long() if scope == "sample" else _runs(visual)
     host = _read(real, visual, queries, protected, segments, _restarts(call, real), scope)

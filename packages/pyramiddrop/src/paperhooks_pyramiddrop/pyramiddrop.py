@@ -50,14 +50,14 @@ class PyramidDrop:
         0.5, which is 8/16/24 on 32 layers).
     ratio
         The paper's lambda, used where ``stages`` does not give ratios.
-    layers
-        Explicit drop layers for ``ratio``, in place of the even split.
+    layers, ratios
+        Explicit drop layers in place of the even split, with ``ratio``'s powers or with keep ratios of their own.
     positions
         ``"preserve"``: kept tokens keep their rotary positions, which equals masking the dropped ones. ``"renumber"``:
         positions are counted anew without gaps, as in the official code.
     query
-        Which rows rank: ``"auto"`` (the ends of all instructions where labels are given, else the last token) or
-        ``"last"``.
+        Which rows rank: ``"auto"`` (the ends of all instructions where labels are given, else the last token),
+        ``"last"``, or a function of the :class:`~paperhooks.Call` that returns bool [B, T].
     rank
         ``"last_token"`` (the paper), ``"random"``, ``"mean_text"``, ``"key_norm"``, or a function of a
         :class:`~paperhooks_pyramiddrop.rank.Ranking`.
@@ -70,6 +70,8 @@ class PyramidDrop:
     restore_outputs
         Give logits their full length back (dropped rows are zeros). False: in training with labels the loss is computed
         on the kept tokens only, which saves memory.
+    visual_token_ids
+        Token ids that stand for image features, for a model whose config does not name them.
     seed
         Seeds the ``random`` policy; successive forwards draw on.
     record
@@ -81,6 +83,7 @@ class PyramidDrop:
     stages: Mapping[int, float] | int = 4
     ratio: float = 0.5
     layers: Sequence[int] | None = None
+    ratios: Sequence[float] | None = None
     positions: Literal["preserve", "renumber"] = "preserve"
     query: Query = "auto"
     rank: str | Policy = "last_token"
@@ -88,6 +91,7 @@ class PyramidDrop:
     min_visual_tokens: int = 0
     protect_queries: bool = True
     restore_outputs: bool = True
+    visual_token_ids: Sequence[int] | None = None
     seed: int = 0
     record: list[Drop] | None = None
 
@@ -103,19 +107,21 @@ class PyramidDrop:
     def __post_init__(self) -> None:
         for name, allowed in (
             ("positions", ("preserve", "renumber")),
-            ("query", ("auto", "last")),
+            ("query", ("auto", "last", self.query if callable(self.query) else "auto")),
             ("scope", ("sample", "segment")),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}; expected one of {', '.join(map(repr, allowed))}")
         if self.min_visual_tokens < 0:
             raise ValueError(f"min_visual_tokens={self.min_visual_tokens}; expected 0 or more")
-        if isinstance(self.stages, Mapping):
-            if self.layers is not None:
-                raise ValueError("give drop layers either in stages={layer: ratio} or in layers=[...], not both")
-            Schedule.from_stages(self.stages)
+        if isinstance(self.stages, Mapping) and (self.layers is not None or self.ratios is not None):
+            raise ValueError("give drop layers either in stages={layer: ratio} or in layers=[...], not both")
+        if self.ratios is not None and self.layers is None:
+            raise ValueError(f"ratios={list(self.ratios)} need layers=[...] of the same length")
+        if isinstance(self.stages, Mapping) or self.layers is not None:
+            self._explicit()
         else:  # an even split waits for the model's depth; its ratio need not
-            Schedule.powers(self.layers if self.layers is not None else (1,), self.ratio)
+            Schedule((1,), (self.ratio,))
         self._schedules: dict[int, Schedule] = {}  # by depth: one method may serve models of several depths
         self._policy = policy_of(self.rank)
         self._generator = torch.Generator().manual_seed(self.seed)
@@ -140,6 +146,10 @@ class PyramidDrop:
                 f"{view.family} adds image features to its first {len(deepstack)} layers; the first drop must be at "
                 f"layer {len(deepstack)} or later, not {first}"
             )
+        if hasattr(view.config, "vision_config") and not view.image_token_ids and self.visual_token_ids is None:
+            raise UnsupportedModel(
+                f"the config of this {view.family} names no image token; pass visual_token_ids=[...] to PyramidDrop"
+            )
         if self.positions == "renumber" and (view.rotary is None or _multimodal_rotary(view)):
             raise PluginIncompatible(
                 f"positions='renumber' is not defined for {view.family}, whose positions are not plain rotary counts; "
@@ -155,15 +165,17 @@ class PyramidDrop:
         """The schedule on a decoder of ``n_layers`` layers. Raises ValueError if a drop falls outside it."""
         found = self._schedules.get(n_layers)
         if found is None:
-            if isinstance(self.stages, Mapping):
-                found = Schedule.from_stages(self.stages)
-            elif self.layers is not None:
-                found = Schedule.powers(self.layers, self.ratio)
-            else:
-                found = Schedule.even(n_layers, self.stages, self.ratio)
+            even = self.layers is None and isinstance(self.stages, int)
+            found = Schedule.even(n_layers, self.stages, self.ratio) if even else self._explicit()  # type: ignore[arg-type]
             found.check(n_layers)
             self._schedules[n_layers] = found
         return found
+
+    def _explicit(self) -> Schedule:
+        if isinstance(self.stages, Mapping):
+            return Schedule.from_stages(self.stages)
+        layers = tuple(self.layers or ())
+        return Schedule.powers(layers, self.ratio) if self.ratios is None else Schedule(layers, tuple(self.ratios))
 
     def selects_layer(self, site: Site) -> bool:
         """The drop layers; with renumbered positions every layer from the first one on."""
@@ -191,11 +203,18 @@ class PyramidDrop:
         """Counts and query rows of this forward, read from the device once; None when it holds nothing to drop."""
         state = call.state(self)
         if "plan" not in state:
-            if call.image_mask is None:
+            visual = self._visual(call)
+            if visual is None:
                 self._warn_blind(call)
-            state["plan"] = make_plan(call, inputs, self.query, self.scope, self.protect_queries)
-        plan: Plan | None = state["plan"]
+            else:
+                state["plan"] = make_plan(call, inputs, visual, self.query, self.scope, self.protect_queries)
+        plan: Plan | None = state.get("plan")
         return plan
+
+    def _visual(self, call: Call) -> Tensor | None:
+        if self.visual_token_ids is None or call.input_ids is None or call.inputs.get("visual_mask") is not None:
+            return call.image_mask
+        return torch.isin(call.input_ids, torch.tensor(self.visual_token_ids, device=call.input_ids.device))
 
     def _drop(self, site: Site, plan: Plan, inputs: LayerInputs, stage: int) -> LayerInputs | None:
         ratio = self.schedule_for(site.n_layers).ratios[stage]
