@@ -93,8 +93,10 @@ class Session:
 
     def _register(self) -> None:
         view, methods = self.view, self._set
-        self._hook(view.model, "forward_pre", ModelEnter(view, _parameters(view.model), self))
-        if methods.in_forward():
+        in_forward = bool(methods.in_forward())
+        names = _parameters(view.model) if in_forward else ()
+        self._hook(view.model, "forward_pre", ModelEnter(view, names, self, in_forward))
+        if in_forward:
             self._guard()
             entry = methods.chain("pre_decoder")
             self._hook(view.decoder, "forward_pre", DecoderEnter(view, _parameters(view.decoder), entry, self._flags))

@@ -39,18 +39,22 @@ def named_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[
 class ModelEnter(Hook):
     """Forward pre-hook of the model: starts the :class:`Call`, and leads from a model to its session.
 
-    A copy of an attached model (deepcopy, pickle) keeps its hooks but belongs to no session.
+    A copy of an attached model (deepcopy, pickle) keeps its hooks but belongs to no session. A session without hooks
+    inside the forward leaves every call as it is (``starts`` False).
     """
 
-    def __init__(self, view: ModelView, names: tuple[str, ...], session: Session | None) -> None:
+    def __init__(self, view: ModelView, names: tuple[str, ...], session: Session | None, starts: bool) -> None:
         self.view = view
         self.names = names
         self.session = session
+        self.starts = starts
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "session": None}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self.starts:
+            return None
         inputs = named_arguments(args, kwargs, self.names)
         call = Call(self.view, inputs, module.training)
         kwargs = {name: value for name, value in kwargs.items() if name != "visual_mask"}
