@@ -1,0 +1,387 @@
+"""The repository's jobs: ``nox -s demo``, ``nox -s tests``, and the rest of ``nox --list``.
+
+torch and what comes with it take a minute and almost a gigabyte to install, so the sessions share one environment of
+third-party packages (.nox/third-party, never a package of this repository in it). On top of it lie overlays: virtual
+environments that see it through a ``.pth`` file and hold nothing but packages of this repository. Everything is
+installed by pip; constraints.txt pins what is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import nox
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+nox.needs_version = ">=2024.4.15"
+nox.options.sessions = ["lint", "types", "tests", "wheels", "docs", "registry"]
+nox.options.reuse_existing_virtualenvs = True
+nox.options.default_venv_backend = "venv"
+
+ROOT = Path(__file__).resolve().parent
+CONSTRAINTS = ROOT / "constraints.txt"
+NOX = ROOT / ".nox"
+BASE = NOX / "third-party"
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+#: Two cores: two processes of one thread each are faster than one process of two threads on models this small.
+ENV = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+WORKERS = int(os.environ.get("PAPERHOOKS_JOBS", "2"))
+#: What the session ``floors`` runs: attaching, the contract, and what uses typer, rich, matplotlib and packaging.
+SMOKE = (
+    "core/tests/test_session.py",
+    "core/tests/test_cli.py",
+    "core/tests/test_report.py",
+    "core/tests/test_registry.py",
+    "packages/pyramiddrop/tests/test_contract.py",
+    "packages/testbed/tests/test_processor.py",
+)
+WANTED = "not slow and not cuda and not network"
+
+
+@dataclass(frozen=True)
+class Package:
+    """A distribution of this repository."""
+
+    folder: Path
+
+    @cached_property
+    def project(self) -> dict[str, Any]:
+        """The table ``[project]``."""
+        return tomllib.loads((self.folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    @property
+    def name(self) -> str:
+        """The distribution's name."""
+        return canonicalize_name(self.project["name"])
+
+    @property
+    def module(self) -> str:
+        """What is imported."""
+        return self.name.replace("-", "_")
+
+    def requirements(self, extras: Iterable[str]) -> list[Requirement]:
+        """Its dependencies with those of some extras."""
+        lines = list(self.project["dependencies"])
+        for extra in extras:
+            lines += self.project.get("optional-dependencies", {}).get(extra, [])
+        return [Requirement(line) for line in lines]
+
+
+PACKAGES = [Package(ROOT / "core"), *(Package(f.parent) for f in sorted((ROOT / "packages").glob("*/pyproject.toml")))]
+BY_NAME = {package.name: package for package in PACKAGES}
+CORE = PACKAGES[0]
+
+
+def third_party(*without: str) -> list[str]:
+    """Requirements of all packages with all extras but some, without the packages themselves."""
+    found = set()
+    for package in PACKAGES:
+        for requirement in package.requirements(set(package.project.get("optional-dependencies", {})) - set(without)):
+            if canonicalize_name(requirement.name) not in BY_NAME:
+                found.add(str(requirement))
+    return sorted(found)
+
+
+def first_party(package: Package, extras: Iterable[str] = ()) -> list[Package]:
+    """The packages of this repository that a package with some extras needs, itself included, sorted by name."""
+    seen: set[tuple[str, str]] = set()
+    queue = [(package.name, extra) for extra in ("", *extras)]
+    while queue:
+        name, extra = queue.pop()
+        if (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        for requirement in BY_NAME[name].requirements([extra]):
+            other = canonicalize_name(requirement.name)
+            if other in BY_NAME:
+                queue += [(other, each) for each in ("", *requirement.extras)]
+    return [BY_NAME[name] for name in sorted({name for name, _ in seen})]
+
+
+def fingerprint(*texts: str) -> str:
+    """A hash by which a session knows whether an environment is still what it should be."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+# -- environments ------------------------------------------------------------------------------------------------------
+
+
+def python_of(folder: Path) -> str:
+    """The interpreter of a virtual environment."""
+    return str(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+
+
+def site_packages(python: str) -> Path:
+    """Where an interpreter's pure Python packages lie."""
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    return Path(subprocess.check_output([python, "-c", code], text=True).strip())
+
+
+def base(session: nox.Session, *groups: str) -> str:
+    """The interpreter of the third-party environment, with the requirements of some dependency groups installed.
+
+    Groups are installed when a session first asks for them; a change of the requirements installs again.
+    """
+    python = python_of(BASE)
+    if not Path(python).exists():
+        session.run(sys.executable, "-m", "venv", "--clear", str(BASE), external=True)
+    pip = (python, "-m", "pip", "install", "-q", "-c", str(CONSTRAINTS))
+    wanted = {"run": third_party(), **{name: SETTINGS["dependency-groups"][name] for name in groups}}
+    for name, requirements in wanted.items():
+        stamp = BASE / f"{name}.installed"
+        digest = fingerprint(*requirements, CONSTRAINTS.read_text(encoding="utf-8"))
+        if stamp.is_file() and stamp.read_text() == digest:
+            continue
+        session.log(f"installing {', '.join(requirements)}")
+        alone = ["--no-deps"] if name == "model-files" else []
+        session.run(*pip, *alone, *requirements, external=True, silent=False)
+        stamp.write_text(digest)
+    return python
+
+
+def overlay(session: nox.Session, folder: Path, *requirements: str) -> str:
+    """The interpreter of a new environment: the third-party one underneath, and these (and no other) on top."""
+    shutil.rmtree(folder, ignore_errors=True)
+    session.run(python_of(BASE), "-m", "venv", "--without-pip", str(folder), external=True)
+    python = python_of(folder)
+    below = site_packages(python_of(BASE))
+    (site_packages(python) / "third-party.pth").write_text(f"{below}\n", encoding="utf-8")
+    session.run(
+        python_of(BASE), "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-build-isolation",
+        "--no-index", *requirements, external=True,
+    )  # fmt: skip
+    return python
+
+
+def development(session: nox.Session, *groups: str) -> str:
+    """The interpreter of the environment in which all packages are installed editable."""
+    base(session, *dict.fromkeys(["test", *groups]))
+    folder, stamp = NOX / "development", NOX / "development" / "installed"
+    metadata = [(package.folder / "pyproject.toml").read_text(encoding="utf-8") for package in PACKAGES]
+    digest = fingerprint(str(ROOT), *metadata)
+    if not stamp.is_file() or stamp.read_text() != digest:
+        editable = [part for package in PACKAGES for part in ("-e", str(package.folder))]
+        overlay(session, folder, *editable)
+        stamp.write_text(digest)
+    return python_of(folder)
+
+
+def run(session: nox.Session, *command: str, **options: Any) -> None:
+    """Run a command of the shared environments."""
+    session.run(*command, external=True, env={**ENV, **options.pop("env", {})}, **options)
+
+
+# -- test processes ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Job:
+    """One pytest process; ``summary`` is its closing line."""
+
+    name: str
+    python: str
+    arguments: Sequence[str]
+    folder: Path = ROOT
+    summary: str = field(default="", init=False)
+    code: int = field(default=0, init=False)
+
+    def __call__(self) -> Job:
+        """Run it and print all it said at once, so that the output of two processes does not mix."""
+        say(f"nox > {self.name}: started")
+        begin = time.monotonic()
+        command = [self.python, "-m", "pytest", "--color=no", *self.arguments]
+        done = subprocess.run(
+            command, cwd=self.folder, env={**os.environ, **ENV}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
+        )  # fmt: skip
+        self.code = done.returncode
+        lines = done.stdout.rstrip().splitlines() or ["no output"]
+        self.summary = lines[-1].strip("= ")
+        say(f"\nnox > {self.name} ({time.monotonic() - begin:.0f} s)\n{done.stdout}")
+        return self
+
+
+def say(text: str) -> None:
+    """Print in one write, so that two threads do not share a line."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def run_jobs(session: nox.Session, jobs: Sequence[Job]) -> None:
+    """Run test processes, a few at a time; fails when one fails or when none has found a test."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        done = list(pool.map(lambda job: job(), jobs))
+    for job in done:
+        session.log(f"{job.name}: {job.summary}")
+    nothing_found = 5
+    failed = [job.name for job in done if job.code not in (0, nothing_found)]
+    if failed:
+        session.error(f"tests failed in {', '.join(failed)}")
+    if all(job.code == nothing_found for job in done):
+        session.error("no test was selected")
+
+
+def test_folders() -> list[Path]:
+    """Every folder of tests, the largest first. Each gets a process of its own: their modules share names."""
+    folders = [package.folder / "tests" for package in PACKAGES] + [ROOT / "tests"]
+    found = [folder for folder in folders if any(folder.glob("test_*.py"))]
+    return sorted(found, key=lambda folder: -sum(file.stat().st_size for file in folder.glob("*.py")))
+
+
+def pytest_arguments(posargs: Sequence[str], settings: Path = ROOT / "pyproject.toml") -> list[str]:
+    """Arguments of a test process; markers given by the user replace the usual choice."""
+    marked = [] if "-m" in posargs else ["-m", WANTED]
+    return ["-c", str(settings), *marked, *posargs]
+
+
+# -- sessions ----------------------------------------------------------------------------------------------------------
+
+
+@nox.session(venv_backend="none")
+def demo(session: nox.Session) -> None:
+    """The main job: every plugin's demo on the test bed, with reports in the folder paperhooks-demo."""
+    python = development(session, "models", "model-files")
+    run(session, python, "-m", "paperhooks.cli", "plugins")
+    run(session, python, "-m", "paperhooks.cli", "demo", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """All tests but those marked slow, cuda or network; options of pytest, or folders, after ``--``."""
+    python = development(session, "models", "model-files")
+    chosen = [Path(arg).resolve() for arg in session.posargs if Path(arg.partition("::")[0]).exists()]
+    options = [arg for arg in session.posargs if not Path(arg.partition("::")[0]).exists()]
+    targets = chosen or test_folders()
+    jobs = [
+        Job(folder.relative_to(ROOT).as_posix(), python, [*pytest_arguments(options), str(folder)])
+        for folder in targets
+    ]
+    run_jobs(session, jobs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff: rules and format."""
+    session.install("-c", str(CONSTRAINTS), *SETTINGS["dependency-groups"]["lint"])
+    session.run("python", "-m", "ruff", "check", ".")
+    session.run("python", "-m", "ruff", "format", "--check", ".")
+
+
+@nox.session(venv_backend="none")
+def types(session: nox.Session) -> None:
+    """Mypy: strict on core, plain on the other packages (see pyproject.toml)."""
+    python = development(session, "types")
+    run(session, python, "-m", "mypy", *(str(package.folder / "src" / package.module) for package in PACKAGES))
+
+
+@nox.session(venv_backend="none")
+def wheels(session: nox.Session) -> None:
+    """Build every wheel; install each with core alone and run its tests outside the source tree."""
+    base(session, "test", "models", "model-files")
+    folder = NOX / "wheels"
+    shutil.rmtree(folder, ignore_errors=True)
+    built = {package.name: build_wheel(session, package, folder / "dist") for package in PACKAGES}
+    jobs = [wheel_job(session, package, built, folder) for package in PACKAGES]
+    run_jobs(session, jobs)
+
+
+def build_wheel(session: nox.Session, package: Package, out: Path) -> Path:
+    """Build a wheel by way of the sdist, which shows that the sdist is complete."""
+    target = out / package.name
+    run(session, python_of(BASE), "-m", "build", "--no-isolation", "--outdir", str(target), str(package.folder),
+        silent=True)  # fmt: skip
+    (wheel,) = target.glob("*.whl")
+    return wheel
+
+
+def wheel_job(session: nox.Session, package: Package, built: dict[str, Path], folder: Path) -> Job:
+    """Install a wheel in a fresh overlay, look at it, and prepare the run of its tests from a copy."""
+    needed = [each.name for each in first_party(package, ["test"])]
+    python = overlay(session, folder / package.name / "env", *(str(built[name]) for name in needed))
+    place = folder / package.name / "run"
+    shutil.copytree(package.folder / "tests", place / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    settings = shutil.copy(ROOT / "pyproject.toml", place / "pyproject.toml")
+    checker = shutil.copy(ROOT / "tests" / "installed.py", place / "installed.py")
+    points = package.project.get("entry-points", {}).get("paperhooks.plugins", {})
+    expected = {
+        "first_party": needed,
+        "all": sorted(BY_NAME),
+        "module": package.module,
+        "plugins": sorted(points),
+        "environment": str(folder / package.name / "env"),
+    }
+    run(session, python, "-I", str(checker), json.dumps(expected))
+    return Job(f"wheel of {package.name}", python, [*pytest_arguments([], Path(settings)), "tests"], place)
+
+
+@nox.session(venv_backend="none")
+def floors(session: nox.Session) -> None:
+    """A smoke test on the oldest versions that the packages' metadata allow. torch stays at its pin."""
+    base(session, "test")
+    lowest = NOX / "floors.txt"
+    run(session, python_of(BASE), str(ROOT / "tests" / "lowest.py"), str(lowest), "--keep", str(CONSTRAINTS), "torch")
+    python = overlay(session, NOX / "floors", *(part for p in PACKAGES for part in ("-e", str(p.folder))))
+    pip = (python_of(BASE), "-m", "pip", "--python", python, "install", "-q")
+    session.run(*pip, "-c", str(lowest), *third_party("test"), external=True)
+    run_jobs(session, [Job(f"floors: {name}", python, [*pytest_arguments(session.posargs), name]) for name in SMOKE])
+
+
+@nox.session(venv_backend="none")
+def docs(session: nox.Session) -> None:
+    """The documentation, every warning an error; it lands in docs/_build/html."""
+    python = development(session, "docs")
+    out = ROOT / "docs" / "_build" / "html"
+    run(session, python, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(ROOT / "docs"), str(out))
+    session.log(f"open {out / 'index.html'}")
+
+
+@nox.session(venv_backend="none")
+def registry(session: nox.Session) -> None:
+    """Prove that registry.toml, the packages' metadata, PluginInfo and Traits agree."""
+    run(session, development(session), "-m", "paperhooks.cli", "registry", "check", str(ROOT / "registry.toml"))
+
+
+@nox.session(venv_backend="none")
+def bench(session: nox.Session) -> None:
+    """Every package's benchmarks in their short form; ``-- --full`` for the long one."""
+    python = development(session, "models", "model-files")
+    options = [] if "--full" in session.posargs else ["--quick"]
+    for script in sorted(file for package in PACKAGES for file in (package.folder / "benchmarks").glob("[!_]*.py")):
+        run(session, python, str(script), *options)
+
+
+@nox.session(venv_backend="none")
+def train_testbed(session: nox.Session) -> None:
+    """Train the test bed's model again; options of paperhooks_testbed.train after ``--``."""
+    run(session, development(session), "-m", "paperhooks_testbed.train", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def cuda(session: nox.Session) -> None:
+    """The tests that need a GPU; without one, says so and ends well."""
+    python = development(session, "models", "model-files")
+    probe = [python, "-c", "import torch; print(torch.cuda.device_count())"]
+    if subprocess.check_output(probe, text=True).strip() == "0":
+        session.log("no GPU here: collecting the tests marked cuda, running none")
+        for folder in test_folders():
+            options = ["--collect-only", "-q", "-c", str(ROOT / "pyproject.toml"), "-m", "cuda", str(folder)]
+            run(session, python, "-m", "pytest", *options, success_codes=[0, 5])
+        return
+    posargs = ["-m", "cuda", *session.posargs]
+    jobs = [Job(folder.as_posix(), python, [*pytest_arguments(posargs), str(folder)]) for folder in test_folders()]
+    run_jobs(session, jobs)

@@ -1,0 +1,213 @@
+"""Who may import whom, what no module may do, and how large a module may be."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from repository import CORE, PACKAGES, PLUGINS, ROOT, TESTBED, imports, sources, tree
+
+FILES = sources(*PACKAGES)
+UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+FOREIGN = ("torch", "transformers", "accelerate", "tokenizers", "numpy")
+GLOBAL_SEEDS = {"torch.manual_seed", "torch.seed", "random.seed", "numpy.random.seed", "np.random.seed"}
+
+
+def short(file: Path) -> str:
+    """For test names."""
+    return file.relative_to(ROOT).as_posix()
+
+
+def dotted(node: ast.AST) -> str:
+    """``a.b.c`` of an attribute chain; subscripts and calls inside it are looked through."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    if isinstance(node, ast.Subscript):
+        return dotted(node.value)
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+# -- what the rules find -----------------------------------------------------------------------------------------------
+
+
+def unpickling(module: ast.Module) -> list[str]:
+    """Imports of modules that unpickle, and calls that do."""
+    found = [f"line {each.line}: import {each.target}" for each in imports(module) if each.top in UNPICKLERS]
+    for node in ast.walk(module):
+        if isinstance(node, ast.Call):
+            pickled = any(k.arg == "allow_pickle" and getattr(k.value, "value", True) for k in node.keywords)
+            if dotted(node.func) == "torch.load" or pickled:
+                found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+def patches(module: ast.Module) -> list[str]:
+    """Assignments, deletions and registrations into objects imported from other libraries."""
+    foreign = {each.bound for each in imports(module) if each.top in FOREIGN}
+    return [f"line {node.lineno}: {ast.unparse(node)}" for node, owner in _written(module) if owner in foreign]
+
+
+def _written(module: ast.Module) -> Iterator[tuple[ast.stmt | ast.expr, str]]:
+    for node in ast.walk(module):
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Assign | ast.Delete):
+            targets = list(node.targets)
+        elif isinstance(node, ast.AugAssign | ast.AnnAssign):
+            targets = [node.target]
+        elif isinstance(node, ast.Call) and dotted(node.func) in ("setattr", "delattr"):
+            yield node, dotted(node.args[0]).partition(".")[0]
+        elif isinstance(node, ast.Call) and dotted(node.func).endswith((".register", ".update", ".setdefault")):
+            yield node, dotted(node.func).partition(".")[0]
+        for target in targets:
+            if isinstance(target, ast.Attribute | ast.Subscript):
+                yield node, dotted(target).partition(".")[0]  # type: ignore[misc]
+
+
+def global_seeds(module: ast.Module) -> list[str]:
+    """Calls that change global random state, unless inside ``with ...fork_rng(...)``."""
+    forked = {
+        id(inner)
+        for node in ast.walk(module)
+        if isinstance(node, ast.With) and any("fork_rng" in ast.unparse(item.context_expr) for item in node.items)
+        for inner in ast.walk(node)
+    }
+    return [
+        f"line {node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(module)
+        if isinstance(node, ast.Call) and dotted(node.func) in GLOBAL_SEEDS and id(node) not in forked
+    ]
+
+
+def assertions(module: ast.Module) -> list[str]:
+    """Assertions that check something; those that only tell a type checker what cannot be otherwise are fine.
+
+    Assertions vanish under ``python -O``: errors of users are exceptions.
+    """
+    found = [node for node in ast.walk(module) if isinstance(node, ast.Assert)]
+    return [f"line {node.lineno}: {ast.unparse(node)}" for node in found if node.msg or not _narrows(node.test)]
+
+
+def _narrows(test: ast.expr) -> bool:
+    if isinstance(test, ast.BoolOp):
+        return isinstance(test.op, ast.And) and all(map(_narrows, test.values))
+    if isinstance(test, ast.Compare):
+        return isinstance(test.ops[0], ast.IsNot) and ast.unparse(test.comparators[0]) == "None"
+    return isinstance(test, ast.Call) and dotted(test.func) == "isinstance"
+
+
+@pytest.mark.parametrize(
+    ("rule", "code"),
+    [
+        (assertions, "assert x > 0"),
+        (assertions, "assert x is not None, 'give x'"),
+        (unpickling, "import pickle"),
+        (unpickling, "def f():\n    from dill import loads"),
+        (unpickling, "import torch\ntorch.load('x', weights_only=True)"),
+        (unpickling, "import numpy\nnumpy.load('x', allow_pickle=True)"),
+        (patches, "from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as A\nA['x'] = 1"),
+        (patches, "from transformers import AttentionInterface\nAttentionInterface.register('x', f)"),
+        (patches, "import transformers\ntransformers.models.llama.modeling_llama.f = g"),
+        (patches, "import torch\nsetattr(torch.nn.Linear, 'forward', f)"),
+        (patches, "def f():\n    from torch import nn\n    del nn.Linear.forward"),
+        (global_seeds, "import torch\ntorch.manual_seed(0)"),
+    ],
+)
+def test_the_rules_find_what_they_forbid(rule, code: str) -> None:
+    assert rule(ast.parse(code))
+
+
+def test_seeding_inside_a_fork_is_allowed() -> None:
+    assert not global_seeds(ast.parse("with torch.random.fork_rng():\n    torch.manual_seed(0)"))
+
+
+# -- every file --------------------------------------------------------------------------------------------------------
+
+
+def findings(rule, files: list[Path]) -> dict[str, list[str]]:
+    """What a rule finds, file by file."""
+    return {short(file): found for file in files if (found := rule(tree(file)))}
+
+
+@pytest.mark.parametrize("rule", [unpickling, patches, global_seeds, assertions], ids=lambda rule: rule.__name__)
+def test_no_file_breaks_a_rule(rule) -> None:
+    files = [file for file in FILES if rule is not assertions or CORE.source / "testing" not in file.parents]
+    assert findings(rule, files) == {}
+
+
+def test_modules_have_one_purpose_and_a_readable_size() -> None:
+    sizes = {short(file): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
+    assert {file: lines for file, lines in sizes.items() if not 10 <= lines <= 400} == {}
+    assert [short(file) for file in FILES if not ast.get_docstring(tree(file))] == []
+
+
+# -- who imports whom --------------------------------------------------------------------------------------------------
+
+
+def imported(*tops: str, lazily: bool = True):
+    """A rule that finds imports of some top-level packages."""
+
+    def rule(module: ast.Module) -> list[str]:
+        found = [each for each in imports(module) if each.top in tops and (lazily or not each.lazy)]
+        return [f"line {each.line}: {each.target}" for each in found]
+
+    return rule
+
+
+def test_core_imports_no_plugin_and_names_none() -> None:
+    siblings = [package.module for package in PACKAGES if package != CORE]
+    assert findings(imported(*siblings), sources(CORE)) == {}
+    names = {package.folder.name for package in PLUGINS} | set(siblings)
+
+    def named(module: ast.Module) -> list[str]:
+        texts = [node.value for node in ast.walk(module) if isinstance(node, ast.Constant)]
+        return [text for text in texts if isinstance(text, str) and text in names]
+
+    assert findings(named, sources(CORE)) == {}
+
+
+@pytest.mark.parametrize("package", [TESTBED, *PLUGINS], ids=str)
+def test_packages_import_no_plugin(package) -> None:
+    others = [each.module for each in PLUGINS if each != package]
+    assert findings(imported(*others), sources(package)) == {}
+
+
+@pytest.mark.parametrize("package", PLUGINS, ids=str)
+def test_plugins_import_the_test_bed_only_where_it_is_used(package) -> None:
+    assert findings(imported(TESTBED.module, lazily=False), sources(package)) == {}
+    assert findings(imported(package.module), sources(package)), "the rule finds nothing at all"
+
+
+# -- what importing costs ----------------------------------------------------------------------------------------------
+
+HEAVY = ["torch", "transformers", "accelerate", "matplotlib", "numpy"]
+
+
+def loaded_after(code: str) -> set[str]:
+    """Which heavy packages a fresh interpreter has loaded after running code."""
+    script = f"import sys\n{code}\nprint('loaded:', *[m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True,
+        env={key: value for key, value in os.environ.items() if not key.startswith("PAPERHOOKS_")},
+    )  # fmt: skip
+    return set(done.stderr.rpartition("loaded:")[2].split())
+
+
+def test_the_probe_sees_what_is_loaded() -> None:
+    assert "numpy" in loaded_after("import numpy")
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=str)
+def test_importing_a_package_loads_nothing_heavy(package) -> None:
+    assert loaded_after(f"import {package.module}") & {"torch", "transformers"} == set()
+
+
+@pytest.mark.parametrize("arguments", [["plugins"], ["plugins", "--json"], ["plugins", "--available"], ["--help"]])
+def test_listing_plugins_loads_nothing_heavy(arguments: list[str]) -> None:
+    run = f"from paperhooks.cli import main\ntry:\n    main({arguments!r})\n"
+    code = run + "except SystemExit as end:\n    assert not end.code"
+    assert loaded_after(code) & {"torch", "transformers"} == set()

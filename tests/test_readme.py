@@ -1,0 +1,67 @@
+"""The READMEs and the documentation say what is true: their code runs, their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from repository import PACKAGES, PLUGINS, ROOT
+
+README = ROOT / "README.md"
+FENCE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s#]+)(?:#[^)]*)?\)")
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *[package.folder / "README.md" for package in PACKAGES],
+]
+RUNNABLE = [README, *[package.folder / "README.md" for package in PLUGINS]]
+
+
+def blocks(page: Path) -> str:
+    """All Python of a page, one after the other: later blocks use what earlier ones made."""
+    return "\n".join(FENCE.findall(page.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_code_runs(page: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    code = blocks(page)
+    assert "paperhooks.attach(" in code
+    module = types.ModuleType("readme")  # dataclasses look their module up
+    monkeypatch.setitem(sys.modules, "readme", module)
+    exec(compile(code, str(page), "exec"), vars(module))
+    assert "pre_attention" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    targets = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in link]
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_two_commands_are_there_and_are_sessions() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert "    pip install nox && nox -s demo\n    nox -s tests\n" in text
+    sessions = set(re.findall(r"^def (\w+)\(session: nox\.Session\) -> None:", (ROOT / "noxfile.py").read_text(), re.M))
+    assert set(re.findall(r"nox -s (\w+)", text)) <= sessions
+    assert {"demo", "tests", "lint", "types", "wheels", "docs", "registry"} <= sessions
+
+
+def test_commands_of_the_readme_exist() -> None:
+    typer = pytest.importorskip("typer")
+    from paperhooks.commands import build_app
+
+    known = set(typer.main.get_command(build_app()).commands)
+    used = set(re.findall(r"^    paperhooks ([a-z]+)", README.read_text(encoding="utf-8"), re.M))
+    assert used
+    assert used <= known
+
+
+def test_plain_english_without_traces_of_the_workplace() -> None:
+    """Nothing names a place on somebody's machine."""
+    home = re.compile(r"(?<![\w.])/(?:work|tmp|root|home)/\w")
+    for page in PAGES:
+        assert home.findall(page.read_text(encoding="utf-8")) == [], page

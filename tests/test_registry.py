@@ -1,0 +1,68 @@
+"""The registry agrees with the packages, and what is generated from it is up to date."""
+
+from __future__ import annotations
+
+import importlib
+import re
+
+import pytest
+from packaging.requirements import Requirement
+from paperhooks.claims import check_claims
+from paperhooks.registry import load_registry, plugin_table_markdown, replace_between_markers
+from paperhooks.registry_check import check_registry
+from repository import CORE, PACKAGES, PLUGINS, ROOT, TESTBED, Package
+
+REGISTRY = load_registry(ROOT / "registry.toml")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_registry_metadata_plugin_info_and_traits_agree() -> None:
+    assert list(map(str, check_registry(ROOT))) == []
+
+
+def test_the_readme_has_the_generated_table() -> None:
+    """Write it again with: paperhooks registry table --write README.md"""
+    assert replace_between_markers(README, "paperhooks-plugins", plugin_table_markdown(REGISTRY)) == README
+
+
+def test_every_plugin_of_the_registry_is_a_package_and_the_other_way_round() -> None:
+    assert {entry.distribution for entry in REGISTRY.entries if entry.path} == {package.name for package in PLUGINS}
+
+
+@pytest.mark.parametrize("package", PLUGINS, ids=str)
+def test_claims_are_well_formed_and_their_commands_exist(package: Package) -> None:
+    info = importlib.import_module(f"{package.module}.plugin").PLUGIN
+    assert info.claims, f"{package.name} names no claims file"
+    assert list(map(str, check_claims(package.source / info.claims))) == []
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=str)
+def test_packages_are_made_alike(package: Package) -> None:
+    project = package.project
+    assert project["requires-python"] == ">=3.11"
+    assert project["license"] == "Apache-2.0"
+    assert "version" in project["dynamic"]
+    for name in ("README.md", "CHANGELOG.md", "LICENSE"):
+        assert (package.folder / name).is_file(), f"{package.folder} has no {name}"
+    assert (package.folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    version = importlib.import_module(package.module).__version__
+    changelog = (package.folder / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## {re.escape(version)}( |$)", changelog, re.MULTILINE)
+
+
+@pytest.mark.parametrize("package", [TESTBED, *PLUGINS], ids=str)
+def test_packages_depend_on_a_range_of_core_with_a_floor(package: Package) -> None:
+    requirements = [Requirement(line) for line in package.project["dependencies"]]
+    (core,) = [requirement for requirement in requirements if requirement.name == CORE.name]
+    assert sorted(spec.operator for spec in core.specifier) == ["<", ">="]
+    assert core.specifier.contains(importlib.import_module(CORE.module).__version__)
+    siblings = {each.name for each in PLUGINS} - {package.name}
+    assert siblings & {requirement.name for requirement in requirements} == set()
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=str)
+def test_every_requirement_has_a_floor(package: Package) -> None:
+    extras = package.project.get("optional-dependencies", {}).values()
+    lines = [line for part in (package.project["dependencies"], *extras) for line in part]
+    loose = [line for line in map(Requirement, lines) if not line.specifier and not line.name.startswith(CORE.name)]
+    assert loose == []
