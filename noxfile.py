@@ -137,9 +137,10 @@ def base(session: nox.Session, *groups: str) -> str:
 
     Groups are installed when a session first asks for them; a change of the requirements installs again.
     """
-    python = python_of(BASE)
-    if not Path(python).exists():
+    python, created = python_of(BASE), BASE / "created"
+    if not created.is_file():  # also after an interruption half-way
         session.run(sys.executable, "-m", "venv", "--clear", str(BASE), external=True)
+        created.touch()
     pip = (python, "-m", "pip", "install", "-q", "-c", str(CONSTRAINTS))
     wanted = {"run": third_party(), **{name: SETTINGS["dependency-groups"][name] for name in groups}}
     for name, requirements in wanted.items():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
 
 import pytest
 from packaging.requirements import Requirement
-from paperhooks.claims import check_claims
+from paperhooks.claims import check_claims, load_claims
 from paperhooks.registry import load_registry, plugin_table_markdown, replace_between_markers
 from paperhooks.registry_check import check_registry
 from repository import CORE, PACKAGES, PLUGINS, ROOT, TESTBED, Package
@@ -30,10 +31,23 @@ def test_every_plugin_of_the_registry_is_a_package_and_the_other_way_round() -> 
 
 
 @pytest.mark.parametrize("package", PLUGINS, ids=str)
+def test_the_plugins_readme_has_its_claims(package: Package) -> None:
+    """Print the table with: paperhooks claims NAME --markdown"""
+    readme = (package.folder / "README.md").read_text(encoding="utf-8")
+    info = importlib.import_module(f"{package.module}.plugin").PLUGIN
+    table = load_claims(package.source / info.claims).as_markdown()
+    assert replace_between_markers(readme, "paperhooks-claims", table) == readme
+
+
+@pytest.mark.parametrize("package", PLUGINS, ids=str)
 def test_claims_are_well_formed_and_their_commands_exist(package: Package) -> None:
     info = importlib.import_module(f"{package.module}.plugin").PLUGIN
     assert info.claims, f"{package.name} names no claims file"
-    assert list(map(str, check_claims(package.source / info.claims))) == []
+    file = package.source / info.claims
+    assert list(map(str, check_claims(file))) == []
+    commands = [run.command for claim in load_claims(file).claims for run in claim.runs]
+    scripts = {part for command in commands for part in shlex.split(command) if part.endswith(".py")}
+    assert {script for script in scripts if not (ROOT / script).is_file()} == set()
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=str)

@@ -15,6 +15,8 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,9 +93,23 @@ def hollow(layers: int) -> LlamaForCausalLM:
     return model
 
 
+@contextmanager
+def bare(model: Any) -> Iterator[None]:
+    """Plain torch hooks that do nothing, of both kinds: what no library can undercut."""
+    handles = []
+    for layer in model.model.layers:
+        handles.append(layer.register_forward_pre_hook(lambda *_: None, with_kwargs=True))
+        handles.append(layer.register_forward_hook(lambda *_: None, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @torch.no_grad()
 def per_layer(method: Any, layers: int, repeats: int) -> float:
-    """Microseconds of CPU time a layer that ``method`` adds."""
+    """Microseconds of CPU time a layer that ``method`` (None: bare torch hooks) adds."""
     model, ids = hollow(layers), torch.zeros(1, 1, dtype=torch.int64)
 
     def run() -> float:
@@ -106,7 +122,7 @@ def per_layer(method: Any, layers: int, repeats: int) -> float:
     differences = []
     for _ in range(repeats):
         plain = run()
-        with attach(model, method):
+        with attach(model, method) if method is not None else bare(model):
             run()
             differences.append((run() - plain) / layers)
     return statistics.median(differences)
@@ -166,6 +182,7 @@ def main() -> None:
         ("pre_attention", NoEntry()),
         ("post_layer", NoExit()),
         ("both", NoBoth()),
+        ("both_bare_torch_hooks", None),
         ("pre_attention_with_selection", NoSelection()),
     ):
         results[f"us_per_layer_{name}"] = round(per_layer(method, 32, repeats), 3)

@@ -57,6 +57,9 @@ __all__ = [
     "plugin_claims",
 ]
 
+#: How many figures of a run a Markdown table shows.
+FIGURES_IN_TABLES: Final = 4
+
 STATUSES: Final = ("reproduced", "partly", "contradicted", "not-reproduced")
 
 _TOP: Final = {"schema": Field("int", choices=(1,)), "plugin": Field("str"), "claim": Field("tables")}
@@ -144,14 +147,20 @@ class Claims:
         return "\n\n".join("\n".join(_text_lines(claim)) for claim in self.claims)
 
     def as_markdown(self) -> str:
-        """A table for the plugin's README."""
+        """A table for the plugin's README; of every run the first figures, the others counted."""
         rows = ["| claim | published | here | figures |", "| --- | --- | --- | --- |"]
         for claim in self.claims:
-            figures = "<br>".join(f"{figure} ({run.scale})" for run in claim.runs for figure in run.figures)
+            figures = "<br>".join(map(_markdown_run, claim.runs))
             status = claim.status + (f": {claim.why}" if claim.why else "")
             cells = [f"{claim.statement} ({claim.source})", claim.published or "–", status, figures or "–"]
             rows.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
         return "\n".join(rows)
+
+
+def _markdown_run(run: Run) -> str:
+    shown = "; ".join(map(str, run.figures[:FIGURES_IN_TABLES]))
+    more = len(run.figures) - FIGURES_IN_TABLES
+    return f"{run.scale}: {shown}" + (f"; and {more} more" if more > 0 else "")
 
 
 def _text_lines(claim: Claim) -> list[str]:

@@ -118,6 +118,7 @@ class LayerEnter(Hook):
 
     def __init__(self, site: Site, names: LayerCall, chain: Chain, flags: Flags) -> None:
         self.site = site
+        self.selects = site.selects
         self.names = names.names
         self.cache_name = names.cache
         self.chain = chain
@@ -144,16 +145,9 @@ class LayerEnter(Hook):
             self.site,
             call,
         )
-        inputs = follow(start, call, self.site) if self.site.selects else start
-        if self.chain.functions:
-            inputs = self._fold(call, inputs)
-        if inputs is start:
-            return None
-        return self._write(call, inputs, kwargs)
-
-    def _fold(self, call: Call, inputs: LayerInputs) -> LayerInputs:
+        inputs = follow(start, call, self.site) if self.selects else start
         done = 0
-        try:
+        try:  # the fold stands here and not in a function of its own: this line runs for every layer and token
             for function in self.chain.functions:
                 result = function(self.site, call, inputs)
                 if result is not None:
@@ -164,7 +158,7 @@ class LayerEnter(Hook):
         except Exception as exc:
             self.chain.blame(exc, done, f"at layer {self.site.index}")
             raise
-        return inputs
+        return None if inputs is start else self._write(call, inputs, kwargs)
 
     def _write(self, call: Call, inputs: LayerInputs, kwargs: dict[str, Any]) -> Any:
         kwargs = {name: value for name, value in kwargs.items() if name != self.names[0]}
