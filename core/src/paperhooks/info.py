@@ -35,7 +35,8 @@ class Traits:
 
     layers
         Decoder layers whose ``pre_attention`` and ``post_layer`` hooks run. ``"attention"`` skips layers without
-        self-attention; a predicate receives a :class:`paperhooks.Site`.
+        self-attention; a predicate receives a :class:`paperhooks.Site`. A method whose layers depend on its options
+        may narrow the choice with a method ``selects_layer(site) -> bool`` of its own.
     writes
         What the method changes. Two methods that both write ``objective`` or both write ``positions`` exclude each
         other; two that write ``tokens`` compose in the user's order.

@@ -177,6 +177,7 @@ class LayerInputs(_Inputs):
             row_valid=valid,
             column_valid=_valid_with_cached(valid, cached),
             flash=self._site.view.attention_kernel.startswith("flash"),
+            causal=self._site.causal,
         )
         new.position_ids = take_rows(self.position_ids, index) if self.position_ids is not None else None
         if self.position_embeddings is not None:
@@ -229,7 +230,8 @@ class LayerInputs(_Inputs):
             return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
         if mask is not None and not isinstance(mask, Tensor):
             raise HookError(f"a {type(mask).__name__} has no dense form; use the eager or sdpa attention kernel")
-        causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+        causal = torch.ones(queries, keys, dtype=torch.bool, device=device)
+        causal = causal.tril(keys - queries) if self._site.causal else causal
         if self._track is not None and self._track.valid is not None and mask is None:
             raise HookError("a ragged selection always carries a mask; a method has replaced it by None")
         dense = causal.expand(self.hidden_states.shape[0], 1, queries, keys)

@@ -120,7 +120,8 @@ class MethodSet:
         sites = [Site(i, layer, total, view.layer_types[i], view) for i, layer in enumerate(view.layers)]
         droppers = [n for n, m in self.methods.items() if "tokens" in traits_of(m).writes]
         first = min((s.index for s in sites if any(self.selected(n, s) for n in droppers)), default=total)
-        return [dataclasses.replace(s, selects=s.index >= first) for s in sites]
+        causal = [bool(getattr(view.attention(s.index), "is_causal", True)) for s in sites]
+        return [dataclasses.replace(s, selects=s.index >= first, causal=causal[s.index]) for s in sites]
 
     def table(self, view: ModelView) -> str:
         """Decoder layers against methods: which hooks run where. One line a run of equal layers."""

@@ -39,6 +39,8 @@ class Site:
     view: ModelView
     #: Some attached method may drop tokens at or before this layer.
     selects: bool = False
+    #: What the attention kernel takes a missing mask to mean: causal, or (prefix language models) no mask at all.
+    causal: bool = True
 
 
 class Call:

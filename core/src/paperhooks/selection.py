@@ -59,6 +59,7 @@ def gather_mask(
     column_valid: Tensor | None = None,
     offset: int | None = None,
     flash: bool = False,
+    causal: bool = True,
 ) -> Any:
     """The attention mask of a shortened sequence, gathered from the mask of the full one.
 
@@ -69,6 +70,7 @@ def gather_mask(
     :param column_valid: bool [B, m]; nobody attends to an empty slot.
     :param offset: column of query row 0, used to write out the causal mask that None stands for (default m - n, right
         when ``columns`` counts the entries themselves).
+    :param flash: the kernel takes 2-D masks. :param causal: what None stands for; False: every token sees every other.
     :return: the same form as ``mask``; None where None says the same.
     :raises HookError: for a mask of any other form, such as flex attention's BlockMask.
     """
@@ -78,6 +80,8 @@ def gather_mask(
             return None
         if flash:
             return column_valid
+        if not causal:
+            rows = torch.full_like(rows, torch.iinfo(rows.dtype).max // 2)
         reach = rows + (m - n if offset is None else offset)
         gathered = (columns[:, None, None, :] <= reach[:, None, :, None]).expand(columns.shape[0], 1, n, m)
     elif isinstance(mask, Tensor) and mask.ndim == 2:

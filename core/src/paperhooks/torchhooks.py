@@ -225,6 +225,7 @@ def _followed_mask(
         column_valid=concat_valid(valid, columns, now),
         offset=call.past_length,
         flash=site.view.attention_kernel.startswith("flash"),
+        causal=site.causal,
     )
     call.mask_memo = (mask, track, prefix, total, gathered)
     return gathered

@@ -24,7 +24,18 @@ from transformers import DynamicCache, StaticCache, Trainer, TrainingArguments
 STAGES = {2: 0.5, 4: 0.25}
 ONE = ((3, 12, 5),)
 MIXED = ((3, 12, 5), (2, 8, 3, 8, 4), (6,))
-ORACLE_FAMILIES = ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "smolvlm", "internvl"]
+ORACLE_FAMILIES = [
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "smolvlm",
+    "idefics3",
+    "internvl",
+    "paligemma",
+]
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
 
 
@@ -87,6 +98,18 @@ def test_dropping_equals_masking(family, attn):
 def _step(model, cache, position):
     token = torch.tensor([[7 + position % 5]])
     return model(input_ids=token, attention_mask=torch.ones(1, position + 1), past_key_values=cache).logits
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@torch.no_grad()
+def test_a_prefix_language_model_stays_bidirectional(attn):
+    """PaliGemma hands sdpa no mask for a prompt that sees itself in both directions; ragged drops must keep that."""
+    model = tiny_vlm("paligemma", attn_implementation=attn)
+    parts = ((3, 12, 5), (5, 8, 7))  # equally long, but with different numbers of image tokens: ragged once dropped
+    with attach(model, PyramidDrop(stages=STAGES)):
+        batch = model(**vlm_inputs(model, parts)).logits[:, -1]
+        single = [model(**vlm_inputs(model, parts, rows=slice(r, r + 1))).logits[:, -1] for r in (0, 1)]
+    torch.testing.assert_close(batch, torch.cat(single), **TOLERANCE)
 
 
 # -- 5: batches, beams, drafts -----------------------------------------------------------------------------------------

@@ -51,11 +51,14 @@ _EAGER_ONLY: Final = ("bloom", "gemma2")
 VLM_FAMILIES: Final = (
     "llava",
     "llava_next",
+    "llava_onevision",
     "qwen2_vl",
     "qwen2_5_vl",
+    "qwen3_vl",
     "smolvlm",
     "idefics3",
     "internvl",
+    "paligemma",
 )
 
 
@@ -124,6 +127,9 @@ def _qwen_vision(name: str) -> dict[str, Any]:
     common = {"depth": 1, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 1}
     if name == "qwen2_vl":
         return {**common, "embed_dim": 16, "hidden_size": _WIDTH, "mlp_ratio": 2}
+    if name == "qwen3_vl":  # adds image features to the first two decoder layers
+        sizes = {"depth": 3, "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": _WIDTH}
+        return {**common, **sizes, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
     return {
         **common,
         "hidden_size": 16,
@@ -133,45 +139,65 @@ def _qwen_vision(name: str) -> dict[str, Any]:
     }
 
 
-def _vlm_config(family: str, layers: int, kv_heads: int) -> tuple[Any, str]:
-    text = _decoder_options(layers, 4, kv_heads)
-    image = {"image_token_id": IMAGE_TOKEN, "tie_word_embeddings": False}
-    if family in ("llava", "llava_next"):
-        name = {"llava": "Llava", "llava_next": "LlavaNext"}[family]
-        config = getattr(transformers, f"{name}Config")(
-            vision_config={"model_type": "clip_vision_model", **_vision()},
-            text_config={"model_type": "llama", **text},
-            image_token_index=IMAGE_TOKEN,
-            vision_feature_layer=-1,
-            tie_word_embeddings=False,
-            **({"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]} if family == "llava_next" else {}),
-        )
-    elif family in ("qwen2_vl", "qwen2_5_vl"):
-        name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}[family]
-        rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
-        config = getattr(transformers, f"{name}Config")(
-            text_config={**text, "rope_parameters": rope},
-            vision_config=_qwen_vision(family),
-            video_token_id=96,
-            vision_start_token_id=97,
-            vision_end_token_id=98,
-            **image,
-        )
-    elif family in ("smolvlm", "idefics3"):
-        name = {"smolvlm": "SmolVLM", "idefics3": "Idefics3"}[family]
-        config = getattr(transformers, f"{name}Config")(
-            vision_config=_vision(), text_config={"model_type": "llama", **text}, scale_factor=2, **image
-        )
-    elif family == "internvl":
-        name = "InternVL"
-        config = getattr(transformers, f"{name}Config")(
-            vision_config=_vision(image_size=[32, 32], patch_size=[8, 8]),
-            text_config={"model_type": "qwen2", **text},
-            downsample_ratio=0.5,
-            **image,
-        )
+def _llava(family: str, text: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    grids = {} if family == "llava" else {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
+    siglip = family == "llava_onevision"
+    options = {
+        "vision_config": {"model_type": "siglip_vision_model" if siglip else "clip_vision_model", **_vision()},
+        "text_config": {"model_type": "qwen2" if siglip else "llama", **text},
+        "image_token_index": IMAGE_TOKEN,
+        "vision_feature_layer": -1,
+        **({"video_token_index": 96} if siglip else {}),
+        **grids,
+    }
+    return {"llava": "Llava", "llava_next": "LlavaNext", "llava_onevision": "LlavaOnevision"}[family], options
+
+
+def _qwen(family: str, text: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    if family == "qwen3_vl":
+        text = {**text, "head_dim": 8}
+        rope["mrope_interleaved"] = True
+    options = {
+        "text_config": {**text, "rope_parameters": rope},
+        "vision_config": _qwen_vision(family),
+        "image_token_id": IMAGE_TOKEN,
+        "video_token_id": 96,
+        "vision_start_token_id": 97,
+        "vision_end_token_id": 98,
+    }
+    return {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[family], options
+
+
+def _tiled(family: str, text: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    if family == "internvl":
+        vision = _vision(image_size=[32, 32], patch_size=[8, 8])
+        language = {"model_type": "qwen2", **text}
+        options = {"vision_config": vision, "text_config": language, "downsample_ratio": 0.5}
     else:
+        language = {"model_type": "llama", **text}
+        options = {"vision_config": _vision(), "text_config": language, "scale_factor": 2}
+    name = {"smolvlm": "SmolVLM", "idefics3": "Idefics3", "internvl": "InternVL"}[family]
+    return name, {**options, "image_token_id": IMAGE_TOKEN}
+
+
+def _paligemma(family: str, text: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    return "PaliGemma", {
+        "vision_config": {"model_type": "siglip_vision_model", "projection_dim": _WIDTH, **_vision()},
+        "text_config": {"model_type": "gemma", **text, "head_dim": 8},
+        "image_token_index": IMAGE_TOKEN,
+        "projection_dim": _WIDTH,
+        "hidden_size": _WIDTH,
+    }
+
+
+def _vlm_config(family: str, layers: int, kv_heads: int) -> tuple[Any, str]:
+    if family not in VLM_FAMILIES:
         raise ValueError(f"no tiny model of family {family!r}; known: {', '.join(VLM_FAMILIES)}")
+    makers = {"llava": _llava, "qwen": _qwen, "paligemma": _paligemma}
+    make = next((maker for prefix, maker in makers.items() if family.startswith(prefix)), _tiled)
+    name, options = make(family, _decoder_options(layers, 4, kv_heads))
+    config = getattr(transformers, f"{name}Config")(**options, tie_word_embeddings=False)
     return config, f"{name}ForConditionalGeneration"
 
 
@@ -222,6 +248,8 @@ def vlm_inputs(
         ids[i, where] = torch.tensor(prompt)
         mask[i, where] = 1
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    if model.config.model_type == "paligemma":
+        inputs["token_type_ids"] = torch.zeros_like(ids)  # all of the prompt is prefix
     if features:
         inputs["mm_encoder_outputs"] = {"image": image_outputs(model, [f.to(model.dtype) for f in features])}
     return inputs
@@ -232,4 +260,9 @@ def image_outputs(model: Any, features: Sequence[Tensor]) -> Any:
     pooled: Any = list(features)
     if model.config.model_type in ("smolvlm", "idefics3", "internvl"):
         pooled = torch.cat(pooled).unflatten(0, (-1, 4))  # tiles of 2 x 2 tokens
-    return BaseModelOutputWithPooling(pooler_output=pooled)
+    elif model.config.model_type == "paligemma":
+        pooled = torch.cat(pooled)[None]
+    outputs = BaseModelOutputWithPooling(pooler_output=pooled)
+    if model.config.model_type == "qwen3_vl":
+        outputs.deepstack_features = [[0.5 * f for f in features], [0.25 * f for f in features]]
+    return outputs

@@ -101,7 +101,7 @@ def _print(context: DemoContext, questions: list[Any], found: list[_Answers], ri
             f"{answers.setting:<18} {sum(hits):>3} of {len(hits)} right, {answers.tokens:.4g} image tokens a layer, "
             f"{answers.seconds:.2f} s ({found[0].seconds / answers.seconds:.2f}x)"
         )
-    context.echo("A model this small gains little time; benchmarks/prefill.py measures one whose layers dominate.")
+    context.echo("Times of a model this small are an impression; benchmarks/prefill.py measures a larger one.")
 
 
 def _report(
