@@ -556,6 +556,18 @@ def test_several_sessions_on_several_models():
         assert active_session(two) is b
 
 
+def test_an_untested_transformers_is_warned_about_once(monkeypatch):
+    from paperhooks import session
+
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "6.1.0")
+    session._warn_untested_transformers.cache_clear()
+    with pytest.warns(UserWarning, match=r"tested with transformers >=5.23,<6, this is 6.1.0"):
+        session._warn_untested_transformers()
+    session._warn_untested_transformers()
+    monkeypatch.undo()
+    session._warn_untested_transformers.cache_clear()
+
+
 def test_public_names_resolve():
     for name in ("attach", "strip", "Session", "Call", "Site", "ModelView", "LayerInputs", "DecoderInputs"):
         assert getattr(paperhooks, name).__name__ == name

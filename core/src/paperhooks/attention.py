@@ -87,8 +87,9 @@ def queries_and_keys(
         return q, k
     cos, sin = (t.to(device).float().expand(k.shape[0], -1, -1) for t in position_embeddings)
     picked = query_rows.to(device)[..., None].expand(-1, -1, cos.shape[-1])
-    rotated: Tensor = parts.rotate(q, q, cos.gather(1, picked), sin.gather(1, picked))[0]
-    return rotated, parts.rotate(k, k, cos, sin)[0]
+    # The models' function rotates a pair; no heads in the other place means no work for it.
+    rotated: Tensor = parts.rotate(q, k[:, :0, :1], cos.gather(1, picked), sin.gather(1, picked))[0]
+    return rotated, parts.rotate(q[:, :0, :1], k, cos, sin)[1]
 
 
 def _heads(projected: Tensor, head_dim: int, norm: nn.Module | None) -> Tensor:

@@ -9,6 +9,8 @@ After the block the model is bit for bit what it was.
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.metadata
 import inspect
 import logging
 import sys
@@ -18,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, Self
 
 import torch
+from packaging.specifiers import SpecifierSet
 from torch import nn
 
 from paperhooks.errors import HookError, PluginConflict, UnsupportedModel
@@ -34,6 +37,9 @@ log = logging.getLogger("paperhooks.session")
 
 _LOCK = threading.RLock()
 _MISSING: Final = object()
+
+#: transformers versions whose layer calls the test suite has seen.
+TESTED_TRANSFORMERS: Final = ">=5.23,<6"
 
 
 class _Traced:
@@ -253,6 +259,7 @@ def attach(model: nn.Module, *methods: str | Method) -> Session:
         attached already. :raises PluginIncompatible: an object that is no method. :raises UnsupportedModel: core or a
         method cannot work with this model. Whatever is raised, nothing stays attached.
     """
+    _warn_untested_transformers()
     chosen = MethodSet(methods)
     with _LOCK:
         if _own_hooks(model):
@@ -331,6 +338,18 @@ def _loss_function(model: nn.Module) -> Callable[..., Any]:
     if inner is None:
         raise HookError(f"{type(model).__name__} has no loss_function, so a compact loss cannot be computed")
     return inner
+
+
+@functools.cache
+def _warn_untested_transformers() -> None:
+    """Once a process: the layer call that hooks rely on is held by tests for these versions only."""
+    version = importlib.metadata.version("transformers")
+    if not SpecifierSet(TESTED_TRANSFORMERS, prereleases=True).contains(version):
+        warnings.warn(
+            f"paperhooks is tested with transformers {TESTED_TRANSFORMERS}, this is {version}; hooks may not run as "
+            "described, so compare a few outputs",
+            stacklevel=3,
+        )
 
 
 def _never_fired(methods: dict[str, Method]) -> str:

@@ -18,8 +18,9 @@ import statistics
 import time
 
 import torch
-from paperhooks import attach
-from paperhooks_pyramiddrop import DecoderShape, PyramidDrop, Schedule
+from paperhooks import ModelView, attach
+from paperhooks_pyramiddrop import DecoderShape, PyramidDrop, Ranking, Schedule
+from paperhooks_pyramiddrop.rank import last_token
 from transformers import LlamaConfig, LlamaForCausalLM
 
 TEXT = 64
@@ -87,6 +88,23 @@ def measure(model: LlamaForCausalLM, method: PyramidDrop, visual: int, repeats: 
     return found
 
 
+@torch.no_grad()
+def ranking(model: LlamaForCausalLM, tokens: int, repeats: int) -> dict[str, float]:
+    """Milliseconds of ranking ``tokens`` tokens by the last one, and of one whole decoder layer on them."""
+    view, layer = ModelView.from_model(model), model.model.layers[1]
+    hidden = torch.randn(1, tokens, model.config.hidden_size)
+    tables = model.model.rotary_emb(hidden, position_ids=torch.arange(tokens)[None])
+    everyone = torch.ones(1, tokens, dtype=torch.bool)
+    row = torch.tensor([[tokens - 1]])
+    given = Ranking(view, 1, hidden, tables, row, everyone[:, :1], everyone, everyone, torch.Generator())
+    rank, whole = [], []
+    for _ in range(repeats + 1):
+        rank.append(_seconds(lambda: last_token(given)))
+        whole.append(_seconds(lambda: layer(hidden, attention_mask=None, position_embeddings=tables)))
+    ms = {"rank_ms": 1000 * statistics.median(rank[1:]), "layer_ms": 1000 * statistics.median(whole[1:])}
+    return {**ms, "rank_share_of_layer": ms["rank_ms"] / ms["layer_ms"]}
+
+
 def _seconds(run, **more) -> float:
     start = time.perf_counter()
     run(**more)
@@ -130,6 +148,9 @@ def main() -> None:
             f"reached_of_full_bound_{visual}": round(found["prefill_speedup"] / bounds["full"], 4),
             f"reached_of_causal_bound_{visual}": round(found["prefill_speedup"] / bounds["causal"], 4),
         }
+    found = ranking(model, 1024, 5 if options.quick else 21)
+    print(f"ranking 1,024 tokens: {found['rank_ms']:.1f} ms, {found['rank_share_of_layer']:.1%} of one layer on them")
+    results |= {f"{k}_1024": round(v, 4) for k, v in found.items()}
     print(json.dumps(results))
 
 

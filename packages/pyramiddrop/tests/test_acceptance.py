@@ -542,6 +542,24 @@ def test_a_row_of_nothing_but_padding_harms_nobody(attn):
     assert torch.isfinite(batch[:1]).all()
 
 
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("form", ["bool", "float"])
+@torch.no_grad()
+def test_masks_of_the_callers_own_making(form, attn):
+    """A 4-D mask, boolean or additive, gives what no mask gives when it says the same."""
+    model = tiny_vlm(attn_implementation=attn)
+    inputs = vlm_inputs(model, ONE)
+    n = inputs["input_ids"].shape[1]
+    mask = torch.ones(1, 1, n, n, dtype=torch.bool).tril()
+    if form == "float" or attn == "eager":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    with attach(model, PyramidDrop(stages=STAGES)):
+        want = model(**vlm_inputs(model, ONE)).logits
+        inputs["attention_mask"] = mask
+        got = model(**inputs).logits
+    torch.testing.assert_close(got, want, **TOLERANCE)
+
+
 @torch.no_grad()
 def test_segments_keep_their_own_share():
     model, drops = tiny_vlm(), []
