@@ -7,6 +7,7 @@ every mode the method has not declared in its :class:`~paperhooks.Traits`. A mod
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from paperhooks.errors import UnsupportedGeneration
 from paperhooks.info import Traits
-from paperhooks.runtime import GENERATE, Hook
+from paperhooks.runtime import GENERATE, Hook, cache_states
 
 __all__ = ["CacheGuard", "GuardedGenerate", "check_cache", "check_generation", "leave_notes"]
 
@@ -44,14 +45,10 @@ class GuardedGenerate:
 
 def check_generation(model: nn.Module, rules: Sequence[tuple[str, Traits]], kwargs: dict[str, Any]) -> None:
     """Raise UnsupportedGeneration for the first mode that ``kwargs`` ask for and a method does not declare."""
-    config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
-
-    def setting(name: str) -> Any:
-        return kwargs[name] if name in kwargs else getattr(config, name, None)
-
+    setting = functools.partial(_setting, model, kwargs)
     beams = setting("num_beams")
     static = setting("cache_implementation")
-    assistant = next((n for n in _ASSISTANTS if setting(n)), None)
+    assistant = _assistant(model, kwargs)
     chunk = setting("prefill_chunk_size")
     asked = [
         ("beams", "beam search", f"num_beams={beams}", bool(beams and beams > 1), "leave num_beams at 1"),
@@ -91,10 +88,8 @@ def leave_notes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     The first forward of assisted decoding already holds draft tokens, and ``generate`` accepts no arguments that the
     model's signature does not name. Without either need nothing is changed.
     """
-    config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
-    assisted = any(kwargs.get(n) or getattr(config, n, None) for n in _ASSISTANTS)
     visual = kwargs.get("visual_mask")
-    if not assisted and visual is None:
+    if _assistant(model, kwargs) is None and visual is None:
         return kwargs
     kwargs = {name: value for name, value in kwargs.items() if name != "visual_mask"}
     if kwargs.get("past_key_values") is None:
@@ -103,11 +98,8 @@ def leave_notes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         kwargs["past_key_values"] = DynamicCache(config=model.config.get_text_config(decoder=True))  # type: ignore
     prompts = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), kwargs.get("inputs"), *args[:1])
     prompt = next((p for p in prompts if p is not None), None)
-    cache = kwargs["past_key_values"]
-    notes = getattr(cache, "paperhooks_state", None)
-    if notes is None:
-        notes = cache.paperhooks_state = {}
-    notes[GENERATE] = {"visual_mask": visual, "prompt_length": prompt.shape[1] if prompt is not None else None}
+    length = prompt.shape[1] if prompt is not None else None
+    cache_states(kwargs["past_key_values"])[GENERATE] = {"visual_mask": visual, "prompt_length": length}
     return kwargs
 
 
@@ -132,6 +124,17 @@ class CacheGuard(Hook):
         cache = kwargs.get("past_key_values")
         if cache is not None:
             check_cache(self.rules, cache)
+
+
+def _setting(model: nn.Module, kwargs: dict[str, Any], name: str) -> Any:
+    """What ``generate(**kwargs)`` will go by for one setting: the argument, else the generation config."""
+    config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
+    return kwargs[name] if name in kwargs else getattr(config, name, None)
+
+
+def _assistant(model: nn.Module, kwargs: dict[str, Any]) -> str | None:
+    """The setting that asks for assisted decoding, or None."""
+    return next((name for name in _ASSISTANTS if _setting(model, kwargs, name)), None)
 
 
 def _brief(value: Any) -> str:

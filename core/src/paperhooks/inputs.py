@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from paperhooks.errors import HookError, did_you_mean
-from paperhooks.selection import SelectedLayer, TokenTrack, gather_mask, take_rows
+from paperhooks.selection import TokenTrack, gather_mask, held_layer, take_rows
 
 if TYPE_CHECKING:
     from paperhooks.runtime import Call, Site
@@ -176,7 +176,7 @@ class LayerInputs(_Inputs):
             columns=_with_cached(index, cached),
             row_valid=valid,
             column_valid=_valid_with_cached(valid, cached),
-            flash=self._site.view.attention_kernel.startswith("flash"),
+            flash=self._site.view.flash,
             causal=self._site.causal,
         )
         new.position_ids = take_rows(self.position_ids, index) if self.position_ids is not None else None
@@ -195,9 +195,8 @@ class LayerInputs(_Inputs):
             family = self._site.view.family
             raise HookError(f"layer {self._site.index}: {family} hands no plain position ids to its layers")
         batch = self.hidden_states.shape[0]
-        layers = self.cache.layers if self.cache is not None else ()
-        held = layers[self._site.index] if self._site.index < len(layers) else None
-        lost = held.lost if isinstance(held, SelectedLayer) else None
+        held = held_layer(self.cache, self._site.index)
+        lost = held.lost if held is not None else None
         positions = positions.expand(batch, -1)
         if lost is not None:
             positions = positions - lost.to(positions.device)[:, None]

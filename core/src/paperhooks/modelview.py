@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -150,6 +150,11 @@ class ModelView:
         return str(getattr(self.text_config, "_attn_implementation", None) or "eager")
 
     @property
+    def flash(self) -> bool:
+        """Whether the attention kernel is one of the flash family, which takes 2-D masks or none."""
+        return self.attention_kernel.startswith("flash")
+
+    @property
     def rotary(self) -> nn.Module | None:
         """The decoder's rotary embedding module, or None for other kinds of positions."""
         return getattr(self.decoder, "rotary_emb", None)
@@ -190,15 +195,17 @@ class ModelView:
         expression = re.compile(pattern)
         return ((name, module) for name, module in self.model.named_modules() if expression.fullmatch(name))
 
-    def onloaded(self, module: nn.Module) -> AbstractContextManager[Any]:
+    @contextmanager
+    def onloaded(self, module: nn.Module) -> Iterator[None]:
         """A context in which ``module``'s weights are real even if accelerate offloads them between forwards."""
-        if not any(hasattr(m, "_hf_hook") for m in module.modules()):
-            return nullcontext()
-        from accelerate.utils import align_module_device
-
         hooks: list[Any] = [m._hf_hook for m in module.modules() if hasattr(m, "_hf_hook")]
-        device = next((hook.execution_device for hook in hooks), None)
-        return _Onload([align_module_device(m, execution_device=device) for m in module.modules()])
+        with ExitStack() as stack:
+            if hooks:
+                from accelerate.utils import align_module_device
+
+                for part in module.modules():
+                    stack.enter_context(align_module_device(part, execution_device=hooks[0].execution_device))
+            yield
 
     def image_mask(self, input_ids: Tensor) -> Tensor:
         """Which tokens of ``input_ids`` [B, T] stand for image features; bool [B, T]."""
@@ -216,21 +223,6 @@ class ModelView:
         runs = _runs(self.image_mask(input_ids))
         layouts = _image_layouts(self, inputs or {})
         return [span for run in runs for span in _split_run(run, layouts, self)]
-
-
-class _Onload:
-    """Enters several context managers in order and leaves them in reverse."""
-
-    def __init__(self, contexts: list[AbstractContextManager[Any]]) -> None:
-        self.contexts = contexts
-
-    def __enter__(self) -> None:
-        for context in self.contexts:
-            context.__enter__()
-
-    def __exit__(self, *exc: Any) -> None:
-        for context in reversed(self.contexts):
-            context.__exit__(*exc)
 
 
 def _find_layers(decoder: nn.Module) -> tuple[nn.Module, ...]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from paperhooks.modelview import ModelView
     from paperhooks.selection import TokenTrack
 
-__all__ = ["CALL", "GENERATE", "Call", "Chain", "Flags", "Hook", "Site"]
+__all__ = ["CALL", "GENERATE", "Call", "Chain", "Flags", "Hook", "Site", "cache_states"]
 
 #: The keyword under which the state of a forward travels.
 CALL = "paperhooks_call"
@@ -153,10 +153,15 @@ class Call:
         """
         if self.cache is None:
             return self._states.setdefault(owner, {})
-        states: dict[str, dict[str, Any]] | None = getattr(self.cache, "paperhooks_state", None)
-        if states is None:
-            states = self.cache.paperhooks_state = {}
-        return states.setdefault(owner, {})
+        return cache_states(self.cache).setdefault(owner, {})
+
+
+def cache_states(cache: Any) -> dict[str, dict[str, Any]]:
+    """What methods and core keep on a cache object, by owner; put there empty at the first use."""
+    states: dict[str, dict[str, Any]] | None = getattr(cache, "paperhooks_state", None)
+    if states is None:
+        states = cache.paperhooks_state = {}
+    return states
 
 
 class Chain:

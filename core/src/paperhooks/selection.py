@@ -18,7 +18,16 @@ from transformers.cache_utils import DynamicLayer
 
 from paperhooks.errors import HookError, UnsupportedGeneration
 
-__all__ = ["SelectedLayer", "TokenTrack", "compact", "compact_labels", "gather_mask", "selected_layer", "take_rows"]
+__all__ = [
+    "SelectedLayer",
+    "TokenTrack",
+    "compact",
+    "compact_labels",
+    "gather_mask",
+    "held_layer",
+    "selected_layer",
+    "take_rows",
+]
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
@@ -317,6 +326,13 @@ def concat_valid(valid: Tensor | None, index: Tensor, track: TokenTrack) -> Tens
     before = torch.ones_like(index, dtype=torch.bool) if valid is None else valid
     after = torch.ones_like(track.index, dtype=torch.bool) if track.valid is None else track.valid
     return torch.cat([before.to(after.device), after], dim=1)
+
+
+def held_layer(cache: Any, index: int) -> SelectedLayer | None:
+    """Layer ``index`` of ``cache`` if tokens were selected in it, else None. Converts nothing."""
+    layers = cache.layers if cache is not None else ()
+    layer = layers[index] if index < len(layers) else None
+    return layer if isinstance(layer, SelectedLayer) else None
 
 
 def selected_layer(cache: Any, index: int) -> SelectedLayer:

@@ -20,6 +20,7 @@ from paperhooks.selection import (
     compact_labels,
     concat_valid,
     gather_mask,
+    held_layer,
     selected_layer,
     take_rows,
 )
@@ -180,9 +181,8 @@ class LayerEnter(Hook):
 def follow(inputs: LayerInputs, call: Call, site: Site) -> LayerInputs:
     """Fit what the decoder hands to a layer (made for the full sequence) to the tokens alive and the layer's cache."""
     track = call.track
-    layers = inputs.cache.layers if inputs.cache is not None else ()
-    layer = layers[site.index] if site.index < len(layers) else None
-    held = layer if isinstance(layer, SelectedLayer) and layer.total else None
+    layer = held_layer(inputs.cache, site.index)
+    held = layer if layer is not None and layer.total else None
     if track is None and (held is None or (inputs.attention_mask is None and held.prefix_valid is None)):
         return inputs
     fitted = inputs.replace(attention_mask=_followed_mask(inputs, call, track, held, site))
@@ -224,7 +224,7 @@ def _followed_mask(
         row_valid=now.valid,
         column_valid=concat_valid(valid, columns, now),
         offset=call.past_length,
-        flash=site.view.attention_kernel.startswith("flash"),
+        flash=site.view.flash,
         causal=site.causal,
     )
     call.mask_memo = (mask, track, prefix, total, gathered)

@@ -7,16 +7,16 @@ from math import isclose
 
 import pytest
 import torch
+from paperhooks.provenance import hash_file
 from paperhooks_testbed import accuracy, answer, depth_profile, load_vlm, noise_image, prompt, question_set, vlm_folder
 from paperhooks_testbed.evaluate import Share
-from paperhooks_testbed.export import sha256
 
 
 def test_the_card_belongs_to_the_weights():
     weights = vlm_folder() / "model.safetensors"
     results = json.loads((vlm_folder() / "results.json").read_text())
-    assert results["sha256"] == sha256(weights)
-    assert sha256(weights) in (vlm_folder() / "MODEL_CARD.md").read_text()
+    assert results["sha256"] == hash_file(weights)
+    assert hash_file(weights) in (vlm_folder() / "MODEL_CARD.md").read_text()
     assert sum(path.stat().st_size for path in vlm_folder().iterdir()) < 12e6
     right, total = results["accuracy"]["all"]
     assert total == 1000

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from paperhooks.digests import tensor_digest
 
 __all__ = ["Fingerprint", "fingerprint"]
 
@@ -63,8 +63,7 @@ def fingerprint(model: nn.Module) -> Fingerprint:
 def _digest(tensor: Tensor) -> str:
     if tensor.is_meta:
         return f"meta {tensor.dtype} {list(tensor.shape)}"
-    raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-    return f"{tensor.dtype} {list(tensor.shape)} {tensor.device} {hashlib.sha256(raw).hexdigest()}"
+    return f"{tensor.device} {tensor_digest(tensor)}"
 
 
 def _flat(value: Any, prefix: str = "") -> list[str]:

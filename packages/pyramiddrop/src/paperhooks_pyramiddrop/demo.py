@@ -134,13 +134,12 @@ def _report(
     shown = [questions[i] for i in (0, len(questions) // 2, len(questions) - 1)]
     for number, question in enumerate(shown):
         seen = observe(model, processor, question.image(), prompt(question), PyramidDrop(stages=STAGES), 2)
-        input_ids = processor(images=question.image(), text=prompt(question), return_tensors="pt")["input_ids"]
         question.image().save(context.out / f"picture-{number}.png")
         blocks += [
             Heading(question.text),
             Image(f"picture-{number}.png", alt=f"generated picture {question.scene_index}"),
             Paragraph(f"Right: {question.answer}. All tokens: {seen.plain_answer}. PyramidDrop: {seen.answer}."),
-            *figure_blocks(run, f"overlay-{number}", question.image(), model, input_ids, seen),
+            *figure_blocks(run, f"overlay-{number}", question.image(), seen),
         ]
     blocks += [Heading("What it costs"), *cost_blocks(run, seen), Heading("Every question")]
     rows = [(q.scene_index, q.kind, q.text, q.answer, *(a.texts[i] for a in found)) for i, q in enumerate(questions)]

@@ -67,21 +67,10 @@ class Plan:
             for row, ranked in zip(self.segment_counts, self.ranked, strict=True)
         ]
 
-    def _alive_counts(self, counts: Counts) -> list[int]:
+    def alive_counts(self, counts: Counts) -> list[int]:
+        """Tokens alive in each row after keeping ``counts``."""
         rows = zip(self.text_counts, counts, self.protected_counts, strict=True)
         return [text + sum(max(k, p) for k, p in zip(keep, must, strict=True)) for text, keep, must in rows]
-
-    def width(self, counts: Counts) -> int:
-        """Tokens alive in the longest row after keeping ``counts``."""
-        return max(1, *self._alive_counts(counts))
-
-    def uniform(self, counts: Counts) -> bool:
-        """Every row keeps equally many tokens, so no slot is empty."""
-        return len(set(self._alive_counts(counts))) == 1 and self._alive_counts(counts)[0] > 0
-
-    def tensor(self, counts: Counts, device: torch.device) -> Tensor:
-        """``counts`` as int64 [B, S+1]."""
-        return torch.tensor(counts, device=device)
 
     def alive(self, track: TokenTrack | None, hidden_states: Tensor) -> Alive:
         """This plan for the tokens that a layer still has."""

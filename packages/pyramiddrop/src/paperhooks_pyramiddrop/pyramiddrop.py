@@ -107,10 +107,10 @@ class PyramidDrop:
     def __post_init__(self) -> None:
         for name, allowed in (
             ("positions", ("preserve", "renumber")),
-            ("query", ("auto", "last", self.query if callable(self.query) else "auto")),
+            ("query", ("auto", "last")),
             ("scope", ("sample", "segment")),
         ):
-            if getattr(self, name) not in allowed:
+            if getattr(self, name) not in allowed and not (name == "query" and callable(self.query)):
                 raise ValueError(f"{name}={getattr(self, name)!r}; expected one of {', '.join(map(repr, allowed))}")
         if self.min_visual_tokens < 0:
             raise ValueError(f"min_visual_tokens={self.min_visual_tokens}; expected 0 or more")
@@ -118,10 +118,10 @@ class PyramidDrop:
             raise ValueError("give drop layers either in stages={layer: ratio} or in layers=[...], not both")
         if self.ratios is not None and self.layers is None:
             raise ValueError(f"ratios={list(self.ratios)} need layers=[...] of the same length")
-        if isinstance(self.stages, Mapping) or self.layers is not None:
-            self._explicit()
-        else:  # an even split waits for the model's depth; its ratio need not
+        if self._even:  # the split waits for the model's depth; its ratio need not
             Schedule((1,), (self.ratio,))
+        else:
+            self._explicit()
         self._schedules: dict[int, Schedule] = {}  # by depth: one method may serve models of several depths
         self._policy = policy_of(self.rank)
         self._generator = torch.Generator().manual_seed(self.seed)
@@ -165,11 +165,15 @@ class PyramidDrop:
         """The schedule on a decoder of ``n_layers`` layers. Raises ValueError if a drop falls outside it."""
         found = self._schedules.get(n_layers)
         if found is None:
-            even = self.layers is None and isinstance(self.stages, int)
-            found = Schedule.even(n_layers, self.stages, self.ratio) if even else self._explicit()  # type: ignore[arg-type]
+            stages: Any = self.stages
+            found = Schedule.even(n_layers, stages, self.ratio) if self._even else self._explicit()
             found.check(n_layers)
             self._schedules[n_layers] = found
         return found
+
+    @property
+    def _even(self) -> bool:
+        return self.layers is None and not isinstance(self.stages, Mapping)
 
     def _explicit(self) -> Schedule:
         if isinstance(self.stages, Mapping):
@@ -236,12 +240,14 @@ class PyramidDrop:
                     generator=self._generator,
                 )
             ).to(now.real.device)
-            keep = choose(scores, now.segments, now.protected, plan.tensor(counts, now.real.device)) & now.real
-            width = plan.width(counts)
-            index, valid = compact(keep, width, plan.align)
+            limits = torch.tensor(counts, device=now.real.device)
+            keep = choose(scores, now.segments, now.protected, limits) & now.real
+            alive = plan.alive_counts(counts)
+            index, valid = compact(keep, max(1, *alive), plan.align)
         if self.record is not None:
             self.record.append(_recorded(site.index, keep, scores, now.segments > 0, now.index, plan.length))
-        return inputs.select(index, None if plan.uniform(counts) else valid)
+        full = min(alive) == index.shape[1]  # every row fills every slot
+        return inputs.select(index, None if full else valid)
 
     def _renumbered(self, site: Site, call: Call, inputs: LayerInputs) -> LayerInputs:
         """Positions 0, 1, 2, ... over the tokens alive; in decoding the length of this layer's cache."""

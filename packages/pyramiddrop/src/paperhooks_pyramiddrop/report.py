@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from paperhooks import DataError, ModelView, attach
+from paperhooks.modelview import GridPart
 from paperhooks.report import Block, Code, Figure, Heading, Paragraph, RunFolder, Table
 
 from paperhooks_pyramiddrop.figures import cost_figure, overlay_figure, staircase_figure
@@ -23,7 +24,8 @@ __all__ = ["Illustration", "decoder_shape", "figure_blocks", "illustrate", "obse
 
 @dataclass(frozen=True, slots=True)
 class Illustration:
-    """What :func:`observe` saw: both answers, seconds of both, the drops, and the cost of the image."""
+    """What :func:`observe` saw: both answers, seconds of both, the drops, the cost of the image, and its grid of tokens
+    (None when they form no known grid)."""
 
     plain_answer: str
     answer: str
@@ -32,6 +34,7 @@ class Illustration:
     drops: tuple[Drop, ...]
     savings: Savings
     text_tokens: int
+    grid: GridPart | None
 
 
 def decoder_shape(view: ModelView) -> DecoderShape:
@@ -74,7 +77,9 @@ def observe(
     savings = chosen.schedule_for(len(view.layers)).savings(
         visual, decoder_shape(view), text_tokens=text_tokens, kv_element_bytes=element
     )
-    return Illustration(plain, answer, plain_seconds, seconds, tuple(drops), savings, text_tokens)
+    spans = view.image_spans(inputs["input_ids"], inputs)
+    grid = spans[0].parts[0] if spans[0].parts else None
+    return Illustration(plain, answer, plain_seconds, seconds, tuple(drops), savings, text_tokens, grid)
 
 
 @torch.no_grad()
@@ -86,14 +91,11 @@ def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int) -> tup
     return processor.batch_decode(new, skip_special_tokens=True)[0].strip(), seconds
 
 
-def figure_blocks(
-    run: RunFolder, name: str, image: Image, model: Any, input_ids: Any, seen: Illustration
-) -> list[Block]:
+def figure_blocks(run: RunFolder, name: str, image: Image, seen: Illustration) -> list[Block]:
     """Draw the overlay of one observation into the run folder; empty when the image tokens form no known grid."""
-    spans = ModelView.from_model(model).image_spans(input_ids)
-    if not seen.drops or not spans or not spans[0].parts:
+    if not seen.drops or seen.grid is None:
         return []
-    run.figure(name, overlay_figure(image, seen.drops, spans[0].parts[0]))
+    run.figure(name, overlay_figure(image, seen.drops, seen.grid))
     alt = f"the picture as each stage sees it: {', '.join(str(int(d.kept[0].sum())) for d in seen.drops)} tokens kept"
     return [Figure(name, alt=alt, caption="Dark: dropped. Framed: the three tokens with the most attention.")]
 
@@ -115,10 +117,9 @@ def illustrate(
     run.start("pyramiddrop-illustration", inputs={"text": text, "image_size": list(image.size)})
     with run.timed("answers"):
         seen = observe(model, processor, image, text, method, max_new_tokens)
-    input_ids = processor(images=image, text=text, return_tensors="pt")["input_ids"]
     blocks: list[Block] = [Heading("Question"), Code(text), Heading("Answers")]
     blocks += [Table(("", "answer", "seconds"), _rows(seen)), Heading("What each stage sees")]
-    blocks += figure_blocks(run, "overlay", image, model, input_ids, seen)
+    blocks += figure_blocks(run, "overlay", image, seen)
     blocks += [Heading("What it costs"), *cost_blocks(run, seen)]
     run.record(plain=seen.plain_answer, attached=seen.answer, flops_ratio=seen.savings.flops_ratio)
     html = run.report("PyramidDrop on one picture", blocks)

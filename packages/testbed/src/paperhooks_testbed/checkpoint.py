@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from paperhooks.errors import DataError
+from paperhooks.provenance import atomic_path
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -28,9 +28,8 @@ def save_checkpoint(
         for parameter, state in optimizer.state.items():
             for key, value in state.items():
                 tensors[f"state/{key}/{names[parameter]}"] = torch.as_tensor(value)
-    partial = path.with_suffix(".partial")
-    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, partial, metadata={"step": str(step)})
-    os.replace(partial, path)
+    with atomic_path(path) as partial:
+        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, partial, metadata={"step": str(step)})
 
 
 def load_checkpoint(path: Path, modules: Mapping[str, nn.Module], optimizers: Iterable[torch.optim.Optimizer]) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from paperhooks.intervals import wilson_interval
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
@@ -35,10 +36,7 @@ class Share:
         """Wilson score interval at 95 % (Wilson 1927); (0, 1) for an empty set."""
         if not self.total:
             return (0.0, 1.0)
-        z, n, p = 1.959964, self.total, self.value
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return (max(0.0, centre - half), min(1.0, centre + half))
+        return wilson_interval(self.right, self.total)
 
 
 def noise_image(seed: int = 0) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -15,13 +14,14 @@ from typing import Any
 
 import torch
 import transformers
+from paperhooks.provenance import hash_file
 from transformers import LlavaForConditionalGeneration
 
 from paperhooks_testbed.architecture import build_processor
 from paperhooks_testbed.evaluate import Share, accuracy, depth_profile, noise_image
 from paperhooks_testbed.questions import KINDS, question_set
 
-__all__ = ["Measurement", "export", "measure", "sha256"]
+__all__ = ["Measurement", "export", "measure"]
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,6 @@ class Measurement:
     own: Mapping[str, Share]
     noise: Mapping[str, Share]
     depth: Sequence[Share]
-
-
-def sha256(path: Path) -> str:
-    """The file's SHA-256 as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def measure(folder: Path, questions: int = 1000, depth_questions: int = 300) -> Measurement:
@@ -90,7 +84,7 @@ def _results(folder: Path, run: Mapping[str, Any], measured: Measurement) -> dic
 
     return {
         "run": dict(run),
-        "sha256": sha256(folder / "model.safetensors"),
+        "sha256": hash_file(folder / "model.safetensors"),
         "questions": measured.questions,
         "accuracy": shares(measured.own),
         "accuracy_noise": shares(measured.noise),
@@ -125,7 +119,7 @@ def _card(folder: Path, run: Mapping[str, Any], measured: Measurement) -> str:
         rows=rows,
         depth=depth,
         size=weights.stat().st_size / 1e6,
-        sha=sha256(weights),
+        sha=hash_file(weights),
         versions=", ".join(f"{name} {version}" for name, version in _versions().items()),
     )
 

@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch
 from paperhooks.errors import DataError
+from paperhooks.provenance import write_json
 
 from paperhooks_testbed.checkpoint import load_checkpoint, save_checkpoint
 from paperhooks_testbed.curriculum import Curriculum
@@ -121,9 +121,7 @@ def _save(out: Path, state: TrainState, seconds: float) -> None:
     save_checkpoint(out / CHECKPOINT, state.step, state.modules, state.optimizers)
     settings = dataclasses.asdict(state.settings)
     run = {"settings": settings, "steps": state.step, "seconds": round(seconds), "threads": torch.get_num_threads()}
-    partial = out / f"{RUN}.partial"
-    partial.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, out / RUN)
+    write_json(out / RUN, run)
 
 
 def _read(path: Path) -> dict[str, Any]:
