@@ -11,7 +11,7 @@ PaperhooksError
 │   └── UnsupportedGeneration a cache or generation mode that an attached method does not allow
 ├── HookError             a hook implementation returned something the model cannot take
 ├── ArtefactError         an artefact is damaged, or belongs to another model
-├── DataError             an input file, corpus, data set or run folder cannot be used
+├── DataError             an input file, corpus, data set, batch or run folder cannot be used
 ├── MissingExtra          an optional library is needed; the message names the extra
 └── RegistryError         registry.toml contradicts itself or the packages
 
@@ -66,7 +66,7 @@ class PluginConflict(PluginError):
     """Two plugins or methods cannot be used together."""
 
 
-class ModelError(PaperhooksError):
+class ModelError(PaperhooksError, ValueError):
     """The model, or what it was asked to do, is not supported."""
 
 
@@ -86,8 +86,8 @@ class ArtefactError(PaperhooksError):
     """An artefact is damaged, incomplete, or was made for another model."""
 
 
-class DataError(PaperhooksError):
-    """An input file, corpus, data set or run folder cannot be used."""
+class DataError(PaperhooksError, ValueError):
+    """An input file, corpus, data set, batch or run folder cannot be used."""
 
 
 class MissingExtra(PaperhooksError, ImportError):

@@ -17,7 +17,10 @@ from paperhooks.errors import UnsupportedGeneration
 from paperhooks.info import Traits
 from paperhooks.runtime import GENERATE, Hook, cache_states
 
-__all__ = ["CacheGuard", "GuardedGenerate", "check_cache", "check_generation", "leave_notes"]
+__all__ = ["MASK_MAKER", "CacheGuard", "GuardedGenerate", "MaskNotes", "check_cache", "check_generation", "leave_notes"]
+
+#: The attribute of a model that ``generate`` asks for 4-D masks when a cache is preallocated.
+MASK_MAKER = "create_masks_for_generate"
 
 # Cache implementations that allocate their full length up front.
 _STATIC = ("static", "offloaded_static", "hybrid", "offloaded_hybrid", "sliding_window", "paged")
@@ -101,6 +104,30 @@ def leave_notes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     length = prompt.shape[1] if prompt is not None else None
     cache_states(kwargs["past_key_values"])[GENERATE] = {"visual_mask": visual, "prompt_length": length}
     return kwargs
+
+
+class MaskNotes:
+    """Stands in for what makes 4-D masks for preallocated caches, and leaves the 2-D mask it was given on the cache.
+
+    A method that makes its own mask needs to know which tokens are padding; a finished 4-D mask does not say.
+    """
+
+    def __init__(self, inner: Callable[..., Any], previous: Callable[..., Any] | None) -> None:
+        self.inner = inner
+        self.previous = previous
+
+    @classmethod
+    def around(cls, model: nn.Module) -> MaskNotes:
+        """A wrapper of what ``generate`` would use for ``model``."""
+        from transformers.masking_utils import create_masks_for_generate
+
+        return cls(getattr(model, MASK_MAKER, create_masks_for_generate), model.__dict__.get(MASK_MAKER))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        if cache is not None and (mask is None or mask.ndim == 2):
+            cache_states(cache).setdefault(GENERATE, {})["padding_mask"] = mask
+        return self.inner(*args, **kwargs)
 
 
 def check_cache(rules: Sequence[tuple[str, Traits]], cache: Any) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from paperhooks.weights import WeightJournal
 
-__all__ = ["GridPart", "ImageSpan", "LayerCall", "ModelView"]
+__all__ = ["GridPart", "ImageSpan", "LayerCall", "ModelView", "image_runs"]
 
 ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
 #: Layers whose decoder keeps the caller's keyword arguments to itself, although their signature may look open.
@@ -160,6 +160,17 @@ class ModelView:
         return getattr(self.decoder, "rotary_emb", None)
 
     @property
+    def image_side(self) -> int | None:
+        """Rows (and columns) of the square grid of every image or tile, for families whose images have one size."""
+        return _fixed_side(self)
+
+    @property
+    def multimodal_rotary(self) -> bool:
+        """Whether positions are triples (time, row, column), as in the Qwen-VL families, and not plain counts."""
+        parameters = getattr(self.text_config, "rope_parameters", None) or {}
+        return bool(parameters.get("mrope_section"))
+
+    @property
     def journal(self) -> WeightJournal:
         """The reversible weight journal of this view; every edit through it is undone when the session closes."""
         if self._journal is None:
@@ -214,15 +225,21 @@ class ModelView:
             mask = mask | (input_ids == token)
         return mask
 
-    def image_spans(self, input_ids: Tensor, inputs: Mapping[str, Any] | None = None) -> list[ImageSpan]:
+    def image_spans(
+        self, input_ids: Tensor | None, inputs: Mapping[str, Any] | None = None, *, mask: Tensor | None = None
+    ) -> list[ImageSpan]:
         """Runs of image tokens in ``input_ids`` [B, T], with the grids they unroll.
 
         :param inputs: the model's other inputs; ``image_grid_thw`` (qwen) and ``image_sizes`` (llava_next) say the
             grid of each image. Neighbouring images of a fixed size are told apart by that size.
+        :param mask: bool [B, T], which tokens stand for images, where ``input_ids`` do not say.
         """
-        runs = _runs(self.image_mask(input_ids))
+        if mask is None:
+            if input_ids is None:
+                raise UnsupportedModel("image_spans needs input_ids [B, T], or mask (bool [B, T]) in their place")
+            mask = self.image_mask(input_ids)
         layouts = _image_layouts(self, inputs or {})
-        return [span for run in runs for span in _split_run(run, layouts, self)]
+        return [span for run in image_runs(mask) for span in _split_run(run, layouts, self)]
 
 
 def _find_layers(decoder: nn.Module) -> tuple[nn.Module, ...]:
@@ -255,8 +272,8 @@ def _layer_types(text_config: Any, layers: tuple[nn.Module, ...]) -> tuple[str, 
     return tuple(kind if attention else "other" for attention in has)
 
 
-def _runs(mask: Tensor) -> list[tuple[int, int, int]]:
-    """(row, start, stop) of every run of True in ``mask`` [B, T]."""
+def image_runs(mask: Tensor) -> list[tuple[int, int, int]]:
+    """(row, start, stop) of every run of True in ``mask`` bool [B, T], row by row."""
     padded = torch.nn.functional.pad(mask.to(torch.int8), (1, 1))
     step = padded.diff(dim=1)
     starts, stops = (step == 1).nonzero().tolist(), (step == -1).nonzero().tolist()
@@ -310,7 +327,7 @@ def _fixed_side(view: ModelView) -> int | None:
         return side // int(view.config.scale_factor)
     if view.family == "internvl":
         return round(side * float(view.config.downsample_ratio))
-    return side if view.family in ("llava", "paligemma", "llava_onevision") else None
+    return side if view.family in ("llava", "vipllava", "paligemma", "llava_onevision") else None
 
 
 def _split_run(run: tuple[int, int, int], layouts: list[_Layout], view: ModelView) -> Iterator[ImageSpan]:

@@ -51,7 +51,10 @@ class Call:
     padding_mask
         The 2-D attention mask [B, P+T] (1: token, 0: padding), or None when the caller gave none or another form.
     query_length, past_length
-        T and P, the tokens of this forward and before it.
+        T and P, the tokens of this forward and before it. With a preallocated cache P is a tensor of no dimensions on
+        the cache's device: reading it as a number waits for the device.
+    mask_prepared
+        The 4-D attention mask of this forward was made by ``generate`` out of ``padding_mask``, not by the caller.
     training
         Whether the model is in training mode.
     inputs
@@ -61,6 +64,7 @@ class Call:
     """
 
     __slots__ = (
+        "_cacheless",
         "_image_mask",
         "_states",
         "cache",
@@ -68,6 +72,7 @@ class Call:
         "inputs",
         "labels",
         "mask_memo",
+        "mask_prepared",
         "padding_mask",
         "past_length",
         "query_length",
@@ -92,7 +97,9 @@ class Call:
         self.mask_memo: Any = None
         self.rope_memo: Any = None
         self._image_mask: Tensor | None = inputs.get("visual_mask")
+        self.mask_prepared = False
         self._states: dict[object, dict[str, Any]] = {}
+        self._cacheless: dict[str, dict[str, Any]] = {}
 
     @property
     def is_prefill(self) -> bool:
@@ -149,11 +156,26 @@ class Call:
     def cache_state(self, owner: str) -> dict[str, Any]:
         """A dict of ``owner``'s own that lives on the cache: copied with it, freed with it.
 
-        Without a cache it lives as long as this forward.
+        Without a cache it lives as long as this forward, and goes over to the cache that the decoder may return.
         """
         if self.cache is None:
-            return self._states.setdefault(owner, {})
+            return self._cacheless.setdefault(owner, {})
+        self.settle(self.cache)
         return cache_states(self.cache).setdefault(owner, {})
+
+    def settle(self, cache: Any) -> None:
+        """Move what was noted before there was a cache to ``cache``."""
+        if self._cacheless:
+            for owner, state in self._cacheless.items():
+                cache_states(cache).setdefault(owner, {}).update(state)
+            self._cacheless = {}
+
+    def take_prepared_mask(self) -> None:
+        """Learn from ``generate`` the 2-D mask out of which it made a 4-D one for a preallocated cache."""
+        notes = self._notes()
+        if "padding_mask" in notes:
+            self.padding_mask = notes.pop("padding_mask")
+            self.mask_prepared = True
 
 
 def cache_states(cache: Any) -> dict[str, dict[str, Any]]:

@@ -24,12 +24,12 @@ from packaging.specifiers import SpecifierSet
 from torch import nn
 
 from paperhooks.errors import HookError, PluginConflict, UnsupportedModel
-from paperhooks.generation import CacheGuard, GuardedGenerate
+from paperhooks.generation import MASK_MAKER, CacheGuard, GuardedGenerate, MaskNotes
 from paperhooks.inputs import shape_text
 from paperhooks.methodset import Implementation, Method, MethodSet
 from paperhooks.modelview import LayerCall, ModelView
 from paperhooks.runtime import Flags, Hook, Site
-from paperhooks.torchhooks import CompactLoss, DecoderEnter, DecoderExit, LayerEnter, LayerExit, ModelEnter
+from paperhooks.torchhooks import CompactLoss, DecoderEnter, DecoderExit, LayerEnter, LayerExit, ModelEnter, StateExit
 
 __all__ = ["Implementation", "Session", "active_session", "attach", "strip"]
 
@@ -104,8 +104,13 @@ class Session:
         self._hook(view.model, "forward_pre", ModelEnter(view, names, self, in_forward))
         if in_forward:
             self._guard()
+            base = getattr(view.model, "base_model", view.model)
+            if base is not view.model and base is not view.decoder:
+                self._hook(base, "forward_pre", ModelEnter(view, _parameters(base), None, in_forward))
             entry = methods.chain("pre_decoder")
             self._hook(view.decoder, "forward_pre", DecoderEnter(view, _parameters(view.decoder), entry, self._flags))
+            if entry:
+                self._hook(view.decoder, "forward", StateExit())
             self._register_layers(methods.sites(view))
             self._discard_compiled_code()
         if view.compact_loss:
@@ -137,6 +142,7 @@ class Session:
         model, rules = self.view.model, self._set.rules()
         if hasattr(model, "generate"):
             self._instance_attribute("generate", GuardedGenerate(model, model.__dict__.get("generate"), rules))
+            self._instance_attribute(MASK_MAKER, MaskNotes.around(model))
         self._hook(self.view.decoder, "forward_pre", CacheGuard(rules))
 
     def _hook(self, module: nn.Module, kind: str, hook: Hook) -> None:
@@ -300,6 +306,12 @@ def strip(model: nn.Module) -> int:
         del model.__dict__["generate"]
         if guard.inner is not None:
             model.__dict__["generate"] = guard.inner
+        removed += 1
+    maker = model.__dict__.get(MASK_MAKER)
+    if isinstance(maker, MaskNotes):
+        del model.__dict__[MASK_MAKER]
+        if maker.previous is not None:
+            model.__dict__[MASK_MAKER] = maker.previous
         removed += 1
     return removed + _strip_loss(model)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from paperhooks.modelview import LayerCall, ModelView
     from paperhooks.session import Session
 
-__all__ = ["CompactLoss", "DecoderEnter", "DecoderExit", "LayerEnter", "LayerExit", "ModelEnter"]
+__all__ = ["CompactLoss", "DecoderEnter", "DecoderExit", "LayerEnter", "LayerExit", "ModelEnter", "StateExit"]
 
 
 def named_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -41,7 +41,8 @@ class ModelEnter(Hook):
     """Forward pre-hook of the model: starts the :class:`Call`, and leads from a model to its session.
 
     A copy of an attached model (deepcopy, pickle) keeps its hooks but belongs to no session. A session without hooks
-    inside the forward leaves every call as it is (``starts`` False).
+    inside the forward leaves every call as it is (``starts`` False). A second one stands on the model without its head,
+    which some callers use directly; inside a call of the whole model it finds the Call and does nothing.
     """
 
     def __init__(self, view: ModelView, names: tuple[str, ...], session: Session | None, starts: bool) -> None:
@@ -54,7 +55,7 @@ class ModelEnter(Hook):
         return {**self.__dict__, "session": None}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self.starts:
+        if not self.starts or CALL in kwargs:
             return None
         inputs = named_arguments(args, kwargs, self.names)
         call = Call(self.view, inputs, module.training)
@@ -86,6 +87,8 @@ class DecoderEnter(Hook):
         call.cache = cache
         call.query_length = tokens.shape[1]
         call.past_length = cache.get_seq_length() if cache is not None else 0
+        if call.padding_mask is None and cache is not None:
+            call.take_prepared_mask()
         if self.chain:
             self.flags.fired = True
             self._run(call, given, cache)
@@ -112,6 +115,15 @@ class DecoderEnter(Hook):
         for f in DecoderInputs.FIELDS:
             if getattr(inputs, f) is not getattr(start, f):
                 given[f] = getattr(inputs, f)
+
+
+class StateExit(Hook):
+    """Forward hook of the decoder: per-sequence state goes over to a cache that the decoder made itself."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        call, cache = kwargs.get(CALL), getattr(output, "past_key_values", None)
+        if call is not None and cache is not None:
+            call.settle(cache)
 
 
 class LayerEnter(Hook):

@@ -150,7 +150,7 @@ class PyramidDrop:
             raise UnsupportedModel(
                 f"the config of this {view.family} names no image token; pass visual_token_ids=[...] to PyramidDrop"
             )
-        if self.positions == "renumber" and (view.rotary is None or _multimodal_rotary(view)):
+        if self.positions == "renumber" and (view.rotary is None or view.multimodal_rotary):
             raise PluginIncompatible(
                 f"positions='renumber' is not defined for {view.family}, whose positions are not plain rotary counts; "
                 "use positions='preserve'"
@@ -283,11 +283,6 @@ class RandomDrop(PyramidDrop):
     """The control: the same schedule, but which visual tokens stay is drawn at random."""
 
     rank: str | Policy = "random"
-
-
-def _multimodal_rotary(view: ModelView) -> bool:
-    parameters = getattr(view.text_config, "rope_parameters", None) or {}
-    return bool(parameters.get("mrope_section"))
 
 
 def _recorded(layer: int, keep: Tensor, scores: Tensor, visual: Tensor, index: Tensor, length: int) -> Drop:

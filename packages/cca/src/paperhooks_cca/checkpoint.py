@@ -1,0 +1,52 @@
+"""The mark in a model's config that says how it was trained, so that a saved checkpoint tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+__all__ = ["mark", "read_mark", "unmark"]
+
+#: The config's attribute that holds one entry a plugin.
+_ATTRIBUTE = "paperhooks"
+_NAME = "cca"
+
+
+def read_mark(model: nn.Module) -> dict[str, Any] | None:
+    """The settings a model was trained with, or None for a model without a mark."""
+    marks = getattr(model.config, _ATTRIBUTE, None)
+    found = marks.get(_NAME) if isinstance(marks, Mapping) else None
+    return dict(found) if isinstance(found, Mapping) else None
+
+
+def mark(model: nn.Module, settings: Mapping[str, Any]) -> Callable[[], None]:
+    """Write settings into ``model.config``, from where ``save_pretrained`` takes them to ``config.json``.
+
+    A session does this while it is open. Call it yourself to keep the mark after the session: ``mark(model,
+    method.settings)``. Returns a function that puts the config back.
+    """
+    config: Any = model.config
+    before = getattr(config, _ATTRIBUTE, None)
+    setattr(config, _ATTRIBUTE, {**(before or {}), _NAME: dict(settings)})
+
+    def undo() -> None:
+        if before is None:
+            delattr(config, _ATTRIBUTE)
+        else:
+            setattr(config, _ATTRIBUTE, before)
+
+    return undo
+
+
+def unmark(model: nn.Module) -> None:
+    """Take the mark out of ``model.config``; a model without one is left as it is."""
+    marks = getattr(model.config, _ATTRIBUTE, None)
+    if not isinstance(marks, Mapping) or _NAME not in marks:
+        return
+    left = {name: entry for name, entry in marks.items() if name != _NAME}
+    if left:
+        setattr(model.config, _ATTRIBUTE, left)
+    else:
+        delattr(model.config, _ATTRIBUTE)

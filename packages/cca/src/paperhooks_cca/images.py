@@ -1,0 +1,97 @@
+"""Where the images of a forward are, and which models Concentric Causal Attention is defined for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from paperhooks import Call, ModelView, UnsupportedModel
+from paperhooks.errors import DataError
+from paperhooks.modelview import ImageSpan, image_runs
+from torch import Tensor
+
+from paperhooks_cca.geometry import Grid, grouped_spans, split_runs
+
+__all__ = ["Resolver", "check_model", "find_images"]
+
+#: Says where the images of a forward are; for models whose layout is not known here.
+Resolver: TypeAlias = Callable[[ModelView, Call], Sequence[ImageSpan]]
+
+#: One square grid an image: what the paper is about.
+_ONE_GRID = ("llava", "vipllava")
+#: An image is cut into several grids, of which the paper says nothing.
+_TILED = ("llava_next", "llava_onevision", "internvl", "idefics3", "smolvlm")
+#: Image tokens see each other in both directions by design.
+_BIDIRECTIONAL = ("paligemma", "gemma3", "gemma3n", "gemma4", "colpali")
+
+
+def check_model(
+    view: ModelView, grid: Grid | Resolver | None, tiles: bool, apply_positions: bool, apply_mask: bool
+) -> None:
+    """Refuse a model for which the method is not defined.
+
+    :raises UnsupportedModel: names what stands against it, and the option that helps.
+    """
+    family, config = view.family, view.config
+    if family in _BIDIRECTIONAL:
+        raise UnsupportedModel(f"{family} lets image tokens see each other in both directions; cca has no meaning there")
+    if view.rotary is None:
+        raise UnsupportedModel(f"{family} has no rotary position embedding on its decoder, which cca rearranges")
+    if view.multimodal_rotary and apply_positions:
+        raise UnsupportedModel(
+            f"{family} gives image tokens (time, row, column) positions, which rings cannot replace; "
+            "CCA(apply_positions=False) applies the ring mask alone"
+        )
+    if hasattr(config, "vision_config") and not view.image_token_ids and not callable(grid):
+        raise UnsupportedModel(f"the config of this {family} names no image token (image_token_id); pass a grid function")
+    if grid is not None or (view.multimodal_rotary and apply_mask):
+        return
+    if getattr(config, "vision_feature_select_strategy", "default") == "full":
+        raise UnsupportedModel(
+            "vision_feature_select_strategy='full' puts a class token in front of every image; pass a grid function "
+            "that leaves it out"
+        )
+    if getattr(getattr(config, "vision_config", None), "model_type", "") == "pixtral":
+        raise UnsupportedModel("Pixtral's images have row-break tokens inside; pass a grid function")
+    if family in _TILED and not tiles:
+        raise UnsupportedModel(
+            f"{family} cuts an image into several grids, of which the paper says nothing; CCA(tiles=True) gives each "
+            "grid its own rings"
+        )
+    if family not in _ONE_GRID + _TILED:
+        raise UnsupportedModel(
+            f"the image grid of {family} is not known; pass grid=(H, W), or a function (view, call) -> image spans"
+        )
+
+
+def find_images(view: ModelView, call: Call, grid: Grid | Resolver | None) -> list[tuple[int, int, Grid]] | None:
+    """The images of this forward as (row, start, grid); None when it is not known which tokens are images.
+
+    :raises DataError: image tokens that are no whole grids, video tokens, a visual_mask of another shape, or pictures
+        without anything that says where their tokens are.
+    """
+    if callable(grid):
+        return grouped_spans(grid(view, call))
+    mask = call.image_mask
+    if mask is None:
+        if call.input_ids is None and any(name in call.inputs for name in ("pixel_values", "mm_encoder_outputs")):
+            raise DataError(
+                "cca: pictures came with inputs_embeds, so their tokens cannot be found; pass input_ids, or "
+                "visual_mask (bool [B, T]) beside inputs_embeds"
+            )
+        return None
+    _check_mask(view, call, mask)
+    if grid is not None:
+        return split_runs(image_runs(mask), grid)
+    return grouped_spans(view.image_spans(None, call.inputs, mask=mask))
+
+
+def _check_mask(view: ModelView, call: Call, mask: Tensor) -> None:
+    if mask.ndim != 2 or mask.shape[1] != call.query_length:
+        raise DataError(
+            f"visual_mask is {list(mask.shape)}; expected [B, {call.query_length}], one entry a token of this forward"
+        )
+    video = getattr(view.config, "video_token_id", None)
+    video = getattr(view.config, "video_token_index", None) if video is None else video
+    if video is not None and call.input_ids is not None and bool((call.input_ids == video).any()):
+        raise DataError("cca is not defined for video tokens; leave videos out, or detach it for them")

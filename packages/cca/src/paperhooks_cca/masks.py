@@ -1,0 +1,94 @@
+"""The attention mask of one forward: the rule on positions over the whole key axis, in the form its kernel takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from paperhooks import UnsupportedModel
+from torch import Tensor
+
+__all__ = ["KERNELS", "attention_mask", "check_kernel", "key_order"]
+
+#: Attention kernels that take a mask of any shape. Flex is experimental.
+KERNELS = ("eager", "sdpa", "flex_attention")
+
+_CACHED = -1  # every key of an earlier forward comes before all of this one
+_UNUSED = torch.iinfo(torch.int64).max
+
+
+def check_kernel(kernel: str) -> None:
+    """:raises UnsupportedModel: a kernel that would ignore the mask, such as flash attention."""
+    if kernel not in KERNELS:
+        raise UnsupportedModel(
+            f"cca needs an attention kernel that takes a mask; {kernel!r} ignores it, and takes falling positions for "
+            "packed sequences. Load the model with attn_implementation='sdpa' or 'eager', or call "
+            "model.set_attn_implementation('sdpa')"
+        )
+
+
+def key_order(order: Tensor, past: int, total: int) -> Tensor:
+    """Order of every key: cached ones first, then this forward's, and slots of a preallocated cache not used yet last.
+
+    :param order: int64 [B, T], the order of this forward's tokens. :param past: cached entries before it.
+    :param total: entries the kernel will see.
+    :return: int64 [B, total].
+    """
+    if total == order.shape[1]:
+        return order
+    keys = order.new_full((order.shape[0], total), _UNUSED)
+    keys[:, :past] = _CACHED
+    keys[:, past : past + order.shape[1]] = order
+    return keys
+
+
+def attention_mask(
+    order: Tensor,
+    keys: Tensor,
+    *,
+    real: Tensor | None,
+    documents: tuple[Tensor, Tensor] | None = None,
+    kernel: str,
+    dtype: torch.dtype,
+) -> Any:
+    """The mask for ``kernel``: bool [B, 1, T, S] (sdpa), float added to the scores (eager), or a BlockMask (flex).
+
+    :param order: int64 [B, T] of the queries. :param keys: int64 [B, S], from :func:`key_order`.
+    :param real: bool [B, S], False for padding keys, or None.
+    :param documents: document number of the queries [B, T] and of the keys [B, S], for packed rows.
+    """
+    if kernel == "flex_attention":
+        return _block_mask(order, keys, real, documents)
+    allowed = keys[:, None, :] <= order[:, :, None]
+    if real is not None:
+        allowed &= real[:, None, :]
+    if documents is not None:
+        allowed &= documents[1][:, None, :] == documents[0][:, :, None]
+        allowed |= ~allowed.any(-1, keepdim=True)  # padding outside all documents: a row without keys has no softmax
+    if kernel == "sdpa":
+        return allowed[:, None]
+    # The smallest number instead of -inf: added to a score it cannot become NaN.
+    blocked = torch.zeros((), dtype=dtype, device=order.device).expand(allowed.shape)
+    return blocked.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def _block_mask(order: Tensor, keys: Tensor, real: Tensor | None, documents: tuple[Tensor, Tensor] | None) -> Any:
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        allowed = keys[batch, key] <= order[batch, query]
+        if real is not None:
+            allowed = allowed & real[batch, key]
+        if documents is not None:
+            allowed = allowed & (documents[1][batch, key] == documents[0][batch, query])
+        return allowed
+
+    make = ALL_MASK_ATTENTION_FUNCTIONS["flex_attention"]
+    return make(
+        batch_size=order.shape[0],
+        q_length=order.shape[1],
+        kv_length=keys.shape[1],
+        mask_function=rule,
+        attention_mask=None,
+        device=order.device,
+    )

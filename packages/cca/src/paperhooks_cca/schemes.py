@@ -1,0 +1,134 @@
+"""Schemes: in which order the patches of an image are placed, as a table over its grid (sections 3 and 4 of the paper).
+
+A table gives every cell of an H x W grid its level, 0 first. Patches of one level share one position; the image takes as
+many positions as the table has levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TypeAlias
+
+import torch
+from paperhooks.errors import did_you_mean
+from torch import Tensor
+
+__all__ = [
+    "SCHEMES",
+    "Scheme",
+    "levels",
+    "manhattan_table",
+    "order_table",
+    "raster_table",
+    "reverse_table",
+    "ring_permutation",
+    "ring_table",
+    "scheme_name",
+]
+
+#: Makes the table int64 [H, W] of a grid.
+Scheme: TypeAlias = Callable[[int, int], Tensor]
+
+
+def ring_table(height: int, width: int) -> Tensor:
+    """Concentric rings: the border is ring 0, the centre the last, ceil(min(H, W) / 2) rings in all (section 4.1).
+
+    >>> ring_table(3, 4).tolist()
+    [[0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+
+    :return: int64 [height, width]. :raises ValueError: a side is less than 1.
+    """
+    rows, columns = _edge_distance(height, width)
+    return torch.minimum(rows[:, None], columns[None, :])
+
+
+def manhattan_table(height: int, width: int) -> Tensor:
+    """Distance to the nearest corner in rows plus columns, as MCA-LLaVA orders patches; H - 1 levels on even squares.
+
+    >>> manhattan_table(3, 3).tolist()
+    [[0, 1, 0], [1, 2, 1], [0, 1, 0]]
+
+    :return: int64 [height, width]. :raises ValueError: a side is less than 1.
+    """
+    rows, columns = _edge_distance(height, width)
+    return rows[:, None] + columns[None, :]
+
+
+def raster_table(height: int, width: int) -> Tensor:
+    """Row by row, every patch a level of its own: what stock models do.
+
+    :return: int64 [height, width]. :raises ValueError: a side is less than 1.
+    """
+    _check(height, width)
+    return torch.arange(height * width).view(height, width)
+
+
+def reverse_table(height: int, width: int) -> Tensor:
+    """Raster backwards: the last patch comes first (the pilot study of section 3).
+
+    :return: int64 [height, width]. :raises ValueError: a side is less than 1.
+    """
+    return height * width - 1 - raster_table(height, width)
+
+
+SCHEMES: dict[str, Scheme] = {
+    "concentric": ring_table,
+    "reverse": reverse_table,
+    "raster": raster_table,
+    "manhattan": manhattan_table,
+}
+
+
+def scheme_name(scheme: str | Scheme) -> str:
+    """The name of a scheme; a function goes by its own. Raises ValueError for an unknown name."""
+    if not isinstance(scheme, str):
+        return getattr(scheme, "__name__", type(scheme).__name__)
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme={scheme!r} is unknown; {did_you_mean(scheme, SCHEMES)}")
+    return scheme
+
+
+@lru_cache(maxsize=256)
+def order_table(scheme: str | Scheme, height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """The flat table int64 [H * W] of a scheme on ``device``; made once a grid and device. Do not write to it.
+
+    :raises ValueError: an unknown scheme, an empty grid, or a function that returns no int64 [H, W] table of levels
+        0, 1, ... without a gap.
+    """
+    make = SCHEMES[scheme_name(scheme)] if isinstance(scheme, str) else scheme
+    table = make(height, width)
+    if table.dtype != torch.int64 or tuple(table.shape) != (height, width):
+        raise ValueError(
+            f"scheme {scheme_name(scheme)!r} returned {table.dtype} {list(table.shape)}; "
+            f"expected int64 [{height}, {width}]"
+        )
+    if not torch.equal(table.unique(), torch.arange(int(table.max()) + 1)):
+        raise ValueError(f"scheme {scheme_name(scheme)!r} leaves levels of a {height} x {width} grid empty")
+    return table.flatten().to(device)
+
+
+@lru_cache(maxsize=256)
+def levels(scheme: str | Scheme, height: int, width: int) -> int:
+    """How many positions an image of H x W patches takes under ``scheme``."""
+    return int(order_table(scheme, height, width).max()) + 1
+
+
+def ring_permutation(height: int, width: int, scheme: str | Scheme = "concentric") -> Tensor:
+    """The patches in the order of their levels, raster order inside a level.
+
+    :return: int64 [H * W]; entry k is the raster index of the k-th patch.
+    """
+    return order_table(scheme, height, width).argsort(stable=True)
+
+
+def _edge_distance(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Distance of every row and every column to the nearer edge."""
+    _check(height, width)
+    rows, columns = torch.arange(height), torch.arange(width)
+    return torch.minimum(rows, height - 1 - rows), torch.minimum(columns, width - 1 - columns)
+
+
+def _check(height: int, width: int) -> None:
+    if height < 1 or width < 1:
+        raise ValueError(f"a grid of {height} x {width} patches has no patch; both sides must be at least 1")
