@@ -1,48 +1,128 @@
-"""Greedy answers of a model to prompts with or without images, in batches, leaving model and processor as they were."""
+"""What passes between a task, the evaluation and whatever answers: requests, prompts, replies, backends.
+
+Imports nothing heavy, so that tasks can be imported where no model is.
+"""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import nn
 
-from paperhooks.errors import DataError
-
-__all__ = ["Reply", "Request", "answer", "evaluation_mode", "prompt_text"]
+__all__ = ["Backend", "Prompt", "Reply", "Request", "evaluation_mode"]
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a model is asked.
+    """What a model is asked: ``messages``, or a finished ``prompt``.
 
-    prompt
-        The finished prompt with the model's own image placeholders; or empty, with ``messages`` instead.
     messages
-        A conversation for the processor's chat template, when there is no ``prompt``.
+        A conversation. Each message has a ``role`` and a ``content``: text, or a list of parts. A part is
+        ``{"type": "text", "text": ...}`` or ``{"type": "image"}``. The n-th image part stands for ``images[n]`` unless
+        it names another by ``"index"``. Where the layout moves pictures away from their place, an image part leaves
+        its ``"text"`` behind, if it has any. A text part may hold another wording for a layout under that layout's
+        name, such as ``{"type": "text", "text": "<image 1>", "interleave": "picture 1"}``.
+    prompt
+        The finished prompt with the model's own image placeholders; used as it is, whatever the layout.
     images
-        PIL images in the order of their placeholders.
-    max_new_tokens
-        Where the answer is cut.
+        PIL images, already opened.
+    max_new_tokens, stop
+        Where the answer is cut: a number of tokens, and strings that end it and are not part of it.
+    metadata
+        Plain data for callables and servers; never shown to a model.
     """
 
-    prompt: str = ""
     messages: Sequence[Mapping[str, Any]] = ()
+    prompt: str = ""
     images: Sequence[Any] = ()
     max_new_tokens: int = 32
+    stop: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A request as a backend will ask it.
+
+    id
+        The document's.
+    text
+        The whole prompt in the backend's own form; with the pictures it is what the answer depends on.
+    request
+        The request, its pictures laid out.
+    special
+        Whether the tokenizer still has to add its special tokens; a chat template has written them already.
+    """
+
+    id: str
+    text: str
+    request: Request
+    special: bool = True
+
+    @property
+    def kind(self) -> tuple[bool, bool]:
+        """Prompts of one kind may share a batch: pictures or none, special tokens or none."""
+        return self.special, bool(self.request.images)
+
+    @property
+    def cost(self) -> tuple[int, int, int]:
+        """Prompts of similar cost belong together: pictures, length of the answer, length of the text."""
+        return len(self.request.images), self.request.max_new_tokens, len(self.text)
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the model said: the text, how many tokens, and whether it was cut at the limit."""
+    """What came back.
+
+    finish
+        ``"eos"``, ``"stop"`` (a stop string) or ``"length"`` (cut); ``""`` where the backend does not say.
+    error
+        Why there is no answer; the document is asked again by the next call.
+    """
 
     text: str
-    new_tokens: int
-    truncated: bool
+    new_tokens: int = 0
+    finish: str = ""
+    error: str = ""
+
+
+class Backend:
+    """What answers prompts. ``asks`` False: it looks answers up by id, so no request is made and no picture opened."""
+
+    asks: ClassVar[bool] = True
+
+    def describe(self) -> Mapping[str, Any]:
+        """Plain data that determines the replies; another description does not continue a run."""
+        return {"backend": type(self).__name__}
+
+    def about(self) -> Mapping[str, Any]:
+        """Plain data worth recording that does not determine the replies, such as where the model came from."""
+        return {}
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Around all answers of a run; not entered when there is nothing to ask."""
+        yield
+
+    def prompt(self, document_id: str, request: Request) -> Prompt:
+        """The prompt of a request; called in a worker thread ahead of :meth:`answer`."""
+        return Prompt(document_id, request.prompt, request)
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Reply]:
+        """One reply a prompt, in their order. All prompts are of one kind."""
+        return [Reply("", error=f"{type(self).__name__} answers nothing") for _ in prompts]
+
+    def too_large(self, error: Exception) -> bool:
+        """Whether an error of :meth:`answer` means that the batch did not fit into memory; it is then halved."""
+        return isinstance(error, MemoryError)
+
+    def recover(self) -> None:
+        """Free what an answer that failed for want of memory left behind."""
+        return None
 
 
 @contextmanager
@@ -56,78 +136,3 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def answer(model: Any, processor: Any, requests: Sequence[Request]) -> list[Reply]:
-    """Greedy answers to a batch of requests, in their order.
-
-    ``processor`` is a transformers processor, or a tokenizer for text-only models. Raises DataError when prompts
-    cannot be made (no chat template, or images for a processor without an image part).
-    """
-    if not requests:
-        return []
-    tokenizer = getattr(processor, "tokenizer", processor)
-    with evaluation_mode(model), torch.no_grad(), _left_padding(tokenizer):
-        inputs = _inputs(processor, requests).to(model.device)
-        for name, value in inputs.items():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                inputs[name] = value.to(model.dtype)
-        limit = max(request.max_new_tokens for request in requests)
-        config = _greedy(model.generation_config, tokenizer, limit)
-        output = model.generate(**inputs, generation_config=config)
-    new = output[:, inputs["input_ids"].shape[1] :]
-    return [_reply(row, request, tokenizer, config) for row, request in zip(new, requests, strict=True)]
-
-
-def prompt_text(processor: Any, request: Request) -> str:
-    """The prompt of a request, made with the chat template when it has messages."""
-    if request.prompt:
-        return request.prompt
-    if not request.messages:
-        raise DataError("the request has neither a prompt nor messages")
-    if not getattr(processor, "chat_template", None):
-        raise DataError("the request has messages, but the processor has no chat template; give a prompt instead")
-    text = processor.apply_chat_template(list(request.messages), add_generation_prompt=True, tokenize=False)
-    return str(text)
-
-
-def _inputs(processor: Any, requests: Sequence[Request]) -> Any:
-    texts = [prompt_text(processor, request) for request in requests]
-    images = [list(request.images) for request in requests]
-    if not any(images):
-        return processor(text=texts, padding=len(texts) > 1, return_tensors="pt")
-    if not hasattr(processor, "image_processor"):
-        raise DataError(f"the task shows images, but {type(processor).__name__} takes only text")
-    return processor(text=texts, images=images, padding=len(texts) > 1, return_tensors="pt")
-
-
-@contextmanager
-def _left_padding(tokenizer: Any) -> Iterator[None]:
-    # Generation goes on from the last column, so padding must come first.
-    before = tokenizer.padding_side, tokenizer.pad_token
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    try:
-        yield
-    finally:
-        tokenizer.padding_side, tokenizer.pad_token = before
-
-
-def _greedy(base: Any, tokenizer: Any, limit: int) -> Any:
-    config = copy.deepcopy(base)
-    config.update(do_sample=False, num_beams=1, max_new_tokens=limit, max_length=None)
-    config.update(temperature=None, top_p=None, top_k=None)  # without sampling they only cause warnings
-    if config.pad_token_id is None:
-        config.pad_token_id = tokenizer.pad_token_id
-    return config
-
-
-def _reply(row: Tensor, request: Request, tokenizer: Any, config: Any) -> Reply:
-    ids = row[: request.max_new_tokens].tolist()
-    ends = config.eos_token_id
-    stops = set(ends if isinstance(ends, list) else [ends]) - {None}
-    length = next((i for i, token in enumerate(ids) if token in stops), None)
-    kept = ids if length is None else ids[:length]
-    text = tokenizer.decode(kept, skip_special_tokens=True)
-    return Reply(text.strip(), len(kept), length is None and len(ids) >= request.max_new_tokens)

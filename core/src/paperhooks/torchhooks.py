@@ -86,7 +86,9 @@ class DecoderEnter(Hook):
             return None
         call.cache = cache
         call.query_length = tokens.shape[1]
-        call.past_length = cache.get_seq_length() if cache is not None else 0
+        past = cache.get_seq_length() if cache is not None else 0
+        # A preallocated cache hands out the very tensor that it counts on in.
+        call.past_length = past.clone() if isinstance(past, Tensor) else past
         if call.padding_mask is None and cache is not None:
             call.take_prepared_mask()
         if self.chain:

@@ -204,7 +204,7 @@ class CCA:
         in the positions for the starts of packed sequences."""
         if not self.apply_mask:
             order = torch.arange(order.shape[1], device=order.device).expand(order.shape)
-        total = max(past + order.shape[1], _allocated(call.cache))
+        total = _keys(call, past + order.shape[1])
         check_window(view, past + order.shape[1])
         padded = call.padding_mask is not None
         keep = torch.ones(order.shape[0], total, dtype=torch.bool, device=order.device) if padded else None
@@ -279,6 +279,8 @@ def _for_rows(offset: Tensor, batch: int) -> Tensor:
     return offset.repeat_interleave(batch // offset.shape[0])
 
 
-def _allocated(cache: Any) -> int:
-    """Entries that a preallocated cache shows to the attention kernel; 0 for caches that grow."""
-    return int(cache.get_max_cache_shape()) if getattr(cache, "is_compileable", False) else 0
+def _keys(call: Call, held: int) -> int:
+    """How many keys the attention kernel will see: all slots of a preallocated cache, else what is held."""
+    if not getattr(call.cache, "is_compileable", False):
+        return held
+    return int(call.cache.get_mask_sizes(call.query_length, 0)[0])

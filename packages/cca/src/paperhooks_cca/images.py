@@ -81,6 +81,10 @@ def find_images(view: ModelView, call: Call, grid: Grid | Resolver | None) -> li
             )
         return None
     _check_mask(view, call, mask)
+    drafts = call.draft_length
+    if drafts:  # prompt lookup may propose image tokens, which are words like others
+        mask = mask.clone()
+        mask[:, -drafts:] = False
     if grid is not None:
         return split_runs(image_runs(mask), grid)
     return grouped_spans(view.image_spans(None, call.inputs, mask=mask))

@@ -1,0 +1,48 @@
+"""Checks that two lists belong together, item by item: what scripts that zip silently leave out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from paperhooks.errors import DataError
+
+__all__ = ["check_same_ids", "check_same_length", "raise_faults"]
+
+#: How many faults a message lists before it only counts.
+_LISTED = 20
+
+
+def check_same_length(name: str, one: Sequence[Any], other_name: str, other: Sequence[Any]) -> None:
+    """Raise DataError unless both have the same number of items."""
+    if len(one) != len(other):
+        raise DataError(f"there are {len(one)} {name} but {len(other)} {other_name}; give exactly one each")
+
+
+def check_same_ids(
+    name: str, one: Sequence[object] | None, other_name: str, other: Sequence[object] | None, *, n: int
+) -> None:
+    """Raise DataError unless the ids, where given, are ``n`` each and equal in order; names the first difference."""
+    if one is None and other is None:
+        return
+    if one is None or other is None:
+        raise DataError(f"only the ids of the {name if other is None else other_name} are given; give both or none")
+    check_same_length(f"ids of {name}", one, f"ids of {other_name}", other)
+    if len(one) != n:
+        raise DataError(f"there are {len(one)} ids but {n} {name}; give exactly one each")
+    for place, (first, second) in enumerate(zip(one, other, strict=True)):
+        if first != second:
+            raise DataError(
+                f"{name} and {other_name} differ at place {place}: the id is {first!r} there and {second!r} here; "
+                "put both into the same order"
+            )
+
+
+def raise_faults(where: str, faults: Sequence[str]) -> None:
+    """Raise one DataError that lists all faults of a data set; do nothing when there is none."""
+    if not faults:
+        return
+    more = f"\n  ... and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+    listed = "\n  ".join(faults[:_LISTED])
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    raise DataError(f"{where} cannot be used, it has {count}:\n  {listed}{more}")
