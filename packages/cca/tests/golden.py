@@ -59,9 +59,7 @@ def llava(side: int, attn_implementation: str = "sdpa") -> LlavaForConditionalGe
         "image_size": 4 * side,
         "patch_size": 4,
     }
-    config = LlavaConfig(
-        text_config=text, vision_config=vision, image_token_index=PLACEHOLDER, vision_feature_layer=-1
-    )
+    config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=PLACEHOLDER, vision_feature_layer=-1)
     config._attn_implementation = attn_implementation
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

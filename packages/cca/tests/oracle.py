@@ -55,21 +55,20 @@ def walk(
 def may_see(places: list[int], owner: list[int]) -> Tensor:
     """bool [T, T]: rings inside an image, causal everywhere else (not by the identity on positions)."""
     n = len(places)
-    rows = [
-        [
-            places[k] <= places[q] if owner[q] == owner[k] != -1 else k <= q
-            for k in range(n)
-        ]
-        for q in range(n)
-    ]
+    rows = [[places[k] <= places[q] if owner[q] == owner[k] != -1 else k <= q for k in range(n)] for q in range(n)]
     return torch.tensor(rows)
 
 
 def reference_logits(
-    model: Any, ids: Tensor, features: list[Tensor], scheme: str = "concentric", positions: bool = True, mask: bool = True,
+    model: Any,
+    ids: Tensor,
+    features: list[Tensor],
+    scheme: str = "concentric",
+    positions: bool = True,
+    mask: bool = True,
     side: int = SIDE,
 ) -> Tensor:
-    """Logits [T, V] of one row without padding on the stock model: explicit positions, explicit mask, no cache."""
+    """Logits [T, V] of one row without padding, with gradients: stock model, explicit positions and mask, no cache."""
     tokens = ids.tolist()
     count = tokens.count(IMAGE_TOKEN) // side**2
     places, owner = walk(tokens, [(side, side)] * count, IMAGE_TOKEN, scheme)
@@ -80,12 +79,11 @@ def reference_logits(
     given: dict[str, Any] = {}
     if features:
         given["mm_encoder_outputs"] = {"image": image_outputs(model, features)}
-    with torch.no_grad():
-        out = model(
-            input_ids=ids[None],
-            attention_mask=form,
-            position_ids=torch.tensor([places if positions else list(range(len(tokens)))]),
-            use_cache=False,
-            **given,
-        )
+    out = model(
+        input_ids=ids[None],
+        attention_mask=form,
+        position_ids=torch.tensor([places if positions else list(range(len(tokens)))]),
+        use_cache=False,
+        **given,
+    )
     return out.logits[0]

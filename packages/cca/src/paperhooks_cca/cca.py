@@ -180,7 +180,9 @@ class CCA:
         order, following = token_order(groups, real, start, self.scheme)
         documents = call.inputs.get("document_ids")
         if self.apply_positions:
-            trusted = check_positions(inputs.position_ids, order, real, real_past, past, self.strict, documents is not None)
+            trusted = check_positions(
+                inputs.position_ids, order, real, real_past, past, self.strict, documents is not None
+            )
             state["offset"] = following - (past + length)
             state["floor"] = past + max(column + grid[0] * grid[1] for _, column, grid in images)
             placed = inputs.position_ids if trusted else order
@@ -215,7 +217,7 @@ class CCA:
         documents = call.inputs.get("document_ids")
         if documents is not None and past:
             raise DataError("document_ids pack whole rows; they cannot be used with a cache that holds tokens")
-        dtype = inputs.inputs_embeds.dtype if inputs.inputs_embeds is not None else view.model.dtype
+        dtype: Any = inputs.inputs_embeds.dtype if inputs.inputs_embeds is not None else view.model.dtype
         return attention_mask(
             order,
             key_order(order, past, total),

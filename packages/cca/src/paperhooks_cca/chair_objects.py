@@ -41,7 +41,7 @@ spectator, human, individual
 peacock, penguin, flamingo, rooster, hen, ostrich, finch, hummingbird, parakeet, duckling
     cat, kitten, kitty, feline, tabby
     dog, puppy, pup, canine, poodle, terrier, bulldog, labrador, retriever, collie, dachshund, husky, hound, beagle, \
-doggy, chihuahua, pug, corgi
+doggy, doggie, chihuahua, pug, corgi
     horse, pony, foal, colt, mare, stallion
     sheep, lamb, ram, ewe
     cow, cattle, bull, calf, ox, oxen, buffalo, bison, heifer

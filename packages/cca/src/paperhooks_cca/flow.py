@@ -41,7 +41,10 @@ def information_flow(
     images = [
         (span[0], span[1], (span[2], span[3])) for span in spans if not isinstance(span, ImageSpan)
     ] or grouped_spans([span for span in spans if isinstance(span, ImageSpan)])
-    return [_flow(weights[row].float().mean(0), start, grid, lengths[row] if lengths else None) for row, start, grid in images]
+    return [
+        _flow(weights[row].float().mean(0), start, grid, lengths[row] if lengths else None)
+        for row, start, grid in images
+    ]
 
 
 def _flow(weights: Tensor, start: int, grid: tuple[int, int], length: int | None) -> Tensor:

@@ -99,9 +99,7 @@ def allowed_mask(positions: Tensor, attention_mask: Tensor | None = None) -> Ten
     return allowed if attention_mask is None else allowed & attention_mask.bool()[:, None, :]
 
 
-def split_runs(
-    runs: Sequence[tuple[int, int, int]], grids: Grid | Sequence[Grid]
-) -> list[tuple[int, int, Grid]]:
+def split_runs(runs: Sequence[tuple[int, int, int]], grids: Grid | Sequence[Grid]) -> list[tuple[int, int, Grid]]:
     """Cut runs of image tokens (row, start, stop) into images: (row, start, grid).
 
     :param grids: one grid for all images, or the grid of each image in order.
@@ -125,15 +123,16 @@ def split_runs(
     return found
 
 
-def grouped_spans(spans: Sequence[ImageSpan]) -> list[tuple[int, int, Grid]]:
+def grouped_spans(spans: Sequence[ImageSpan], expected: Grid | None = None) -> list[tuple[int, int, Grid]]:
     """(row, start, grid) of the grids in spans as core finds them; a newline token after each row counts as a column.
 
+    :param expected: the grid that every image should have, for the message.
     :raises DataError: a span whose layout is not known.
     """
     found = []
     for span in spans:
         if not span.parts:
-            raise wrong_run((span.row, span.start, span.stop), None)
+            raise wrong_run((span.row, span.start, span.stop), expected)
         found += [(span.row, part.start, (part.rows, part.stride)) for part in span.parts]
     return found
 

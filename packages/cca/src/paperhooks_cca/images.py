@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from paperhooks import Call, ModelView, UnsupportedModel
 from paperhooks.errors import DataError
@@ -34,7 +34,9 @@ def check_model(
     """
     family, config = view.family, view.config
     if family in _BIDIRECTIONAL:
-        raise UnsupportedModel(f"{family} lets image tokens see each other in both directions; cca has no meaning there")
+        raise UnsupportedModel(
+            f"{family} lets image tokens see each other in both directions; cca has no meaning there"
+        )
     if view.rotary is None:
         raise UnsupportedModel(f"{family} has no rotary position embedding on its decoder, which cca rearranges")
     if view.multimodal_rotary and apply_positions:
@@ -43,10 +45,12 @@ def check_model(
             "CCA(apply_positions=False) applies the ring mask alone"
         )
     if hasattr(config, "vision_config") and not view.image_token_ids and not callable(grid):
-        raise UnsupportedModel(f"the config of this {family} names no image token (image_token_id); pass a grid function")
+        raise UnsupportedModel(
+            f"the config of this {family} names no image token (image_token_id); pass a grid function"
+        )
     if grid is not None or (view.multimodal_rotary and apply_mask):
         return
-    if getattr(config, "vision_feature_select_strategy", "default") == "full":
+    if family in _ONE_GRID and _class_token(config):
         raise UnsupportedModel(
             "vision_feature_select_strategy='full' puts a class token in front of every image; pass a grid function "
             "that leaves it out"
@@ -87,7 +91,14 @@ def find_images(view: ModelView, call: Call, grid: Grid | Resolver | None) -> li
         mask[:, -drafts:] = False
     if grid is not None:
         return split_runs(image_runs(mask), grid)
-    return grouped_spans(view.image_spans(None, call.inputs, mask=mask))
+    side = view.image_side
+    return grouped_spans(view.image_spans(None, call.inputs, mask=mask), (side, side) if side else None)
+
+
+def _class_token(config: Any) -> bool:
+    """Whether images keep the vision tower's class token; SigLIP has none to keep."""
+    tower = str(getattr(getattr(config, "vision_config", None), "model_type", ""))
+    return getattr(config, "vision_feature_select_strategy", "default") == "full" and "siglip" not in tower
 
 
 def _check_mask(view: ModelView, call: Call, mask: Tensor) -> None:

@@ -42,12 +42,11 @@ _IRREGULAR: Final = dict(
     pair.split(":")
     for pair in _words(
         """
-        men:man children:child feet:foot teeth:tooth geese:goose mice:mouse oxen:ox knives:knife wives:wife lives:life
-        pocketknives:pocketknife leaves:leaf loaves:loaf shelves:shelf halves:half calves:calf wolves:wolf
-        scarves:scarf thieves:thief buses:bus minibuses:minibus gases:gas skis:ski taxis:taxi bikinis:bikini
-        kiwis:kiwi paninis:panini tvs:tv movies:movie cookies:cookie brownies:brownie pies:pie ties:tie
-        neckties:necktie bowties:bowtie selfies:selfie smoothies:smoothie hoodies:hoodie doggies:doggie shoes:shoe
-        horseshoes:horseshoe toes:toe canoes:canoe
+        men:man children:child feet:foot teeth:tooth geese:goose mice:mouse oxen:ox knives:knife wives:wife
+        lives:life pocketknives:pocketknife leaves:leaf loaves:loaf shelves:shelf halves:half calves:calf
+        wolves:wolf scarves:scarf thieves:thief gases:gas tvs:tv movies:movie cookies:cookie brownies:brownie
+        pies:pie ties:tie neckties:necktie bowties:bowtie selfies:selfie smoothies:smoothie hoodies:hoodie
+        doggies:doggie collies:collie shoes:shoe horseshoes:horseshoe toes:toe canoes:canoe
         """
     )
 )
@@ -55,10 +54,10 @@ _IRREGULAR: Final = dict(
 _SINGULAR: Final = frozenset(
     _words(
         """
-        across always asparagus atlas besides bias binoculars canvas christmas clothes does eyeglasses goes indoors
-        jeans news outdoors overseas pancreas pants perhaps scissors series shorts sometimes species sunglasses
-        surroundings swiss texas towards trousers upstairs downstairs whereas abdomen acumen omen ramen regimen semen
-        specimen
+        abdomen across acumen always analysis atlas basis besides bias binoculars canvas chassis christmas clothes
+        debris does downstairs eyeglasses goes indoors iris jeans news oasis omen outdoors overseas pancreas pants
+        paris perhaps ramen regimen scissors semen series shorts sometimes species specimen sunglasses surroundings
+        swiss tennis texas this towards trellis trousers upstairs whereas
         """
     )
 )
@@ -86,11 +85,11 @@ def singular(word: str) -> str:
         return word
     if word.endswith("men"):
         return word[:-2] + "an"
-    if not word.endswith("s") or word.endswith(("ss", "us", "is")):
+    if not word.endswith("s") or word.endswith(("ss", "us")):
         return word
     if word.endswith("ies"):
         return word[:-3] + "y"
-    return word[:-2] if word.endswith(("ches", "shes", "xes", "sses", "zzes", "oes")) else word[:-1]
+    return word[:-2] if word.endswith(("ches", "shes", "xes", "sses", "zzes", "oes", "buses")) else word[:-1]
 
 
 def lemmatize(tokens: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Schemes: in which order the patches of an image are placed, as a table over its grid (sections 3 and 4 of the paper).
 
-A table gives every cell of an H x W grid its level, 0 first. Patches of one level share one position; the image takes as
-many positions as the table has levels.
+A table gives every cell of an H x W grid its level, 0 first. Patches of one level share one position; the image takes
+as many positions as the table has levels.
 """
 
 from __future__ import annotations

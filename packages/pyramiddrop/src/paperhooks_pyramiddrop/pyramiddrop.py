@@ -8,6 +8,7 @@ layers. Cutting masks, rotary tables, caches and labels is the core's ``inputs.s
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class PyramidDrop:
         Explicit drop layers in place of the even split, with ``ratio``'s powers or with keep ratios of their own.
     positions
         ``"preserve"``: kept tokens keep their rotary positions, which equals masking the dropped ones. ``"renumber"``:
-        positions are counted anew without gaps, as in the official code.
+        positions are counted anew without gaps, as in the official code; excludes other methods that set positions.
     query
         Which rows rank: ``"auto"`` (the ends of all instructions where labels are given, else the last token),
         ``"last"``, or a function of the :class:`~paperhooks.Call` that returns bool [B, T].
@@ -123,6 +124,8 @@ class PyramidDrop:
         else:
             self._explicit()
         self._schedules: dict[int, Schedule] = {}  # by depth: one method may serve models of several depths
+        if self.positions == "renumber":  # then it excludes other methods that set positions
+            self.__dict__["traits"] = _RENUMBERING
         self._policy = policy_of(self.rank)
         self._generator = torch.Generator().manual_seed(self.seed)
         self._warned = False
@@ -271,11 +274,16 @@ class PyramidDrop:
             )
 
 
+_RENUMBERING = dataclasses.replace(PyramidDrop.traits, writes=frozenset({"tokens", "positions"}))
+
+
 @dataclass(eq=False)
 class PaperPyramidDrop(PyramidDrop):
     """The preset of the official code: positions are renumbered after every drop."""
 
     positions: Literal["preserve", "renumber"] = "renumber"
+
+    traits: ClassVar[Traits] = _RENUMBERING
 
 
 @dataclass(eq=False)
