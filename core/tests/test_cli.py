@@ -276,40 +276,95 @@ def test_select_writes_the_best_part(site: FakeSite, cli, tmp_path: Path, model_
 
 
 TASK = """
+from dataclasses import dataclass
+
 import paperhooks
 from paperhooks.engine import Request
-from paperhooks.tasks import Item, Score, TaskInfo
+from paperhooks.tasks import Document, Parsed, Task, TaskInfo
 
 class Hooks:
     @paperhooks.hookimpl
     def evaluation_tasks(self):
-        return [TaskInfo("count", "Counts.", "dist_one_task:Count")]
+        return [TaskInfo("count", "Counts.", "dist_one_task:Count", needs=("text", "image"))]
 
-class Count:
+@dataclass(frozen=True)
+class Count(Task):
     version = "1"
-    def items(self, data):
-        return [Item(str(i)) for i in range(int(data))]
-    def request(self, item):
+    modes = ("official", "never")
+    worth: float = 1.0
+    fails_at: str = ""
+
+    def documents(self, source):
+        return [Document(str(i), "ab"[i % 2]) for i in range(int(source))]
+
+    def request(self, document):
+        if document.id == self.fails_at:
+            raise ValueError("no question")
         return Request(prompt="w1 w2", max_new_tokens=2)
-    def score(self, item, reply):
-        return Score(1.0, reply)
+
+    def parse(self, document, reply, mode):
+        return Parsed(mode)
+
+    def score(self, document, parsed):
+        return self.worth if parsed.value == "official" else 0.0
 """
 
 
-def test_evaluate_runs_a_task_with_methods(site: FakeSite, cli, tmp_path: Path, model_folder: Path) -> None:
+@pytest.fixture
+def task(site: FakeSite, model_folder: Path) -> Path:
+    """A plugin that offers the task ``count``; a model folder with a tokenizer."""
     site.add("dist-one", "t-one", info_source("t-one", "dist_one", extra='hooks="dist_one_task:Hooks"'))
     (site.root / "dist_one_task.py").write_text(TASK)
-    arguments = ("evaluate", str(model_folder), "count", "--data", "5", "--out", str(tmp_path / "run"))
-    arguments += ("-p", "t-one:factor=1.0")
-    code, _, err = cli(*arguments)
-    assert (code, "has no processor or tokenizer" in err) == (1, True)
     save_tokenizer(model_folder)
-    code, out, err = cli(*arguments, "--limit", "3")
+    return model_folder
+
+
+def test_evaluate_runs_a_task_with_methods(task: Path, cli, tmp_path: Path) -> None:
+    arguments = ("evaluate", str(task), "count", "--data", "5", "--out", str(tmp_path / "run"))
+    code, out, err = cli(*arguments, "-p", "t-one:factor=1.0", "--limit", "3", "--mode", "never", "--group", "a")
     assert code == 0, err
-    assert "count: 100.0%" in out
+    assert "count: score 0.0%" in out
     assert "n = 3" in out
     inputs = json.loads((tmp_path / "run" / "result.json").read_text())["inputs"]
     assert inputs["methods"] == [{"class": "dist_one_method:Scale", "options": {"factor": 1.0, "first_layer": 0}}]
+    code, _, err = cli(*arguments, "--option", "worth=0.5")
+    assert (code, "inputs.options" in err) == (1, True)
+    code, out, err = cli(*arguments, "--option", "worth=0.5", "--force-new", "--stop", "w0", "--layout", "text-only")
+    assert (code, "score 50.0%" in out) == (0, True), err
+
+
+def test_evaluate_says_what_is_missing_or_failed(task: Path, cli, tmp_path: Path) -> None:
+    arguments = ("evaluate", str(task), "count", "--data", "3", "--out", str(tmp_path / "run"))
+    code, out, err = cli(*arguments, "--option", "fails_at='1'")
+    assert (code, "n = 2" in out) == (1, True)
+    assert "1 documents have no score, the first is '1': request: ValueError: no question" in err
+    assert cli(*arguments, "--shard", "half")[0] == 2
+    assert cli(*arguments, "--option", "no option")[0] == 2
+    code, _, err = cli("evaluate", str(task), "counts", "--data", "3", "--out", str(tmp_path / "other"))
+    assert (code, "did you mean 'count'" in err) == (1, True)
+    (task / "tokenizer.json").unlink()
+    (task / "tokenizer_config.json").unlink()
+    code, _, err = cli(*arguments[:-1], str(tmp_path / "third"))
+    assert (code, "has no processor or tokenizer" in err) == (1, True)
+
+
+def test_rescore_compare_and_tasks(task: Path, cli, tmp_path: Path) -> None:
+    for name, worth in (("a", 0.0), ("b", 1.0)):
+        arguments = ("evaluate", str(task), "count", "--data", "4", "--out", str(tmp_path / name))
+        assert cli(*arguments, "--option", f"worth={worth}")[0] == 0
+    code, out, err = cli("compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "ab"))
+    assert code == 0, err
+    assert "4 better, 0 worse, p = 0.125" in out
+    assert (tmp_path / "ab" / "report.html").exists()
+    code, out, err = cli("rescore", str(tmp_path / "a"), "--mode", "official", "--option", "worth=0.25")
+    assert (code, "score 25.0%" in out) == (0, True), err
+    code, out, _ = cli("rescore", str(tmp_path / "a"))
+    assert "score 0.0%" in out  # with the options of the run
+    code, out, _ = cli("tasks")
+    assert (code, "text, image" in out) == (0, True)
+    rows = json.loads(cli("tasks", "--json")[1])
+    assert {"name": "count", "needs": ["text", "image"], "summary": "Counts."} in rows
+    assert cli("compare", str(tmp_path / "a"), str(tmp_path / "nothing"))[0] == 1
 
 
 def save_tokenizer(folder: Path) -> None:

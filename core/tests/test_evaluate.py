@@ -1,201 +1,282 @@
-"""Evaluation, end to end with a test task on tiny models."""
+"""Evaluation runs, end to end with a test task on a tiny model: files, resuming, refusals, what is left untouched."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import paperhooks
 import pytest
 import torch
-from paperhooks.engine import Request, answer
+from evaluation_tasks import (
+    Counting,
+    Echo,
+    direct,
+    rows_of,
+    timeless,
+    tiny_model,
+    untimed,
+    word_tokenizer,
+    write_questions,
+)
+from paperhooks.backends import CallableBackend
+from paperhooks.engine import Request
 from paperhooks.errors import DataError, PluginBroken, PluginConflict, PluginNotFound
-from paperhooks.evaluation import Item, Score, TaskInfo, evaluate
-from paperhooks.intervals import mean_interval, wilson_interval
-from paperhooks.tasks import available_tasks, load_task
+from paperhooks.evaluation import evaluate
+from paperhooks.intervals import wilson_interval
+from paperhooks.tasks import Document, Parsed, Task, TaskInfo, available_tasks, load_task
+from paperhooks.transformers_backend import TransformersBackend
 from plugins.fake_site import FakeSite, info_source
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 pytest_plugins = ["plugins.fixtures"]
 
-WORDS = ["<pad>", "</s>", *(f"w{i}" for i in range(18))]
+quick = partial(evaluate, report=False)
 
 
 @pytest.fixture(scope="module")
-def model() -> LlamaForCausalLM:
-    """A tiny random Llama."""
-    config = LlamaConfig(
-        vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        bos_token_id=None, eos_token_id=1, pad_token_id=0,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return LlamaForCausalLM(config)
+def model():
+    return tiny_model()
 
 
-@pytest.fixture
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word."""
-    core = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="w0"))
-    core.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="w0")
-
-
-class Echo:
-    """Questions from a JSON file; right when the reply begins with the answer; replies with 'w0' are unreadable."""
-
-    name = "echo"
-    version = "1"
-
-    def __init__(self) -> None:
-        self.scored: list[str] = []
-
-    def items(self, data: str) -> list[Item]:
-        return [Item(row["id"], row, row.get("group", "")) for row in json.loads(Path(data).read_text())]
-
-    def request(self, item: Item) -> Request:
-        return Request(prompt=item.data["prompt"], max_new_tokens=3)
-
-    def score(self, item: Item, reply: str) -> Score:
-        self.scored.append(item.id)
-        return Score(float(reply.startswith(item.data["answer"])), None if "w0" in reply.split() else reply)
-
-
-def direct(model, tokenizer, prompt: str) -> str:
-    """The greedy reply, by stock calls for a single prompt."""
-    inputs = tokenizer(prompt, return_tensors="pt")
-    with torch.no_grad():
-        output = model.eval().generate(**inputs, max_new_tokens=3, do_sample=False)
-    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+@pytest.fixture(scope="module")
+def tokenizer():
+    return word_tokenizer()
 
 
 @pytest.fixture
 def data(tmp_path: Path, model, tokenizer) -> Path:
-    """Ten questions; the answers of the even ones are what the model says."""
-    rows = []
-    for i in range(10):
-        prompt = " ".join(f"w{(i * j + j) % 18}" for j in range(1, 2 + i % 4))
-        said = direct(model, tokenizer, prompt)
-        right = said if i % 2 == 0 else "never"
-        rows.append({"id": f"q{i}", "prompt": prompt, "answer": right, "group": "even" if i % 2 == 0 else "odd"})
-    file = tmp_path / "questions.json"
-    file.write_text(json.dumps(rows))
-    return file
-
-
-def rows_of(path: Path) -> list[dict]:
-    """The samples of a run."""
-    return [json.loads(line) for line in (path / "samples.jsonl").read_text().splitlines()]
+    return write_questions(tmp_path / "questions.json", model, tokenizer)
 
 
 def test_scores_intervals_groups_and_files(model, tokenizer, data: Path, tmp_path: Path) -> None:
     result = evaluate(model, tokenizer, Echo(), data=data, out=tmp_path / "run")
-    assert (result.overall.n, result.overall.mean) == (10, 0.5)
-    assert (result.overall.low, result.overall.high) == wilson_interval(5, 10)
-    assert {name: group.mean for name, group in result.groups.items()} == {"even": 1.0, "odd": 0.0}
-    saved = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert saved["status"] == "finished"
-    assert saved["results"]["overall"]["n"] == 10
+    headline = result.headline
+    assert (headline.name, headline.n, headline.value, headline.interval) == ("accuracy", 10, 0.5, "wilson")
+    assert (headline.low, headline.high) == wilson_interval(5, 10)
+    assert result.metric(group="even").value == 1.0
+    assert result.metric("accuracy", group="odd").value == 0.0
     rows = rows_of(tmp_path / "run")
     assert [row["id"] for row in rows] == [f"q{i}" for i in range(10)]
-    assert result.unparsable == sum(row["parsed"] is None for row in rows)
-    assert result.truncated == sum(row["new_tokens"] == 3 for row in rows)
-    assert "even" in (tmp_path / "run" / "report.html").read_text()
-    assert str(result).startswith("echo: 50.0% [")
+    keys = {"id", "group", "doc_hash", "prompt_hash", "reply", "finish", "tokens", "seconds", "error"}
+    assert set(rows[0]) == keys
+    assert result.first.truncated == sum(row["finish"] == "length" for row in rows) > 0
+    assert {row["finish"] for row in rows} <= {"eos", "length"}
+    saved = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert saved["status"] == "finished"
+    assert saved["inputs"]["generation"]["greedy"] is True
+    assert saved["inputs"]["dtype"] == "float32"
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "even" in report
+    assert "Unparsable" in report
+    assert {"groups.svg", "groups.png"} <= {file.name for file in (tmp_path / "run").iterdir()}
+    assert str(result).startswith("echo: accuracy 50.0% [")
+    with pytest.raises(DataError, match="no metric 'accuracies'"):
+        result.metric("accuracies")
 
 
-def test_batches_with_padding_answer_like_single_prompts(model, tokenizer, data: Path, tmp_path: Path) -> None:
-    evaluate(model, tokenizer, Echo(), data=data, out=tmp_path / "one")
-    side = tokenizer.padding_side
-    evaluate(model, tokenizer, Echo(), data=data, out=tmp_path / "four", batch_size=4)
-    assert tokenizer.padding_side == side
-    questions = {row["id"]: row["prompt"] for row in json.loads(data.read_text())}
-    for one, four in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "four"), strict=True):
-        assert one["reply"] == four["reply"] == direct(model, tokenizer, questions[one["id"]])
+def test_every_mode_is_scored_from_the_same_replies(model, tokenizer, data: Path, tmp_path: Path) -> None:
+    result = quick(model, tokenizer, Echo(), data=data, out=tmp_path / "run")
+    replies = {row["id"]: row["reply"] for row in rows_of(tmp_path / "run")}
+    short = {key for key, reply in replies.items() if len(set(reply.split())) < 3}
+    assert 0 < len(short) < 10
+    strict = result.modes["strict"]
+    assert strict.unparsable == len(short)
+    assert {one.document.id for one in strict.records if one.parsed.fallback} == short
+    assert result.first.unparsable == 0
+    only = quick(model, tokenizer, Echo(), data=data, out=tmp_path / "run", modes=["strict"])
+    assert list(only.modes) == ["strict"]
+    assert only.records == strict.records
+    with pytest.raises(DataError, match="did you mean 'strict'"):
+        quick(model, tokenizer, Echo(), data=data, out=tmp_path / "run", modes=["stric"])
 
 
-class Killed(BaseException):
-    """Stands for an interruption."""
+def test_batch_sizes_and_the_order_of_the_data_do_not_matter(model, tokenizer, data: Path, tmp_path: Path) -> None:
+    runs = {}
+    for size in (1, 2, 5):
+        runs[size] = quick(model, tokenizer, Echo(), data=data, out=tmp_path / str(size), batch_size=size)
+    rows = json.loads(data.read_text())
+    data.write_text(json.dumps(rows[::-1]))
+    runs[0] = quick(model, tokenizer, Echo(), data=data, out=tmp_path / "0", batch_size=5)
+    assert tokenizer.padding_side == word_tokenizer().padding_side
+    for size in (2, 5, 0):
+        assert timeless(rows_of(tmp_path / str(size))) == timeless(rows_of(tmp_path / "1"))
+    assert runs[1].records == runs[2].records == runs[5].records == runs[0].records[::-1]
+    for row, record in zip(rows, runs[1].records, strict=True):
+        assert record.reply == direct(model, tokenizer, row["prompt"])
+
+
+def test_batches_hold_prompts_of_similar_length(model, tokenizer, data: Path, tmp_path: Path) -> None:
+    backend = Counting(TransformersBackend(model, tokenizer))
+    quick(backend, None, Echo(), data=data, out=tmp_path / "run", batch_size=3)
+    lengths = {row["id"]: len(row["prompt"]) for row in json.loads(data.read_text())}
+    asked = [lengths[one] for one in backend.asked]
+    assert asked == sorted(asked)
+    assert [len(batch) for batch in backend.batches] == [3, 3, 3, 1]
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(model, tokenizer, data: Path, tmp_path: Path) -> None:
-    class Dies(Echo):
-        def score(self, item: Item, reply: str) -> Score:
-            if item.id == "q6":
-                raise Killed
-            return super().score(item, reply)
-
-    with pytest.raises(Killed):
-        evaluate(model, tokenizer, Dies(), data=data, out=tmp_path / "run")
-    assert len(rows_of(tmp_path / "run")) == 6
+    inner = TransformersBackend(model, tokenizer)
+    with pytest.raises(KeyboardInterrupt):
+        quick(Counting(inner, dies_at="q6"), None, Echo(), data=data, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "results.json").exists()
+    before = [row["id"] for row in rows_of(tmp_path / "run")]
     with (tmp_path / "run" / "samples.jsonl").open("a") as file:
         file.write('{"id": "q6", "rep')  # torn by the kill
-    task = Echo()
-    result = evaluate(model, tokenizer, task, data=data, out=tmp_path / "run")
-    assert task.scored == ["q6", "q7", "q8", "q9"]
-    fresh = evaluate(model, tokenizer, Echo(), data=data, out=tmp_path / "other")
-    strip = [{k: v for k, v in row.items() if k != "seconds"} for row in rows_of(tmp_path / "run")]
-    assert strip == [{k: v for k, v in row.items() if k != "seconds"} for row in rows_of(tmp_path / "other")]
-    assert result.overall == fresh.overall
+    backend = Counting(inner)
+    result = quick(backend, None, Echo(), data=data, out=tmp_path / "run")
+    assert 0 < len(before) < 10
+    assert sorted(backend.asked) == sorted({f"q{i}" for i in range(10)} - set(before))
+    whole = quick(inner, None, Echo(), data=data, out=tmp_path / "whole")
+    assert timeless(rows_of(tmp_path / "run")) == timeless(rows_of(tmp_path / "whole"))
+    assert result.records == whole.records
+    assert untimed(tmp_path / "run") == untimed(tmp_path / "whole")
 
 
 def test_the_limit_may_grow_and_a_finished_run_asks_nothing(model, tokenizer, data: Path, tmp_path: Path) -> None:
-    assert evaluate(model, tokenizer, Echo(), data=data, out=tmp_path / "run", limit=4).overall.n == 4
-    task = Echo()
-    assert evaluate(model, tokenizer, task, data=data, out=tmp_path / "run").overall.n == 10
-    assert len(task.scored) == 6
-    task = Echo()
-    assert evaluate(model, tokenizer, task, data=data, out=tmp_path / "run").overall.n == 10
-    assert task.scored == []
+    backend = Counting(TransformersBackend(model, tokenizer))
+    run = {"data": data, "out": tmp_path / "run"}
+    assert evaluate(backend, None, Echo(), limit=4, **run).headline.n == 4
+    result = evaluate(backend, None, Echo(), **run)
+    assert (result.headline.n, len(backend.asked)) == (10, 10)
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()}
+
+    class NoRequests(Echo):
+        def request(self, document: Document) -> Request:
+            raise AssertionError("a finished run opens nothing")
+
+        def fingerprint(self) -> str:
+            return Echo().fingerprint()
+
+    assert evaluate(backend, None, NoRequests(), **run).records == result.records
+    assert len(backend.asked) == 10
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()} == times
 
 
-def test_items_that_fail_are_counted_and_tried_again(model, tokenizer, data: Path, tmp_path: Path) -> None:
-    class Fails(Echo):
-        def request(self, item: Item) -> Request:
-            if item.id == "q1":
-                raise KeyError("picture")
-            return super().request(item)
-
-        def score(self, item: Item, reply: str) -> Score:
-            if item.id == "q2":
-                raise ValueError("unreadable gold")
-            return super().score(item, reply)
-
-    result = evaluate(model, tokenizer, Fails(), data=data, out=tmp_path / "run")
-    assert (result.errors, result.overall.n) == (2, 8)
-    errors = {row["id"]: row["error"] for row in rows_of(tmp_path / "run") if row["error"]}
-    assert errors == {"q1": "request: KeyError: 'picture'", "q2": "score: ValueError: unreadable gold"}
-    task = Echo()
-    assert evaluate(model, tokenizer, task, data=data, out=tmp_path / "run").errors == 0
-    assert task.scored == ["q1", "q2"]
+def test_only_some_groups(model, tokenizer, data: Path, tmp_path: Path) -> None:
+    result = evaluate(model, tokenizer, Echo(), data=data, out=tmp_path / "run", groups=["odd"], limit=3)
+    assert [one.document.id for one in result.records] == ["q1", "q3", "q5"]
+    counts = json.loads((tmp_path / "run" / "results.json").read_text())["n-samples"]["echo"]
+    assert counts == {"original": 10, "effective": 3}
+    assert "3 of 10 documents" in (tmp_path / "run" / "report.md").read_text()
+    with pytest.raises(DataError, match="no group 'od'; did you mean 'odd'"):
+        evaluate(model, tokenizer, Echo(), data=data, out=tmp_path / "run", groups=["od"])
 
 
-def test_when_every_item_fails_the_first_error_is_shown(model, tokenizer, data: Path, tmp_path: Path) -> None:
-    class Fails(Echo):
-        def request(self, item: Item) -> Request:
+@dataclass(frozen=True)
+class Fails(Echo):
+    """Fails at one request and at one score."""
+
+    def request(self, document: Document) -> Request:
+        if document.id == "q1":
             raise KeyError("picture")
+        return super().request(document)
 
-    with pytest.raises(DataError, match=r"all 10 items failed, the first with.*picture"):
-        evaluate(model, tokenizer, Fails(), data=data, out=tmp_path / "run")
+    def score(self, document: Document, parsed: Parsed) -> float:
+        if document.id == "q2":
+            raise ValueError("unreadable gold")
+        return super().score(document, parsed)
+
+    def fingerprint(self) -> str:
+        return Echo().fingerprint()
 
 
-def test_a_changed_prompt_model_or_version_is_refused(model, tokenizer, data: Path, tmp_path: Path) -> None:
-    evaluate(model, tokenizer, Echo(), data=data, out=tmp_path / "run", limit=2)
+def test_documents_that_fail_are_counted_and_tried_again(model, tokenizer, data: Path, tmp_path: Path) -> None:
+    result = evaluate(model, tokenizer, Fails(), data=data, out=tmp_path / "run")
+    assert (result.headline.n, result.answered) == (8, 9)
+    said = {"q1": "request: KeyError: 'picture'", "q2": "score: ValueError: unreadable gold"}
+    assert result.first.failures == said
+    assert [row["id"] for row in rows_of(tmp_path / "run") if row["error"]] == ["q1"]
+    assert "unreadable gold" in (tmp_path / "run" / "report.md").read_text()
+    backend = Counting(TransformersBackend(model, tokenizer))
+    again = evaluate(backend, None, Echo(), data=data, out=tmp_path / "run")
+    assert (backend.asked, dict(again.first.failures), again.headline.n) == (["q1"], {}, 10)
 
-    class Other(Echo):
-        version = "2"
+
+def test_when_every_document_fails_the_first_error_is_shown(model, tokenizer, data: Path, tmp_path: Path) -> None:
+    def fail(request: Request) -> str:
+        raise KeyError("picture")
+
+    with pytest.raises(DataError, match=r"all 10 documents failed, the first with.*picture"):
+        quick(CallableBackend(fail), None, Echo(), data=data, out=tmp_path / "run")
+
+
+def test_empty_replies_are_replies(data: Path, tmp_path: Path) -> None:
+    backend = Counting(CallableBackend(lambda request: ""))
+    for _ in range(2):
+        result = quick(backend, None, Echo(), data=data, out=tmp_path / "run")
+    assert len(backend.asked) == 10
+    assert (result.first.empty, result.modes["strict"].unparsable) == (10, 10)
+
+
+def test_a_changed_prompt_document_version_or_model_is_refused(model, tokenizer, data: Path, tmp_path: Path) -> None:
+    run = {"data": data, "out": tmp_path / "run"}
+    quick(model, tokenizer, Echo(), limit=2, **run)
+
+    @dataclass(frozen=True)
+    class Newer(Echo):
+        version: ClassVar[str] = "2"
+
+    @dataclass(frozen=True)
+    class Reworded(Echo):
+        def request(self, document: Document) -> Request:
+            return Request(prompt=document.data["prompt"] + " w3", max_new_tokens=6)
+
+        def fingerprint(self) -> str:
+            return Echo().fingerprint()
 
     with pytest.raises(DataError, match=r"inputs\.version = '1', not '2'"):
-        evaluate(model, tokenizer, Other(), data=data, out=tmp_path / "run")
+        quick(model, tokenizer, Newer(), **run)
+    with pytest.raises(DataError, match=r"inputs\.options = .*'least': 3.*'least': 2"):
+        quick(model, tokenizer, Echo(least=2), **run)
+    with pytest.raises(DataError, match=r"inputs\.stop = None, not \['w3'\]"):
+        quick(model, tokenizer, Echo(), stop=["w3"], **run)
+    with pytest.raises(DataError, match="reply to another prompt of 'q0'"):
+        quick(model, tokenizer, Reworded(), **run)
     rows = json.loads(data.read_text())
     rows[1]["prompt"] += " w3"
     data.write_text(json.dumps(rows))
-    with pytest.raises(DataError, match="item 'q1' to another prompt"):
-        evaluate(model, tokenizer, Echo(), data=data, out=tmp_path / "run")
+    with pytest.raises(DataError, match="reply to another document 'q1'"):
+        quick(model, tokenizer, Echo(), **run)
+    data.write_text(json.dumps(rows[2:]))
+    with pytest.raises(DataError, match="reply to 'q0', which the data no longer have"):
+        quick(model, tokenizer, Echo(), **run)
+
+
+def test_prompts_answered_before_are_checked_within_bounds(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("paperhooks.asking._CHECKED", 5)
+    rows = [{"id": f"q{i}", "prompt": f"w{i}", "answer": "w"} for i in range(40)]
+    file = tmp_path / "questions.json"
+    file.write_text(json.dumps(rows))
+    made: list[str] = []
+
+    class Watched(CallableBackend):
+        def prompt(self, document_id, request):
+            made.append(document_id)
+            return super().prompt(document_id, request)
+
+    backend = Watched(lambda request: "w1")
+    quick(backend, None, Echo(), data=file, out=tmp_path / "run", limit=37)
+    assert len(made) == 37
+    quick(backend, None, Echo(), data=file, out=tmp_path / "run")
+    assert sorted(made[37:]) == sorted(["q37", "q38", "q39", "q0", "q7", "q14", "q22", "q29"])
+
+
+def test_force_new_keeps_the_old_files(model, tokenizer, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    evaluate(model, tokenizer, Echo(), data=data, out=run, limit=2)
+    old = (run / "samples.jsonl").read_bytes()
+    evaluate(model, tokenizer, Echo(least=2), data=data, out=run, limit=3, force_new=True)
+    assert (run / "previous-1" / "samples.jsonl").read_bytes() == old
+    assert (run / "previous-1" / "report.html").exists()
+    assert len(rows_of(run)) == 3
+    evaluate(model, tokenizer, Echo(), data=data, out=run, limit=1, force_new=True)
+    assert len(rows_of(run / "previous-2")) == 3
 
 
 @dataclass(eq=False)
@@ -209,117 +290,144 @@ class Silence:
         return hidden_states * 0
 
 
+def replies(result) -> list[str]:
+    return [record.reply for record in result.records]
+
+
 def test_methods_are_attached_for_the_run_only(model, tokenizer, data: Path, tmp_path: Path) -> None:
-    plain = evaluate(model, tokenizer, Echo(), data=data, out=tmp_path / "plain")
-    hooked = evaluate(model, tokenizer, Echo(), data=data, out=tmp_path / "hooked", methods=[Silence()])
-    assert [r["reply"] for r in plain.samples] != [r["reply"] for r in hooked.samples]
-    again = evaluate(model, tokenizer, Echo(), data=data, out=tmp_path / "again")
-    assert [r["reply"] for r in plain.samples] == [r["reply"] for r in again.samples]
+    plain = quick(model, tokenizer, Echo(), data=data, out=tmp_path / "plain")
+    hooked = quick(model, tokenizer, Echo(), data=data, out=tmp_path / "hooked", methods=[Silence()])
+    assert replies(plain) != replies(hooked)
+    again = quick(model, tokenizer, Echo(), data=data, out=tmp_path / "again")
+    assert replies(plain) == replies(again)
     with pytest.raises(DataError, match=r"inputs\.methods"):
-        evaluate(model, tokenizer, Echo(), data=data, out=tmp_path / "hooked")
+        quick(model, tokenizer, Echo(), data=data, out=tmp_path / "hooked")
     with paperhooks.attach(model, Silence()):
-        outside = evaluate(model, tokenizer, Echo(), data=data, out=tmp_path / "outside")
-    assert [r["reply"] for r in outside.samples] == [r["reply"] for r in hooked.samples]
+        outside = quick(model, tokenizer, Echo(), data=data, out=tmp_path / "outside")
+    assert replies(outside) == replies(hooked)
+    recorded = json.loads((tmp_path / "outside" / "result.json").read_text())["inputs"]["methods"]
+    assert [method["class"] for method in recorded] == ["test_evaluate:Silence"]
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_finished_run_with_methods_attaches_nothing(model, tokenizer, data: Path, tmp_path: Path) -> None:
     options = {"data": data, "out": tmp_path / "run", "limit": 2}
-    first = evaluate(model, tokenizer, Echo(), methods=[Silence()], **options)
-    assert evaluate(model, tokenizer, Echo(), methods=[Silence()], **options).overall == first.overall
+    first = quick(model, tokenizer, Echo(), methods=[Silence()], **options)
+    assert quick(model, tokenizer, Echo(), methods=[Silence()], **options).records == first.records
 
 
-def test_the_model_and_the_random_state_are_left_as_they_were(model, tokenizer, data: Path, tmp_path: Path) -> None:
+def test_model_and_random_state_are_left_as_they_were(model, tokenizer, data: Path, tmp_path: Path) -> None:
     model.train()
-    state, config = torch.get_rng_state(), model.generation_config.to_dict()
-    evaluate(model, tokenizer, Echo(), data=data, out=tmp_path / "run", limit=2)
-    assert model.training
+    model.model.layers[0].eval()
+    modes = [module.training for module in model.modules()]
+    state, config = torch.get_rng_state(), model.generation_config
+    entries = config.to_dict()
+    quick(model, tokenizer, Echo(), data=data, out=tmp_path / "run", limit=2)
+    assert [module.training for module in model.modules()] == modes
+    model.eval()
     assert torch.equal(torch.get_rng_state(), state)
-    assert model.generation_config.to_dict() == config
+    assert model.generation_config is config
+    assert config.to_dict() == entries
+
+
+def test_nothing_is_printed(model, tokenizer, data: Path, tmp_path: Path, capsys) -> None:
+    for progress in (False, True):  # a captured stream is no terminal
+        quick(model, tokenizer, Echo(), data=data, out=tmp_path / str(progress), limit=2, progress=progress)
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [([], "has no items"), ([{"id": "a", "prompt": "w1", "answer": ""}] * 2, "two items with the id")],
+    [([], "has no documents"), ([{"id": "a", "prompt": "w1", "answer": ""}] * 2, "two documents with the id")],
 )
-def test_data_that_cannot_be_used_is_refused(model, tokenizer, tmp_path: Path, content, said: str) -> None:
+def test_data_that_cannot_be_used_are_refused(model, tokenizer, tmp_path: Path, content, said: str) -> None:
     file = tmp_path / "q.json"
     file.write_text(json.dumps(content))
     with pytest.raises(DataError, match=said):
-        evaluate(model, tokenizer, Echo(), data=file, out=tmp_path / "run")
+        quick(model, tokenizer, Echo(), data=file, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"batch_size": 0}, "batch_size = 0"),
+        ({"limit": 0}, "limit = 0"),
+        ({"layout": "interleaved"}, "did you mean 'interleave'"),
+        ({"stop": "w1"}, "must be a list of strings"),
+        ({"stop": [""]}, "must be a list of strings"),
+        ({"shard": (2, 2)}, "0 <= index < count"),
+        ({"options": {"least": 1}}, "is an object already"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(
+    model, tokenizer, data: Path, tmp_path: Path, arguments, said
+) -> None:
+    with pytest.raises(DataError, match=said):
+        quick(model, tokenizer, Echo(), data=data, out=tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_needs_its_processor(model, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="LlamaForCausalLM needs its processor"):
+        quick(model, None, Echo(), data=data, out=tmp_path / "run")
+
+
 def test_a_damaged_line_in_the_middle_is_named(model, tokenizer, data: Path, tmp_path: Path) -> None:
-    evaluate(model, tokenizer, Echo(), data=data, out=tmp_path / "run", limit=3)
+    quick(model, tokenizer, Echo(), data=data, out=tmp_path / "run", limit=3)
     file = tmp_path / "run" / "samples.jsonl"
     lines = file.read_text().splitlines()
     file.write_text("\n".join([lines[0], "rubbish", lines[2]]) + "\n")
+    before = file.read_bytes()
     with pytest.raises(DataError, match=r"samples\.jsonl:2: is damaged"):
-        evaluate(model, tokenizer, Echo(), data=data, out=tmp_path / "run")
+        quick(model, tokenizer, Echo(), data=data, out=tmp_path / "run")
+    assert file.read_bytes() == before
 
 
-def test_requests_that_cannot_be_asked_say_why(model, tokenizer) -> None:
-    with pytest.raises(DataError, match="no chat template"):
-        answer(model, tokenizer, [Request(messages=[{"role": "user", "content": "w1"}])])
-    with pytest.raises(DataError, match="neither a prompt nor messages"):
-        answer(model, tokenizer, [Request()])
-    with pytest.raises(DataError, match="takes only text"):
-        answer(model, tokenizer, [Request(prompt="w1", images=[object()])])
-    assert answer(model, tokenizer, []) == []
+def test_observers_are_told_and_cannot_stop_a_run(data: Path, tmp_path: Path, caplog) -> None:
+    class Watches:
+        def __init__(self) -> None:
+            self.seen: list[str] = []
+
+        def started(self, run) -> None:
+            self.seen.append(f"{run.task} {run.answered}/{run.documents}")
+
+        def sample(self, record) -> None:
+            self.seen.append(record.document.id)
+            if record.document.id == "q1":
+                raise RuntimeError("no room on the wall")
+
+        def finished(self, result) -> None:
+            self.seen.append(str(result.headline.n))
+
+    watcher = Watches()
+    backend = CallableBackend(lambda request: "w1")
+    quick(backend, None, Echo(), data=data, out=tmp_path / "run", limit=3, observers=[object(), watcher])
+    assert watcher.seen == ["echo 0/3", "q0", "q1", "q2", "3"]
+    assert "no room on the wall" in caplog.text
 
 
-def test_messages_go_through_the_chat_template(model, tokenizer) -> None:
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}w5"
-    (reply,) = answer(model, tokenizer, [Request(messages=[{"role": "user", "content": "w1 w2"}], max_new_tokens=3)])
-    assert reply.text == direct(model, tokenizer, "w1 w2 w5")
+BYTES = """
+import sys
+sys.path[:0] = sys.argv[3:]
+from evaluation_tasks import Echo
+from paperhooks.backends import CallableBackend
+from paperhooks.evaluation import evaluate
+evaluate(CallableBackend(lambda request: request.prompt), None, Echo(), data=sys.argv[1], out=sys.argv[2], batch_size=3)
+"""
 
 
-def tiny_llava_with_processor():
-    """A tiny random Llava with 4 image tokens, and a stock processor around a word-level tokenizer."""
-    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    core = Tokenizer(WordLevel({word: i for i, word in enumerate([*WORDS, "<image>"])}, unk_token="w0"))
-    core.pre_tokenizer = WhitespaceSplit()
-    words = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="w0",
-        extra_special_tokens={"image_token": "<image>"},
-    )  # fmt: skip
-    size = {"height": 16, "width": 16}
-    processor = LlavaProcessor(
-        CLIPImageProcessorPil(size=size, crop_size=size), words, patch_size=8,
-        vision_feature_select_strategy="default", num_additional_image_tokens=1,
-    )  # fmt: skip
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(image_size=16, patch_size=8, **small),
-        text_config=LlamaConfig(vocab_size=21, bos_token_id=None, eos_token_id=1, pad_token_id=0, **small),
-        image_token_id=20,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return LlavaForConditionalGeneration(config), processor
+def test_two_hash_seeds_give_the_same_bytes(data: Path, tmp_path: Path) -> None:
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        arguments = [sys.executable, "-c", BYTES, str(data), str(tmp_path / seed), str(Path(__file__).parent)]
+        subprocess.run(arguments, check=True, env=environment, timeout=120)
+    assert untimed(tmp_path / "1") == untimed(tmp_path / "2")
+    for name in ("scores.csv", "documents.jsonl", "report.md", "groups.svg"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
-def test_pictures_reach_the_model_in_batches_of_any_size(tmp_path: Path) -> None:
-    from PIL import Image
-
-    vlm, processor = tiny_llava_with_processor()
-    pictures = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue", "white")]
-    requests = [Request(prompt="w1 " * i + "<image> w2", images=[p], max_new_tokens=4) for i, p in enumerate(pictures)]
-    together = answer(vlm, processor, requests)
-    assert together == [answer(vlm, processor, [request])[0] for request in requests]
-    inputs = processor(text=requests[1].prompt, images=[pictures[1]], return_tensors="pt")
-    with torch.no_grad():
-        output = vlm.eval().generate(**inputs, max_new_tokens=4, do_sample=False)
-    stock = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert together[1].text == stock.strip()
-    from paperhooks.samples import request_hash
-
-    hashes = {request_hash(Request(prompt="x", images=[picture]), "x") for picture in pictures}
-    assert len(hashes) == 3
-
+# -- tasks -------------------------------------------------------------------------------------------------------------
 
 HOOKS = """
 import paperhooks
@@ -328,12 +436,12 @@ from paperhooks.tasks import TaskInfo
 class Hooks:
     @paperhooks.hookimpl
     def evaluation_tasks(self):
-        return [TaskInfo("echo", "Questions.", "test_evaluate_task:Echo")]
+        return [TaskInfo("echo", "Questions.", "evaluation_tasks:Echo"), TaskInfo("bad", "x", "offered_tasks:Bad")]
 """
 
 
 def add(site: FakeSite, name: str) -> None:
-    """A plugin that offers the task ``echo``."""
+    """A plugin that offers the task ``echo``, and one that lacks its methods."""
     module = f"dist_{name}"
     site.add(f"dist-{name}", f"t-{name}", info_source(f"t-{name}", module, extra=f'hooks="{module}_hooks:Hooks"'))
     (site.root / f"{module}_hooks.py").write_text(HOOKS)
@@ -341,14 +449,21 @@ def add(site: FakeSite, name: str) -> None:
 
 def test_tasks_are_found_by_name_and_names_are_unique(site: FakeSite) -> None:
     add(site, "one")
-    (site.root / "test_evaluate_task.py").write_text("class Echo:\n    version = '1'\n")
+    (site.root / "offered_tasks.py").write_text("from paperhooks.tasks import Task\nclass Bad(Task):\n    pass\n")
     assert available_tasks()["echo"].summary == "Questions."
-    with pytest.raises(PluginBroken, match="lacks version, items"):
-        load_task("echo")
+    assert load_task("echo", {"least": 5}) == ("echo", Echo(least=5))
+    with pytest.raises(DataError, match="no option 'leas'; did you mean 'least'"):
+        load_task("echo", {"leas": 5})
+    with pytest.raises(PluginBroken, match="lacks version, documents, request, parse, score"):
+        load_task("bad")
     with pytest.raises(PluginNotFound, match="did you mean 'echo'"):
         load_task("eco")
-    with pytest.raises(PluginBroken, match="cannot be made"):
+    with pytest.raises(PluginBroken, match="cannot be imported"):
         load_task(TaskInfo("x", "y", "nowhere_at_all:Task"))
+    with pytest.raises(PluginBroken, match="no class derived from"):
+        load_task(TaskInfo("x", "y", "pathlib:Path"))
+    with pytest.raises(DataError, match="is no task"):
+        load_task(object())
     add(site, "two")
     from paperhooks.catalog import refresh
 
@@ -357,25 +472,20 @@ def test_tasks_are_found_by_name_and_names_are_unique(site: FakeSite) -> None:
         available_tasks()
 
 
-def test_wilson_agrees_with_published_values() -> None:
-    # Newcombe 1998, Statistics in Medicine 17, table I, method 3.
-    published = {
-        (81, 263): (0.2553, 0.3662),
-        (15, 148): (0.0624, 0.1605),
-        (0, 20): (0.0, 0.1611),
-        (1, 29): (0.0061, 0.1718),
-    }
-    for (successes, n), bounds in published.items():
-        assert wilson_interval(successes, n) == pytest.approx(bounds, abs=5e-5)
-    assert wilson_interval(20, 20)[1] == 1.0
-    for bad in ((1, 0), (3, 2), (-1, 2)):
-        with pytest.raises(ValueError, match="no proportion"):
-            wilson_interval(*bad)
+def test_importing_what_a_task_needs_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, paperhooks.tasks, paperhooks.engine, paperhooks.evaluation\n"
+        "print(sorted({'torch', 'transformers', 'datasets', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
 
 
-def test_means_of_other_scores_get_a_normal_interval() -> None:
-    low, high = mean_interval([0.2, 0.4, 0.6])
-    assert (low + high) / 2 == pytest.approx(0.4)
-    assert high - low == pytest.approx(2 * 1.959964 * 0.2 / 3**0.5)
-    assert mean_interval([0.3]) == (0.3, 0.3)
-    assert mean_interval([1.0, 0.0]) == wilson_interval(1, 2)
+def test_the_fingerprint_tells_class_version_and_options() -> None:
+    @dataclass(frozen=True)
+    class Newer(Echo):
+        version: ClassVar[str] = "2"
+
+    assert len({Echo().fingerprint(), Echo(least=2).fingerprint(), Newer().fingerprint()}) == 3
+    assert Echo().fingerprint() == Echo(least=3).fingerprint()
+    assert Task().options() == {}

@@ -32,14 +32,17 @@ from paperhooks.info import HOOK_API, Paper, PluginInfo, Traits
 from paperhooks.markers import hookimpl
 
 if TYPE_CHECKING:
+    from paperhooks.comparing import Comparison, compare
     from paperhooks.compression import CompressionRequest, Level, compress
     from paperhooks.data import score, select
-    from paperhooks.evaluation import TaskInfo, evaluate
+    from paperhooks.evaluation import EvaluationResult, evaluate, rescore
+    from paperhooks.evaluation_callback import EvaluationCallback
     from paperhooks.inputs import DecoderInputs, LayerInputs
     from paperhooks.loss import HooksTrainerMixin, LossContext
     from paperhooks.modelview import ModelView
     from paperhooks.runtime import Call, Site
     from paperhooks.session import Session, active_session, attach, strip
+    from paperhooks.tasks import Task, TaskInfo
     from paperhooks.weights import Artefact, WeightJournal
 
 __version__ = "0.1.0"
@@ -49,9 +52,12 @@ __all__ = [
     "Artefact",
     "ArtefactError",
     "Call",
+    "Comparison",
     "CompressionRequest",
     "DataError",
     "DecoderInputs",
+    "EvaluationCallback",
+    "EvaluationResult",
     "HookError",
     "HooksTrainerMixin",
     "LayerInputs",
@@ -71,6 +77,7 @@ __all__ = [
     "RegistryError",
     "Session",
     "Site",
+    "Task",
     "TaskInfo",
     "Traits",
     "UnsupportedGeneration",
@@ -79,9 +86,11 @@ __all__ = [
     "__version__",
     "active_session",
     "attach",
+    "compare",
     "compress",
     "evaluate",
     "hookimpl",
+    "rescore",
     "score",
     "select",
     "strip",
@@ -91,8 +100,11 @@ __all__ = [
 _LAZY = {
     "Artefact": "weights",
     "Call": "runtime",
+    "Comparison": "comparing",
     "CompressionRequest": "compression",
     "DecoderInputs": "inputs",
+    "EvaluationCallback": "evaluation_callback",
+    "EvaluationResult": "evaluation",
     "HooksTrainerMixin": "loss",
     "LayerInputs": "inputs",
     "Level": "compression",
@@ -100,12 +112,15 @@ _LAZY = {
     "ModelView": "modelview",
     "Session": "session",
     "Site": "runtime",
-    "TaskInfo": "evaluation",
+    "Task": "tasks",
+    "TaskInfo": "tasks",
     "WeightJournal": "weights",
     "active_session": "session",
     "attach": "session",
+    "compare": "comparing",
     "compress": "compression",
     "evaluate": "evaluation",
+    "rescore": "evaluation",
     "score": "data",
     "select": "data",
     "strip": "session",

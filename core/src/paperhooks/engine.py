@@ -122,7 +122,7 @@ class Backend:
 
     def recover(self) -> None:
         """Free what an answer that failed for want of memory left behind."""
-        return None
+        return
 
 
 @contextmanager

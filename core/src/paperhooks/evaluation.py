@@ -1,80 +1,50 @@
-"""Running evaluation tasks on a model, with or without methods attached.
+"""Running evaluation tasks on a model, with or without methods attached, and scoring their replies again.
 
-A run folder holds ``result.json``, ``samples.jsonl`` (one line an item) and a report. Killing the process loses at most
-the batch that was being answered; calling again with the same arguments goes on. ``limit`` may grow from call to call.
+A run folder holds ``result.json`` (what determines the replies), ``samples.jsonl`` (one line a reply),
+``documents.jsonl``, ``results.json`` (the figures; a superset of what lm-eval and lmms-eval write), ``scores.csv`` and
+a report. Killing the process loses at most the batch that was being answered; calling again with the same arguments
+goes on. ``limit``, ``groups``, ``modes`` and ``batch_size`` may change from call to call.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
-from paperhooks.errors import DataError, MissingExtra, PaperhooksError
-from paperhooks.intervals import mean_interval
-from paperhooks.methods import describe_method
-from paperhooks.provenance import hash_json, model_digest
-from paperhooks.report import Block, Figure, Heading, Paragraph, RunFolder, Table
-from paperhooks.tasks import Item, Score, Task, TaskInfo, checked_items, load_task
+from paperhooks.asking import Asker, AskOptions, notify
+from paperhooks.catalog import catalog
+from paperhooks.engine import Backend
+from paperhooks.errors import DataError, PluginNotFound
+from paperhooks.evaluation_report import write_report
+from paperhooks.planning import Plan, ask_options, check_numbers
+from paperhooks.provenance import hash_json, plain
+from paperhooks.ranks import Ranks, check_shard, share
+from paperhooks.report import RunFolder
+from paperhooks.result_files import write_results
+from paperhooks.results import EvaluationResult, EvaluationRun
+from paperhooks.samples import SampleFile, read_documents, write_documents
+from paperhooks.scoring import check_modes, score_mode
+from paperhooks.tasks import Task, TaskInfo, available_tasks, load_task
 
-if TYPE_CHECKING:
-    from paperhooks.engine import Reply, Request
-    from paperhooks.samples import SampleFile
+__all__ = ["EvaluationResult", "EvaluationRun", "TaskInfo", "evaluate", "rescore"]
 
-__all__ = ["EvaluationResult", "GroupResult", "Item", "Score", "Task", "TaskInfo", "evaluate"]
+_T = TypeVar("_T")
 
-
-@dataclass(frozen=True, slots=True)
-class GroupResult:
-    """Mean score of ``n`` items with its 95 % interval (Wilson's where scores are 0 or 1)."""
-
-    n: int
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> GroupResult:
-        """Summarise scores; there must be at least one."""
-        low, high = mean_interval(values)
-        return cls(len(values), fmean(values), low, high)
-
-    def as_dict(self) -> dict[str, float]:
-        """Plain data."""
-        return {"n": self.n, "mean": self.mean, "low": self.low, "high": self.high}
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationResult:
-    """The outcome of a run.
-
-    overall, groups
-        Scores over all answered items, and by the items' groups.
-    unparsable, truncated, errors
-        Replies that could not be read (scored as the task says), replies cut at the length limit, and items that
-        failed and are not in the scores.
-    path
-        The run folder.
-    """
-
-    task: str
-    overall: GroupResult
-    groups: Mapping[str, GroupResult]
-    unparsable: int
-    truncated: int
-    errors: int
-    path: Path
-    samples: Sequence[Mapping[str, Any]] = field(repr=False, default=())
-
-    def __str__(self) -> str:
-        o = self.overall
-        text = f"{self.task}: {o.mean:.1%} [{o.low:.1%}, {o.high:.1%}], n = {o.n}"
-        counts = (("unparsable", self.unparsable), ("truncated", self.truncated), ("errors", self.errors))
-        return text + "".join(f", {count} {name}" for name, count in counts if count) + f"; {self.path / 'report.html'}"
+#: What a run leaves behind; moved away together by ``force_new``.
+_FILES = (
+    "result.json",
+    "results.json",
+    "samples*.jsonl",
+    "documents.jsonl",
+    "scores.csv",
+    "report.*",
+    "*.svg",
+    "*.png",
+)
 
 
 def evaluate(
@@ -85,187 +55,245 @@ def evaluate(
     data: str | Path,
     out: str | Path,
     methods: Sequence[Any] = (),
+    options: Mapping[str, Any] | None = None,
+    modes: Sequence[str] | None = None,
     limit: int | None = None,
+    groups: Sequence[str] | None = None,
     batch_size: int = 1,
+    layout: str | None = None,
+    max_pixels: int | None = None,
+    max_new_tokens: int | None = None,
+    stop: Sequence[str] | None = None,
     seed: int = 0,
+    shard: tuple[int, int] | None = None,
+    observers: Sequence[Any] = (),
+    force_new: bool = False,
+    report: bool = True,
     progress: bool = False,
 ) -> EvaluationResult:
-    """Ask a model all items of a task and score the replies.
+    """Ask a model the documents of a task and score its replies.
 
     model, processor
-        A transformers model and its processor (a tokenizer for text-only tasks). The model may be attached already.
-    task
-        Name of a task that a plugin offers, its TaskInfo, or a :class:`Task` object.
+        A transformers model and its processor (a tokenizer for text-only tasks); the model may be attached already. Or
+        a backend of :mod:`paperhooks.backends` and None.
+    task, options
+        Name of a task that a plugin offers, or its TaskInfo, with options; or a :class:`paperhooks.tasks.Task`.
+    data
+        What the task takes: a folder, a file, a name on the hub.
     methods
         Plugin names or method instances to attach for the run, as in :func:`paperhooks.attach`.
-    limit
-        Only the first items.
+    modes
+        Ways of reading replies, the first one for the headline; all of the task's by default.
+    limit, groups
+        Only the first documents, of these groups only.
+    layout, max_pixels
+        Where pictures go: ``"prepend"``, ``"interleave"``, ``"joined"`` or ``"text-only"`` (see
+        :mod:`paperhooks.layouts`; the task's default without one), and to how many pixels larger ones are scaled.
+    max_new_tokens, stop
+        Instead of the task's own. ``stop=["\\n\\n"]`` is what lmms-eval adds to tasks that name no stop string.
+    seed
+        Recorded with the run. Answers are greedy and draw nothing.
+    shard
+        ``(index, count)``: answer only the documents whose id hashes to this share. Without it, the processes of an
+        initialised ``torch.distributed`` share the documents.
+    observers
+        Objects with any of ``started(run)``, ``sample(record)``, ``finished(result)``.
+    force_new
+        Begin anew; what the folder holds goes to a sub-folder ``previous-N``.
+    report
+        Whether to write a report with figures.
 
-    Raises DataError for data or a folder that cannot be used; items whose prompt or score fails are recorded, counted
-    and tried again by the next call.
+    Raises DataError for data, options or a folder that cannot be used. Documents whose request or reply fails are
+    recorded, counted and tried again by the next call.
     """
-    if batch_size < 1 or (limit is not None and limit < 1):
-        raise DataError(f"batch_size = {batch_size} and limit = {limit} must be at least 1")
-    name, loaded = load_task(task)
-    items = checked_items(name, loaded.items(str(data)))[:limit]
-    chosen = [_method(method) for method in methods]
-    run = RunFolder(out)
-    run.start("evaluate", inputs=_inputs(name, loaded, data, model, processor, chosen), seed=seed)
-    with run.timed("evaluate"):
-        samples = _Runner(model, processor, loaded, run, chosen).run(items, batch_size, progress)
-    return _finish(run, name, samples)
-
-
-class _Runner:
-    """Answers what is still open, batch by batch."""
-
-    def __init__(self, model: Any, processor: Any, task: Task, run: RunFolder, methods: Sequence[Any]) -> None:
-        from paperhooks.samples import SampleFile
-
-        self.model, self.processor, self.task, self.methods = model, processor, task, methods
-        self.session = ExitStack()
-        self.file: SampleFile = SampleFile(run.path / "samples.jsonl")
-
-    def run(self, items: Sequence[Item], batch_size: int, progress: bool) -> list[Mapping[str, Any]]:
-        """The rows of all items, in their order."""
-        from tqdm import tqdm
-
-        batch: list[tuple[Item, Request, str]] = []
-        try:
-            for item in tqdm(items, unit="items", disable=not progress):
-                batch += self._open(item)
-                if len(batch) == batch_size:
-                    self._answer(batch)
-                    batch = []
-            if batch:
-                self._answer(batch)
-        finally:
-            self.file.close()
-            self.session.close()
-        return [self.file.rows[item.id] for item in items]
-
-    def _open(self, item: Item) -> list[tuple[Item, Request, str]]:
-        """The item with its request, or nothing when it was answered before or its request fails."""
-        from paperhooks.engine import prompt_text
-        from paperhooks.samples import request_hash
-
-        try:
-            request = self.task.request(item)
-            key = request_hash(request, prompt_text(self.processor, request))
-        except PaperhooksError:
-            raise
-        except Exception as error:
-            self.file.append(_failure(item, f"request: {type(error).__name__}: {error}"))
-            return []
-        return [] if self.file.get(item.id, key) is not None else [(item, request, key)]
-
-    def _answer(self, batch: Sequence[tuple[Item, Request, str]]) -> None:
-        from paperhooks.engine import answer
-
-        self._attach()
-        begin = time.perf_counter()
-        replies = answer(self.model, self.processor, [request for _, request, _ in batch])
-        seconds = (time.perf_counter() - begin) / len(batch)
-        for (item, _, key), reply in zip(batch, replies, strict=True):
-            self.file.append(self._row(item, key, reply, seconds))
-
-    def _attach(self) -> None:
-        # Only with something to answer: a finished run asks nothing, and an idle session would warn about that.
-        from paperhooks.session import attach
-
-        if self.methods:
-            self.session.enter_context(attach(self.model, *self.methods))
-            self.methods = ()
-
-    def _row(self, item: Item, key: str, reply: Reply, seconds: float) -> dict[str, Any]:
-        row: dict[str, Any] = {"id": item.id, "group": item.group, "request": key, "reply": reply.text}
-        row |= {"new_tokens": reply.new_tokens, "truncated": reply.truncated, "seconds": round(seconds, 4)}
-        try:
-            score = self.task.score(item, reply.text)
-        except Exception as error:
-            return {**row, "error": f"score: {type(error).__name__}: {error}"}
-        return {**row, "parsed": score.parsed, "score": float(score.value), "error": None}
-
-
-def _failure(item: Item, error: str) -> dict[str, Any]:
-    return {"id": item.id, "group": item.group, "error": error}
-
-
-def _method(method: Any) -> Any:
-    from paperhooks.catalog import catalog
-
-    return catalog().create_method(method) if isinstance(method, str) else method
-
-
-def _inputs(
-    name: str, task: Task, data: str | Path, model: Any, processor: Any, methods: Sequence[Any]
-) -> dict[str, Any]:
-    from paperhooks.session import active_session
-
-    session = active_session(model)
-    attached = [describe_method(method) for method in session.methods.values()] if session else []
-    return {
-        "task": name,
-        "version": str(task.version),
-        "data": str(data),
-        "model": model_digest(model),
-        "dtype": str(model.dtype),
-        "processor": type(processor).__name__,
-        "chat_template": hash_json(getattr(processor, "chat_template", None)),
-        "methods": attached + [describe_method(method) for method in methods],
-    }
-
-
-def _finish(run: RunFolder, name: str, samples: Sequence[Mapping[str, Any]]) -> EvaluationResult:
-    scored = [row for row in samples if not row.get("error")]
-    if not scored:
-        first = samples[0]["error"]
-        raise DataError(f"task {name!r}: all {len(samples)} items failed, the first with {first!r}; see {run.path}")
-    groups: dict[str, list[float]] = {}
-    for row in scored:
-        groups.setdefault(row["group"] or "all", []).append(row["score"])
-    result = EvaluationResult(
-        task=name,
-        overall=GroupResult.of([row["score"] for row in scored]),
-        groups={group: GroupResult.of(values) for group, values in sorted(groups.items())},
-        unparsable=sum(row["parsed"] is None for row in scored),
-        truncated=sum(bool(row["truncated"]) for row in scored),
-        errors=len(samples) - len(scored),
-        path=run.path,
-        samples=tuple(samples),
+    check_shard(shard)
+    check_numbers(batch_size=batch_size, limit=limit, max_pixels=max_pixels, max_new_tokens=max_new_tokens)
+    ranks = Ranks(alone=shard is not None)
+    plan = _agreed(ranks, lambda: Plan.make(task, options, modes, str(data), groups, limit))
+    asking = ask_options(plan.task, layout, max_pixels, max_new_tokens, stop)
+    backend = _backend(model, processor, methods)
+    inputs = plan.inputs() | plain(dataclasses.asdict(asking)) | dict(backend.describe())
+    run = _started(RunFolder(out), ranks, inputs, seed, force_new)
+    file = _agreed(
+        ranks, lambda: _ask(plan, backend, run, asking, shard or ranks.shard, batch_size, observers, progress)
     )
-    _record(run, result)
+    file.reload()
+    result = _agreed(ranks, lambda: _finish(plan, run, file, backend.about(), report, writes=ranks.first))
+    if ranks.first:
+        notify(observers, "finished", result)
     return result
 
 
-def _record(run: RunFolder, result: EvaluationResult) -> None:
-    counts = {"unparsable": result.unparsable, "truncated": result.truncated, "errors": result.errors}
-    groups = {name: group.as_dict() for name, group in result.groups.items()}
-    run.record(overall=result.overall.as_dict(), groups=groups, **counts)
-    run.report(f"Evaluation: {result.task}", _blocks(run, result, counts))
-    run.finish()
+def rescore(
+    out: str | Path,
+    task: str | TaskInfo | Task | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    modes: Sequence[str] | None = None,
+    report: bool = True,
+) -> EvaluationResult:
+    """Score the replies of a run again, with other modes or a repaired task; needs neither model nor pictures.
+
+    task, options
+        Without them, the task and options that the run was made with. A task must have the name of the run's.
+
+    Rewrites ``results.json``, ``scores.csv`` and the report. Raises DataError when the folder holds no evaluation, or
+    one of another task.
+    """
+    run = RunFolder(out)
+    recorded = _recorded(run)
+    if task is None:
+        task, options = _recorded_task(recorded), recorded["options"] if options is None else options
+    name, loaded = load_task(task, options)
+    if name != recorded["task"]:
+        raise DataError(f"{out} holds a run of the task {recorded['task']!r}, not {name!r}")
+    documents = read_documents(run.path / "documents.jsonl")
+    known = run.result["results"]
+    plan = Plan(
+        name, loaded, check_modes(name, loaded, modes), known["data"]["source"], documents, documents, known["data"]
+    )
+    return _finish(plan, run, SampleFile(run.path), known["about"], report, writes=True)
 
 
-def _blocks(run: RunFolder, result: EvaluationResult, counts: Mapping[str, int]) -> list[Block]:
-    methods = ", ".join(method["class"] for method in run.result["inputs"]["methods"]) or "none"
-    lines = {"all": result.overall, **{k: v for k, v in result.groups.items() if k != "all"}}
-    rows = [(name, line.n, line.mean, line.low, line.high) for name, line in lines.items()]
-    return [
-        Paragraph(f"Methods attached: {methods}. Intervals are 95 % (Wilson's for scores of 0 and 1)."),
-        Table(("group", "items", "score", "low", "high"), rows),
-        *_figure(run, lines),
-        Heading("Replies"),
-        Table(("what", "items"), list(counts.items())),
-    ]
+# -- the steps of a run ------------------------------------------------------------------------------------------------
 
 
-def _figure(run: RunFolder, lines: Mapping[str, GroupResult]) -> list[Block]:
-    from paperhooks.figures import bar_figure
+def _backend(model: Any, processor: Any, methods: Sequence[Any]) -> Backend:
+    if isinstance(model, Backend):
+        if methods or processor is not None:
+            raise DataError(f"methods and a processor go with a model, not with {type(model).__name__}")
+        return model
+    if processor is None:
+        raise DataError(f"{type(model).__name__} needs its processor, or its tokenizer where it takes text only")
+    from paperhooks.transformers_backend import TransformersBackend
 
-    means, intervals = [line.mean for line in lines.values()], [(line.low, line.high) for line in lines.values()]
+    made = [catalog().create_method(one) if isinstance(one, str) else one for one in methods]
+    return TransformersBackend(model, processor, made)
+
+
+def _agreed(ranks: Ranks, step: Callable[[], _T]) -> _T:
+    """The result of a step that all ranks take together: an error of one ends it for all."""
     try:
-        figure = bar_figure(list(lines), means, intervals=intervals, title="Score by group", x="mean score")
-    except MissingExtra as error:
-        return [Paragraph(f"Without figures: {error}", "note")]
-    run.figure("groups", figure)
-    return [Figure("groups", "Mean score of each group", "Whiskers: 95 % intervals.")]
+        result = step()
+    except Exception as error:
+        ranks.meet(error)
+        raise
+    ranks.meet()
+    return result
+
+
+def _started(run: RunFolder, ranks: Ranks, inputs: Mapping[str, Any], seed: int, force_new: bool) -> RunFolder:
+    def start() -> None:
+        if force_new:
+            _move_away(run.path)
+        run.start("evaluate", inputs=inputs, seed=seed)
+
+    _agreed(ranks, start if ranks.first else lambda: None)
+    # The others find the folder as the first one left it.
+    _agreed(ranks, (lambda: None) if ranks.first else lambda: run.start("evaluate", inputs=inputs, seed=seed))
+    return run
+
+
+def _move_away(folder: Path) -> None:
+    files = sorted({file for pattern in _FILES for file in folder.glob(pattern)})
+    if not files:
+        return
+    number = 1
+    while (target := folder / f"previous-{number}").exists():
+        number += 1
+    target.mkdir()
+    for file in files:
+        shutil.move(file, target / file.name)
+
+
+def _ask(
+    plan: Plan, backend: Backend, run: RunFolder, options: AskOptions, shard: tuple[int, int] | None,
+    batch_size: int, observers: Sequence[Any], progress: bool,
+) -> SampleFile:  # fmt: skip
+    file = SampleFile(run.path, shard)
+    _refuse_unknown(file, plan)
+    mine = share(plan.wanted, shard)
+    answered = sum(file.answered(document) for document in mine)
+    notify(observers, "started", EvaluationRun(plan.name, run.path, len(mine), answered, plan.modes))
+    if answered == len(mine):
+        return file
+    asker = Asker(plan.task, backend, file, options, batch_size, plan.modes[0])
+    if shard is None or shard[0] == 0:
+        with run.timed("evaluate"):
+            asker.run(mine, observers, progress)
+    else:
+        asker.run(mine, observers, False)
+    return file
+
+
+def _refuse_unknown(file: SampleFile, plan: Plan) -> None:
+    for unknown in sorted(set(file.rows) - {document.id for document in plan.everything}):
+        raise DataError(
+            f"{file.path.parent} holds a reply to {unknown!r}, which the data no longer have; use another folder, or "
+            "force_new to begin anew"
+        )
+
+
+def _finish(
+    plan: Plan, run: RunFolder, file: SampleFile, about: Mapping[str, Any], report: bool, writes: bool
+) -> EvaluationResult:
+    """Score what is there, and write it down when every document was tried and something is new."""
+    tried = all(document.id in file.rows for document in plan.wanted)
+    result = _scored(plan, run, file, tried)
+    state = _state(plan, result)
+    known = run.result["results"].get("scored") == state and run.finished
+    missing = report and not (run.path / "report.html").exists()
+    if not writes or not tried or (known and not missing):
+        return result
+    if not result.first.records:
+        failures = result.first.failures
+        raise DataError(
+            f"task {plan.name!r}: all {len(failures)} documents failed, the first with "
+            f"{next(iter(failures.values()))!r}; see {run.path}"
+        )
+    write_documents(run.path / "documents.jsonl", plan.wanted)
+    run.record(data=plan.about, about=dict(about), modes=list(plan.modes), scored=state)
+    write_results(run, plan.task, result)
+    if report:
+        write_report(run, result)
+    run.finish()
+    return result
+
+
+def _scored(plan: Plan, run: RunFolder, file: SampleFile, whole: bool) -> EvaluationResult:
+    answered = sum(not (file.rows.get(one.id) or {"error": True}).get("error") for one in plan.wanted)
+    modes = {mode: score_mode(plan.task, plan.wanted, file.rows, mode, whole) for mode in plan.modes}
+    return EvaluationResult(plan.name, run.path, modes, plan.about["documents"], len(plan.wanted), answered)
+
+
+def _state(plan: Plan, result: EvaluationResult) -> str:
+    """A hash of what the files show."""
+    modes = [
+        [mode, found.counts(), found.summary.metrics, [(one.document.id, one.score) for one in found.records]]
+        for mode, found in result.modes.items()
+    ]
+    return hash_json([plan.inputs(), plan.about, modes])
+
+
+def _recorded(run: RunFolder) -> Mapping[str, Any]:
+    """The inputs of a finished evaluation, with ``run`` opened."""
+    file = run.result_file
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{run.path} holds no run: {file.name} cannot be read ({error})") from error
+    if not isinstance(found, dict) or found.get("kind") != "evaluate" or "scored" not in found.get("results", {}):
+        raise DataError(f"{run.path} holds no evaluation that came to its end; finish it first")
+    run.start("evaluate", inputs=found["inputs"], seed=found["seed"])
+    inputs: Mapping[str, Any] = found["inputs"]
+    return inputs
+
+
+def _recorded_task(inputs: Mapping[str, Any]) -> str:
+    name: str = inputs["task"]
+    if name not in available_tasks():
+        raise PluginNotFound(
+            f"the run is one of the task {name!r}, which no installed plugin offers; install the plugin, or give the "
+            "task itself"
+        )
+    return name

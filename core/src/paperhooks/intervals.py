@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist, fmean, stdev
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["mean_interval", "wilson_interval"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["bootstrap_interval", "mean_interval", "wilson_interval"]
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -44,7 +48,48 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     return centre - half, centre + half
 
 
+def bootstrap_interval(
+    statistic: Callable[[Any], float],
+    units: Sequence[Any] | np.ndarray[Any, Any],
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap of a statistic over independent units (Efron and Tibshirani 1993, section 13.3).
+
+    Units are drawn with replacement; the statistic gets a list of them, or an array where ``units`` is one. What
+    belongs together (the questions on one picture) is one unit, which makes this the cluster bootstrap. Draws come from
+    a generator of its own with ``seed``. Resamples on which the statistic is NaN are left out; both bounds are NaN when
+    all are. Raises ValueError without units or resamples.
+
+    >>> bootstrap_interval(lambda pairs: sum(a for a, _ in pairs) / len(pairs), [(1.0, "x")] * 4)
+    (1.0, 1.0)
+    """
+    import numpy as np
+
+    if len(units) == 0 or resamples < 1:
+        raise ValueError(f"{len(units)} units and {resamples} resamples make no interval; both must be at least 1")
+    tail = 50 - 50 * _checked(confidence)
+    generator = np.random.default_rng(seed)
+    values = [statistic(_drawn(units, generator.integers(len(units), size=len(units)))) for _ in range(resamples)]
+    usable = [value for value in values if not math.isnan(value)]
+    if not usable:
+        return math.nan, math.nan
+    low, high = np.percentile(usable, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def _drawn(units: Any, places: np.ndarray[Any, Any]) -> Any:
+    # Fancy indexing of an array is a hundred times faster than a list of its rows.
+    return units[places] if hasattr(units, "shape") else [units[i] for i in places.tolist()]
+
+
 def _quantile(confidence: float) -> float:
+    return NormalDist().inv_cdf(0.5 + _checked(confidence) / 2)
+
+
+def _checked(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1")
-    return NormalDist().inv_cdf(0.5 + confidence / 2)
+    return confidence

@@ -37,14 +37,17 @@ def check_layout(layout: str) -> str:
 def arrange(request: Request, layout: str, max_pixels: int | None = None) -> Request:
     """The request with its pictures laid out, in RGB, and no larger than ``max_pixels`` each.
 
-    Every message of the result has a list of parts, in which the n-th image part stands for ``images[n]``. A request
-    with a finished prompt keeps prompt and order. Raises DataError for a request without question, a part of unknown
-    type, or an image part without picture.
+    Every message of the result has a list of parts, in which the n-th image part stands for ``images[n]`` and texts
+    without a picture between them are one part. A request with a finished prompt keeps prompt and order. Raises
+    DataError for a request without question, a part of unknown type, an image part without picture, and for pictures of
+    a finished prompt that are to be left out.
     """
     if not request.messages and not request.prompt:
         raise DataError("the request has neither a prompt nor messages")
     if request.prompt and request.messages:
         raise DataError("the request has both a prompt and messages; give one of them")
+    if request.prompt and request.images and layout == "text-only":
+        raise DataError("the request has a finished prompt, whose pictures cannot be left out; use another layout")
     if request.prompt:
         return dataclasses.replace(request, images=_ready(request.images, max_pixels))
     numbered = _numbered(request)
@@ -54,21 +57,23 @@ def arrange(request: Request, layout: str, max_pixels: int | None = None) -> Req
     for role, parts in numbered:
         placed = _placed(parts, layout)
         order += [part["index"] for part in placed if part["type"] == "image"]
-        messages.append({"role": role, "content": [_bare(part) for part in placed]})
+        messages.append({"role": role, "content": _merged(placed)})
     images = _ready([request.images[index] for index in order], max_pixels)
     return dataclasses.replace(request, messages=messages, images=images)
 
 
 def _numbered(request: Request) -> list[tuple[str, list[_Part]]]:
     """Role and parts of every message; each image part has its index, and pictures without a part get one."""
-    count, messages, used = 0, [], set()
+    count = 0
+    used: set[int] = set()
+    messages: list[tuple[str, list[_Part]]] = []
     for message in request.messages:
-        content, parts = message.get("content", ""), []
+        content = message.get("content", "")
+        parts: list[_Part] = []
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             if part.get("type") == "image":
-                index = part.get("index", count)
+                index = _checked_index(part.get("index", count), request)
                 count += 1
-                _check_index(index, request)
                 used.add(index)
                 parts.append({**part, "index": index})
             elif part.get("type") == "text" and isinstance(part.get("text"), str):
@@ -82,9 +87,10 @@ def _numbered(request: Request) -> list[tuple[str, list[_Part]]]:
     return messages
 
 
-def _check_index(index: Any, request: Request) -> None:
+def _checked_index(index: Any, request: Request) -> int:
     if not isinstance(index, int) or not 0 <= index < len(request.images):
         raise DataError(f"the request shows picture {index!r} (counted from 0), but has {len(request.images)} of them")
+    return index
 
 
 def _placed(parts: Sequence[_Part], layout: str) -> list[_Part]:
@@ -101,21 +107,28 @@ def _text(part: _Part, layout: str) -> _Part:
     return {"type": "text", "text": part.get(layout, part.get("text", ""))}
 
 
-def _bare(part: _Part) -> dict[str, Any]:
-    return {"type": "image"} if part["type"] == "image" else {"type": "text", "text": part["text"]}
+def _merged(parts: Sequence[_Part]) -> list[dict[str, Any]]:
+    """The parts with neighbouring texts in one, since chat templates may put something between parts."""
+    merged: list[dict[str, Any]] = []
+    for part in parts:
+        if part["type"] == "image":
+            merged.append({"type": "image"})
+        elif merged and merged[-1]["type"] == "text":
+            merged[-1]["text"] += part["text"]
+        elif part["text"]:
+            merged.append({"type": "text", "text": part["text"]})
+    return merged or [{"type": "text", "text": ""}]
 
 
-def _joined(
-    request: Request, numbered: Sequence[tuple[str, Sequence[_Part]]], max_pixels: int | None
-) -> Request:
+def _joined(request: Request, numbered: Sequence[tuple[str, Sequence[_Part]]], max_pixels: int | None) -> Request:
     messages = []
     shown = False
     for role, parts in numbered:
-        content = [dict(_text(part, "joined")) for part in parts]
+        placed = [_text(part, "joined") for part in parts]
         if not shown and any(part["type"] == "image" for part in parts):
-            content.insert(0, {"type": "image"})
+            placed.insert(0, {"type": "image"})
             shown = True
-        messages.append({"role": role, "content": content})
+        messages.append({"role": role, "content": _merged(placed)})
     picture = _side_by_side(_ready(request.images, None))
     return dataclasses.replace(request, messages=messages, images=_ready([picture], max_pixels))
 

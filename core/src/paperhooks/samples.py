@@ -58,8 +58,8 @@ def sample_row(document: Document, reply: Reply, prompt: str | None = None, seco
 class SampleFile:
     """The rows of one run by document id.
 
-    Reads the files of all shares in the folder and appends to that of ``shard`` (index and count). A torn last line, left
-    by a kill, is dropped from the file that is appended to, and overlooked in those of others.
+    Reads the files of all shares in the folder and appends to that of ``shard`` (index and count). A torn last line,
+    left by a kill, is dropped from the file that is appended to, and overlooked in those of others.
     """
 
     def __init__(self, folder: Path, shard: tuple[int, int] | None = None) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from paperhooks.errors import DataError, did_you_mean
-from paperhooks.tasks import Document, Parsed, Record, Summary, Task
+from paperhooks.tasks import Document, Parsed, Record, Summary, Task, mean_metrics
 
 __all__ = ["ModeResult", "check_modes", "score_mode", "score_reply"]
 
@@ -59,13 +60,20 @@ def score_reply(task: Task, document: Document, reply: str, mode: str, truncated
     parsed = task.parse(document, reply, mode)
     if not isinstance(parsed, Parsed):
         raise TypeError(f"{type(task).__name__}.parse returned {type(parsed).__name__}, not Parsed")
-    return Record(document, reply, parsed, float(task.score(document, parsed)), truncated)
+    score = float(task.score(document, parsed))
+    if not math.isfinite(score):
+        raise ValueError(f"{type(task).__name__}.score returned {score}")
+    return Record(document, reply, parsed, score, truncated)
 
 
 def score_mode(
-    task: Task, documents: Sequence[Document], rows: Mapping[str, Mapping[str, Any]], mode: str
+    task: Task, documents: Sequence[Document], rows: Mapping[str, Mapping[str, Any]], mode: str, whole: bool = True
 ) -> ModeResult:
-    """Score the replies to ``documents`` in a mode; a reply that cannot be scored is a failure, not an error."""
+    """Score the replies to ``documents`` in a mode; a reply that cannot be scored is a failure, not an error.
+
+    Unless the data are ``whole`` (other shards are still to come), the figures are plain means: a task may need all
+    documents for its own.
+    """
     records: list[Record] = []
     failures: dict[str, str] = {}
     for document in documents:
@@ -81,7 +89,7 @@ def score_mode(
     return ModeResult(
         mode=mode,
         records=settled,
-        summary=task.aggregate(settled, mode),
+        summary=task.aggregate(settled, mode) if settled and whole else Summary(mean_metrics(task.metric, settled)),
         unparsable=sum(record.parsed.fallback for record in settled),
         truncated=sum(record.truncated for record in settled),
         empty=sum(not record.reply.strip() for record in settled),

@@ -202,8 +202,11 @@ class Task:
 
     def options(self) -> dict[str, Any]:
         """The values of the fields, as they go into the record of a run."""
-        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
-        return {one.name: getattr(self, one.name) for one in fields if one.init}
+        return {name: getattr(self, name) for name in _option_names(type(self))}
+
+
+def _option_names(cls: type) -> list[str]:
+    return [one.name for one in dataclasses.fields(cls) if one.init] if dataclasses.is_dataclass(cls) else []
 
 
 def _missing(task: Task, method: str) -> PluginBroken:
@@ -272,10 +275,10 @@ def _create(info: TaskInfo, options: Mapping[str, Any]) -> Task:
         raise PluginBroken(f"the task {info.name!r} ({info.task}) cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise PluginBroken(f"the task {info.name!r} ({info.task}) is no class derived from paperhooks.tasks.Task")
-    fields = [one.name for one in dataclasses.fields(found) if one.init] if dataclasses.is_dataclass(found) else []
+    known = _option_names(found)
     for option in options:
-        if option not in fields:
-            raise DataError(f"the task {info.name!r} has no option {option!r}; {did_you_mean(option, fields)}")
+        if option not in known:
+            raise DataError(f"the task {info.name!r} has no option {option!r}; {did_you_mean(option, known)}")
     try:
         return _checked(found(**options), info.task)
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Greedy answers of a transformers model to batches of prompts, leaving model, processor and generation config alone."""
+"""Greedy answers of a transformers model to batches of prompts, leaving model and processor as they were."""
 
 from __future__ import annotations
 
@@ -195,8 +195,8 @@ def _greedy(base: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> Any:
     config.update(**_GREEDY)
     config.update(max_new_tokens=max(prompt.request.max_new_tokens for prompt in prompts))
     if config.pad_token_id is None:
-        ends = sorted(_ends(config))
-        config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [None])[0]
+        known = tokenizer.pad_token_id
+        config.pad_token_id = min(_ends(config), default=None) if known is None else known
     return config
 
 

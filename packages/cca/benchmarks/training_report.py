@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from paperhooks.figures import new_figure
+import torch
 from paperhooks.report import Block, Figure, Heading, Paragraph, RunFolder, Table
+from paperhooks_cca.figures import place_figure
 
 __all__ = ["report"]
 
@@ -26,12 +27,12 @@ def report(out: Path, arms: Sequence[str]) -> dict[str, Any]:
     run = RunFolder(out / "report")
     run.start("cca-testbed-training", inputs={"results": [f"{r['start']}-{r['arm']}-{r['seed']}" for r in found]})
     for start in sorted({r["start"] for r in found}):
-        moments = ["after"] if start == "fresh" else ["before", "after"]
-        for moment in moments:
-            chosen = {arm: [r for r in found if (r["start"], r["arm"]) == (start, arm)] for arm in arms}
-            part = {arm: _summary([r[moment] for r in rs]) for arm, rs in chosen.items() if rs}
-            figures[f"{start} {moment}"] = part
-            blocks += _blocks(run, f"{start}-{moment}", part, chosen)
+        for moment in ("before", "after"):
+            by_arm = {arm: [r[moment] for r in found if (r["start"], r["arm"]) == (start, arm)] for arm in arms}
+            part = {arm: _summary([r for r in rs if r]) for arm, rs in by_arm.items() if any(rs)}
+            if part:
+                figures[f"{start} {moment}"] = part
+                blocks += _blocks(run, f"{start}-{moment}", part)
     run.report("Training with Concentric Causal Attention on the test bed", blocks)
     run.finish()
     return figures
@@ -55,16 +56,11 @@ def _spread(values: Sequence[float]) -> list[float]:
     return [round(fmean(values), 4), round(stdev(values), 4) if len(values) > 1 else 0.0]
 
 
-def _blocks(run: RunFolder, name: str, part: dict[str, Any], chosen: dict[str, Any]) -> list[Block]:
+def _blocks(run: RunFolder, name: str, part: dict[str, Any]) -> list[Block]:
     keys = [key for key in next(iter(part.values())) if key not in ("places", "seeds", "questions")]
     rows = [(arm, s["seeds"], *(f"{s[k][0]:.3f} ± {s[k][1]:.3f}" for k in keys)) for arm, s in part.items()]
-    figure, axes = new_figure(width=2.4 * len(part), height=2.6, columns=len(part))
-    for axis, (arm, summary) in zip(axes, part.items(), strict=True):
-        image = axis.imshow(_square(summary["places"]), vmin=0, vmax=1, cmap="viridis")
-        axis.set_title(arm, fontsize=10)
-        axis.set_xticks([])
-        axis.set_yticks([])
-    figure.colorbar(image, ax=axes, shrink=0.8, label="share of yes")
+    places = {arm: torch.tensor(_square(summary["places"])) for arm, summary in part.items()}
+    figure = place_figure(places, "Share of yes by the place of a lone object")
     run.figure(name, figure)
     return [
         Heading(name.replace("-", ", ")),

@@ -7,7 +7,7 @@ import logging
 import typer
 
 from paperhooks.catalog import catalog
-from paperhooks.commands import author, inspect, work
+from paperhooks.commands import author, evaluation, inspect, work
 
 __all__ = ["build_app"]
 
@@ -23,7 +23,7 @@ def build_app() -> typer.Typer:
         rich_markup_mode="rich",
     )
     app.callback()(_root)
-    for module in (inspect, work, author):
+    for module in (inspect, work, evaluation, author):
         module.add_commands(app)
     catalog().process_hooks.collect("register_commands", app=app)
     return app

@@ -1,4 +1,4 @@
-"""Commands that run something: demo, compress, select, evaluate."""
+"""Commands that run something: demo, compress, select."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from paperhooks.commands.options import build_methods, load_model, load_processor, parse_method, read_texts
+from paperhooks.commands.options import build_methods, load_model, parse_method, read_texts
 from paperhooks.demo import DEFAULT_OUT, run_demo
 
 __all__ = ["add_commands"]
@@ -21,7 +21,7 @@ Method = Annotated[str, typer.Argument(help="METHOD or METHOD:k=v,k=v.")]
 
 def add_commands(app: typer.Typer) -> None:
     """Register this module's commands."""
-    for command in (demo, compress, select, evaluate):
+    for command in (demo, compress, select):
         app.command()(command)
 
 
@@ -81,28 +81,6 @@ def select(
         batch_size=batch_size, seed=seed, progress=True,
     )  # fmt: skip
     typer.echo(f"{chosen.file}: kept {len(chosen.rows)} of {chosen.total} examples")
-
-
-def evaluate(
-    model: Annotated[str, typer.Argument(help="Model folder or hub name.")],
-    task: Annotated[str, typer.Argument(help="Task offered by a plugin.")],
-    data: Annotated[str, typer.Option("--data", help="Folder or hub name of the task's data.")],
-    out: Out,
-    method: Annotated[list[str] | None, typer.Option("--plugin", "-p", help="METHOD[:k=v,...] to attach.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first items.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 1,
-    device: Device = "cpu",
-    dtype: Dtype = "auto",
-    seed: Seed = 0,
-) -> None:
-    """Run an evaluation task on a model, with methods attached where asked, and write a report."""
-    from paperhooks.evaluation import evaluate as run
-
-    result = run(
-        _load(model, device, dtype), load_processor(model), task, data=data, out=out,
-        methods=build_methods(method or []), limit=limit, batch_size=batch_size, seed=seed, progress=True,
-    )  # fmt: skip
-    typer.echo(str(result))
 
 
 def _load(model: str, device: str, dtype: str) -> Any:

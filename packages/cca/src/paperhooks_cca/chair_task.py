@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from paperhooks.engine import Request
@@ -58,6 +59,7 @@ class Chair(Task):
 
     version: ClassVar[str] = "1"
     modes: ClassVar[tuple[str, ...]] = MODES
+    metric: ClassVar[str] = "without_hallucination"
 
     def __post_init__(self) -> None:
         for name, least in (("max_new_tokens", 1), ("sample", 0)):
@@ -75,7 +77,8 @@ class Chair(Task):
     def request(self, document: Document) -> Request:
         """The picture and the prompt."""
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.prompt}]}]
-        return Request(messages, images=[open_picture(document.data)], max_new_tokens=self.max_new_tokens)
+        images, metadata = [open_picture(document.data)], {"id": document.id}
+        return Request(messages, images=images, max_new_tokens=self.max_new_tokens, metadata=metadata)
 
     def parse(self, document: Document, reply: str, mode: str) -> Parsed:
         """The objects that the caption names rightly and wrongly, with the counts of :class:`ChairScores`."""
@@ -105,8 +108,14 @@ class Chair(Task):
         return hash_json([super().fingerprint(), read_synonyms(self.synonyms) if self.synonyms else []])
 
 
-@lru_cache(maxsize=8)
 def _table(synonyms: str, mode: str) -> ObjectTable:
+    """The table of a file (or this package's), read again when the file has changed."""
+    changed = Path(synonyms).stat().st_mtime_ns if synonyms and Path(synonyms).is_file() else 0
+    return _read_table(synonyms, mode, changed)
+
+
+@lru_cache(maxsize=8)
+def _read_table(synonyms: str, mode: str, changed: int) -> ObjectTable:
     return ObjectTable(read_synonyms(synonyms), mode=mode) if synonyms else ObjectTable(mode=mode)
 
 

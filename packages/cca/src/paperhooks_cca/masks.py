@@ -68,8 +68,7 @@ def attention_mask(
     if kernel == "sdpa":
         return allowed[:, None]
     # The smallest number instead of -inf: added to a score it cannot become NaN.
-    blocked = torch.zeros((), dtype=dtype, device=order.device).expand(allowed.shape)
-    return blocked.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+    return allowed.logical_not_().to(dtype).mul_(torch.finfo(dtype).min)[:, None]
 
 
 def _block_mask(order: Tensor, keys: Tensor, real: Tensor | None, documents: tuple[Tensor, Tensor] | None) -> Any:

@@ -30,8 +30,8 @@ __all__ = ["CAUTION", "INSTRUCTION", "Mme"]
 INSTRUCTION: Final = "\nAnswer the question using a single word or phrase."
 CAUTION: Final = (
     "The figures of the CCA paper come without intervals and a category has few pictures; compare with a baseline run "
-    "with the same prompt and decoding. (Its POPE table is no like-for-like comparison: the baseline there was decoded "
-    "otherwise.)"
+    "with the same prompt and decoding. (Its POPE table is no like-for-like comparison: baseline rows copied from "
+    "another paper, apparently decoded otherwise.)"
 )
 _OWN_INSTRUCTION: Final = " Please answer yes or no."
 _SUBSETS: Final = {"hallucination": HALLUCINATION, "perception": PERCEPTION, "cognition": COGNITION}
@@ -55,6 +55,7 @@ class Mme(Task):
 
     version: ClassVar[str] = "1"
     modes: ClassVar[tuple[str, ...]] = MODES
+    metric: ClassVar[str] = "accuracy"
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
@@ -70,7 +71,8 @@ class Mme(Task):
         if self.instruction:
             question = question.replace(_OWN_INSTRUCTION, "") + self.instruction
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-        return Request(messages, images=[open_picture(document.data)], max_new_tokens=self.max_new_tokens)
+        images, metadata = [open_picture(document.data)], {"id": document.id}
+        return Request(messages, images=images, max_new_tokens=self.max_new_tokens, metadata=metadata)
 
     def parse(self, document: Document, reply: str, mode: str) -> Parsed:
         """``"yes"``, ``"no"`` or None, which is wrong."""

@@ -15,4 +15,7 @@ PLUGIN = PluginInfo(
         venue="NeurIPS 2024",
         code="xing0047/cca-llava",
     ),
+    hooks="paperhooks_cca.hooks:HOOKS",
+    demo="paperhooks_cca.demo:run",
+    claims="claims.toml",
 )

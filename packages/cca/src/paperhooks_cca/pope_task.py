@@ -48,6 +48,7 @@ class Pope(Task):
 
     version: ClassVar[str] = "1"
     modes: ClassVar[tuple[str, ...]] = MODES
+    metric: ClassVar[str] = "accuracy"
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
@@ -61,7 +62,8 @@ class Pope(Task):
         """The picture, the question, the instruction."""
         content = [{"type": "image"}, {"type": "text", "text": document.data["question"] + self.instruction}]
         messages = [{"role": "user", "content": content}]
-        return Request(messages, images=[open_picture(document.data)], max_new_tokens=self.max_new_tokens)
+        images, metadata = [open_picture(document.data)], {"id": document.id}
+        return Request(messages, images=images, max_new_tokens=self.max_new_tokens, metadata=metadata)
 
     def parse(self, document: Document, reply: str, mode: str) -> Parsed:
         """``"yes"``, ``"no"``, or (``strict`` only) None."""

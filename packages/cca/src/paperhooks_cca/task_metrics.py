@@ -15,6 +15,8 @@ __all__ = ["bar_spec", "cluster_metric", "share_metric", "with_interval"]
 
 _RESAMPLES: Final = 1000
 _SEED: Final = 0
+# Not "wilson": the trials are pictures, not the n of the metric.
+_BY_PICTURE: Final = "wilson over pictures"
 
 
 def share_metric(name: str, hits: int, n: int, group: str = "", higher_is_better: bool = True) -> Metric:
@@ -31,7 +33,8 @@ def cluster_metric(
     """A figure with the interval that resampling whole pictures gives (percentile bootstrap).
 
     ``units`` are numbers [pictures, k]; ``statistic`` turns the sums [k] over a sample of pictures into the figure.
-    ``more`` are further fields of Metric. No pictures give None.
+    ``more`` are further fields of Metric. No pictures give None. Where all resamples are alike the bootstrap says
+    nothing: a figure at 0 or at its largest value then gets Wilson's interval with pictures as trials, any other none.
     """
     rows = np.asarray(units, dtype=np.float64)
     if not len(rows):
@@ -40,8 +43,14 @@ def cluster_metric(
     def of_sample(sample: Any) -> float:
         return float(statistic(np.asarray(sample).sum(axis=0)))
 
+    value, scale = of_sample(rows), float(more.get("scale", 1.0))
     low, high = bootstrap_interval(of_sample, rows, seed=_SEED, resamples=_RESAMPLES)
-    return Metric(name, of_sample(rows), n, low, high, group, "bootstrap", **more)
+    if low < high:
+        return Metric(name, value, n, low, high, group, "bootstrap", **more)
+    if value not in (0.0, scale):
+        return Metric(name, value, n, group=group, **more)
+    bounds = wilson_interval(len(rows) if value else 0, len(rows))
+    return Metric(name, value, n, scale * bounds[0], scale * bounds[1], group, _BY_PICTURE, **more)
 
 
 def with_interval(metric: Metric, digits: int = 3) -> str:
@@ -58,9 +67,14 @@ def bar_spec(name: str, title: str, metrics: Sequence[Metric], labels: Sequence[
     shown = [(label, one) for label, one in zip(labels, metrics, strict=True) if one.value is not None]
     values = [float(one.value or 0.0) for _, one in shown]
     bounds = [_bounds(one) for _, one in shown]
-    words = "; ".join(f"{label}: {with_interval(one)} (n = {one.n})" for label, one in shown)
+    words = "; ".join(f"{label} {_spoken(one)}" for label, one in shown)
     draw = partial(bar_figure, [label for label, _ in shown], values, intervals=bounds, title=title, x=axis)
     return FigureSpec(name, f"{title}. {words}", "Whiskers are 95 % intervals.", draw)
+
+
+def _spoken(metric: Metric) -> str:
+    low, high = _bounds(metric)
+    return f"{metric.value or 0.0:.3g} ({low:.3g} to {high:.3g}, n = {metric.n})"
 
 
 def _bounds(metric: Metric) -> tuple[float, float]:
