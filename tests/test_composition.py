@@ -6,14 +6,15 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
+import composition
 import pytest
 import torch
+from composition import prompts, runtime_methods
 from paperhooks import PluginConflict, Traits, attach, hookimpl
-from paperhooks.catalog import catalog
-from paperhooks.methods import implemented_hooks, known_hooks
-from paperhooks.testing import fingerprint, tiny_vlm, vlm_inputs
+from paperhooks.testing import tiny_vlm
 
-EXCLUSIVE = {"objective", "positions"}
+pytestmark = pytest.mark.filterwarnings("ignore:cca. this model was not trained with CCA:UserWarning")
+
 EVERYTHING = dict.fromkeys(("training", "compile", "beams", "assisted", "static_cache", "chunked_prefill"), True)
 
 
@@ -48,27 +49,9 @@ class LengthsAfter(Lengths):
     """The same under another name: a session takes each method once."""
 
 
-def runtime_methods() -> list[str]:
-    """Addresses of the installed methods that act while a model runs."""
-    hooks = set(known_hooks("RuntimeHooks"))
-    addresses = [f"{status.name}/{method}" for status in catalog().healthy for method in status.info.methods]
-    return [name for name in addresses if hooks & set(implemented_hooks(catalog().method_class(name)))]
-
-
-MAKERS: dict[str, Any] = {name: (lambda name=name: catalog().create_method(name)) for name in runtime_methods()}
+MAKERS: dict[str, Any] = {name: (lambda name=name: composition.make(name)) for name in runtime_methods()}
 MAKERS |= {"scale": Scale, "lengths": Lengths}
 PAIRS = list(itertools.permutations(MAKERS, 2))
-
-
-def generate(model: Any, inputs: dict[str, Any]) -> list[list[int]]:
-    """Four greedy tokens after each prompt."""
-    out = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
-    return out[:, inputs["input_ids"].shape[1] :].tolist()
-
-
-def prompts(model: Any) -> dict[str, Any]:
-    """A left-padded batch of two prompts with an image each."""
-    return vlm_inputs(model, ((3, 12, 5), (2, 12, 2)))
 
 
 def test_there_is_something_to_compose() -> None:
@@ -78,18 +61,30 @@ def test_there_is_something_to_compose() -> None:
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=["+".join(pair) for pair in PAIRS])
 def test_pairs_compose_or_are_refused_and_leave_no_trace(first: str, second: str) -> None:
     one, two = MAKERS[first](), MAKERS[second]()
-    model = tiny_vlm("llava", layers=8)
-    plain = generate(model, prompts(model))
-    before = fingerprint(model)
-    if EXCLUSIVE & one.traits.writes & two.traits.writes:
+    if composition.excluded(one, two):
         with pytest.raises(PluginConflict, match=r"positions|objective"):
-            attach(model, one, two)
-    else:
-        with attach(model, one, two) as session:
-            assert len(session.methods) == 2
-            generate(model, prompts(model))
-    assert fingerprint(model).differences(before) == []
-    assert generate(model, prompts(model)) == plain
+            attach(tiny_vlm("llava", layers=8), one, two)
+        assert composition.refused(one, two)
+        return
+    found = composition.together(one, two)
+    assert {name for name, held in found.items() if held is False} == set()
+
+
+def test_the_table_in_the_readme_and_the_docs_is_that_of_the_installed_methods() -> None:
+    """Written by ``python tests/composition.py --write``; pairs and refusals are compared, the checks ran above."""
+    lines = []
+    for first, second in itertools.permutations(runtime_methods(), 2):
+        common = composition.excluded(MAKERS[first](), MAKERS[second]())
+        start = f"| `{composition._short(first)}` | `{composition._short(second)}` | "
+        lines.append(start + (f"refused: both set {common[0]}" if common else ""))
+    for name in composition.FILES:
+        text = (composition.ROOT / name).read_text(encoding="utf-8")
+        shown = text.split(f"<!-- {composition.MARKER}:start -->")[1].split(f"<!-- {composition.MARKER}:end -->")[0]
+        rows = shown.strip().splitlines()[2:]
+        assert len(rows) == len(lines), f"{name}: run python tests/composition.py --write"
+        assert all(row.startswith(line) for row, line in zip(rows, lines, strict=True)), name
+        assert sum("refused" in row for row in rows) == sum("refused" in line for line in lines)
+        assert "| NO" not in shown
 
 
 @pytest.mark.parametrize("name", runtime_methods())

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from paperhooks.compression import CompressionRequest, Level
-    from paperhooks.evaluation import TaskInfo
+    from paperhooks.tasks import TaskInfo
     from paperhooks.inputs import DecoderInputs, LayerInputs
     from paperhooks.loss import LossContext
     from paperhooks.modelview import ModelView

@@ -25,7 +25,7 @@ def report(out: Path, arms: Sequence[str]) -> dict[str, Any]:
         Paragraph("Means over seeds with their standard deviation; every seed starts all arms alike.")
     ]
     run = RunFolder(out / "report")
-    run.start("cca-testbed-training", inputs={"results": [f"{r['start']}-{r['arm']}-{r['seed']}" for r in found]})
+    run.start("cca-testbed-training", inputs={"arms": list(arms)})  # made anew from whatever results there are
     for start in sorted({r["start"] for r in found}):
         for moment in ("before", "after"):
             by_arm = {arm: [r[moment] for r in found if (r["start"], r["arm"]) == (start, arm)] for arm in arms}
