@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from paperhooks.compression import CompressionRequest, Level
-    from paperhooks.tasks import TaskInfo
     from paperhooks.inputs import DecoderInputs, LayerInputs
     from paperhooks.loss import LossContext
     from paperhooks.modelview import ModelView
     from paperhooks.runtime import Call, Site
+    from paperhooks.tasks import TaskInfo
     from paperhooks.weights import Artefact
 
 __all__ = ["CatalogHooks", "OfflineHooks", "RuntimeHooks"]

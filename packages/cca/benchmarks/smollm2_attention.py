@@ -1,6 +1,6 @@
 """The mechanism on a pretrained language model: where a question looks, by scheme.
 
-SmolLM2-135M-Instruct (30 layers, never trained with any scheme) reads a chat prefix, 576 random tokens of its vocabulary
+SmolLM2-135M-Instruct (30 layers, trained with none of these) reads a chat prefix, 576 random tokens of its vocabulary
 that stand for a 24 x 24 image without content, and a question. Any difference between places is then the doing of
 positions and mask alone. Attention of the question's rows, the last left out, to the image: between the bottom and the
 top quarter, the last and the first row, the centre and the border ring, and how much of it reaches the image at all.

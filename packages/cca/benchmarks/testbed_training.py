@@ -12,8 +12,8 @@ model, which learnt with raster positions:
 Then POPE-style questions (random, popular, adversarial), with the method attached as a user would, and single objects
 put in each of the 49 cells of the picture in turn. Interrupted runs go on where they were.
 
-    python packages/cca/benchmarks/testbed_training.py --out FOLDER [--quick] [--start battered|shaken|shipped] [--seeds 0,1,2]
-        [--arms raster,concentric,positions,mask] [--report]
+    python packages/cca/benchmarks/testbed_training.py --out FOLDER [--quick] [--start battered|shaken|shipped]
+        [--seeds 0,1,2] [--arms raster,concentric,positions,mask] [--report]
 
 Several processes may share a folder if their seeds or arms differ; --report puts together what is there. The last line
 is one JSON object with every figure.

@@ -30,7 +30,9 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Model folder or hub name; with --server, its name there.")],
     task: Annotated[str, typer.Argument(help="Task offered by a plugin, see: paperhooks tasks.")],
     data: Annotated[str, typer.Option("--data", help="Folder, file or hub name of the task's data.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; an interrupted run in it goes on.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run folder, TASK-run without it; an interrupted run goes on.")
+    ] = None,
     method: Annotated[list[str] | None, typer.Option("--plugin", "-p", help="METHOD[:k=v,...] to attach.")] = None,
     option: Options = None,
     mode: Modes = None,
@@ -54,7 +56,8 @@ def evaluate(
     part, options, methods = _shard(shard), _task_options(task, option), method or []
     backend, processor = _backend(model, device, dtype, server)
     result = run(
-        backend, processor, task, data=data, out=out, methods=build_methods(methods), options=options, modes=mode,
+        backend, processor, task, data=data, out=out or f"{task}-run", methods=build_methods(methods),
+        options=options, modes=mode,
         limit=limit, groups=group, batch_size=batch_size, layout=layout, max_pixels=max_pixels,
         max_new_tokens=max_new_tokens, stop=stop or None, seed=seed, shard=part, force_new=force_new, progress=True,
     )  # fmt: skip

@@ -23,6 +23,7 @@ __all__ = [
     "mask_text",
     "place_figure",
     "position_figure",
+    "prompt_positions",
     "ring_figure",
 ]
 
@@ -41,7 +42,7 @@ def position_figure(
 ) -> Figure:
     """The position of every token of a prompt with one image, along the sequence."""
     steps = list(range(before + grid[0] * grid[1] + after))
-    series = {_title(s): (steps, _positions(grid, before, after, s)[0].tolist()) for s in schemes}
+    series = {_title(s): (steps, prompt_positions(grid, before, after, s)[0].tolist()) for s in schemes}
     return _smooth(line_figure(series, title="Position of every token", x="token in the sequence", y="rotary position"))
 
 
@@ -49,7 +50,7 @@ def mask_figure(
     grid: Grid, before: int, after: int, schemes: Sequence[str | Scheme] = ("raster", "concentric")
 ) -> Figure:
     """Who may attend to whom in a prompt with one image: rows ask, columns are asked, one panel a scheme."""
-    masks = [allowed_mask(_positions(grid, before, after, scheme))[0].float() for scheme in schemes]
+    masks = [allowed_mask(prompt_positions(grid, before, after, scheme))[0].float() for scheme in schemes]
     figure, axes = new_figure(width=3.4 * len(schemes), height=3.6, columns=len(schemes))
     stop = before + grid[0] * grid[1]
     for one, mask, scheme in zip(axes, masks, schemes, strict=True):
@@ -65,7 +66,7 @@ def mask_figure(
 
 def mask_text(grid: Grid, before: int, after: int, scheme: str | Scheme = "concentric") -> str:
     """The mask as text: ``#`` may attend, ``.`` may not; one line a query."""
-    mask = allowed_mask(_positions(grid, before, after, scheme))[0]
+    mask = allowed_mask(prompt_positions(grid, before, after, scheme))[0]
     return "\n".join("".join("#" if seen else "." for seen in row) for row in mask.tolist())
 
 
@@ -76,7 +77,7 @@ def distance_figure(
     series: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
     size = grid[0] * grid[1]
     for scheme in schemes:
-        placed = _positions(grid, 0, after, scheme)[0]
+        placed = prompt_positions(grid, 0, after, scheme)[0]
         distances = (placed[size:, None] - placed[None, :size]).flatten().sort().values
         picked = torch.linspace(0, len(distances) - 1, 60).long()
         shares = ((picked + 1) / len(distances)).tolist()
@@ -89,7 +90,7 @@ def distance_figure(
 def decay_figure(grid: Grid, after: int, width: int = 128, theta: float = 10_000.0) -> Figure:
     """How rotary positions alone damp attention, and where the patches lie on that curve.
 
-    The curve is the mean over rotation frequencies of cos(distance * frequency): the score of two equal vectors of ones.
+    The curve is the mean over rotation frequencies of cos(distance * frequency): the score of two vectors of ones.
 
     :param width: width of an attention head. :param theta: base of the rotary frequencies.
     """
@@ -103,7 +104,7 @@ def decay_figure(grid: Grid, after: int, width: int = 128, theta: float = 10_000
     )
     axes = figure.axes[0]
     for scheme, height in (("raster", 0.86), ("concentric", 0.96)):
-        placed = _positions(grid, 0, after, scheme)[0]
+        placed = prompt_positions(grid, 0, after, scheme)[0]
         last = int(placed[-1])
         near, far = last - int(placed[:size].max()), last - int(placed[:size].min())
         axes.annotate("", (near, height), (far, height), arrowprops={"arrowstyle": "|-|", "color": _INK, "lw": 1.2})
@@ -120,14 +121,14 @@ def flow_figure(flows: Mapping[str, Tensor]) -> Figure:
 
 def place_figure(shares: Mapping[str, Tensor], title: str = "") -> Figure:
     """A share between 0 and 1 for every place [H, W], one panel a setting, all on one scale."""
-    names = [f"{name}\nmean {float(share.mean()):.1%}" for name, share in shares.items()]
+    names = [f"{name}\nmean {float(share.nanmean()):.1%}" for name, share in shares.items()]
     figure = _maps(list(shares.values()), names, limits=(0.0, 1.0), bar=True)
     if title:
         figure.suptitle(title, color=_INK, fontsize=11, x=0.01, ha="left")
     return figure
 
 
-def _positions(grid: Grid, before: int, after: int, scheme: str | Scheme) -> Tensor:
+def prompt_positions(grid: Grid, before: int, after: int, scheme: str | Scheme) -> Tensor:
     """Positions [1, T] of a prompt with one image."""
     size = grid[0] * grid[1]
     real = torch.ones(1, before + size + after, dtype=torch.bool)

@@ -1,0 +1,181 @@
+"""``paperhooks cca ...``: rings and distances, masks, what a model would get, and where its questions look."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from paperhooks_cca.geometry import Grid
+
+__all__ = ["add_commands"]
+
+#: Wider tables and masks are not printed.
+_WIDEST = 120
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the command group ``cca`` to the application."""
+    group = typer.Typer(name="cca", help="CCA: rings, masks, models, information flow.", no_args_is_help=True)
+    for command in (rings, mask, describe, flow):
+        group.command()(command)
+    app.add_typer(group)
+
+
+def _option(name: str, text: str, **more: Any) -> Any:
+    return typer.Option(name, help=text, **more)
+
+
+def _argument(text: str, **more: Any) -> Any:
+    return typer.Argument(help=text, **more)
+
+
+def _grid(text: str) -> Grid:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise typer.BadParameter(f"{text!r} is no grid; expected rows x columns, such as 24x24")
+    return int(height), int(width)
+
+
+def _scheme(text: str) -> str:
+    from paperhooks_cca.schemes import scheme_name
+
+    try:
+        return scheme_name(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+GridOption = Annotated[Any, _option("--grid", "Rows x columns of patches.", parser=_grid, metavar="HxW")]
+SchemeOption = Annotated[str, _option("--scheme", "concentric, reverse, raster or manhattan.", callback=_scheme)]
+OptionsOption = Annotated[str, _option("--options", "Options of the method, such as scheme=manhattan,tiles=True.")]
+Model = Annotated[str, _argument("Model folder or hub name, or 'testbed'.")]
+
+
+def rings(
+    grid: GridOption = "24x24",
+    scheme: SchemeOption = "concentric",
+    before: Annotated[int, _option("--before", "Text tokens before the image.", min=0)] = 35,
+    after: Annotated[int, _option("--after", "Text tokens behind the image.", min=1)] = 40,
+    out: Annotated[Path | None, _option("--out", "Folder for figures, as PNG and SVG.")] = None,
+) -> None:
+    """Show the levels of a grid, and what they do to positions and distances."""
+    from paperhooks_cca.report import geometry_figures, text_distances
+    from paperhooks_cca.schemes import levels, order_table
+
+    table, taken, size = order_table(scheme, *grid), levels(scheme, *grid), grid[0] * grid[1]
+    cell = len(str(taken - 1)) + 1
+    if cell * grid[1] <= _WIDEST:
+        typer.echo("\n".join("".join(f"{n:>{cell}}" for n in row) for row in table.view(grid).tolist()))
+    typer.echo(f"{scheme}: {size} patches on {taken} positions")
+    counts = table.bincount().tolist()
+    if len(counts) < size:
+        typer.echo(f"patches a level   {' '.join(map(str, counts))}")
+    (far, mean), (plain_far, plain_mean) = (text_distances(grid, after, name) for name in (scheme, "raster"))
+    typer.echo(f"longest distance  {plain_far} -> {far} positions from the text behind to a patch")
+    typer.echo(f"mean distance     {plain_mean:.1f} -> {mean:.1f}")
+    typer.echo(f"last position     {before + size + after - 1} -> {before + taken + after - 1}")
+    if out is not None:
+        _save(out, geometry_figures(grid, before, after, tuple(dict.fromkeys(("raster", scheme)))))
+
+
+def mask(
+    grid: GridOption = "6x6",
+    scheme: SchemeOption = "concentric",
+    before: Annotated[int, _option("--before", "Text tokens before the image.", min=0)] = 3,
+    after: Annotated[int, _option("--after", "Text tokens behind the image.", min=0)] = 4,
+    out: Annotated[Path | None, _option("--out", "Folder for the figure, as PNG and SVG.")] = None,
+) -> None:
+    """Show who may attend to whom in a prompt with one image."""
+    from paperhooks_cca.figures import mask_figure, mask_text
+
+    if before + grid[0] * grid[1] + after <= _WIDEST:
+        typer.echo(mask_text(grid, before, after, scheme))
+        typer.echo("rows ask, columns are asked; # may attend, . may not")
+    elif out is None:
+        raise typer.BadParameter(f"more than {_WIDEST} tokens do not fit on a line; give --out for a picture")
+    if out is not None:
+        _save(out, {"mask": mask_figure(grid, before, after, tuple(dict.fromkeys(("raster", scheme))))})
+
+
+def describe(model: Model, options: OptionsOption = "") -> None:
+    """Say what CCA does to a model, and whether it was trained with it; only its config is read."""
+    from paperhooks import attach
+    from paperhooks.commands.options import empty_model
+
+    from paperhooks_cca.checkpoint import read_mark
+
+    empty, method = empty_model(_folder(model)), _method(options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that no hook ran, and what the lines below say anyway
+        attach(empty, method).close()  # refuses what the method is not defined for
+    typer.echo(method.describe(empty))
+    trained = read_mark(empty)
+    if trained is None:
+        typer.echo("not marked: its config does not say that it was trained with CCA; train it with CCA attached")
+    elif trained == method.settings:
+        typer.echo("marked: trained with these settings")
+    else:
+        typer.echo(f"marked, with other settings: {', '.join(f'{k}={v!r}' for k, v in trained.items())}")
+
+
+def flow(
+    model: Model,
+    image: Annotated[Path, _argument("Picture.", exists=True, dir_okay=False)],
+    prompt: Annotated[str, _argument("Question; with the processor's image placeholder, which is added if missing.")],
+    out: Annotated[Path, _option("--out", "Folder for report.html and the figures.")] = Path("cca-flow"),
+    layer: Annotated[int, _option("--layer", "Decoder layer that is shown beside the mean.", min=0)] = 0,
+    options: OptionsOption = "",
+) -> None:
+    """Draw where a question looks in a picture, without and with CCA."""
+    from paperhooks_cca.report import flow_report
+
+    picture = _picture(image)
+    loaded, processor = _load(model)
+    loaded.set_attn_implementation("eager")  # the only kernel that returns its weights
+    token = getattr(processor, "image_token", "<image>")
+    text = prompt if token in prompt else f"{token} {prompt}"
+    typer.echo(f"report: {flow_report(loaded, processor, picture, text, out, _method(options), layer)}")
+
+
+def _save(out: Path, figures: dict[str, Any]) -> None:
+    from paperhooks.figures import save_figure
+
+    for name, figure in figures.items():
+        _, png = save_figure(figure, out / name)
+        typer.echo(f"figure: {png}")
+
+
+def _method(options: str) -> Any:
+    from paperhooks.commands.options import build_methods
+
+    return build_methods([f"cca:{options}"])[0]
+
+
+def _picture(file: Path) -> Any:
+    from paperhooks.errors import DataError
+    from PIL import Image
+
+    try:
+        with Image.open(file) as picture:
+            return picture.convert("RGB")
+    except OSError as error:
+        raise DataError(f"{file} cannot be read as a picture: {error}") from error
+
+
+def _folder(name: str) -> str:
+    if name != "testbed":
+        return name
+    from paperhooks_cca.demo import testbed
+
+    return str(testbed().vlm_folder())
+
+
+def _load(name: str) -> tuple[Any, Any]:
+    from paperhooks.commands.options import load_model, load_processor
+
+    folder = _folder(name)
+    return load_model(folder), load_processor(folder)

@@ -1,0 +1,188 @@
+"""The demo: rings in figures, where a small vision-language model looks with them, and what it answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from paperhooks import MissingExtra, compare, evaluate
+from paperhooks.demo import DemoContext
+from paperhooks.evaluation import EvaluationResult
+from paperhooks.provenance import atomic_path, write_text
+from paperhooks.report import Block, Figure, Heading, Paragraph, RunFolder, Table
+from torch import Tensor
+
+from paperhooks_cca.cca import CCA
+from paperhooks_cca.figures import mask_figure, ring_figure
+from paperhooks_cca.hallucination_tasks import TASKS
+from paperhooks_cca.pope_data import SPLITS
+from paperhooks_cca.report import flow_blocks, geometry_figures, observe_flow, text_distances
+
+__all__ = ["run", "testbed", "write_pope_folder"]
+
+UNTRAINED = (
+    "This model was trained with raster positions. CCA is a method of training: attached to a model that never saw it, "
+    "it changes positions and mask under its feet, and the scores below are those of that untrained change, not the "
+    "method's. paperhooks claims cca has the scores of models trained with it."
+)
+#: Tokens before and behind the 24 x 24 patches of LLaVA-1.5 in the paper's example of distances.
+PAPER_PROMPT = ((24, 24), 35, 40)
+_FLOWS = {
+    "raster": None,
+    "concentric": {},
+    "positions only": {"apply_mask": False},
+    "mask only": {"apply_positions": False},
+}
+_METRICS = ("accuracy", "f1", "yes_ratio")
+
+
+def testbed() -> ModuleType:
+    """The package paperhooks_testbed. Raises MissingExtra when it is not installed."""
+    try:
+        import paperhooks_testbed
+    except ImportError as error:
+        raise MissingExtra("paperhooks-testbed", "paperhooks-cca[demo]", "to run the demo") from error
+    return paperhooks_testbed
+
+
+def run(context: DemoContext) -> None:
+    """Draw the geometry, look at the information flow, ask POPE's questions, and write report.html."""
+    model, processor = testbed().load_vlm()
+    folder = RunFolder(context.out)
+    _clear(context.out)
+    asked = 6 if context.quick else 30
+    folder.start("cca-demo", inputs={"questions": asked}, seed=context.seed)
+    blocks = [*_geometry(context, folder)]
+    with folder.timed("pope"):
+        blocks += _pope(context, folder, model, processor, asked)
+    with folder.timed("flow"):
+        blocks += _flow(context, folder, model, processor, 2 if context.quick else 6)
+    html = folder.report("Concentric Causal Attention on the test bed", blocks)
+    folder.finish()
+    context.echo(f"report: {html}")
+
+
+def _clear(out: Path) -> None:
+    """A demo is made anew every time."""
+    for old in ("result.json", "report.html", "report.md"):
+        (out / old).unlink(missing_ok=True)
+    for old in ("pope", "raster", "concentric", "difference"):
+        shutil.rmtree(out / old, ignore_errors=True)
+
+
+def _geometry(context: DemoContext, folder: RunFolder) -> list[Block]:
+    grid, before, after = PAPER_PROMPT
+    (far, mean), (plain_far, plain_mean) = (text_distances(grid, after, s) for s in ("concentric", "raster"))
+    context.echo(
+        f"{grid[0]} x {grid[1]} patches on 12 positions instead of {grid[0] * grid[1]}; from text behind to a patch at "
+        f"most {plain_far} -> {far} positions, on average {plain_mean:.0f} -> {mean:.0f}"
+    )
+    drawn = {"schemes": ring_figure((6, 6)), "mask": mask_figure((6, 6), 3, 4), **geometry_figures(*PAPER_PROMPT)}
+    for name, figure in drawn.items():
+        folder.figure(name, figure)
+    folder.record(longest_distance=[plain_far, far], mean_distance=[plain_mean, mean])
+    return [
+        Paragraph(
+            "Patches are placed by concentric rings, the border first: those of one ring share a position. A patch "
+            "sees its own ring and those outside it; text behind sees all patches, from about as far away."
+        ),
+        Heading("Schemes"),
+        Figure("schemes", alt="levels of a 6 x 6 grid under each scheme", caption="The numbers are positions."),
+        Figure("mask", alt="who attends to whom", caption="3 tokens, 6 x 6 patches, 4 tokens; lines frame the image."),
+        Heading("Positions and distances"),
+        Paragraph(f"{before} tokens, {grid[0]} x {grid[1]} patches, {after} tokens: the paper's setting."),
+        Figure("positions", alt="position of every token, raster and concentric"),
+        Figure("distances", alt=f"distances fall from at most {plain_far} to at most {far}"),
+        Figure("decay", alt="rotary decay of attention, and where the patches lie on it"),
+    ]
+
+
+# -- answers -----------------------------------------------------------------------------------------------------------
+
+
+def write_pope_folder(folder: Path, n: int, seed: int = 0) -> None:
+    """``n`` questions a split about generated pictures, in the form of the published files.
+
+    :param folder: gets ``testbed_pope_<split>.json`` and the pictures.
+    """
+    for split in SPLITS:
+        questions = testbed().pope_questions("test", split, n, seed)
+        lines = []
+        for number, question in enumerate(questions):
+            picture = folder / "pictures" / f"{question.scene_index}.png"
+            if not picture.exists():
+                with atomic_path(picture) as temporary:
+                    question.image().save(temporary, format="PNG")
+            row = {"question_id": number, "image": picture.name, "text": question.text, "label": question.answer}
+            lines.append(json.dumps(row) + "\n")
+        write_text(folder / f"testbed_pope_{split}.json", "".join(lines))
+
+
+def _pope(context: DemoContext, folder: RunFolder, model: Any, processor: Any, asked: int) -> list[Block]:
+    write_pope_folder(context.out / "pope", asked, context.seed)
+    (task,) = [info for info in TASKS if info.name == "pope"]
+    found: dict[str, EvaluationResult] = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "cca: this model was not trained with CCA")  # the report says so
+        for name, methods in (("raster", []), ("concentric", [CCA()])):
+            found[name] = evaluate(
+                model, processor, task, data=context.out / "pope", out=context.out / name, methods=methods,
+                options={"instruction": "", "max_new_tokens": 2}, modes=["official"], batch_size=15,
+            )  # fmt: skip
+    difference = compare(context.out / "raster", context.out / "concentric", out=context.out / "difference")
+    context.echo(f"POPE on generated pictures, {asked} questions a split. {UNTRAINED}")
+    for name, result in found.items():
+        context.echo(f"{name:<11} " + ", ".join(f"{m} {result.metric(m).value:.3f}" for m in _METRICS))
+    folder.record(pope={name: {m: result.metric(m).value for m in _METRICS} for name, result in found.items()})
+    return [
+        Heading("Answers"),
+        Paragraph(UNTRAINED, "note"),
+        Table(("setting", "split", "metric", "n", "value", "low", "high"), _rows(found)),
+        Paragraph(f"Paired by question, {difference}. The folders raster, concentric and difference have reports."),
+    ]
+
+
+def _rows(found: dict[str, EvaluationResult]) -> list[tuple[Any, ...]]:
+    rows = []
+    for name, result in found.items():
+        for group in ("", *(f"testbed-{split}" for split in SPLITS)):
+            for metric in (result.metric(one, group=group) for one in _METRICS):
+                label = group or "mean over splits"
+                rows.append((name, label, metric.name, metric.n, metric.value, metric.low, metric.high))
+    return rows
+
+
+# -- information flow --------------------------------------------------------------------------------------------------
+
+
+def _flow(context: DemoContext, folder: RunFolder, model: Any, processor: Any, pictures: int) -> list[Block]:
+    model.set_attn_implementation("eager")  # the only kernel that returns its weights
+    maps = {name: flow / pictures for name, flow in _summed(context, model, processor, pictures).items()}
+    blocks: list[Block] = [
+        Heading("Where questions look"),
+        Paragraph(
+            f"Attention from the question to every patch, mean over {pictures} pictures and over heads. Positions "
+            "alone and the mask alone are an ablation that the paper lacks."
+        ),
+    ]
+    blocks += flow_blocks(folder, "flow-first", {k: v[0] for k, v in maps.items()}, "First layer, as in the paper.")
+    return blocks + flow_blocks(folder, "flow-all", {k: v.mean(0) for k, v in maps.items()}, "Mean over all layers.")
+
+
+def _summed(context: DemoContext, model: Any, processor: Any, pictures: int) -> dict[str, Tensor]:
+    """Information flow [layers, H, W] of each setting, summed over pictures."""
+    questions = testbed().question_set("test", pictures, kinds=["existence"], seed=context.seed)
+    total: dict[str, Tensor] = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "cca: this model was not trained with CCA")
+        for question in questions:
+            methods = {name: None if options is None else CCA(**options) for name, options in _FLOWS.items()}
+            text = testbed().prompt(question)
+            for name, flow in observe_flow(model, processor, question.image(), text, methods).items():
+                total[name] = total.get(name, torch.zeros_like(flow)) + flow
+    return total
