@@ -15,8 +15,11 @@ from paperhooks.tasks import FigureSpec, Metric
 __all__ = ["write_report"]
 
 _INTERVALS: Final = {
-    "wilson": "Wilson's", "normal": "the normal approximation", "bootstrap": "the percentile bootstrap",
-}  # fmt: skip
+    "wilson": "Wilson's",
+    "wilson over clusters": "Wilson's over clusters",
+    "normal": "the normal approximation",
+    "bootstrap": "the percentile bootstrap",
+}
 _SHOWN: Final = 20
 
 

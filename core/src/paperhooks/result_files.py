@@ -92,7 +92,7 @@ def _told(source: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 def _standard_error(metric: Metric) -> float | str:
     if metric.value is None or metric.low is None or metric.high is None or metric.n < 2:
         return "N/A"
-    if metric.interval == "wilson":
+    if metric.interval == "wilson" and metric.scale == 1:
         return math.sqrt(metric.value * (1 - metric.value) / (metric.n - 1))
     return (metric.high - metric.low) / (2 * _Z) if metric.interval == "normal" else "N/A"
 

@@ -105,7 +105,8 @@ class Metric:
     n
         How many documents (or pictures, captions, ...) it rests on.
     low, high, interval
-        95 % interval and how it was made: ``"wilson"``, ``"normal"``, ``"bootstrap"``, or ``""`` without one.
+        95 % interval and how it was made: ``"wilson"``, ``"wilson over clusters"`` (n counts units that belong
+        together), ``"normal"``, ``"bootstrap"``, or ``""`` without one.
     group
         The part of the data it is about; ``""`` for all.
     scale

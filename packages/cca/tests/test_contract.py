@@ -38,7 +38,7 @@ class TestMaskAlone(TestConcentric):
         return CCA(grid=(2, 2), apply_positions=False)
 
 
-class TestVipLlavaLike(TestConcentric):
+class TestTiles(TestConcentric):
     """Tiles of one picture, each with rings of its own."""
 
     family = "llava_onevision"
@@ -54,6 +54,14 @@ class TestInternVL(TestConcentric):
         return CCA(tiles=True)
 
 
+class TestSmolVLM(TestInternVL):
+    family = "smolvlm"
+
+
+class TestIdefics3(TestInternVL):
+    family = "idefics3"
+
+
 class TestQwenMaskAlone(TestConcentric):
     """Multimodal rotary positions stay; the ring mask alone is applied."""
 
@@ -61,3 +69,19 @@ class TestQwenMaskAlone(TestConcentric):
 
     def make(self):
         return CCA(grid=(2, 2), apply_positions=False)
+
+
+class TestQwen25MaskAlone(TestQwenMaskAlone):
+    family = "qwen2_5_vl"
+
+
+class TestSmolVLM(TestInternVL):
+    family = "smolvlm"
+
+
+class TestIdefics3(TestInternVL):
+    family = "idefics3"
+
+
+class TestQwen25MaskAlone(TestQwenMaskAlone):
+    family = "qwen2_5_vl"

@@ -241,7 +241,7 @@ def test_perfect_answers_are_no_certainty(pope_folder: Path):
     replies = [one.data["label"].capitalize() for one in documents]
     summary = task.aggregate(records(task, documents, replies, "official"), "official")
     perfect = metric(summary, "f1", "coco-random")
-    assert (perfect.low, perfect.high, perfect.interval) == (*wilson_interval(4, 4), "wilson over pictures")
+    assert (perfect.low, perfect.high, perfect.interval) == (*wilson_interval(4, 4), "wilson over clusters")
     assert metric(summary, "accuracy").low == wilson_interval(4, 4)[0]
     half = metric(summary, "yes_ratio")
     assert (half.value, half.low, half.interval) == (0.5, None, "")

@@ -116,10 +116,9 @@ def describe(model: Model, options: OptionsOption = "") -> None:
     trained = read_mark(empty)
     if trained is None:
         typer.echo("not marked: its config does not say that it was trained with CCA; train it with CCA attached")
-    elif trained == method.settings:
-        typer.echo("marked: trained with these settings")
-    else:
-        typer.echo(f"marked, with other settings: {', '.join(f'{k}={v!r}' for k, v in trained.items())}")
+        return
+    other = [f"{name}={value!r}" for name, value in trained.items() if method.settings.get(name) != value]
+    typer.echo(f"marked, with other settings: {', '.join(other)}" if other else "marked: trained with these settings")
 
 
 def flow(

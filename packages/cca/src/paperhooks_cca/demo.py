@@ -32,7 +32,7 @@ UNTRAINED = (
 )
 #: Tokens before and behind the 24 x 24 patches of LLaVA-1.5 in the paper's example of distances.
 PAPER_PROMPT = ((24, 24), 35, 40)
-_FLOWS = {
+_FLOWS: dict[str, dict[str, Any] | None] = {
     "raster": None,
     "concentric": {},
     "positions only": {"apply_mask": False},

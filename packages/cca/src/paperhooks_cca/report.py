@@ -15,16 +15,31 @@ from paperhooks.report import Block, Code, Figure, Heading, Paragraph, RunFolder
 from torch import Tensor
 
 from paperhooks_cca.cca import CCA
-from paperhooks_cca.figures import decay_figure, distance_figure, flow_figure, position_figure, ring_figure
+from paperhooks_cca.figures import (
+    decay_figure,
+    distance_figure,
+    flow_figure,
+    position_figure,
+    prompt_positions,
+    ring_figure,
+)
 from paperhooks_cca.flow import information_flow
-from paperhooks_cca.geometry import Grid, positions, split_runs
+from paperhooks_cca.geometry import Grid, split_runs
 from paperhooks_cca.schemes import Scheme, scheme_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
     from PIL.Image import Image
 
-__all__ = ["flow_blocks", "flow_report", "flow_rows", "geometry_figures", "observe_flow", "text_distances"]
+__all__ = [
+    "FLOW_COLUMNS",
+    "flow_blocks",
+    "flow_report",
+    "flow_rows",
+    "geometry_figures",
+    "observe_flow",
+    "text_distances",
+]
 
 #: Columns of :func:`flow_rows`.
 FLOW_COLUMNS = ("", "reaches the image", "bottom / top quarter", "centre / border")
@@ -42,8 +57,7 @@ def text_distances(grid: Grid, after: int, scheme: str | Scheme = "concentric") 
     if after < 1:
         raise ValueError(f"after={after}; distances need at least one text token behind the image")
     size = grid[0] * grid[1]
-    ids = torch.tensor([[1] * size + [0] * after])
-    placed = positions(ids, None, image_token_id=1, grids=grid, scheme=scheme)[0]
+    placed = prompt_positions(grid, 0, after, scheme)[0]
     distances = placed[size:, None] - placed[None, :size]
     return int(distances.max()), float(distances.double().mean())
 

@@ -16,7 +16,7 @@ __all__ = ["bar_spec", "cluster_metric", "share_metric", "with_interval"]
 _RESAMPLES: Final = 1000
 _SEED: Final = 0
 # Not "wilson": the trials are pictures, not the n of the metric.
-_BY_PICTURE: Final = "wilson over pictures"
+_BY_PICTURE: Final = "wilson over clusters"
 
 
 def share_metric(name: str, hits: int, n: int, group: str = "", higher_is_better: bool = True) -> Metric:
