@@ -73,15 +73,3 @@ class TestQwenMaskAlone(TestConcentric):
 
 class TestQwen25MaskAlone(TestQwenMaskAlone):
     family = "qwen2_5_vl"
-
-
-class TestSmolVLM(TestInternVL):
-    family = "smolvlm"
-
-
-class TestIdefics3(TestInternVL):
-    family = "idefics3"
-
-
-class TestQwen25MaskAlone(TestQwenMaskAlone):
-    family = "qwen2_5_vl"
