@@ -24,6 +24,8 @@ MASK_MAKER = "create_masks_for_generate"
 
 # Cache implementations that allocate their full length up front.
 _STATIC = ("static", "offloaded_static", "hybrid", "offloaded_hybrid", "sliding_window", "paged")
+#: What says the grids of pictures; ``generate`` uses it up before the first forward.
+_LAYOUT = ("image_sizes", "image_grid_thw")
 _ASSISTANTS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 
 
@@ -86,23 +88,33 @@ def check_generation(model: nn.Module, rules: Sequence[tuple[str, Traits]], kwar
 
 
 def leave_notes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Put on the cache what a forward inside ``generate`` cannot know: the prompt's length and its visual tokens.
+    """Put on the cache what a forward inside ``generate`` cannot know: the prompt's length, its visual tokens, and the
+    sizes of its pictures.
 
     The first forward of assisted decoding already holds draft tokens, and ``generate`` accepts no arguments that the
-    model's signature does not name. Without either need nothing is changed.
+    model's signature does not name and keeps those that its vision encoder takes. Without any need nothing is changed;
+    a cache of a kind that ``generate`` makes itself carries no sizes.
     """
     visual = kwargs.get("visual_mask")
-    if _assistant(model, kwargs) is None and visual is None:
+    layout = {name: kwargs[name] for name in _LAYOUT if kwargs.get(name) is not None}
+    own_cache = kwargs.get("past_key_values") is None
+    if own_cache and (_setting(model, kwargs, "cache_implementation") or _setting(model, kwargs, "use_cache") is False):
+        layout = {}
+    if _assistant(model, kwargs) is None and visual is None and not layout:
         return kwargs
     kwargs = {name: value for name, value in kwargs.items() if name != "visual_mask"}
-    if kwargs.get("past_key_values") is None:
+    if own_cache:
         from transformers import DynamicCache
 
         kwargs["past_key_values"] = DynamicCache(config=model.config.get_text_config(decoder=True))  # type: ignore
     prompts = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), kwargs.get("inputs"), *args[:1])
     prompt = next((p for p in prompts if p is not None), None)
-    length = prompt.shape[1] if prompt is not None else None
-    cache_states(kwargs["past_key_values"])[GENERATE] = {"visual_mask": visual, "prompt_length": length}
+    notes: dict[str, Any] = {"visual_mask": visual, "layout": layout}
+    if prompt is not None:
+        notes |= {"prompt_rows": prompt.shape[0]}
+        if _assistant(model, kwargs) is not None or visual is not None:
+            notes |= {"prompt_length": prompt.shape[1]}
+    cache_states(kwargs["past_key_values"])[GENERATE] = notes
     return kwargs
 
 

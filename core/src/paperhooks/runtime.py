@@ -130,6 +130,24 @@ class Call:
             self._image_mask = self.view.image_mask(self.input_ids)
         return self._image_mask
 
+    @property
+    def image_layout(self) -> dict[str, Any]:
+        """What says the grids of this forward's images: ``image_sizes`` or ``image_grid_thw``, one row an image.
+
+        From the model call, or noted by ``generate``, which uses them up before the first forward. For beams they are
+        repeated where every prompt has one image, and left out where it has several.
+        """
+        notes = self._notes()
+        found: dict[str, Any] = {}
+        rows = self.input_ids.shape[0] if self.input_ids is not None else 0
+        prompts = notes.get("prompt_rows") or rows
+        for name, value in notes.get("layout", {}).items():
+            if rows == prompts:
+                found[name] = value
+            elif len(value) == prompts and rows % prompts == 0:
+                found[name] = torch.as_tensor(value).repeat_interleave(rows // prompts, dim=0)
+        return found | {n: self.inputs[n] for n in ("image_sizes", "image_grid_thw") if self.inputs.get(n) is not None}
+
     def _notes(self) -> dict[str, Any]:
         """What ``generate`` left on the cache for this forward."""
         states: dict[str, dict[str, Any]] = getattr(self.cache, "paperhooks_state", None) or {}

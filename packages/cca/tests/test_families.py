@@ -44,20 +44,35 @@ def test_llava_next_has_a_base_grid_and_a_larger_one_with_newlines(size, grids):
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
-def test_llava_next_generates_where_a_function_says_what_generate_keeps_to_itself():
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 2}], ids=str)
+def test_llava_next_generates_with_the_sizes_that_generate_uses_up(options):
     """``generate`` encodes the pictures before the first forward, and hands their sizes to no one."""
+    model = tiny_vlm("llava_next", layers=2)
+    model.lm_head.weight.data[IMAGE_TOKEN] = 0  # a random model would say the placeholder now and then
+    inputs = vlm_inputs(model, ((3, 88, 5),))
+    given = {**inputs, "image_sizes": torch.tensor([[64, 64]]), "max_new_tokens": 3, "min_new_tokens": 3}
+    placed = placements(model)
+    with attach(model, CCA(tiles=True)):
+        model.generate(**given, do_sample=False, **options)
+    places, _ = oracle.walk(inputs["input_ids"][0].tolist(), [(4, 4), (8, 9)], IMAGE_TOKEN)
+    assert placed[0][: len(places)] == places
+    assert placed[-1][0] > places[-1]
+
+
+def test_llava_next_with_a_preallocated_cache_needs_a_function():
     model = tiny_vlm("llava_next", layers=2)
     inputs = vlm_inputs(model, ((3, 88, 5),))
     given = {**inputs, "image_sizes": torch.tensor([[64, 64]]), "max_new_tokens": 3, "min_new_tokens": 3}
+    given |= {"cache_implementation": "static", "do_sample": False}
     with attach(model, CCA(tiles=True)), pytest.raises(DataError, match="88 image tokens from column 3"):
-        model.generate(**given, do_sample=False)
+        model.generate(**given)
 
     def grids(view, call):
         return [ImageSpan(0, 3, 91, (GridPart(3, 4, 4, 4), GridPart(19, 8, 8, 9)))]
 
     placed = placements(model)
     with attach(model, CCA(grid=grids)):
-        model.generate(**given, do_sample=False)
+        model.generate(**{**inputs, **given})
     places, _ = oracle.walk(inputs["input_ids"][0].tolist(), [(4, 4), (8, 9)], IMAGE_TOKEN)
     assert placed == [places, [places[-1] + 1], [places[-1] + 2]]
 

@@ -92,7 +92,7 @@ def find_images(view: ModelView, call: Call, grid: Grid | Resolver | None) -> li
     if grid is not None:
         return split_runs(image_runs(mask), grid)
     side = view.image_side
-    return grouped_spans(view.image_spans(None, call.inputs, mask=mask), (side, side) if side else None)
+    return grouped_spans(view.image_spans(None, call.image_layout, mask=mask), (side, side) if side else None)
 
 
 def _class_token(config: Any) -> bool:
