@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from paperhooks.cli import main
-from paperhooks.commands.options import build_methods, parse_method, read_texts
+from paperhooks.commands.options import build_methods, parse_method, parse_value, read_texts
 from paperhooks.errors import DataError
 from plugins.fake_site import FakeSite, info_source
 
@@ -179,6 +179,22 @@ def test_malformed_methods_are_usage_errors_and_never_run(own_catalog, cli, text
 
     with pytest.raises(typer.BadParameter):
         parse_method(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("0.5", 0.5),
+        ("''", ""),
+        ("true", True),
+        ("None", None),
+        ("a/b c.json", "a/b c.json"),
+        ("[1, 2]", [1, 2]),
+    ],
+)
+def test_a_value_alone_may_be_plain_text(text: str, value: object) -> None:
+    assert parse_value(text) == value
 
 
 def test_options_reach_the_method(site: FakeSite) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from paperhooks.commands.options import build_methods, load_model, load_processor, parse_method
+from paperhooks.commands.options import build_methods, load_model, load_processor, parse_value
 
 __all__ = ["add_commands"]
 
@@ -53,7 +53,7 @@ def evaluate(
     """Run an evaluation task on a model, with methods attached where asked, and write a report."""
     from paperhooks.evaluation import evaluate as run
 
-    part, options, methods = _shard(shard), _task_options(task, option), method or []
+    part, options, methods = _shard(shard), _task_options(option), method or []
     backend, processor = _backend(model, device, dtype, server)
     result = run(
         backend, processor, task, data=data, out=out or f"{task}-run", methods=build_methods(methods),
@@ -73,7 +73,7 @@ def rescore(
     """Score the replies of a run again; needs neither model nor pictures."""
     from paperhooks.evaluation import rescore as again
 
-    options = _task_options(task or "task", option) if option else None
+    options = _task_options(option) if option else None
     _show(again(run, task, options=options, modes=mode))
 
 
@@ -120,8 +120,15 @@ def _show(result: Any) -> None:
         raise typer.Exit(1)
 
 
-def _task_options(task: str, texts: list[str] | None) -> dict[str, Any]:
-    return parse_method(f"{task}:{','.join(texts or [])}")[1]
+def _task_options(texts: list[str] | None) -> dict[str, Any]:
+    """``k=v`` each: a Python literal, or else text as it stands, such as a path."""
+    found: dict[str, Any] = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise typer.BadParameter(f"the option {text!r} is not of the form k=v")
+        found[name.strip()] = parse_value(value)
+    return found
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

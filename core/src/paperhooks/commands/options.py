@@ -13,7 +13,7 @@ import typer
 from paperhooks.catalog import catalog
 from paperhooks.errors import DataError, UnsupportedModel
 
-__all__ = ["build_methods", "empty_model", "load_model", "load_processor", "parse_method", "read_texts"]
+__all__ = ["build_methods", "empty_model", "load_model", "load_processor", "parse_method", "parse_value", "read_texts"]
 
 _WORDS: Final = {"true": True, "false": False, "none": None, "null": None}
 
@@ -50,6 +50,14 @@ def _literal(option: str, node: ast.expr) -> Any:
         raise typer.BadParameter(
             f"the value {text} of option {option!r} is no literal; quote text: '{text}'"
         ) from error
+
+
+def parse_value(text: str) -> Any:
+    """A value given alone: a Python literal, true, false or none, or else text as it stands, such as a path."""
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        return _WORDS.get(text.strip().lower(), text)
 
 
 def build_methods(texts: Sequence[str]) -> list[Any]:
