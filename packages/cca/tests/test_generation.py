@@ -245,12 +245,12 @@ def test_a_cache_filled_before_attaching_says_so_once_and_goes_on_behind_it():
         handle = model.model.language_model.layers[0].register_forward_pre_hook(
             lambda module, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True
         )
-        model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[5, 6]]), past_key_values=cache)
         with pytest.warns(UserWarning, match="attached after this cache was filled"):
             model(**{k: v for k, v in second.items() if k != "attention_mask"}, past_key_values=cache)
         handle.remove()
-    assert seen[0].flatten().tolist() == [24]
-    assert seen[1].flatten().tolist()[:4] == [25, 26, 27, 27]
+    assert seen[0].flatten().tolist() == [24, 25]
+    assert seen[1].flatten().tolist()[:4] == [26, 27, 28, 28]
 
 
 def test_a_cache_cut_into_an_image_is_refused():
@@ -263,6 +263,17 @@ def test_a_cache_cut_into_an_image_is_refused():
         cache.crop(-8)
         with pytest.raises(DataError, match=r"cut back to 15 tokens, into an image that ends at 19"):
             model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+
+
+def test_an_emptied_cache_starts_anew_with_a_single_token():
+    model = model_with()
+    alone = vlm_inputs(model, PARTS, rows=slice(0, 1))
+    with attach(model, CCA()), torch.no_grad():
+        cache = model(**alone, use_cache=True).past_key_values
+        cache.crop(-cache.get_seq_length())
+        expected = model(input_ids=torch.tensor([[5, 6, 7]])).logits[0]
+        found = [model(input_ids=torch.tensor([[token]]), past_key_values=cache).logits[0, 0] for token in (5, 6, 7)]
+    torch.testing.assert_close(torch.stack(found), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_cache_of_other_rows_is_refused():

@@ -198,6 +198,19 @@ def test_positions_of_the_callers_own():
         with attach(model, CCA(strict=False)):
             kept = model(**inputs, position_ids=shifted).logits
     assert not torch.allclose(kept, expected, atol=1e-3)  # rings in the mask, the caller's positions in the rotation
+    seen = []
+    with attach(model, CCA(strict=False)), torch.no_grad():
+        cache = model(**inputs, position_ids=shifted, use_cache=True).past_key_values
+        handle = (
+            model.get_decoder()
+            .layers[0]
+            .register_forward_pre_hook(
+                lambda module, args, kwargs: seen.append(kwargs["position_ids"].tolist()), with_kwargs=True
+            )
+        )
+        model(input_ids=torch.tensor([[5], [6]]), position_ids=torch.tensor([[31], [31]]), past_key_values=cache)
+        handle.remove()
+    assert seen == [[[31], [31]]]  # whoever counts goes on counting
 
 
 def test_packed_documents_see_only_themselves():

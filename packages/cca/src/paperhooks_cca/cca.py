@@ -141,7 +141,8 @@ class CCA:
         if past == 0:
             call.cache_state(_STATE).clear()
         if not images:
-            call.cache_state(_STATE)["text"] = True
+            if past == 0:
+                call.cache_state(_STATE)["text"] = True
             return self._text(call, inputs)
         self._warn_about_use(call, past)
         return self._place(view, call, inputs, images, past)
@@ -153,7 +154,8 @@ class CCA:
             return None
         past: Any = call.past_length
         if isinstance(past, int) and past < state["floor"]:
-            if past == 0:
+            if past == 0:  # emptied and used anew
+                state.clear()
                 return None
             raise DataError(
                 f"the cache was cut back to {past} tokens, into an image that ends at {state['floor']}; cut it behind "
@@ -183,9 +185,10 @@ class CCA:
             trusted = check_positions(
                 inputs.position_ids, order, real, real_past, past, self.strict, documents is not None
             )
-            state["offset"] = following - (past + length)
-            state["floor"] = past + max(column + grid[0] * grid[1] for _, column, grid in images)
             placed = inputs.position_ids if trusted else order
+            if not trusted:  # a caller who counts goes on counting
+                state["offset"] = following - (past + length)
+                state["floor"] = past + max(column + grid[0] * grid[1] for _, column, grid in images)
         else:
             placed = inputs.position_ids
         return inputs.replace(
