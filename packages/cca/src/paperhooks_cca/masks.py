@@ -59,16 +59,24 @@ def attention_mask(
     """
     if kernel == "flex_attention":
         return _block_mask(order, keys, real, documents)
-    allowed = keys[:, None, :] <= order[:, :, None]
-    if real is not None:
-        allowed &= real[:, None, :]
-    if documents is not None:
-        allowed &= documents[1][:, None, :] == documents[0][:, :, None]
-        allowed |= ~allowed.any(-1, keepdim=True)  # padding outside all documents: a row without keys has no softmax
     if kernel == "sdpa":
-        return allowed[:, None]
+        return _closed(keys[:, None, :] <= order[:, :, None], real, documents, False)[:, None]
+    # float32 holds these whole numbers exactly; compared as floats into floats, the mask is made in one go.
+    first, then = keys.to(torch.float32)[:, None, :], order.to(torch.float32)[:, :, None]
+    blocked = torch.gt(first, then, out=torch.empty(*order.shape, keys.shape[1], dtype=dtype, device=order.device))
     # The smallest number instead of -inf: added to a score it cannot become NaN.
-    return allowed.logical_not_().to(dtype).mul_(torch.finfo(dtype).min)[:, None]
+    return _closed(blocked, real, documents, True).mul_(torch.finfo(dtype).min)[:, None]
+
+
+def _closed(mask: Tensor, real: Tensor | None, documents: tuple[Tensor, Tensor] | None, no: bool) -> Tensor:
+    """Close ``mask`` [B, T, S] (``no`` where it is closed) to padding and to other documents."""
+    if real is not None:
+        mask.masked_fill_(~real[:, None, :], no)
+    if documents is not None:
+        mask.masked_fill_(documents[1][:, None, :] != documents[0][:, :, None], no)
+        # Padding outside all documents may see everything: a row without keys has no softmax.
+        mask.masked_fill_((mask == no).all(-1, keepdim=True), not no)
+    return mask
 
 
 def _block_mask(order: Tensor, keys: Tensor, real: Tensor | None, documents: tuple[Tensor, Tensor] | None) -> Any:
