@@ -95,12 +95,12 @@ def leave_notes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     model's signature does not name and keeps those that its vision encoder takes. Without any need nothing is changed;
     a cache of a kind that ``generate`` makes itself carries no sizes.
     """
-    visual = kwargs.get("visual_mask")
+    visual, assistant = kwargs.get("visual_mask"), _assistant(model, kwargs)
     layout = {name: kwargs[name] for name in _LAYOUT if kwargs.get(name) is not None}
     own_cache = kwargs.get("past_key_values") is None
     if own_cache and (_setting(model, kwargs, "cache_implementation") or _setting(model, kwargs, "use_cache") is False):
         layout = {}
-    if _assistant(model, kwargs) is None and visual is None and not layout:
+    if assistant is None and visual is None and not layout:
         return kwargs
     kwargs = {name: value for name, value in kwargs.items() if name != "visual_mask"}
     if own_cache:
@@ -112,7 +112,7 @@ def leave_notes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     notes: dict[str, Any] = {"visual_mask": visual, "layout": layout}
     if prompt is not None:
         notes |= {"prompt_rows": prompt.shape[0]}
-        if _assistant(model, kwargs) is not None or visual is not None:
+        if assistant is not None or visual is not None:
             notes |= {"prompt_length": prompt.shape[1]}
     cache_states(kwargs["past_key_values"])[GENERATE] = notes
     return kwargs

@@ -144,7 +144,7 @@ class CCA:
             if past == 0:
                 call.cache_state(_STATE)["text"] = True
             return self._text(call, inputs)
-        self._warn_about_use(call, past)
+        self._warn_about_use(call)
         return self._place(view, call, inputs, images, past)
 
     def _text(self, call: Call, inputs: DecoderInputs) -> DecoderInputs | None:
@@ -253,7 +253,7 @@ class CCA:
             self._warned.add(key)
             warnings.warn(f"cca: {message}", stacklevel=2)
 
-    def _warn_about_use(self, call: Call, past: int) -> None:
+    def _warn_about_use(self, call: Call) -> None:
         if call.training:
             self._foreign = False  # it is being trained with the method now
         elif self._foreign:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from paperhooks.engine import Request
-from paperhooks.errors import DataError
 from paperhooks.provenance import hash_json
 from paperhooks.tasks import Document, Metric, Parsed, Record, Summary, Table, Task
 
 from paperhooks_cca.chair import MODES, ChairScores, ObjectTable, caption_score, picture_objects
 from paperhooks_cca.chair_data import read_pictures, read_synonyms
 from paperhooks_cca.lemmas import analyser
+from paperhooks_cca.pairing import check_count
 from paperhooks_cca.pictures import open_picture
 from paperhooks_cca.task_metrics import bar_spec, cluster_metric, share_metric, with_interval
 
@@ -62,10 +62,8 @@ class Chair(Task):
     metric: ClassVar[str] = "without_hallucination"
 
     def __post_init__(self) -> None:
-        for name, least in (("max_new_tokens", 1), ("sample", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise DataError(f"{name} is {value!r}; expected a whole number of at least {least}")
+        check_count("max_new_tokens", self.max_new_tokens, 1)
+        check_count("sample", self.sample, 0)
         analyser(self.lemmas)
 
     def documents(self, source: str) -> Sequence[Document]:

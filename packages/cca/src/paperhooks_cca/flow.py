@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from paperhooks.errors import DataError
 from paperhooks.modelview import ImageSpan
 from torch import Tensor
@@ -55,4 +54,4 @@ def _flow(weights: Tensor, start: int, grid: tuple[int, int], length: int | None
             f"information flow needs at least two tokens behind the image; it ends at {stop} of {last + 1} tokens"
         )
     flow: Tensor = weights[stop:last, start:stop].mean(0).view(grid)
-    return torch.clone(flow)
+    return flow

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, ClassVar, Final
 
 from paperhooks.engine import Request
-from paperhooks.errors import DataError
 from paperhooks.tasks import Document, Metric, Parsed, Record, Summary, Table, Task
 
 from paperhooks_cca.mme import (
@@ -22,6 +21,7 @@ from paperhooks_cca.mme import (
     read_reply,
 )
 from paperhooks_cca.mme_data import read_questions
+from paperhooks_cca.pairing import check_count
 from paperhooks_cca.pictures import open_picture
 from paperhooks_cca.task_metrics import bar_spec, cluster_metric, share_metric, with_interval
 
@@ -58,8 +58,7 @@ class Mme(Task):
     metric: ClassVar[str] = "accuracy"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
-            raise DataError(f"max_new_tokens is {self.max_new_tokens!r}; expected a whole number of at least 1")
+        check_count("max_new_tokens", self.max_new_tokens, 1)
 
     def documents(self, source: str) -> Sequence[Document]:
         """The questions, grouped by category; raises DataError listing all faults of the data."""

@@ -1,4 +1,4 @@
-"""Checks that two lists belong together, item by item: what scripts that zip silently leave out."""
+"""Checks of what metrics and tasks are given: lists that belong together, counts, faults of data."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from typing import Any
 
 from paperhooks.errors import DataError
 
-__all__ = ["check_same_ids", "check_same_length", "raise_faults"]
+__all__ = ["check_count", "check_same_ids", "check_same_length", "raise_faults"]
 
 #: How many faults a message lists before it only counts.
 _LISTED = 20
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Raise DataError unless ``value`` is a whole number of at least ``least``."""
+    if not isinstance(value, int) or value < least:
+        raise DataError(f"{name} is {value!r}; expected a whole number of at least {least}")
 
 
 def check_same_length(name: str, one: Sequence[Any], other_name: str, other: Sequence[Any]) -> None:

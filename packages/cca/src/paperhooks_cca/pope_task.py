@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 from paperhooks.engine import Request
-from paperhooks.errors import DataError
 from paperhooks.tasks import Document, Metric, Parsed, Record, Summary, Table, Task
 
+from paperhooks_cca.pairing import check_count
 from paperhooks_cca.pictures import open_picture
 from paperhooks_cca.pope import MODES, PopeScores, parse_strict, read_reply
 from paperhooks_cca.pope_data import SUFFIX, read_questions
@@ -51,8 +51,7 @@ class Pope(Task):
     metric: ClassVar[str] = "accuracy"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
-            raise DataError(f"max_new_tokens is {self.max_new_tokens!r}; expected a whole number of at least 1")
+        check_count("max_new_tokens", self.max_new_tokens, 1)
 
     def documents(self, source: str) -> Sequence[Document]:
         """The questions, grouped as ``"coco-random"``; raises DataError listing all faults of the data."""
