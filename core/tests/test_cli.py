@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from paperhooks.cli import main
-from paperhooks.commands.options import build_methods, parse_method, parse_value, read_texts
+from paperhooks.commands.options import build_methods, parse_method, parse_value, read_records
 from paperhooks.errors import DataError
 from plugins.fake_site import FakeSite, info_source
 
@@ -114,7 +114,10 @@ def test_version(own_catalog, cli) -> None:
     assert cli("--version")[:2] == (0, f"{paperhooks.__version__}\n")
 
 
-def test_demo_reports_success_and_failure(site: FakeSite, cli, tmp_path: Path) -> None:
+def test_demo_reports_success_and_failure(site: FakeSite, cli, tmp_path: Path, monkeypatch) -> None:
+    # Plugins that happen to be installed have demos of their own, which would run here too.
+    installed = json.loads(cli("plugins", "--json")[1])
+    monkeypatch.setenv("PAPERHOOKS_BLOCK", ",".join(one["name"] for one in installed))
     site.add("dist-one", "t-one", info_source("t-one", "dist_one", extra='demo="dist_one_method:run"'))
     with (site.root / "dist_one_method.py").open("a") as file:
         file.write("\ndef run(context):\n    context.echo('hello')\n    assert context.quick\n")
@@ -202,16 +205,19 @@ def test_options_reach_the_method(site: FakeSite) -> None:
     assert build_methods(["t-one:factor=0.25"])[0].factor == 0.25
 
 
-def test_texts_are_read_with_the_line_of_a_fault(tmp_path: Path) -> None:
+def test_records_are_read_with_the_line_of_a_fault(tmp_path: Path) -> None:
     rows = tmp_path / "a.jsonl"
-    rows.write_text('"one"\n\n{"text": "two"}\n')
-    assert read_texts(rows) == ["one", "two"]
-    rows.write_text('"one"\n{"txt": 2}\n')
-    with pytest.raises(DataError, match=r"a\.jsonl:2: expected a string"):
-        read_texts(rows)
+    rows.write_text('"one"\n\n{"question": "two", "answer": "2"}\n')
+    assert read_records(rows) == ["one", {"question": "two", "answer": "2"}]
+    rows.write_text('"one"\n[2]\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:2: expected a string or an object, not list"):
+        read_records(rows)
+    rows.write_text('"one"\n{"text"\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:2: is not JSON"):
+        read_records(rows)
     plain = tmp_path / "a.txt"
     plain.write_text("one\ntwo\n\n three\n")
-    assert read_texts(plain) == ["one\ntwo", "three"]
+    assert read_records(plain) == ["one\ntwo", "three"]
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +265,27 @@ def test_compress_passes_everything_on(site: FakeSite, cli, tmp_path: Path, mode
     assert seen.method.factor == 0.125
     assert seen.options == {"data": ["one", "two"], "target": "3.0bit", "out": tmp_path / "run", "seed": 5}
     assert not seen.model.training
+
+
+def test_compress_takes_parts_and_no_target(
+    site: FakeSite, cli, tmp_path: Path, model_folder: Path, monkeypatch
+) -> None:
+    site.add("dist-one", "t-one")
+    one, two = tmp_path / "one.txt", tmp_path / "two.jsonl"
+    one.write_text("a\n\nb\n")
+    two.write_text('{"text": "c"}\n')
+    seen = SimpleNamespace()
+    module = ModuleType("paperhooks.compression")
+    module.compress = lambda model, method, **options: setattr(seen, "options", options)
+    monkeypatch.setitem(sys.modules, "paperhooks.compression", module)
+    common = ("compress", str(model_folder), "t-one", "--out", str(tmp_path / "run"))
+    code, _, err = cli(*common, "--data", f"target={one}", "--data", f"reference={two}")
+    assert code == 0, err
+    assert seen.options["data"] == {"target": ["a", "b"], "reference": [{"text": "c"}]}
+    assert seen.options["target"] is None
+    code, _, err = cli(*common, "--data", str(one), "--data", str(two))
+    assert code == 2
+    assert "PART=FILE" in err
 
 
 SCORER = """

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from paperhooks.calibration_data import token_batches
 from paperhooks.engine import evaluation_mode
 from paperhooks.errors import DataError, did_you_mean
+from paperhooks.hidden import absolute_positions
 from paperhooks.modelview import ModelView
 
 __all__ = ["CalibrationBatch", "Receiver", "calibrate", "find_module", "token_batches"]
@@ -49,6 +50,9 @@ def calibrate(
     The model is in eval mode, without gradient and without cache; mode and hooks are as before afterwards, also after
     an error. Nothing is kept between batches, so memory is bounded by what ``receive`` keeps.
 
+    Only the last position reaches the head, unless the head itself is among ``modules``. Batches padded on the
+    left may come without positions.
+
     :param modules: qualified names, such as those of the Linear layers to compress.
     :return: how often each module ran, 0 for one that was never reached (an expert without tokens, a vision tower).
     :raises LookupError: no such module. :raises DataError: no batch. What ``receive`` raises gets a note that names the
@@ -56,12 +60,16 @@ def calibrate(
     """
     chosen = {name: find_module(view.model, name) for name in modules}
     stream = _Stream(receive, dict.fromkeys(chosen, 0))
+    accepted = inspect.signature(view.model.forward).parameters
     options: dict[str, Any] = {"use_cache": False}
-    if "logits_to_keep" in inspect.signature(view.model.forward).parameters:
-        options["logits_to_keep"] = 1
+    head = getattr(view.model, "get_output_embeddings", lambda: None)()
+    if "logits_to_keep" in accepted:
+        options["logits_to_keep"] = 0 if any(module is head for module in chosen.values()) else 1
     with evaluation_mode(view.model), torch.no_grad(), _hooked(chosen, stream):
         for number, batch in enumerate(tqdm(batches, desc="calibrate", unit="batch", disable=not progress)):
             inputs = _on_device(batch, view.model)
+            if "position_ids" in accepted:
+                inputs |= absolute_positions(view, inputs)
             stream.batch = CalibrationBatch(number, inputs, _mask(inputs))
             view.model(**inputs, **options)
     if stream.batch is None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from paperhooks.errors import UnsupportedModel
 from paperhooks.modelview import ModelView
 
-__all__ = ["last_hidden_state", "reading_hidden_states", "unwrapped", "view_of"]
+__all__ = ["absolute_positions", "last_hidden_state", "reading_hidden_states", "unwrapped", "view_of"]
 
 #: Inputs that would make the model compute a loss over [B, T, V].
 _LOSS_INPUTS = ("labels", "shift_labels", "num_items_in_batch")
@@ -54,7 +54,7 @@ def last_hidden_state(model: nn.Module | ModelView, batch: Mapping[str, Any]) ->
     if "logits_to_keep" in accepted:
         inputs["logits_to_keep"] = 1
     if "position_ids" in accepted:
-        inputs |= _positions(view, inputs)
+        inputs |= absolute_positions(view, inputs)
     with reading_hidden_states(view) as seen, _eagerly():
         called(**inputs, use_cache=False)
     if len(seen) != 1:
@@ -90,8 +90,11 @@ def _eagerly() -> AbstractContextManager[Any]:
     return stance
 
 
-def _positions(view: ModelView, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Positions counted from the first real token, for absolute positions, which padding on the left would shift."""
+def absolute_positions(view: ModelView, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """``position_ids`` [B, T] from the first real token on, for models whose absolute positions padding would move.
+
+    Empty for models with rotary positions, and for inputs without a 2-D mask or with positions of their own.
+    """
     mask = inputs.get("attention_mask")
     if view.rotary is not None or not isinstance(mask, Tensor) or mask.ndim != 2 or "position_ids" in inputs:
         return {}

@@ -13,7 +13,15 @@ import typer
 from paperhooks.catalog import catalog
 from paperhooks.errors import DataError, UnsupportedModel
 
-__all__ = ["build_methods", "empty_model", "load_model", "load_processor", "parse_method", "parse_value", "read_texts"]
+__all__ = [
+    "build_methods",
+    "empty_model",
+    "load_model",
+    "load_processor",
+    "parse_method",
+    "parse_value",
+    "read_records",
+]
 
 _WORDS: Final = {"true": True, "false": False, "none": None, "null": None}
 
@@ -113,8 +121,8 @@ def load_processor(model: str) -> Any:
         raise DataError(f"{model!r} has no processor or tokenizer: {reason}") from error
 
 
-def read_texts(path: Path) -> list[str]:
-    """Texts of a ``.jsonl`` file (strings, or objects with ``text``) or of a plain text file (one a blank-line block).
+def read_records(path: Path) -> list[Any]:
+    """Records of a ``.jsonl`` file (strings or objects), or texts of a plain text file (one a blank-line block).
 
     Raises DataError naming file and line.
     """
@@ -124,16 +132,15 @@ def read_texts(path: Path) -> list[str]:
         raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
     if path.suffix == ".jsonl":
         lines = enumerate(content.splitlines(), 1)
-        return [_text_of(path, number, line) for number, line in lines if line.strip()]
+        return [_record_of(path, number, line) for number, line in lines if line.strip()]
     return [block.strip() for block in content.split("\n\n") if block.strip()]
 
 
-def _text_of(path: Path, number: int, line: str) -> str:
+def _record_of(path: Path, number: int, line: str) -> Any:
     try:
         record = json.loads(line)
     except ValueError as error:
         raise DataError(f"{path}:{number}: is not JSON: {error}") from error
-    text = record.get("text") if isinstance(record, Mapping) else record
-    if not isinstance(text, str):
-        raise DataError(f"{path}:{number}: expected a string or an object with the key 'text'")
-    return text
+    if not isinstance(record, str | Mapping):
+        raise DataError(f"{path}:{number}: expected a string or an object, not {type(record).__name__}")
+    return record

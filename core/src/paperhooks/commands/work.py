@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from paperhooks.commands.options import build_methods, load_model, parse_method, read_texts
+from paperhooks.commands.options import build_methods, load_model, parse_method, read_records
 from paperhooks.demo import DEFAULT_OUT, run_demo
 
 __all__ = ["add_commands"]
@@ -43,9 +43,9 @@ def demo(
 def compress(
     model: Annotated[str, typer.Argument(help="Model folder or hub name.")],
     method: Method,
-    data: Annotated[Path, typer.Option("--data", help="Calibration texts, .jsonl or plain text.")],
-    target: Annotated[str, typer.Option("--target", help="What to reach, such as 3.0bit.")],
+    data: Annotated[list[str], typer.Option("--data", help="Calibration data, .jsonl or text; PART=FILE, repeated.")],
     out: Out,
+    target: Annotated[str | None, typer.Option("--target", help="What to reach, such as 3.0bit.")] = None,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     seed: Seed = 0,
@@ -53,8 +53,8 @@ def compress(
     """Compress a model's weights with a plugin and leave an artefact and a report."""
     from paperhooks.compression import compress as run
 
-    chosen, texts = _method(method), read_texts(data)
-    artefact = run(_load(model, device, dtype), chosen, data=texts, target=target, out=out, seed=seed)
+    chosen, records = _method(method), _parts(data)
+    artefact = run(_load(model, device, dtype), chosen, data=records, target=target, out=out, seed=seed)
     typer.echo(f"{out}: {artefact}")
 
 
@@ -90,6 +90,16 @@ def _load(model: str, device: str, dtype: str) -> Any:
 def _method(text: str) -> Any:
     parse_method(text)  # a usage error before anything is loaded
     return build_methods([text])[0]
+
+
+def _parts(data: list[str]) -> Any:
+    """The records of one file, or of several that are parts by name (``target=a.jsonl``, ``reference=b.jsonl``)."""
+    named = dict(text.split("=", 1) for text in data if text.partition("=")[0].isidentifier() and "=" in text)
+    if len(named) == len(data):
+        return {name: read_records(Path(path)) for name, path in named.items()}
+    if len(data) > 1:
+        raise typer.BadParameter("several --data must be PART=FILE each, with different parts")
+    return read_records(Path(data[0]))
 
 
 def _tokenizer(model: str | None) -> Any:
