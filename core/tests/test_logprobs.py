@@ -261,6 +261,23 @@ def test_divergence_of_a_model_with_itself_is_zero_and_infinite_logits_are_no_na
     assert bool(gradient.isfinite().all())
 
 
+@pytest.mark.parametrize("direction", ["forward", "reverse", "jsd", "cross_entropy"])
+def test_an_entry_that_neither_has_adds_nothing_and_gives_no_nan_in_the_gradient(direction: str) -> None:
+    torch.manual_seed(0)
+    one, two = nn.Linear(4, 8), nn.Linear(4, 8)
+    h, options = torch.randn(3, 4, requires_grad=True), {"direction": direction, "beta": 0.3}
+    smaller = [nn.Linear(4, 7), nn.Linear(4, 7)]
+    with torch.no_grad():
+        for large, small in zip((one, two), smaller, strict=True):
+            large.bias[7] = -torch.inf
+            small.weight.copy_(large.weight[:7])
+            small.bias.copy_(large.bias[:7])
+    found = kl_divergence(h, Head(one), h.detach(), Head(two), **options)
+    wanted = kl_divergence(h, Head(smaller[0]), h.detach(), Head(smaller[1]), **options)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), h), torch.autograd.grad(wanted.sum(), h))
+
+
 def test_vocabularies_that_differ_by_padding_rows() -> None:
     torch.manual_seed(0)
     small, large = nn.Linear(4, 8), nn.Linear(4, 10)

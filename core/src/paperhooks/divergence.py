@@ -77,6 +77,8 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
 
 
 def _jsd(p: Tensor, q: Tensor, beta: float) -> Tensor:
+    # Finite, far below any mass: the gradient of logaddexp is NaN for an entry that neither of the two has.
+    p, q = p.clamp(min=-1e4), q.clamp(min=-1e4)
     shares = torch.tensor([beta, 1 - beta], dtype=p.dtype, device=p.device).log()
     middle = torch.logaddexp(p + shares[0], q + shares[1])
     return beta * _kl(p, middle) + (1 - beta) * _kl(q, middle)

@@ -284,7 +284,8 @@ def forget_peak() -> bool:
 def child(options: argparse.Namespace) -> None:
     """One whole run in this process: prints its CPU seconds and its peak above the loaded model."""
     model, tokenizer = load(options.dtype, options.quick)
-    sides, ratios = sides_of(tokenizer, options.samples), RATIOS if options.all_ratios else (RATIO,)
+    whole, ratios = sides_of(tokenizer, options.samples), RATIOS if options.all_ratios else (RATIO,)
+    sides = [[ids[: options.tokens] for ids in side] for side in whole]
     work: Callable[[], Any] = partial(official_sweep, model, sides, ratios)
     if options.child == "package":
         work = partial(package_sweep, model, sides, ratios, options.batch)
@@ -312,18 +313,22 @@ def memory_and_sweep(options: argparse.Namespace, scale: Scale) -> dict[str, flo
     own = run_child(options, "package", scale.compared, "--batch", "1")["mib"]
     batched = run_child(options, "package", scale.compared)["mib"]
     whole = run_child(options, "package", options.samples, "--all-ratios")
+    short = run_child(options, "package", options.samples, "--all-ratios", "--tokens", str(SHORT))
     return {
         "official_memory_mib": official, "package_memory_mib": own, "package_memory_mib_batched": batched,
         "package_memory_mib_sweep": whole["mib"], "memory_ratio": official / own,
         "memory_ratio_batched": official / batched, "memory_ratio_sweep": official / whole["mib"],
-        "package_sweep_s": whole["cpu_s"],
+        "package_sweep_s": whole["cpu_s"], f"package_sweep_s_{SHORT}_tokens": short["cpu_s"],
     }  # fmt: skip
 
 
-def official_sweep_seconds(options: argparse.Namespace, sample: float, stages: Sequence[float]) -> float:
+def official_sweep_seconds(
+    options: argparse.Namespace, sample: float, stages: Sequence[float], tokens: int | None = None
+) -> float:
     """A whole sweep of the official way: run with ``--full``, otherwise forwards and stages of all ratios added up."""
     if options.full:
-        return run_child(options, "official", options.samples, "--all-ratios")["cpu_s"]
+        more = [] if tokens is None else ["--tokens", str(tokens)]
+        return run_child(options, "official", options.samples, "--all-ratios", *more)["cpu_s"]
     return len(RATIOS) * (2 * options.samples * sample + mean(stages))
 
 
@@ -358,9 +363,11 @@ def print_runs(options: argparse.Namespace, compared: int, figures: Mapping[str,
     ):
         print(f"  {label:<44} {value:>8.0f} {'':>13} {figures['official_memory_mib'] / value:>7.1f}x")
     how = "measured" if options.full else "computed from measured parts"
-    print(f"\nsweep of {len(RATIOS)} ratios, 2 x {samples} texts; CPU s")
-    print(f"  {f'official style, {how}':<44} {figures['official_sweep_s']:>8.1f}")
-    print(f"  {'package, measured':<44} {figures['package_sweep_s']:>8.1f} {'':>13} {figures['sweep_speedup']:>7.1f}x")
+    for suffix, texts in (("", "texts"), (f"_{SHORT}_tokens", f"texts of {SHORT} tokens")):
+        official, own = figures[f"official_sweep_s{suffix}"], figures[f"package_sweep_s{suffix}"]
+        print(f"\nsweep of {len(RATIOS)} ratios, 2 x {samples} {texts}; CPU s")
+        print(f"  {f'official style, {how}':<44} {official:>8.1f}")
+        print(f"  {'package, measured':<44} {own:>8.1f} {'':>13} {figures[f'sweep_speedup{suffix}']:>7.1f}x")
 
 
 def measure(options: argparse.Namespace, scale: Scale) -> dict[str, Any]:
@@ -380,8 +387,10 @@ def measure(options: argparse.Namespace, scale: Scale) -> dict[str, Any]:
         figures |= summary(per_sample(model, timed, scale.rounds), suffix)
         print_times(timed, figures, suffix)
     figures |= memory_and_sweep(options, scale)
-    figures["official_sweep_s"] = official_sweep_seconds(options, figures["official_per_sample_s"], stages)
-    figures["sweep_speedup"] = figures["official_sweep_s"] / figures["package_sweep_s"]
+    for suffix, tokens in (("", None), (f"_{SHORT}_tokens", SHORT)):
+        sample = figures[f"official_per_sample_s{suffix}"]
+        figures[f"official_sweep_s{suffix}"] = official_sweep_seconds(options, sample, stages, tokens)
+        figures[f"sweep_speedup{suffix}"] = figures[f"official_sweep_s{suffix}"] / figures[f"package_sweep_s{suffix}"]
     print_runs(options, scale.compared, figures)
     return figures
 
@@ -396,6 +405,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, help="samples a side of the sweep (default: 100, quick: 4)")
     parser.add_argument("--child", choices=("official", "package"), help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--tokens", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--all-ratios", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.samples = options.samples or (4 if options.quick else 100)

@@ -60,7 +60,7 @@ def collect(
     exclude: str | None = None,
     keep: Keep = "samples",
     batch_size: int = 8,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Statistics:
@@ -79,7 +79,8 @@ def collect(
         ``truncate``.
     :param head, include, exclude: which matrices; see :func:`paperhooks_mathneuro.find_matrices`.
     :param batch_size, batch_tokens: most texts, and most tokens with padding, that the model reads at once. Batches do
-        not change the statistics beyond rounding.
+        not change the statistics beyond rounding. Without ``batch_tokens``, 1,024 on the CPU, where larger batches cost
+        memory and gain nothing, and 16,384 elsewhere.
     :param out: a folder for parts, so that an interrupted run goes on; the result is in ``statistics.safetensors``.
     :raises DataError: data that cannot be used, an activation that is NaN or infinite, or a folder of another run.
     :raises ModelError: a model that is attached, or has no matrices. Warns (:class:`CoverageWarning`) with the share of
@@ -99,6 +100,8 @@ def collect(
     texts = tokenized(records, tokenizer, template=template, max_length=limit, truncate=truncate)
     order = _drawn(len(texts), samples, replacement, seed)
     used = sorted(set(order.tolist()))
+    if batch_tokens is None:
+        batch_tokens = 1024 if getattr(inner, "device", torch.device("cpu")).type == "cpu" else 16384
     work = _Work(view, coverage, [texts[i] for i in used], token_scope, keep, batch_size, batch_tokens, progress)
     identity = _identity(work, seed)
     found = work.run(Parts(Path(out), identity) if out is not None else None)

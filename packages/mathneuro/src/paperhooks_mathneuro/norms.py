@@ -74,6 +74,8 @@ class NormRecorder:
     _recent: deque[_Seen] = field(default_factory=lambda: deque(maxlen=_WINDOW), init=False)
     _mask: Tensor | None = field(default=None, init=False)
     _experts: dict[str, Experts] = field(default_factory=dict, init=False)
+    _pool: Tensor = field(default_factory=lambda: torch.empty(0), init=False)
+    _used: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._linear = {m.module: m for m in self.matrices if m.expert is None}
@@ -91,12 +93,13 @@ class NormRecorder:
         """A batch comes whose counted tokens are True in ``mask`` bool [B, T]."""
         self._mask, self._squares = mask, {}
         self._recent.clear()
+        self._pool, self._used = torch.empty(len(mask) * sum(m.channels for m in self.matrices)), 0
 
     def receive(self, name: str, module: nn.Module, hidden: Tensor, batch: CalibrationBatch) -> None:
         """The input [B, T, D] (or its rows [B * T, D]) of a linear layer; sums over calls within one forward."""
         squares = self._known(hidden)
         if squares is None:
-            squares = _sum_of_squares(_rows(name, hidden, self._counted()), self._counted())
+            squares = self._pooled(_sum_of_squares(_rows(name, hidden, self._counted()), self._counted()))
             self._recent.append(_Seen(hidden, hidden._version, squares))
         self._squares.setdefault(self._linear[name].name, []).append(squares)
 
@@ -142,6 +145,15 @@ class NormRecorder:
             if same and layout and seen.version == hidden._version and hidden.device == seen.value.device:
                 return seen.squares
         return None
+
+    def _pooled(self, squares: Tensor) -> Tensor:
+        """A copy in one large tensor: small ones, kept between activations, would split the heap."""
+        end = self._used + squares.numel()
+        if squares.device != self._pool.device or end > len(self._pool):
+            return squares  # on a GPU, whose allocator keeps small and large apart, or of a second call
+        kept = self._pool[self._used : end].view_as(squares)
+        self._used = end
+        return kept.copy_(squares)
 
     def _counted(self) -> Tensor:
         if self._mask is None:

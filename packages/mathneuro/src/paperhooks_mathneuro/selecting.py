@@ -168,32 +168,41 @@ class _Sweep:
         self.tops = {key: {} for key in self.shares}
         self.counts = {r: {} for r in self.ratios}
         self.packed = {r: {} for r in self.ratios}
+        # One tensor for all thresholds: small ones, kept between large scratch buffers, would split the heap.
+        self.bars = torch.empty(len(self.matrices), len(self.shares))
         whole = self._global_tops() if self.granularity == "global" else {}
-        for matrix in self.matrices:
+        for number, matrix in enumerate(self.matrices):
             with self.view.onloaded(self.model.get_submodule(matrix.module)):
-                self._matrix(matrix, plain_weight(self.view, matrix), whole)
+                tops = self._matrix(matrix, plain_weight(self.view, matrix), whole)
+                self._keep(number, matrix, tops)
                 if matrix.parameter not in self.hashes:
                     self.hashes[matrix.parameter] = tensor_digest(self.model.get_parameter(matrix.parameter))
         self._warn()
         return {r: self._selection(r) for r in self.ratios}
 
-    def _matrix(self, matrix: Matrix, weight: Tensor, whole: Mapping[tuple[str, float], Mapping[str, Top]]) -> None:
+    def _matrix(
+        self, matrix: Matrix, weight: Tensor, whole: Mapping[tuple[str, float], Mapping[str, Top]]
+    ) -> dict[tuple[str, float], Top]:
         grouped = {name: self._grouped(name, matrix, weight) for name in self.sides}
-        for name, each in grouped.items():
-            if not whole:
-                ks = [count(each.shape[1], self.shares[name, r]) for r in self.ratios]
-                found = dict(zip(self.ratios, thresholds(each, ks), strict=True))
-            for r in self.ratios:
-                self.tops[name, r][matrix.name] = whole[name, r][matrix.name] if whole else found[r]
+        tops = {key: whole[key][matrix.name] for key in whole}
+        for name, each in grouped.items() if not whole else ():
+            ks = [count(each.shape[1], self.shares[name, r]) for r in self.ratios]
+            tops |= {(name, r): found for r, found in zip(self.ratios, thresholds(each, ks), strict=True)}
         for r in self.ratios:
-            sets = {
-                name: top(each, self.tops[name, r][matrix.name], zeros=self.mode == "compat")
-                for name, each in grouped.items()
-            }
+            sets = {name: top(each, tops[name, r], zeros=self.mode == "compat") for name, each in grouped.items()}
             self._note(r, matrix, evaluate_sets(self.expression, sets), grouped)
+        return tops
+
+    def _keep(self, number: int, matrix: Matrix, tops: Mapping[tuple[str, float], Top]) -> None:
+        """What a recipe keeps: thresholds of whole matrices; those of single outputs are found again."""
+        for column, (key, found) in enumerate(tops.items()):
+            bar = self.bars[number, column : column + 1]
+            if self.granularity != "row":
+                bar.copy_(found.threshold)
+            self.tops[key][matrix.name] = Top(bar, found.k)
 
     def _note(self, ratio: float, matrix: Matrix, found: Tensor, grouped: Mapping[str, Tensor]) -> None:
-        size = int(found.sum())
+        size = int(found.sum(dtype=torch.int32)) if found.numel() < 2**31 else int(found.sum())
         if self.max_isolated is not None and size > (most := count(matrix.numel, self.max_isolated)):
             size = most
             if self.mode == "compat":
