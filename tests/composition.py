@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from paperhooks import PluginConflict, attach
 from paperhooks.catalog import catalog
-from paperhooks.methods import implemented_hooks, known_hooks
+from paperhooks.hookspecs import CHAINED
+from paperhooks.methods import implemented_hooks
 from paperhooks.registry import replace_between_markers
 from paperhooks.testing import fingerprint, tiny_vlm, vlm_inputs
 
@@ -30,10 +31,9 @@ PARTS = ((3, 16, 5), (2, 16, 2), (6,))
 
 
 def runtime_methods() -> list[str]:
-    """Addresses of the installed methods that act while a model runs."""
-    hooks = set(known_hooks("RuntimeHooks"))
+    """Addresses of the installed methods that act while a model runs: those with hooks inside its forward."""
     addresses = [f"{status.name}/{method}" for status in catalog().healthy for method in status.info.methods]
-    return [name for name in addresses if hooks & set(implemented_hooks(catalog().method_class(name)))]
+    return [name for name in addresses if CHAINED & set(implemented_hooks(catalog().method_class(name)))]
 
 
 def make(name: str) -> Any:

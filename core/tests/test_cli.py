@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -116,8 +117,8 @@ def test_version(own_catalog, cli) -> None:
 
 def test_demo_reports_success_and_failure(site: FakeSite, cli, tmp_path: Path, monkeypatch) -> None:
     # Plugins that happen to be installed have demos of their own, which would run here too.
-    installed = json.loads(cli("plugins", "--json")[1])
-    monkeypatch.setenv("PAPERHOOKS_BLOCK", ",".join(one["name"] for one in installed))
+    installed = {point.name for point in importlib.metadata.entry_points(group="paperhooks.plugins")} - {"t-one"}
+    monkeypatch.setenv("PAPERHOOKS_BLOCK", ",".join(installed))
     site.add("dist-one", "t-one", info_source("t-one", "dist_one", extra='demo="dist_one_method:run"'))
     with (site.root / "dist_one_method.py").open("a") as file:
         file.write("\ndef run(context):\n    context.echo('hello')\n    assert context.quick\n")
