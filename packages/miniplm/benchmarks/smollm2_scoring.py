@@ -1,0 +1,166 @@
+"""Scoring real text with a real model: SmolLM2-135M-Instruct as teacher, a small model of its tokenizer as reference.
+
+Docstrings, help topics and licences that every machine has are packed into rows of 513 tokens. A part of them trains
+the reference for a moment; the others are scored by both and selected from. Printed are tokens a second, what is kept
+of each domain; with ``--out`` the corpus, the scores and a report stay, and an interrupted run goes on.
+
+    python packages/miniplm/benchmarks/smollm2_scoring.py [--quick] [--tokens 300000] [--out FOLDER]
+
+The last line is one JSON object with every figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from paperhooks import attach
+from paperhooks.loss import LossContext, compute_loss
+from paperhooks_miniplm import (
+    Distil,
+    Document,
+    Shards,
+    choose,
+    collate,
+    diff,
+    duplicates_of,
+    lr_at,
+    pack,
+    plan,
+    report,
+    score,
+)
+from paperhooks_miniplm.reporting import kept_by_domain
+from paperhooks_testbed import documents, load_smollm2
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM
+
+LENGTH = 512
+BATCH = 4
+
+
+def texts(seed: int) -> Iterator[Document]:
+    """All documents in a shuffled order, the long ones in pieces, so that a part of them is a sample of all."""
+    pieces = [
+        Document(found.text[start : start + 6000], found.domain)
+        for found in documents(min_chars=400)
+        for start in range(0, len(found.text), 6000)
+    ]
+    random.Random(seed).shuffle(pieces)
+    return iter(pieces)
+
+
+def taken(source: Iterator[Document], characters: int) -> Iterator[Document]:
+    """The next documents, up to so many characters."""
+    while characters > 0 and (document := next(source, None)) is not None:
+        characters -= len(document.text)
+        yield document
+
+
+def reference_of(tokenizer: Any, teacher: Any, seed: int) -> LlamaForCausalLM:
+    """A model of 3.3 million parameters, most of them the embeddings of 49,152 tokens."""
+    config = LlamaConfig(
+        vocab_size=teacher.config.vocab_size, hidden_size=64, intermediate_size=192, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=LENGTH + 1, tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def train(model: LlamaForCausalLM, rows: Shards, end: int, steps: int, seed: int) -> float:
+    """A moment of ordinary training; returns the last losses' mean."""
+    chance, losses = np.random.default_rng(seed), []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    with attach(model.train(), Distil(weight=0.0, eos_token_id=end)) as session:
+        for step in tqdm(range(steps), desc="reference", leave=False):
+            for group in optimizer.param_groups:
+                group["lr"] = lr_at(step + 1, 3e-3, 3e-4, max(1, steps // 20), steps)
+            chosen = chance.choice(len(rows), min(BATCH, len(rows)), replace=False).tolist()
+            ready = collate([row.ids for row in rows.read(chosen)], max_length=LENGTH, pad_id=end)
+            labels = ready["label"].masked_fill(ready["loss_mask"] == 0, -100)
+            batch = {"input_ids": ready["input_ids"], "attention_mask": ready["attention_mask"], "shift_labels": labels}
+            loss = compute_loss(session, LossContext(model, batch))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(loss))
+    model.eval()
+    return float(np.mean(losses[-20:]))
+
+
+def measure(folder: Path, tokens: int, steps: int, seed: int, keep_report: bool) -> dict[str, Any]:
+    """Pack, train the reference, score with both, select, report."""
+    teacher, tokenizer = load_smollm2()
+    end, source = tokenizer.convert_tokens_to_ids("<|endoftext|>"), texts(seed)
+    tokenizer.eos_token = "<|endoftext|>"
+    if not (folder / "corpus" / "pack.json").exists():
+        # About 3.7 characters a token in this text.
+        pack(taken(source, int(3.7 * tokens)), tokenizer, folder / "corpus", max_length=LENGTH)
+        pack(taken(source, int(3.7 * tokens)), tokenizer, folder / "trained-on", max_length=LENGTH)
+    rows, other = Shards(folder / "corpus"), Shards(folder / "trained-on")
+    reference, saved = reference_of(tokenizer, teacher, seed), folder / "reference"
+    if (saved / "config.json").exists():
+        reference = LlamaForCausalLM.from_pretrained(saved).eval()
+    else:
+        train(reference, other, end, steps, seed)
+        reference.save_pretrained(saved)
+    models = {"teacher": teacher, "reference": reference}
+    print(plan(models, rows, tokenizer=tokenizer, max_length=LENGTH, batch_tokens=2048, sample_rows=4))
+    result: dict[str, Any] = {"rows": len(rows), "tokens": int(rows.lengths().sum()), "parameters": {}}
+    for name, model in models.items():
+        begin = time.process_time()
+        found = score(
+            model, rows, folder / f"scores-{name}", tokenizer=tokenizer, end=end, max_length=LENGTH, unit_rows=64,
+            batch_tokens=2048, name=name,
+        )  # fmt: skip
+        seconds = time.process_time() - begin
+        if found is not None:
+            result[f"{name}, mean loss"] = float(np.nanmean(found.values()))
+            result[f"{name}, unscored"] = int((~found.usable).sum())
+        result[f"{name}, tokens a CPU second"] = result["tokens"] / seconds
+        result["parameters"][name] = model.num_parameters()
+    difference = diff(folder / "scores-teacher", folder / "scores-reference")
+    choice, repeated = choose(difference, ratio=0.5), duplicates_of(rows)
+    kept = kept_by_domain(choice, difference, rows)
+    result |= {"kept": len(choice), "cut": choice.cut, "duplicates": int(repeated.sum())}
+    result["kept by domain"] = {one.domain: [one.kept_rows, one.rows] for one in kept}
+    if keep_report:
+        report(folder / "report", choice, difference, rows, tokenizer=tokenizer, duplicates=repeated)
+    return result
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=320_000, help="tokens to score")
+    parser.add_argument("--steps", type=int, default=400, help="training steps of the reference")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="folder that keeps everything")
+    parser.add_argument("--quick", action="store_true", help="few tokens and steps: under a minute")
+    options = parser.parse_args()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    torch.set_num_threads(options.threads)
+    if options.quick:
+        options.tokens, options.steps = 6_000, 5
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.out or Path(scratch)
+        result = measure(folder, options.tokens, options.steps, options.seed, options.out is not None)
+    for name, value in result.items():
+        print(f"{name:<36} {value}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

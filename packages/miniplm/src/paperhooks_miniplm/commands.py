@@ -1,0 +1,307 @@
+"""``paperhooks miniplm ...``: pack, score with two models, take the difference, select, export; on files, in stages."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from paperhooks import DataError, PaperhooksError
+from paperhooks.commands.options import load_model
+
+__all__ = ["add_commands"]
+
+Model = Annotated[str, typer.Argument(help="Model folder or hub name.")]
+Corpus = Annotated[str, typer.Option("--corpus", help="Folder of shards, or .jsonl, .parquet, hub:NAME:SPLIT.")]
+Tokenizer = Annotated[str | None, typer.Option("--tokenizer", help="Folder or hub name; that of the model without.")]
+Device = Annotated[str, typer.Option("--device", help="Where the model runs, such as cpu or cuda:0.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+MaxLength = Annotated[int, typer.Option("--max-length", min=1, help="Most tokens that a model reads of a row.")]
+BatchTokens = Annotated[int, typer.Option("--batch-tokens", min=1, help="Rows times longest row of a batch.")]
+Normalize = Annotated[str, typer.Option("--normalize", help="mean (official), sum or per_byte.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the command group ``miniplm`` to the application."""
+    group = typer.Typer(
+        name="miniplm",
+        help="MiniPLM: score a corpus with two models, keep what teaches.",
+        no_args_is_help=True,
+    )
+    for command in (pack, plan, score, diff, select, export, convert):
+        group.command()(_usage(command))
+    group.command(name="fit-scaling")(_usage(fit_scaling))
+    app.add_typer(group)
+
+
+def _usage(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with values that an option cannot have as errors of usage."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except PaperhooksError:
+            raise
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return run
+
+
+def pack(
+    source: Annotated[
+        str, typer.Argument(help="Documents: .jsonl, .jsonl.gz, .parquet, .txt, a folder, hub:NAME:SPLIT.")
+    ],
+    tokenizer: Annotated[str, typer.Option("--tokenizer", help="Folder or hub name.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of shards.")],
+    max_length: MaxLength = 1024,
+    flush_tail: Annotated[bool, typer.Option("--flush-tail/--drop-tail", help="Keep what is left at the end.")] = True,
+    drop_duplicates: Annotated[bool, typer.Option("--drop-duplicates", help="Leave repeated chunks out.")] = False,
+) -> None:
+    """Pack documents into chunks of max-length + 1 tokens that end where sentences end."""
+    from paperhooks_miniplm.packing import pack as run
+    from paperhooks_miniplm.sources import read_documents
+
+    report = run(
+        read_documents(source), _tokenizer(tokenizer), out, max_length=max_length, flush_tail=flush_tail,
+        drop_duplicates=drop_duplicates,
+    )  # fmt: skip
+    typer.echo(
+        f"{out}: {report.documents} documents, {report.rows} rows, {report.tokens_kept} of {report.tokens_in} tokens, "
+        f"{report.tokens_lost} lost, {report.duplicates} duplicate rows left out"
+    )
+    for domain, kept in sorted(report.by_domain.items()):
+        typer.echo(f"  {domain or '(no domain)':<24} {kept['rows']:>9} rows {kept['tokens']:>12} tokens")
+
+
+def plan(
+    teacher: Annotated[str, typer.Option("--teacher", help="Model folder or hub name.")],
+    reference: Annotated[str, typer.Option("--reference", help="Model folder or hub name.")],
+    corpus: Corpus,
+    tokenizer: Tokenizer = None,
+    max_length: MaxLength = 1024,
+    batch_tokens: BatchTokens = 16384,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="How many share the corpus.")] = 1,
+    student: Annotated[int, typer.Option("--student", help="Parameters of a student to compare with.")] = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+) -> None:
+    """Operations, bytes and hours that scoring will take, from a measured rate."""
+    from paperhooks_miniplm.planning import plan as run
+
+    known = _tokenizer(tokenizer or teacher)
+    models = {"teacher": load_model(teacher, device, dtype), "reference": load_model(reference, device, dtype)}
+    rows = _rows(corpus, known)
+    typer.echo(
+        str(
+            run(
+                models, rows, tokenizer=known, max_length=max_length, batch_tokens=batch_tokens, workers=workers,
+                student=student,
+            )
+        )
+    )  # fmt: skip
+
+
+def score(
+    model: Model,
+    corpus: Corpus,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Scoring folder; an unfinished one goes on.")],
+    tokenizer: Tokenizer = None,
+    name: Annotated[str, typer.Option("--name", help="Such as teacher or reference.")] = "",
+    max_length: MaxLength = 1024,
+    over_long: Annotated[str, typer.Option("--over-long", help="truncate, split or error.")] = "truncate",
+    batch_tokens: BatchTokens = 16384,
+    unit_rows: Annotated[int, typer.Option("--unit-rows", min=1, help="Rows a file.")] = 8192,
+    worker: Annotated[str | None, typer.Option("--worker", help="INDEX/COUNT; torchrun sets it.")] = None,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+) -> None:
+    """Score every row with one model; prints the cost before it begins. Killed and started again, it goes on."""
+    from paperhooks_miniplm.planning import plan as estimate
+    from paperhooks_miniplm.units import score as run
+
+    known = _tokenizer(tokenizer or model)
+    loaded, rows = load_model(model, device, dtype), _rows(corpus, known)
+    index, count = _worker(worker)
+    if index == 0 and not (out / "manifest.json").exists():
+        typer.echo(
+            str(
+                estimate(
+                    {name or "model": loaded}, rows, tokenizer=known, max_length=max_length, batch_tokens=batch_tokens,
+                    workers=count,
+                )
+            )
+        )  # fmt: skip
+    found = run(
+        loaded, rows, out, tokenizer=known, name=name, max_length=max_length, over_long=over_long,  # type: ignore[arg-type]
+        batch_tokens=batch_tokens, unit_rows=unit_rows, worker=(index, count),
+    )  # fmt: skip
+    if found is None:
+        typer.echo(f"{out}: this worker's units are done; others are missing")
+    else:
+        mean = float(found.values()[found.usable].mean()) if found.usable.any() else float("nan")
+        typer.echo(
+            f"{out}: {len(found)} rows, {int((~found.usable).sum())} without a score, mean {mean:.4f} nats a token"
+        )
+
+
+def diff(
+    teacher: Annotated[Path, typer.Argument(help="Scoring folder of the teacher.")],
+    reference: Annotated[Path, typer.Argument(help="Scoring folder of the reference.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A .safetensors file.")],
+    normalize: Normalize = "mean",
+) -> None:
+    """Reference minus teacher, row by row."""
+    from paperhooks_miniplm.differing import diff as run
+
+    found = run(teacher, reference, normalize)  # type: ignore[arg-type]
+    typer.echo(f"{found.save(out)}: {len(found)} rows, {found.unscored} without a difference")
+
+
+def select(
+    difference: Annotated[Path, typer.Argument(help="A file that diff wrote.")],
+    corpus: Corpus,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for selection.safetensors and a report.")],
+    ratio: Annotated[float | None, typer.Option("--ratio", help="Share of the rows to keep.")] = None,
+    count: Annotated[int | None, typer.Option("--count", help="Rows to keep.")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", help="The best rows up to so many tokens.")] = None,
+    quota: Annotated[str | None, typer.Option("--quota", help="domain, or NAME=RATIO,NAME=RATIO.")] = None,
+    temperature: Annotated[float, typer.Option("--temperature", help="Gumbel noise; 0 takes the best.")] = 0.0,
+    drop_duplicates: Annotated[bool, typer.Option("--drop-duplicates", help="Never take a repeated row.")] = False,
+    upper: Annotated[float, typer.Option("--upper", help="Leave the top share out.")] = 0.0,
+    tokenizer: Tokenizer = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the Gumbel noise.")] = 0,
+) -> None:
+    """Choose rows and report what is kept; another ratio later costs seconds."""
+    from paperhooks_miniplm.differing import Difference
+    from paperhooks_miniplm.exporting import export as write
+    from paperhooks_miniplm.reporting import report
+    from paperhooks_miniplm.selecting import choose, duplicates_of
+
+    known = _tokenizer(tokenizer) if tokenizer else None
+    found, rows = Difference.load(difference), _rows(corpus, known)
+    repeated = duplicates_of(rows)
+    chosen = choose(
+        found, ratio=ratio, count=count, tokens=tokens, lengths=rows.lengths() if tokens is not None else None,
+        domains=rows.domains() if quota else None, quota=_quota(quota), temperature=temperature, seed=seed,
+        drop=repeated if drop_duplicates else None, upper=upper,
+    )  # fmt: skip
+    file = write(chosen, rows, out / "selection", scores=found.values)
+    report(out, chosen, found, rows, tokenizer=known, duplicates=repeated)
+    typer.echo(f"{file}: kept {len(chosen)} of {chosen.total} rows; report: {out / 'report.html'}")
+
+
+def export(
+    selection: Annotated[Path, typer.Argument(help="selection.safetensors of select.")],
+    corpus: Corpus,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File, or folder for shards.")],
+    format: Annotated[str, typer.Option("--format", help="bitmap, shards, parquet or jsonl.")] = "jsonl",
+    tokenizer: Tokenizer = None,
+) -> None:
+    """Write a selection in another form; index and bitmap need no copy of the corpus."""
+    from paperhooks_miniplm.exporting import export as run
+    from paperhooks_miniplm.exporting import load_choice
+
+    known = _tokenizer(tokenizer) if tokenizer else None
+    rows = _rows(corpus, known)
+    chosen = load_choice(selection, rows)
+    vocabulary = len(known) if known is not None else None
+    file = run(chosen, rows, out, format, tokenizer=known, vocabulary=vocabulary)  # type: ignore[arg-type]
+    typer.echo(f"{file}: {len(chosen)} rows")
+
+
+def convert(
+    corpus: Corpus,
+    old: Annotated[str, typer.Option("--from", help="Tokenizer of the corpus.")],
+    new: Annotated[str, typer.Option("--to", help="Tokenizer of the student.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of shards.")],
+    selection: Annotated[Path | None, typer.Option("--selection", help="Only these rows.")] = None,
+    max_length: MaxLength = 1024,
+    repack: Annotated[bool, typer.Option("--repack/--row-by-row", help="Pack anew, so that no text is lost.")] = True,
+) -> None:
+    """Write a corpus, or a selection of it, for a student with another tokenizer."""
+    from paperhooks_miniplm.converting import convert as run
+    from paperhooks_miniplm.exporting import read_index
+    from paperhooks_miniplm.shards import ShardWriter
+
+    first, second = _tokenizer(old), _tokenizer(new)
+    rows = _rows(corpus, first)
+    chosen = None if selection is None else read_index(selection, rows)
+    found = run(rows, first, second, rows=chosen, max_length=max_length, repack=repack)
+    writer = ShardWriter(out, vocabulary=len(second))
+    try:
+        for row in found:
+            writer.add(row.ids, row.domain, row.n_bytes)
+    except BaseException:
+        writer.abort()
+        raise
+    writer.close()
+    one = found.report
+    typer.echo(f"{out}: {one.rows_in} rows in, {one.rows_out} out, {one.cut} cut, {one.damaged} texts with U+FFFD")
+
+
+def fit_scaling(
+    points: Annotated[
+        Path | None, typer.Argument(help="JSON list of [compute, loss]; the paper's table without.")
+    ] = None,
+) -> None:
+    """Fit L(C) = L_inf + A / C^alpha, or print the paper's constants and what they give."""
+    from paperhooks_miniplm.scaling import fit_scaling as run
+    from paperhooks_miniplm.scaling import published_table
+
+    if points is None:
+        typer.echo(f"{'student':<8} {'method':<11} {'1T tokens':>16} {'10T tokens':>16}   (computed, printed)")
+        for row in published_table():
+            cells = " ".join(f"{one:>9.3f} {two:>6.2f}" for one, two in (row.loss_1t, row.loss_10t))
+            typer.echo(f"{row.student:<8} {row.method:<11} {cells}")
+        return
+    try:
+        known = [(float(one), float(two)) for one, two in json.loads(points.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{points} holds no JSON list of [compute, loss] pairs: {error}") from error
+    found = run(known)
+    law, (low, high) = found.law, found.compute
+    typer.echo(
+        f"L(C) = {law.l_inf:.4f} + {law.a_c:.4g} / C^{law.alpha_c:.4f}, fitted from {low:.3g} to {high:.3g} FLOPs"
+    )
+    typer.echo(f"root mean square of the residuals {found.rmse:.4g}, largest {found.worst:.4g}, {len(known)} points")
+
+
+def _tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name!r} has no tokenizer: {str(error).splitlines()[0]}") from error
+
+
+def _rows(source: str, tokenizer: Any) -> Any:
+    from paperhooks_miniplm.sources import open_rows
+
+    return open_rows(source, tokenizer)
+
+
+def _worker(text: str | None) -> tuple[int, int]:
+    from paperhooks_miniplm.units import workers
+
+    if text is None:
+        return workers()
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise typer.BadParameter(f"--worker is {text!r}; expected INDEX/COUNT such as 0/4")
+    return int(index), int(count)
+
+
+def _quota(text: str | None) -> Any:
+    if text is None or text == "domain":
+        return text
+    parts = dict(part.partition("=")[::2] for part in text.split(","))
+    try:
+        return {name: float(share) for name, share in parts.items()}
+    except ValueError as error:
+        raise typer.BadParameter(f"--quota is {text!r}; expected domain, or NAME=RATIO,NAME=RATIO") from error

@@ -1,0 +1,155 @@
+"""Selections as files: an index or a bitmap beside the corpus, or a copy of the chosen rows in another format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+from paperhooks import DataError, MissingExtra
+from paperhooks.provenance import atomic_path, hash_json
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from paperhooks_miniplm.ranking import Array
+from paperhooks_miniplm.rows import Row, RowSource
+from paperhooks_miniplm.selecting import Choice
+from paperhooks_miniplm.shards import write_shards
+
+__all__ = ["FORMATS", "Format", "export", "load_choice", "read_index"]
+
+#: What a selection can be written as.
+Format: TypeAlias = Literal["index", "bitmap", "shards", "parquet", "jsonl"]
+FORMATS: Final[tuple[Format, ...]] = ("index", "bitmap", "shards", "parquet", "jsonl")
+
+_KIND: Final = "miniplm-selection"
+_BATCH: Final = 4096
+
+
+def export(
+    choice: Choice,
+    source: RowSource,
+    out: str | Path,
+    format: Format = "index",
+    *,
+    tokenizer: Any = None,
+    scores: Array | None = None,
+    vocabulary: int | None = None,
+    rows_per_shard: int = 1_000_000,
+) -> Path:
+    """Write a selection and return the file or folder; rows stand in corpus order.
+
+    :param out: a file for "index" and "bitmap" (``.safetensors``), "parquet" and "jsonl"; a folder for "shards".
+    :param format: "index" keeps row numbers (8 bytes a kept row), "bitmap" one bit a row, "shards" copies rows in the
+        official format, "parquet" and "jsonl" copy ids, domains and, with a ``tokenizer``, text.
+    :param scores: difference scores float32 [N], written beside the rows of index, Parquet and JSON Lines.
+    :param vocabulary: of the tokenizer, for the width of ids in shards.
+    :raises DataError: an unknown format, a choice of another corpus, or an output that exists already.
+    """
+    if format not in FORMATS:
+        raise DataError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
+    if choice.total != len(source):
+        raise DataError(f"the choice is of {choice.total} rows, {source.name} has {len(source)}: another corpus")
+    path = Path(out)
+    if path.exists() and (path.is_file() or any(path.iterdir())):
+        raise DataError(f"{path} exists already; choose another output, or delete it")
+    if format in ("index", "bitmap"):
+        return _write_index(choice, source, path, format, scores)
+    if format == "shards":
+        write_shards(_rows(choice, source), path, vocabulary=vocabulary, rows_per_shard=rows_per_shard)
+        return path
+    records = _records(choice, source, tokenizer, scores)
+    return _write_jsonl(records, path) if format == "jsonl" else _write_parquet(records, path)
+
+
+def read_index(path: str | Path, source: RowSource | None = None) -> Array:
+    """The rows of an index or bitmap, int64 ascending.
+
+    :param source: the corpus it must belong to, checked by fingerprint.
+    :raises DataError: a file of another kind, a damaged one, or one of another corpus.
+    """
+    file = Path(path)
+    try:
+        with safe_open(file, framework="numpy") as handle:
+            header = handle.metadata() or {}
+            name = "rows" if "rows" in handle.keys() else "bitmap"  # noqa: SIM118
+            stored = handle.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{file} holds no selection: {error}") from error
+    if header.get("kind") != _KIND:
+        raise DataError(f"{file} is no selection of miniplm; export writes one")
+    if source is not None and header["corpus"] != hash_json(source.fingerprint()):
+        raise DataError(f"{file} selects from another corpus than {source.name}")
+    if name == "rows":
+        return np.asarray(stored)
+    return np.flatnonzero(np.unpackbits(stored, count=int(header["total"]))).astype(np.int64)
+
+
+def load_choice(path: str | Path, source: RowSource) -> Choice:
+    """An exported index or bitmap as a choice of ``source`` again; raises what :func:`read_index` raises."""
+    rows = read_index(path, source)
+    with safe_open(Path(path), framework="numpy") as handle:
+        about = json.loads((handle.metadata() or {})["about"])
+    return Choice(rows, len(source), float("nan"), about)
+
+
+def _write_index(choice: Choice, source: RowSource, path: Path, format: str, scores: Array | None) -> Path:
+    path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
+    if path.exists():
+        raise DataError(f"{path} exists already; choose another output, or delete it")
+    arrays: dict[str, Array] = {"bitmap": choice.bitmap()} if format == "bitmap" else {"rows": choice.rows}
+    if scores is not None and format == "index":
+        arrays["scores"] = np.asarray(scores[choice.rows], dtype=np.float32)
+    header = {"kind": _KIND, "total": str(choice.total), "corpus": hash_json(source.fingerprint())}
+    with atomic_path(path) as temporary:
+        save_file(arrays, temporary, {**header, "about": json.dumps(dict(choice.about))})
+    return path
+
+
+def _rows(choice: Choice, source: RowSource) -> Iterator[Row]:
+    for start in range(0, len(choice), _BATCH):
+        yield from source.read(choice.rows[start : start + _BATCH].tolist())
+
+
+def _records(choice: Choice, source: RowSource, tokenizer: Any, scores: Array | None) -> Iterator[dict[str, Any]]:
+    for number, row in zip(choice.rows.tolist(), _rows(choice, source), strict=True):
+        record: dict[str, Any] = {"row": number, "input_ids": row.ids.tolist()}
+        if tokenizer is not None:
+            record["text"] = tokenizer.decode(row.ids.tolist(), skip_special_tokens=True)
+        if row.domain:
+            record["domain"] = row.domain
+        if scores is not None:
+            record["score"] = float(scores[number])
+        yield record
+
+
+def _write_jsonl(records: Iterator[Mapping[str, Any]], path: Path) -> Path:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    return path
+
+
+def _write_parquet(records: Iterator[dict[str, Any]], path: Path) -> Path:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtra("pyarrow", "paperhooks-miniplm[data]", "to write Parquet files") from error
+    fields = [("row", pyarrow.int64()), ("input_ids", pyarrow.list_(pyarrow.int32()))]
+    fields += [("text", pyarrow.string()), ("domain", pyarrow.string()), ("score", pyarrow.float32())]
+    first = next(records, None)
+    names = {"row", "input_ids"} if first is None else set(first)
+    # A domain may be missing in the first row and known in a later one.
+    schema = pyarrow.schema([field for field in fields if field[0] in names | {"domain"}])
+    with atomic_path(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+        batch = [] if first is None else [first]
+        for record in records:
+            batch.append(record)
+            if len(batch) == _BATCH:
+                writer.write_table(pyarrow.Table.from_pylist(batch, schema))
+                batch = []
+        writer.write_table(pyarrow.Table.from_pylist(batch, schema))
+    return path

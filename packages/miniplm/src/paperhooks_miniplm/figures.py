@@ -1,0 +1,91 @@
+"""Pictures: the scores and where they were cut, both models against each other, what is kept of each domain, losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from paperhooks.figures import PALETTE, new_figure, style_axes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["kept_figure", "loss_figure", "scatter_figure", "score_figure"]
+
+_GREY: Final = "#7b8696"
+_POINTS: Final = 4000
+
+
+def score_figure(values: np.ndarray[Any, Any], cut: float, *, kept: np.ndarray[Any, Any] | None = None) -> Figure:
+    """Histogram of difference scores, those of kept rows in colour, with a line at the cut."""
+    figure, (axes,) = new_figure()
+    known = ~np.isnan(values)
+    low, high = np.percentile(values[known], [0.1, 99.9]) if known.any() else (0.0, 1.0)
+    edges = np.linspace(low, high if high > low else low + 1, 61).tolist()
+    mask = known & (values >= cut) if kept is None else known & kept
+    axes.hist(values[known & ~mask], bins=edges, color=_GREY, alpha=0.45, label="dropped")
+    axes.hist(values[mask], bins=edges, color=PALETTE[0], alpha=0.7, label="kept")
+    if np.isfinite(cut):
+        axes.axvline(cut, color=PALETTE[1], linestyle="--", linewidth=1.5, label=f"cut at {cut:.3g}")
+    style_axes(axes, "Difference scores", "reference minus teacher, nats a token", "rows")
+    axes.legend(frameon=False, labelcolor=_GREY, fontsize=9)
+    return figure
+
+
+def scatter_figure(
+    teacher: np.ndarray[Any, Any], reference: np.ndarray[Any, Any], domains: np.ndarray[Any, Any] | None = None
+) -> Figure:
+    """Loss under the reference against loss under the teacher, a point a row, coloured by domain."""
+    figure, (axes,) = new_figure(width=6.4, height=5.0)
+    rows = np.flatnonzero(~np.isnan(teacher) & ~np.isnan(reference))
+    if len(rows) > _POINTS:
+        rows = np.sort(np.random.default_rng(0).choice(rows, _POINTS, replace=False))
+    names = [""] if domains is None else _frequent(domains[rows])
+    for number, name in enumerate(names):
+        own = rows if domains is None else rows[domains[rows] == name]
+        colour = PALETTE[number % len(PALETTE)]
+        axes.plot(teacher[own], reference[own], ".", color=colour, markersize=3, alpha=0.5, label=name or "rows")
+    if len(rows):
+        ends = [min(teacher[rows].min(), reference[rows].min()), max(teacher[rows].max(), reference[rows].max())]
+        axes.plot(ends, ends, color=_GREY, linestyle="--", linewidth=1)
+    style_axes(axes, "Teacher against reference", "teacher, nats a token", "reference, nats a token")
+    axes.legend(frameon=False, labelcolor=_GREY, fontsize=8.5, markerscale=3, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def kept_figure(shares: Mapping[str, float], overall: float) -> Figure:
+    """Share of each domain that is kept, with a dashed line at the share of all rows."""
+    figure, (axes,) = new_figure(height=max(1.6, 0.36 * len(shares) + 1.0))
+    names = list(shares)
+    axes.barh(range(len(names)), [100 * shares[name] for name in names], color=PALETTE[0], alpha=0.7, height=0.66)
+    axes.axvline(100 * overall, color=PALETTE[1], linestyle="--", linewidth=1.4)
+    axes.set_yticks(range(len(names)), labels=[name or "(no domain)" for name in names])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    style_axes(axes, f"Kept by domain (all: {overall:.0%})", "% of the domain's rows")
+    axes.grid(False, axis="y")
+    return figure
+
+
+def loss_figure(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[Sequence[float]]]],
+    *,
+    x: str = "steps",
+    y: str = "held-out loss",
+) -> Figure:
+    """Loss curves: name to x values and one list of losses a seed; thin lines for seeds, a thick one for their mean."""
+    figure, (axes,) = new_figure()
+    for number, (name, (along, losses)) in enumerate(curves.items()):
+        colour = PALETTE[number % len(PALETTE)]
+        for each in losses:
+            axes.plot(along, each, color=colour, linewidth=0.8, alpha=0.4)
+        axes.plot(along, np.mean(losses, axis=0), color=colour, linewidth=2.0, label=name)
+    style_axes(axes, "Students", x, y)
+    axes.legend(frameon=False, labelcolor=_GREY, fontsize=9)
+    return figure
+
+
+def _frequent(domains: np.ndarray[Any, Any]) -> list[str]:
+    names, counts = np.unique(domains, return_counts=True)
+    return [str(name) for name in names[np.argsort(-counts, kind="stable")][: len(PALETTE)]]

@@ -1,0 +1,87 @@
+"""Difference sampling as a method of ``paperhooks.select``: the laptop's way, in one call.
+
+>>> chosen = paperhooks.select(
+...     "miniplm", corpus="corpus.jsonl", teacher=large, reference=small, ratio=0.5, out="run/"
+... )  # doctest: +SKIP
+
+For corpora of billions of tokens, where scores are kept, shared by workers and selected from again at other ratios, see
+:func:`paperhooks_miniplm.score`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, Literal
+
+import numpy as np
+import torch
+from paperhooks import DataError, ModelView, Traits, hookimpl
+from paperhooks.corpus import Example
+from torch import Tensor
+
+from paperhooks_miniplm.scoring import LogLikelihood, OverLong
+from paperhooks_miniplm.units import Normalize, Scores, end_token
+
+__all__ = ["MiniPLM"]
+
+_ROLES: Final = ("teacher", "reference")
+
+
+@dataclass(eq=False)
+class MiniPLM:
+    """Scores an example by how much likelier the teacher finds it than the reference does (section 2.5).
+
+    normalize
+        "mean" per counted token (official), "sum", or "per_byte" of the text.
+    max_length, over_long
+        Most tokens read of an example, and what happens to longer ones: "truncate", "split" or "error".
+    end
+        The end token, from which nothing is predicted: "auto" takes the teacher's, None predicts from every token.
+    append_end
+        End every example with the end token, as packed corpora do, so that the end is scored too.
+    batch_tokens, chunk
+        Rows times longest row of a batch, and positions that a head sees at once.
+    """
+
+    normalize: Normalize = "mean"
+    max_length: int = 1024
+    over_long: OverLong = "truncate"
+    end: int | Literal["auto"] | None = "auto"
+    append_end: bool = True
+    batch_tokens: int = 16384
+    chunk: int = 512
+
+    traits: ClassVar[Traits] = Traits(dtypes=("float32", "bfloat16", "float16"), parallel=("torchrun", "accelerate"))
+    _known: dict[str, LogLikelihood] = field(default_factory=dict, init=False, repr=False)
+
+    @hookimpl
+    def score_examples(self, views: Mapping[str, ModelView], examples: Sequence[Example]) -> Tensor:
+        """Difference of every example, float32 [n]; NaN for one with nothing to predict."""
+        missing = [role for role in _ROLES if role not in views]
+        if missing:
+            raise DataError(f"miniplm needs a teacher and a reference; pass {missing[0]}= a model")
+        end = end_token(views["teacher"].model, None, self.end)
+        rows = [self._ids(example, end) for example in examples]
+        n_bytes = np.array([-1 if e.text is None else len(e.text.encode()) for e in examples], dtype=np.int64)
+        values = {}
+        for role in _ROLES:
+            found = self._likelihood(role, views[role], end).score(rows, first=examples[0].row)
+            values[role] = Scores(found.nll, found.count, n_bytes).values(self.normalize)
+        return torch.from_numpy(values["reference"] - values["teacher"]).float()
+
+    def _ids(self, example: Example, end: int | None) -> np.ndarray[Any, Any]:
+        if example.input_ids is None:
+            raise DataError(f"example {example.row} is text and there is no tokenizer; pass tokenizer=")
+        ids = example.input_ids.numpy().astype(np.int64)
+        if end is None or not self.append_end or example.text is None:
+            return ids
+        return np.append(ids, np.int64(end))
+
+    def _likelihood(self, role: str, view: ModelView, end: int | None) -> LogLikelihood:
+        """Made once a model: it proves its head with a forward pass."""
+        known = self._known.get(role)
+        if known is None or known.model is not view.model:
+            known = LogLikelihood(view.model, end, self.max_length, self.over_long, self.batch_tokens, chunk=self.chunk)
+            self._known[role] = known
+        return known

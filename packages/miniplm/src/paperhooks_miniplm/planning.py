@@ -1,0 +1,152 @@
+"""What a scoring run will cost, before it starts: arithmetic from the models' shapes, hours from a measured rate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from paperhooks import ModelView
+from paperhooks.hidden import view_of
+from torch import nn
+
+from paperhooks_miniplm.rows import RowSource
+from paperhooks_miniplm.scoring import LogLikelihood
+from paperhooks_miniplm.units import end_token
+
+__all__ = ["Plan", "PlannedModel", "forward_flops", "plan"]
+
+#: Bytes that scores take for each row and model: sum, count and bytes, 8 each.
+_SCORE_BYTES = 24
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedModel:
+    """One model's part.
+
+    flops
+        Floating-point operations of all forward passes (two a multiply-add).
+    tokens_per_second
+        Measured here on a sample of the corpus; 0 where nothing was measured.
+    hours
+        Of one worker at that rate.
+    """
+
+    name: str
+    parameters: int
+    flops: float
+    tokens_per_second: float
+    hours: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What scoring a corpus costs.
+
+    rows, tokens
+        Size of the corpus.
+    read_bytes, written_bytes
+        Ids read by each model (4 bytes a token), and scores left by all.
+    student_flops
+        Training one student of ``student`` parameters on ``kept`` of the tokens: 6 a parameter and token.
+    """
+
+    rows: int
+    tokens: int
+    read_bytes: int
+    written_bytes: int
+    models: tuple[PlannedModel, ...]
+    workers: int
+    student_flops: float = 0.0
+
+    @property
+    def flops(self) -> float:
+        """Of all models."""
+        return sum(model.flops for model in self.models)
+
+    @property
+    def hours(self) -> float:
+        """Of all models, one after another, shared by the workers."""
+        return sum(model.hours for model in self.models) / self.workers
+
+    def __str__(self) -> str:
+        lines = [f"{self.rows} rows, {self.tokens} tokens, {self.workers} worker{'s' * (self.workers > 1)}"]
+        for model in self.models:
+            rate = f"{model.tokens_per_second:.0f} tokens/s, {model.hours:.2f} h" if model.hours else "not measured"
+            lines.append(f"{model.name}: {model.parameters / 1e6:.1f} M parameters, {model.flops:.3g} FLOPs, {rate}")
+        lines.append(
+            f"in all: {self.flops:.3g} FLOPs, {self.hours:.2f} h, reads {self.read_bytes / 1e6:.1f} MB a model, writes "
+            f"{self.written_bytes / 1e6:.1f} MB"
+        )
+        if self.student_flops:
+            share = self.flops / self.student_flops
+            lines.append(
+                f"training one student takes {self.student_flops:.3g} FLOPs; scoring is {share:.2f} times that"
+            )
+        return "\n".join(lines)
+
+
+def plan(
+    models: Mapping[str, nn.Module],
+    rows: RowSource,
+    *,
+    tokenizer: Any = None,
+    max_length: int = 1024,
+    batch_tokens: int = 16384,
+    sample_rows: int = 16,
+    workers: int = 1,
+    student: int = 0,
+    kept: float = 0.5,
+) -> Plan:
+    """Cost of scoring ``rows`` with each of ``models``, by name.
+
+    :param sample_rows: rows, spread over the corpus, that the rate is measured on; 0 measures nothing.
+    :param workers: how many share the rows. :param student: parameters of a student to compare with, and the share of
+        the corpus that it would be trained on, ``kept``.
+    """
+    lengths = np.minimum(rows.lengths(), max_length + 1)
+    tokens = int(np.maximum(lengths - 1, 0).sum())
+    spread = np.unique(np.linspace(0, max(0, len(rows) - 1), min(sample_rows, len(rows))).astype(np.int64))
+    sample = [row.ids for row in rows.read(spread.tolist())] if sample_rows and len(rows) else []
+    planned = []
+    for name, model in models.items():
+        rate = _rate(LogLikelihood(model, end_token(model, tokenizer), max_length, batch_tokens=batch_tokens), sample)
+        flops = forward_flops(view_of(model), lengths)
+        hours = tokens / rate / 3600 if rate else 0.0
+        planned.append(PlannedModel(name, sum(p.numel() for p in model.parameters()), flops, rate, hours))
+    written = _SCORE_BYTES * len(rows) * len(models)
+    student_flops = 6.0 * student * kept * tokens
+    return Plan(len(rows), tokens, 4 * tokens, written, tuple(planned), workers, student_flops)
+
+
+def forward_flops(view: ModelView, lengths: np.ndarray[Any, Any]) -> float:
+    """Operations of one forward pass over rows of these lengths: matrices of layers and head, and causal attention."""
+    config: Any = view.text_config
+    matrices = sum(p.numel() for layer in view.layers for p in layer.parameters() if p.ndim >= 2)
+    matrices = _active(config, matrices, view)
+    head = int(config.vocab_size) * int(config.hidden_size)
+    tokens = np.maximum(np.asarray(lengths, dtype=np.float64) - 1, 0)
+    attention = 2.0 * len(view.layers) * int(config.hidden_size) * float((tokens**2).sum())
+    return 2.0 * (matrices + head) * float(tokens.sum()) + attention
+
+
+def _active(config: Any, matrices: int, view: ModelView) -> int:
+    """Parameters that a token meets: of routed experts only those chosen."""
+    routed = sum(p.numel() for layer in view.layers for p in layer.parameters() if p.ndim == 3)
+    chosen = getattr(config, "num_experts_per_tok", None)
+    count = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    return matrices - routed + routed * int(chosen) // int(count) if routed and chosen and count else matrices
+
+
+def _rate(likelihood: LogLikelihood, sample: Sequence[np.ndarray[Any, Any]]) -> float:
+    """Tokens a second on the sample, after a first batch that is not counted."""
+    usable = [ids for ids in sample if len(ids) > 1]
+    if not usable:
+        return 0.0
+    likelihood.score(usable[:1])
+    begin = time.perf_counter()
+    likelihood.score(usable)
+    seconds = time.perf_counter() - begin
+    return sum(min(len(ids), likelihood.max_length + 1) - 1 for ids in usable) / seconds

@@ -1,0 +1,182 @@
+"""The report of a selection: what was kept of what, where the cut lies, and what the rows on both sides look like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from paperhooks import DataError
+from paperhooks.report import Block, Code, Figure, Heading, Paragraph, RunFolder, Table
+
+from paperhooks_miniplm.differing import Difference
+from paperhooks_miniplm.figures import kept_figure, scatter_figure, score_figure
+from paperhooks_miniplm.ranking import Array
+from paperhooks_miniplm.rows import RowSource
+from paperhooks_miniplm.selecting import Choice
+
+__all__ = ["Kept", "kept_by_domain", "report"]
+
+_EXAMPLES: Final = 3
+_SHOWN: Final = 360
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is kept of one domain: rows and tokens, in all and kept, and the mean difference of its rows."""
+
+    domain: str
+    rows: int
+    kept_rows: int
+    tokens: int
+    kept_tokens: int
+    mean: float
+
+    @property
+    def share(self) -> float:
+        """Share of the rows that is kept."""
+        return self.kept_rows / max(1, self.rows)
+
+
+def kept_by_domain(choice: Choice, difference: Difference, source: RowSource) -> list[Kept]:
+    """What is kept of every domain, the largest first; one entry called "" where domains are unknown."""
+    mask, lengths = choice.mask(), source.lengths()
+    domains = source.domains()
+    names = np.unique(domains).tolist() if domains is not None else [""]
+    found = []
+    for name in names:
+        own = np.ones(len(mask), dtype=bool) if domains is None else domains == name
+        known = difference.values[own & ~np.isnan(difference.values)]
+        found.append(
+            Kept(
+                str(name),
+                int(own.sum()),
+                int((own & mask).sum()),
+                int(lengths[own].sum()),
+                int(lengths[own & mask].sum()),
+                float(known.mean()) if len(known) else float("nan"),
+            )
+        )
+    return sorted(found, key=lambda one: (-one.rows, one.domain))
+
+
+def report(
+    out: str | Path,
+    choice: Choice,
+    difference: Difference,
+    source: RowSource,
+    *,
+    tokenizer: Any = None,
+    duplicates: Array | None = None,
+    title: str = "Difference sampling",
+) -> Path:
+    """Write ``report.html``, ``report.md``, figures and ``result.json`` into a folder; returns the path of the first.
+
+    :param tokenizer: shows rows as text. :param duplicates: bool [N] of :func:`paperhooks_miniplm.duplicates_of`.
+    :raises DataError: a choice or scores of another corpus, or a folder of another report.
+    """
+    if not len(choice.mask()) == len(difference) == len(source):
+        raise DataError(
+            f"the choice is of {choice.total} rows, the scores of {len(difference)} and {source.name} has {len(source)}"
+        )
+    run = RunFolder(out)
+    normalize = difference.about.get("normalize", "mean")
+    run.start(
+        "miniplm-selection", inputs={"corpus": source.fingerprint(), "choice": choice.about, "normalize": normalize}
+    )
+    kept = kept_by_domain(choice, difference, source)
+    blocks = [*_summary(choice, difference, source, duplicates), *_score_blocks(run, choice, difference, source)]
+    blocks += _domain_blocks(run, kept, choice)
+    blocks += _examples(choice, difference, source, tokenizer)
+    run.record(kept=[_plain(one) for one in kept], rows=len(choice), cut=None if np.isnan(choice.cut) else choice.cut)
+    html = run.report(title, blocks)
+    run.finish()
+    return html
+
+
+def _plain(one: Kept) -> dict[str, Any]:
+    mean = None if np.isnan(one.mean) else one.mean
+    return {"domain": one.domain, "rows": one.rows, "kept": one.kept_rows, "share": one.share, "mean": mean}
+
+
+def _summary(choice: Choice, difference: Difference, source: RowSource, duplicates: Array | None) -> list[Block]:
+    mask, lengths = choice.mask(), source.lengths()
+    rows: list[tuple[str, int, int, str]] = [
+        ("rows", choice.total, len(choice), f"{len(choice) / choice.total:.1%}"),
+        ("tokens", int(lengths.sum()), int(lengths[mask].sum()), f"{lengths[mask].sum() / max(1, lengths.sum()):.1%}"),
+    ]
+    if duplicates is not None:
+        inside = int((duplicates & mask).sum())
+        rows.append(
+            ("exact duplicates", int(duplicates.sum()), inside, f"{inside / max(1, int(duplicates.sum())):.1%}")
+        )
+    text = f"{difference.unscored} rows have no score and are never kept."
+    asked = choice.about.get("asked", len(choice))
+    if choice.about.get("tokens") is None and len(choice) < asked:
+        text += f" {asked} rows were asked for, {len(choice)} can be taken."
+    note = (
+        "Text that the teacher was trained on, or that stands in the corpus many times, is likely for the teacher and "
+        "so preferred: look at the duplicates, and at what lies at the top."
+    )
+    return [Table(("", "corpus", "kept", "share"), rows), Paragraph(text), Paragraph(note, "note")]
+
+
+def _score_blocks(run: RunFolder, choice: Choice, difference: Difference, source: RowSource) -> list[Block]:
+    run.figure("scores", score_figure(difference.values, choice.cut, kept=choice.mask()))
+    run.figure("models", scatter_figure(difference.teacher, difference.reference, source.domains()))
+    known = difference.values[~np.isnan(difference.values)]
+    middle = float(np.median(known)) if len(known) else float("nan")
+    return [
+        Heading("Scores"),
+        Figure("scores", alt=f"median difference {middle:.3f}, cut at {choice.cut:.3f}"),
+        Figure(
+            "models", alt="each row's loss under both models", caption="Above the dashed line the teacher is better."
+        ),
+    ]
+
+
+def _domain_blocks(run: RunFolder, kept: Sequence[Kept], choice: Choice) -> list[Block]:
+    if len(kept) < 2:
+        return []
+    overall = len(choice) / choice.total
+    run.figure("domains", kept_figure({one.domain: one.share for one in kept}, overall))
+    rows = [(one.domain, one.rows, one.kept_rows, f"{one.share:.1%}", one.kept_tokens, one.mean) for one in kept]
+    alt = ", ".join(f"{one.domain} {one.share:.0%}" for one in kept)
+    return [
+        Heading("Domains"),
+        Figure("domains", alt=alt),
+        Table(("domain", "rows", "kept", "share", "kept tokens", "mean difference"), rows),
+    ]
+
+
+def _examples(choice: Choice, difference: Difference, source: RowSource, tokenizer: Any) -> list[Block]:
+    """The best rows, those on both sides of the cut, and the worst."""
+    known = np.flatnonzero(~np.isnan(difference.values))
+    order = known[np.argsort(-difference.values[known], kind="stable")]
+    mask = choice.mask()
+    kept, dropped = order[mask[order]], order[~mask[order]]
+    groups: Mapping[str, Array] = {
+        "Kept, the best": kept[:_EXAMPLES],
+        "Kept, the last": kept[max(_EXAMPLES, len(kept) - _EXAMPLES) :],
+        "Dropped, the first": dropped[:_EXAMPLES],
+        "Dropped, the worst": dropped[max(_EXAMPLES, len(dropped) - _EXAMPLES) :],
+    }
+    blocks: list[Block] = [Heading("Rows on both sides")]
+    for name, rows in groups.items():
+        if len(rows):
+            blocks.append(Heading(name, 3))
+        for number, row in zip(rows.tolist(), source.read(rows.tolist()), strict=True):
+            losses = f"teacher {difference.teacher[number]:.3f}, reference {difference.reference[number]:.3f}"
+            domain = f" ({row.domain})" if row.domain else ""
+            blocks.append(Paragraph(f"Row {number}{domain}: difference {difference.values[number]:+.3f}, {losses}."))
+            blocks.append(Code(_text(row.ids, tokenizer)))
+    return blocks
+
+
+def _text(ids: Array, tokenizer: Any) -> str:
+    if tokenizer is None:
+        return " ".join(map(str, ids[:60].tolist())) + (" ..." if len(ids) > 60 else "")
+    text = str(tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+    return text[:_SHOWN] + (" ..." if len(text) > _SHOWN else "")

@@ -1,0 +1,102 @@
+"""Rows of a corpus: token ids with what a selection needs to know about them, and what gives access to rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from paperhooks import DataError
+
+__all__ = ["MemoryRows", "Row", "RowSource"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """One sequence of a corpus.
+
+    ids
+        Token ids, int64 [n].
+    domain
+        Where it comes from, for quotas and reports; "" where nobody said.
+    n_bytes
+        Length of its text in UTF-8, for scores per byte; None where unknown.
+    """
+
+    ids: np.ndarray[Any, Any]
+    domain: str = ""
+    n_bytes: int | None = None
+
+
+@runtime_checkable
+class RowSource(Protocol):
+    """Random access to the rows of a corpus. Instances can be pickled, for workers of a data loader."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+
+    def __len__(self) -> int:
+        """Number of rows N."""
+
+    def read(self, rows: Sequence[int]) -> list[Row]:
+        """The given rows, in the given order."""
+
+    def lengths(self) -> np.ndarray[Any, Any]:
+        """Ids of each row, int64 [N]."""
+
+    def domains(self) -> np.ndarray[Any, Any] | None:
+        """Domain of each row, str [N], or None where nobody said."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Plain data that changes when the rows change."""
+
+
+@dataclass(eq=False)
+class MemoryRows:
+    """Rows held in memory: arrays or lists of ids, or :class:`Row` objects.
+
+    Raises DataError for a row that is not a list of integers, naming it.
+    """
+
+    rows: Sequence[Any]
+    name: str = "in memory"
+    _rows: list[Row] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._rows = [_as_row(row, number) for number, row in enumerate(self.rows)]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, rows: Sequence[int]) -> list[Row]:
+        """See :class:`RowSource`."""
+        return [self._rows[row] for row in rows]
+
+    def lengths(self) -> np.ndarray[Any, Any]:
+        """See :class:`RowSource`."""
+        return np.array([len(row.ids) for row in self._rows], dtype=np.int64)
+
+    def domains(self) -> np.ndarray[Any, Any] | None:
+        """See :class:`RowSource`."""
+        found = np.array([row.domain for row in self._rows], dtype=str)
+        return found if any(found) else None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See :class:`RowSource`."""
+        digest = hashlib.sha256()
+        for row in self._rows:
+            digest.update(len(row.ids).to_bytes(8, "little"))
+            digest.update(row.ids.tobytes())
+        return {"rows": len(self._rows), "sha256": digest.hexdigest()}
+
+
+def _as_row(value: Any, number: int) -> Row:
+    if isinstance(value, Row):
+        return value
+    ids = np.asarray(value)
+    if ids.ndim != 1 or (len(ids) and not np.issubdtype(ids.dtype, np.integer)):
+        raise DataError(f"row {number} is {type(value).__name__} {list(ids.shape)}; expected a list of token ids")
+    return Row(ids.astype(np.int64))

@@ -1,0 +1,140 @@
+"""The learning-rate schedule, the scaling law with its fit, and the paper's tables."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from paperhooks import DataError
+from paperhooks_miniplm.scaling import (
+    PUBLISHED,
+    ScalingLaw,
+    compute_to_reach,
+    fit_scaling,
+    flops_matched_steps,
+    published_table,
+)
+from paperhooks_miniplm.schedule import lr_at, warmup_cosine
+
+
+def test_the_schedule_is_linear_then_a_cosine() -> None:
+    rates = [lr_at(step, 6e-4, 6e-5, 2000, 100_000) for step in range(0, 100_001, 500)]
+    assert rates[0] == 0.0
+    assert rates[1] == pytest.approx(1.5e-4, rel=1e-12)
+    assert max(rates) == rates[4] == pytest.approx(6e-4, rel=1e-12)
+    assert lr_at(26_500, 6e-4, 6e-5, 2000, 100_000) == pytest.approx(
+        6e-5 + 2.7e-4 * (1 + math.cos(math.pi / 4)), rel=1e-9
+    )
+    assert rates[-1] == pytest.approx(6e-5, rel=1e-12) == lr_at(200_000, 6e-4, 6e-5, 2000, 100_000)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert lr_at(0, 1.0, 0.1, 0, 10) == 1.0
+
+
+def test_an_optimiser_follows_the_schedule_also_after_a_restart() -> None:
+    def made(**options):
+        weights = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+        optimizer = torch.optim.SGD([{"params": weights[:1], "lr": 1.0}, {"params": weights[1:], "lr": 0.2}], lr=1.0)
+        return optimizer, warmup_cosine(optimizer, warmup=3, total=10, **options)
+
+    def run(optimizer, schedule, steps):
+        found = []
+        for _ in range(steps):
+            found.append([group["lr"] for group in optimizer.param_groups])
+            optimizer.step()
+            schedule.step()
+        return found
+
+    optimizer, schedule = made()
+    found = run(optimizer, schedule, 12)
+    for step, rates in enumerate(found):
+        assert rates == pytest.approx([lr_at(step, base, base / 10, 3, 10) for base in (1.0, 0.2)], rel=1e-9)
+    optimizer, schedule = made(minimum=0.05)
+    run(optimizer, schedule, 5)
+    saved = pickle.dumps((optimizer.state_dict(), schedule.state_dict()))
+    optimizer, schedule = made(minimum=0.05)
+    for part, state in zip((optimizer, schedule), pickle.loads(saved), strict=True):
+        part.load_state_dict(state)
+    assert run(optimizer, schedule, 6)[0] == pytest.approx([lr_at(5, base, 0.05, 3, 10) for base in (1.0, 0.2)])
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(10, 10), (-1, 10), (5, 0)])
+def test_schedules_that_make_no_sense_are_refused(warmup: int, total: int) -> None:
+    with pytest.raises(ValueError, match="expected 0 <= warmup < total"):
+        lr_at(0, 1.0, 0.1, warmup, total)
+
+
+def test_a_rate_of_zero_cannot_be_scheduled() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.0)
+    with pytest.raises(ValueError, match="above 0"):
+        warmup_cosine(optimizer, warmup=1, total=2)
+
+
+@pytest.mark.parametrize("line", PUBLISHED, ids=lambda line: f"{line.student}-{line.method}")
+def test_the_fit_recovers_known_constants(line) -> None:
+    compute = np.geomspace(1e17, 1e20, 6)
+    fit = fit_scaling([(c, line.law.loss(c)) for c in compute])
+    assert fit.law.l_inf == pytest.approx(line.law.l_inf, rel=0.02)
+    assert fit.law.alpha_c == pytest.approx(line.law.alpha_c, rel=0.02)
+    assert fit.law.a_c == pytest.approx(line.law.a_c, rel=0.02)
+    assert fit.rmse < 1e-6
+    assert fit.compute == pytest.approx((1e17, 1e20))
+
+
+def test_the_fit_reports_what_it_leaves_over() -> None:
+    law, compute = ScalingLaw(3.0, 2e8, 0.45), np.geomspace(1e17, 1e20, 12)
+    noise = np.random.default_rng(0).normal(0, 0.01, 12)
+    fit = fit_scaling([(c, law.loss(c) + e) for c, e in zip(compute, noise, strict=True)])
+    wanted = [law.loss(c) + e - fit.law.loss(c) for c, e in zip(compute, noise, strict=True)]
+    assert fit.residuals == pytest.approx(wanted, abs=1e-9)
+    assert fit.worst == pytest.approx(max(map(abs, wanted)))
+    assert 0.004 < fit.rmse < 0.02
+    better = [(fit.residuals**2).sum() <= ((np.array(wanted) + shift) ** 2).sum() for shift in (-0.002, 0.002)]
+    assert all(better)
+    assert fit.law.l_inf == pytest.approx(3.0, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("points", "words"),
+    [
+        ([(1e18, 3.5), (1e19, 3.2), (1e20, 3.1)], "3 points of different compute"),
+        ([(1e18, 3.5), (1e18, 3.4), (1e19, 3.2), (1e20, 3.1)], "3 points of different compute"),
+        ([(1e18, 3.5), (1e19, 3.2), (1e20, float("nan")), (1e21, 3.0)], "not finite"),
+        ([(-1e18, 3.5), (1e19, 3.2), (1e20, 3.1), (1e21, 3.0)], "not finite and above 0"),
+        ([(1e18, 3.5, 1), (1e19, 3.2, 1)], r"expected pairs of compute and loss"),
+        ([(1e18, 3.0), (1e19, 3.2), (1e20, 3.3), (1e21, 3.32)], "do not fall with compute"),
+        ([(1e18, 3.5), (1e19, 3.4), (1e20, 3.2), (1e21, 2.8)], "do not flatten"),
+    ],
+)
+def test_points_that_hold_no_law_are_refused(points, words) -> None:
+    with pytest.raises(DataError, match=words):
+        fit_scaling(points)
+
+
+def test_compute_to_reach_inverts_the_law() -> None:
+    law = PUBLISHED[0].law
+    assert law.loss(compute_to_reach(law, 3.5)) == pytest.approx(3.5, rel=1e-9)
+    with pytest.raises(ValueError, match="never reached"):
+        compute_to_reach(law, 3.30)
+    with pytest.raises(ValueError, match="above 0 FLOPs"):
+        law.loss(0)
+
+
+def test_the_papers_table_follows_from_its_constants() -> None:
+    table = published_table()
+    assert len(table) == 9
+    assert max(row.difference for row in table) < 0.015
+    assert table[0].loss_1t == (pytest.approx(3.3489, abs=1e-4), 3.35)
+    assert all(row.loss_10t[0] < row.loss_1t[0] for row in table)
+
+
+@pytest.mark.parametrize(("student", "kd", "minillm"), [(0.2e9, 25.0, 13.6), (0.5e9, 45.5, 26.8), (1.2e9, 66.7, 42.9)])
+def test_steps_at_equal_flops(student: float, kd: float, minillm: float) -> None:
+    assert flops_matched_steps(100, student, 1.8e9) == pytest.approx(kd, abs=0.05)
+    assert flops_matched_steps(100, student, 1.8e9, "minillm") == pytest.approx(minillm, abs=0.05)
+    with pytest.raises(ValueError, match="expected one of vanilla_kd"):
+        flops_matched_steps(100, student, 1.8e9, "seqkd")
+    with pytest.raises(ValueError, match="all must be above 0"):
+        flops_matched_steps(100, 0, 1.8e9)

@@ -1,0 +1,310 @@
+"""Shards: the official rows and files, any order and process, and every kind of damage."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import pickle
+import shutil
+import struct
+from pathlib import Path
+
+import golden
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from paperhooks import DataError
+from paperhooks_miniplm.rows import Row, RowSource
+from paperhooks_miniplm.shards import Shards, ShardWriter, best_dtype, holds_shards, write_shards
+
+
+def ids_of(source: Shards) -> list[list[int]]:
+    return [row.ids.tolist() for row in source.read(range(len(source)))]
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """A copy of the first three official shards, to be damaged."""
+    for number in range(3):
+        for kind in ("bin", "idx"):
+            shutil.copy(golden.SHARDS / f"data_{number}.{kind}", tmp_path)
+    return tmp_path
+
+
+# -- the official reader and writer ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", golden.reader(), ids=lambda case: str(case[0]))
+def test_official_limits(case) -> None:
+    arguments, length, items = case
+    source = Shards(golden.SHARDS, **{name.replace("state", "shard"): value for name, value in arguments.items()})
+    assert isinstance(source, RowSource)
+    assert len(source) == len(source.lengths()) == length
+    assert {row: source.read([row])[0].ids.tolist() for row in items} == items
+
+
+def test_all_official_rows() -> None:
+    source = Shards(golden.SHARDS)
+    assert ids_of(source) == golden.packing()["a_no_bos"]["chunks"]
+    assert source.lengths().tolist() == golden.scores()["lengths"].tolist()
+    assert source.read([3])[0].ids.dtype == np.int64
+    assert source.domains() is None
+    assert source.read([3])[0].n_bytes is None
+
+
+def test_a_last_bin_without_index_is_ignored() -> None:
+    source = Shards(golden.SHARDS_INT32)
+    assert [len(ids) for ids in ids_of(source)] == source.lengths().tolist() == [16, 16, 6, 16]
+
+
+@pytest.mark.parametrize(("folder", "vocabulary", "size"), [("SHARDS", 512, 100), ("SHARDS_INT32", None, 2)])
+def test_written_files_are_the_official_ones(tmp_path: Path, folder: str, vocabulary: int | None, size: int) -> None:
+    official: Path = getattr(golden, folder)
+    rows = ids_of(Shards(official))
+    written = write_shards(map(np.array, rows), tmp_path / "new", vocabulary=vocabulary, rows_per_shard=size)
+    names = [file.name for file in official.iterdir() if file.stat().st_size]
+    assert sorted(names) == sorted(file.name for file in (tmp_path / "new").iterdir())
+    assert filecmp.cmpfiles(official, tmp_path / "new", names, shallow=False)[1:] == ([], [])
+    assert written == [tmp_path / "new" / f"data_{number}.bin" for number in range(len(names) // 2)]
+
+
+def test_official_dtypes() -> None:
+    for vocabulary, name in golden.quirks()["best_fitting_dtype"].items():
+        assert best_dtype(None if vocabulary == "None" else int(vocabulary)) == np.dtype(name)
+
+
+# -- access ------------------------------------------------------------------------------------------------------------
+
+
+def test_backwards_and_repeated_and_in_another_process() -> None:
+    source = Shards(golden.SHARDS, min_shard=2)
+    wanted = [1305, 0, 700, 700, 5]
+    expected = [golden.packing()["a_no_bos"]["chunks"][200 + row] for row in wanted]
+    assert [row.ids.tolist() for row in source.read(wanted)] == expected
+    again = pickle.loads(pickle.dumps(source))
+    assert [row.ids.tolist() for row in again.read(wanted)] == expected
+    assert len(pickle.dumps(source)) < 10_000
+
+
+def test_few_shards_are_open_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paperhooks_miniplm.shards._OPEN", 2)
+    source = Shards(golden.SHARDS)
+    assert ids_of(source) == golden.packing()["a_no_bos"]["chunks"]
+    assert len(source._opened) == 2
+
+
+@pytest.mark.parametrize("row", [-1, 1506])
+def test_rows_that_do_not_exist(row: int) -> None:
+    with pytest.raises(DataError, match=f"no row {row}; its rows are 0 to 1505"):
+        Shards(golden.SHARDS).read([row])
+
+
+def test_limits_beyond_the_end_and_senseless_ones() -> None:
+    assert len(Shards(golden.SHARDS, min_offset=5000)) == 0
+    assert len(Shards(golden.SHARDS, min_offset=10, max_offset=5)) == 0
+    for wrong in ({"min_offset": -1}, {"max_shard": 0}, {"min_ratio": 0.5, "max_ratio": 0.2}, {"max_ratio": 1.5}):
+        with pytest.raises(DataError):
+            Shards(golden.SHARDS, **wrong)
+    with pytest.raises(DataError, match="not both"):
+        Shards(golden.SHARDS, min_offset=1, max_ratio=0.5)
+    with pytest.raises(DataError, match=r"no data_99\.idx"):
+        Shards(golden.SHARDS, min_shard=99)
+
+
+def test_fingerprints_change_with_ids_limits_and_facts(shards: Path) -> None:
+    before = Shards(shards).fingerprint()
+    assert before == Shards(shards).fingerprint() != Shards(shards, min_offset=1).fingerprint()
+    with (shards / "data_1.bin").open("r+b") as handle:
+        handle.seek(1000)
+        handle.write(b"\x01\x01")
+    assert Shards(shards).fingerprint() != before
+
+
+def test_large_files_are_hashed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from paperhooks_miniplm import records
+
+    monkeypatch.setattr(records, "_SAMPLES", 4)
+    monkeypatch.setattr(records, "_SAMPLE_BYTES", 10)
+    file = tmp_path / "file"
+    file.write_bytes(bytes(1000))
+    pieces, whole = records.file_digest(file), records.file_digest(file, whole=True)
+    file.write_bytes(bytes(999) + b"x")
+    assert records.file_digest(file) != pieces
+    file.write_bytes(bytes(100) + b"x" + bytes(899))
+    assert records.file_digest(file) == pieces  # between two pieces
+    assert records.file_digest(file, whole=True) != whole
+
+
+# -- damage ------------------------------------------------------------------------------------------------------------
+
+
+def patch(file: Path, offset: int, data: bytes) -> None:
+    with file.open("r+b") as handle:
+        handle.seek(offset)
+        handle.write(data)
+
+
+DAMAGE = {
+    "missing shard": (lambda f: [(f / f"data_1.{kind}").unlink() for kind in ("bin", "idx")], "data_2.idx"),
+    "bin without idx": (lambda f: (f / "data_1.idx").unlink(), r"data_1\.idx is missing"),
+    "idx without bin": (lambda f: (f / "data_2.bin").unlink(), r"no data_2\.bin"),
+    "cut bin": (lambda f: os.truncate(f / "data_2.bin", 1001), r"data_2\.bin has 1001 bytes, its rows take"),
+    "empty bin": (lambda f: os.truncate(f / "data_0.bin", 0), r"data_0\.bin has 0 bytes"),
+    "cut idx": (lambda f: os.truncate(f / "data_1.idx", 300), r"data_1\.idx has 300 bytes, its 100 rows take 1242"),
+    "cut header": (lambda f: os.truncate(f / "data_1.idx", 12), r"data_1\.idx does not begin with MMIDIDX"),
+    "magic": (lambda f: patch(f / "data_1.idx", 0, b"X"), r"data_1\.idx does not begin with MMIDIDX"),
+    "version": (lambda f: patch(f / "data_1.idx", 9, b"\x02"), "has version 2; expected 1"),
+    "floats": (lambda f: patch(f / "data_1.idx", 17, b"\x06"), "says dtype 6, which is no integer"),
+    "rows": (lambda f: patch(f / "data_1.idx", 18, struct.pack("<Q", 1 << 60)), r"data_1\.idx has 1242 bytes"),
+    "negative length": (lambda f: patch(f / "data_1.idx", 34, struct.pack("<i", -3)), "negative lengths"),
+    "far offset": (lambda f: patch(f / "data_1.idx", 434, struct.pack("<q", 2**63 - 2)), r"data_1\.bin has"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_named(shards: Path, kind: str) -> None:
+    damage, message = DAMAGE[kind]
+    damage(shards)
+    with pytest.raises(DataError, match=message):
+        Shards(shards)
+
+
+def test_folders_without_shards(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no data_0\.idx"):
+        Shards(tmp_path)
+    with pytest.raises(DataError, match="is no folder"):
+        Shards(tmp_path / "nothing")
+
+
+def test_the_first_gap_may_end_the_corpus(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (shards / "data_1.idx").unlink()
+    assert len(Shards(shards, allow_gap=True)) == 100
+    assert "later shards are not read" in caplog.text
+    assert len(Shards(shards, max_shard=1)) == 100
+    assert len(Shards(shards, min_shard=2)) == 100
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+ROWS = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 70_000), max_size=6),
+        st.sampled_from(["", "code", "pr\u00f6sa"]),
+        st.none() | st.integers(0, 10**12),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=ROWS, size=st.integers(1, 5), seed=st.none() | st.integers(0, 9))
+def test_rows_come_back_with_what_is_known_of_them(tmp_path_factory, rows, size: int, seed: int | None) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    with ShardWriter(folder, vocabulary=70_001, rows_per_shard=size, shuffle_seed=seed) as writer:
+        for ids, domain, n_bytes in rows:
+            writer.add(ids, domain, n_bytes)
+    source = Shards(folder)
+    found = [(row.ids.tolist(), row.domain, row.n_bytes) for row in source.read(range(len(source)))]
+    pieces = range(0, len(rows), size)
+    order = (lambda part: sorted(part, key=repr)) if seed is not None else list
+    assert [order(found[start : start + size]) for start in pieces] == [order(rows[s : s + size]) for s in pieces]
+    domains = source.domains()
+    assert (domains.tolist() if domains is not None else [""] * len(rows)) == [one[1] for one in found]
+    assert source.lengths().tolist() == [len(one[0]) for one in found]
+
+
+def test_shuffling_is_within_shards_and_repeatable(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        with ShardWriter(tmp_path / name, rows_per_shard=50, shuffle_seed=233) as writer:
+            for number in range(100):
+                writer.add([number])
+    one, two = (np.concatenate(ids_of(Shards(tmp_path / name))) for name in ("one", "two"))
+    assert np.array_equal(one, two)
+    assert not np.array_equal(one, np.arange(100))
+    assert sorted(one[:50]) == list(range(50))
+    assert not np.array_equal(one[:50] + 50, one[50:])
+
+
+def test_rows_with_facts_and_plain_arrays_can_be_written(tmp_path: Path) -> None:
+    write_shards([Row(np.array([1, 2]), "code", 7), np.array([3])], tmp_path, vocabulary=10)
+    first, second = Shards(tmp_path).read([0, 1])
+    assert (first.domain, first.n_bytes) == ("code", 7)
+    assert (second.domain, second.n_bytes, second.ids.tolist()) == ("", None, [3])
+
+
+def test_facts_that_do_not_fit_the_rows(shards: Path, tmp_path_factory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    write_shards([Row(np.array([1, 2]), "code", 7)], other, vocabulary=10)
+    shutil.copy(other / "rows_0.safetensors", shards)
+    with pytest.raises(DataError, match=r"rows_0\.safetensors does not fit the 100 rows"):
+        Shards(shards)
+    (shards / "rows_0.safetensors").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"rows_0\.safetensors cannot be read"):
+        Shards(shards)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([1, 512], "row 1 holds the id 512; expected 0 to 511"),
+        ([-1], "row 1 holds the id -1"),
+        ([0.5], "row 1 is float64"),
+        ([[1]], r"row 1 is int64 \[1, 1\]"),
+    ],
+)
+def test_rows_that_cannot_be_written_leave_nothing(tmp_path: Path, row, message: str) -> None:
+    folder = tmp_path / "new"
+    with pytest.raises(DataError, match=message):
+        write_shards([[1, 2], row], folder, vocabulary=512, rows_per_shard=1)
+    assert list(folder.iterdir()) == []
+
+
+def test_nothing_can_be_opened_before_all_is_written(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, rows_per_shard=1)
+    for number in range(3):
+        writer.add([number])
+        assert not holds_shards(tmp_path)
+    writer.close()
+    assert ids_of(Shards(tmp_path)) == [[0], [1], [2]]
+
+
+def test_an_interrupted_move_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = []
+
+    def replace(source, target) -> None:
+        if len(moved) == 5:
+            raise OSError("no space left")
+        moved.append(target)
+        shutil.move(source, target)
+
+    monkeypatch.setattr("paperhooks_miniplm.shard_files.os.replace", replace)
+    with pytest.raises(OSError, match="no space"):
+        write_shards([[0], [1], [2]], tmp_path, rows_per_shard=1)
+    with pytest.raises(DataError, match=r"data_0\.idx is missing"):
+        Shards(tmp_path)
+
+
+def test_no_row_leaves_no_file(tmp_path: Path) -> None:
+    assert write_shards([], tmp_path / "new") == []
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_rows_without_ids(tmp_path: Path) -> None:
+    write_shards([[], [], [4], []], tmp_path, rows_per_shard=2)
+    assert ids_of(Shards(tmp_path)) == [[], [], [4], []]
+
+
+def test_corpora_are_not_overwritten_and_types_are_checked(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds a corpus already"):
+        write_shards([[1]], shards)
+    with pytest.raises(DataError, match="cannot be stored as float32"):
+        write_shards([[1]], tmp_path / "new", dtype=np.float32)
+    with pytest.raises(DataError, match="rows_per_shard is 0"):
+        write_shards([[1]], tmp_path / "new", rows_per_shard=0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        write_shards([[1]], tmp_path / "file")
+    write_shards([[70_000]], tmp_path / "wide", dtype=np.int64)
+    assert (tmp_path / "wide" / "data_0.bin").stat().st_size == 8

@@ -1,0 +1,224 @@
+"""Scoring folders: units, workers that come and go, killed runs, refusals; and differences of two of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import golden
+import numpy as np
+import pytest
+import torch
+from paperhooks import DataError
+from paperhooks_miniplm.differing import diff
+from paperhooks_miniplm.rows import MemoryRows, Row
+from paperhooks_miniplm.scoring import ScoringWarning
+from paperhooks_miniplm.units import Scores, merge, score, workers
+
+CHUNKS = golden.packing()["a_no_bos"]["chunks"]
+STORED = {name: each.numpy() for name, each in golden.scores().items()}
+QUICK = {"end": 0, "max_length": 64, "progress": False}
+
+SCRIPT = """
+import os, sys, time, json, numpy as np, torch
+torch.set_num_threads(1)
+sys.path.insert(0, {tests!r})
+import golden
+from paperhooks_miniplm.rows import MemoryRows
+from paperhooks_miniplm.units import score
+from paperhooks_miniplm import scoring
+slow = float(sys.argv[2])
+plain = scoring.LogLikelihood.score
+def score_slowly(self, rows, *, first=0):
+    time.sleep(slow)
+    return plain(self, rows, first=first)
+scoring.LogLikelihood.score = score_slowly
+rows = MemoryRows(golden.packing()["a_no_bos"]["chunks"][:300])
+print("go", flush=True)
+score(golden.fresh("ref"), rows, sys.argv[1], end=0, max_length=64, unit_rows=32, progress=False)
+"""
+
+
+def start(folder: Path, rank: int, count: int, slow: float = 0.0) -> subprocess.Popen:
+    script = SCRIPT.format(tests=str(Path(__file__).parent))
+    environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(folder), str(slow)], env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(*processes: subprocess.Popen) -> None:
+    for process in processes:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+
+
+def units(folder: Path) -> list[Path]:
+    return sorted((folder / "units").glob("unit-*.safetensors"))
+
+
+def test_scores_and_differences_are_the_official_ones(tmp_path: Path) -> None:
+    rows = MemoryRows(CHUNKS)
+    found = {
+        name: score(golden.fresh(name), rows, tmp_path / name, unit_rows=500, **QUICK) for name in ("teacher", "ref")
+    }
+    for name, one in found.items():
+        np.testing.assert_allclose(one.values(), STORED[f"{name}_nll"], atol=2e-5)
+        assert one.count.tolist() == STORED["scored_tokens"].tolist()
+    difference = diff(tmp_path / "teacher", tmp_path / "ref")
+    np.testing.assert_allclose(difference.values, STORED["diff"], atol=4e-5)
+    assert difference.values.dtype == np.float32
+    assert difference.unscored == 0
+    sums = diff(found["teacher"], found["ref"], "sum").values
+    np.testing.assert_allclose(sums, STORED["diff"] * STORED["scored_tokens"], atol=4e-3)
+    with pytest.warns(ScoringWarning, match="are the roles swapped"):
+        diff(found["ref"], found["teacher"])
+    with pytest.warns(ScoringWarning, match="the same model"):
+        diff(found["ref"], found["ref"])
+
+
+def test_a_finished_run_is_not_run_again_and_others_are_refused(tmp_path: Path) -> None:
+    rows, model = MemoryRows(CHUNKS[:40]), golden.fresh("ref")
+    found = score(model, rows, tmp_path, unit_rows=16, **QUICK)
+    before = {file: file.stat().st_mtime_ns for file in units(tmp_path)}
+    calls = []
+    handle = model.register_forward_pre_hook(lambda m, a, k: calls.append(1), with_kwargs=True)
+    again = score(model, rows, tmp_path, unit_rows=16, **QUICK)
+    handle.remove()
+    assert len(calls) <= 1  # the head is proven once
+    assert np.array_equal(again.nll, found.nll)
+    assert {file: file.stat().st_mtime_ns for file in units(tmp_path)} == before
+    for change, word in (
+        ({"rows": MemoryRows(CHUNKS[1:41])}, "corpus"),
+        ({"model": golden.fresh("teacher")}, "model"),
+        ({"max_length": 32}, "max_length"),
+        ({"mask_after_end": False}, "end"),
+        ({"unit_rows": 8}, "unit_rows"),
+    ):
+        given = {"model": model, "rows": rows, "out": tmp_path, "unit_rows": 16, **QUICK, **change}
+        with pytest.raises(DataError, match=f"holds scores with {word} = "):
+            score(**given)
+
+
+def test_a_damaged_unit_is_made_again(tmp_path: Path) -> None:
+    rows, model = MemoryRows(CHUNKS[:40]), golden.fresh("ref")
+    found = score(model, rows, tmp_path, unit_rows=16, **QUICK)
+    (tmp_path / "scores.safetensors").unlink()
+    broken = units(tmp_path)[1]
+    broken.write_bytes(broken.read_bytes()[:50])
+    with pytest.raises(DataError, match="unit 1 of 3 is missing"):
+        merge(tmp_path)
+    assert merge(tmp_path, missing_ok=True) is None
+    with pytest.raises(DataError, match="has no merged scores"):
+        Scores.load(tmp_path)
+    assert np.array_equal(score(model, rows, tmp_path, unit_rows=16, **QUICK).nll, found.nll)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(DataError, match="is no scoring folder"):
+        Scores.load(tmp_path)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_workers_share_a_corpus_without_waiting(tmp_path: Path, count: int) -> None:
+    finish(*(start(tmp_path, rank, count) for rank in range(count)))
+    wanted = score(golden.fresh("ref"), MemoryRows(CHUNKS[:300]), tmp_path / "alone", unit_rows=32, **QUICK)
+    assert np.array_equal(Scores.load(tmp_path).nll, wanted.nll)
+    assert len(units(tmp_path)) == 10
+
+
+def test_killed_workers_lose_one_unit_each_and_others_go_on(tmp_path: Path) -> None:
+    """Two workers are killed in the middle; three go on; nothing is made twice, and the result is that of one."""
+    killed = [start(tmp_path, rank, 2, slow=0.4) for rank in range(2)]
+    deadline = time.monotonic() + 120
+    while len(units(tmp_path)) < 3 and time.monotonic() < deadline and any(p.poll() is None for p in killed):
+        time.sleep(0.02)
+    for process in killed:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    kept = {file: file.stat().st_mtime_ns for file in units(tmp_path)}
+    assert 3 <= len(kept) < 10
+    assert not (tmp_path / "scores.safetensors").exists()
+    finish(*(start(tmp_path, rank, 3) for rank in range(3)))
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    wanted = score(golden.fresh("ref"), MemoryRows(CHUNKS[:300]), tmp_path / "alone", unit_rows=32, **QUICK)
+    found = Scores.load(tmp_path)
+    assert np.array_equal(found.nll, wanted.nll)
+    assert np.array_equal(found.count, wanted.count)
+    finish(start(tmp_path, 0, 1))  # and once more: nothing to do, and well
+
+
+def test_the_number_of_this_worker(monkeypatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert workers() == (0, 1)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert workers() == (2, 3)
+
+
+@pytest.mark.parametrize("n", [0, 1, 63])
+def test_small_corpora(tmp_path: Path, n: int) -> None:
+    found = score(golden.fresh("ref"), MemoryRows(CHUNKS[:n]), tmp_path, **QUICK)
+    assert len(found) == n
+    assert found.usable.all()
+
+
+def test_rows_without_a_score_are_counted_and_many_stop_the_run(tmp_path: Path) -> None:
+    rows = [[5], [0, 7], *CHUNKS[:6]]
+    found = score(golden.fresh("ref"), MemoryRows(rows), tmp_path / "a", **QUICK)
+    assert found.usable.tolist() == [False, False, *[True] * 6]
+    assert np.isnan(found.values()[:2]).all()
+    broken = golden.fresh("ref")
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(float("nan"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(DataError, match=r"8 of 8 rows gave NaN or infinity|6 of 8 rows gave NaN"):
+            score(broken, MemoryRows(rows), tmp_path / "b", **QUICK)
+
+
+def test_bytes_allow_other_tokenizers(tmp_path: Path) -> None:
+    texts = ["one two", "three", "four five six"]
+    known = [
+        MemoryRows([Row(np.arange(1, 1 + n), n_bytes=len(t)) for t, n in zip(texts, lengths, strict=True)])
+        for lengths in ((4, 3, 6), (5, 4, 7))
+    ]
+    found = [
+        score(golden.fresh(name), rows, tmp_path / name, **QUICK)
+        for name, rows in zip(("teacher", "ref"), known, strict=True)
+    ]
+    with pytest.raises(DataError, match="the scores differ in corpus"):
+        diff(*found)
+    values = diff(*found, "per_byte").values
+    wanted = [(found[1].nll[i] - found[0].nll[i]) / len(text) for i, text in enumerate(texts)]
+    np.testing.assert_allclose(values, wanted, rtol=1e-6)
+    other = Scores(found[1].nll, found[1].count, found[1].n_bytes + 1, found[1].manifest)
+    with pytest.raises(DataError, match="row 0 has another number of bytes"):
+        diff(found[0], other, "per_byte")
+    unknown = Scores(found[1].nll, found[1].count, np.full(3, -1), found[1].manifest)
+    with pytest.raises(DataError, match="row 0 has no byte count"):
+        unknown.values("per_byte")
+    with pytest.raises(DataError, match="normalize is 'max'"):
+        unknown.values("max")
+    with pytest.raises(DataError, match="the teacher scored 3 rows and the reference 2"):
+        diff(found[0], Scores(found[1].nll[:2], found[1].count[:2], found[1].n_bytes[:2]))
+
+
+def test_the_manifest_says_what_scores_were_made_with(tmp_path: Path) -> None:
+    tokenizer = golden.tokenizer("tok_a")
+    score(
+        golden.fresh("ref"), MemoryRows(CHUNKS[:3]), tmp_path, tokenizer=tokenizer, max_length=64, progress=False,
+        name="reference", trained_on=["shard 9"],
+    )  # fmt: skip
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["end"] == 0
+    assert manifest["dtype"] == "torch.float32"
+    assert manifest["about"]["trained_on"] == ["shard 9"]
+    assert len(manifest["tokenizer"]) == 64
+    assert manifest["about"]["versions"]["torch"]
