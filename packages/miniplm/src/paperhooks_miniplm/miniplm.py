@@ -35,7 +35,8 @@ class MiniPLM:
     normalize
         "mean" per counted token (official), "sum", or "per_byte" of the text.
     max_length, over_long
-        Most tokens read of an example, and what happens to longer ones: "truncate", "split" or "error".
+        Most tokens read of an example (by default 1024, or as many as both models can read), and what happens to longer
+        ones: "truncate", "split" or "error".
     end
         The end token, from which nothing is predicted: "auto" takes the teacher's, None predicts from every token.
     append_end
@@ -45,7 +46,7 @@ class MiniPLM:
     """
 
     normalize: Normalize = "mean"
-    max_length: int = 1024
+    max_length: int | None = None
     over_long: OverLong = "truncate"
     end: int | Literal["auto"] | None = "auto"
     append_end: bool = True
@@ -64,9 +65,9 @@ class MiniPLM:
         end = end_token(views["teacher"].model, None, self.end)
         rows = [self._ids(example, end) for example in examples]
         n_bytes = np.array([-1 if e.text is None else len(e.text.encode()) for e in examples], dtype=np.int64)
-        values = {}
+        length, values = self.max_length or _longest([views[role] for role in _ROLES]), {}
         for role in _ROLES:
-            found = self._likelihood(role, views[role], end).score(rows, first=examples[0].row)
+            found = self._likelihood(role, views[role], end, length).score(rows, first=examples[0].row)
             values[role] = Scores(found.nll, found.count, n_bytes).values(self.normalize)
         return torch.from_numpy(values["reference"] - values["teacher"]).float()
 
@@ -78,10 +79,15 @@ class MiniPLM:
             return ids
         return np.append(ids, np.int64(end))
 
-    def _likelihood(self, role: str, view: ModelView, end: int | None) -> LogLikelihood:
+    def _likelihood(self, role: str, view: ModelView, end: int | None, length: int) -> LogLikelihood:
         """Made once a model: it proves its head with a forward pass."""
         known = self._known.get(role)
         if known is None or known.model is not view.model:
-            known = LogLikelihood(view.model, end, self.max_length, self.over_long, self.batch_tokens, chunk=self.chunk)
+            known = LogLikelihood(view.model, end, length, self.over_long, self.batch_tokens, chunk=self.chunk)
             self._known[role] = known
         return known
+
+
+def _longest(views: Sequence[ModelView]) -> int:
+    limits = [getattr(view.text_config, "max_position_embeddings", None) for view in views]
+    return min([1024, *(limit for limit in limits if isinstance(limit, int))])
