@@ -402,21 +402,21 @@ def test_accumulated_micro_batches_equal_one_batch(reduction: str, tmp_path: Pat
         options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size}
         found, parts = trained(tmp_path, method, uneven(), **options)
         torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)
-        for key in ("loss", "loss/distil/lm", "loss/distil/kd"):
+        for key in ("loss", "loss/miniplm/distil/lm", "loss/miniplm/distil/kd"):
             assert parts[0][key] == pytest.approx(log[0][key], abs=1e-5), key
     rows = [golden.chunks()[row] for row in uneven()]
     wanted, terms = loss_of(golden.fresh("ref"), method, COLLATOR(rows))
     assert log[0]["loss"] == pytest.approx(wanted.item(), abs=1e-5)
-    assert log[0]["loss/distil/kd"] == pytest.approx(terms["kd"], abs=1e-5)
+    assert log[0]["loss/miniplm/distil/kd"] == pytest.approx(terms["kd"], abs=1e-5)
 
 
 def test_training_with_a_teacher_lowers_the_divergence(tmp_path: Path) -> None:
     method = Distil(golden.teacher(), weight=1.0, divergence="forward")
     options = {"max_steps": 25, "per_device_train_batch_size": 8, "optim": "adamw_torch", "learning_rate": 3e-3}
     _, log = trained(tmp_path, method, golden.stable_indices("0.5")[:64], **options)
-    found = [entry["loss/distil/kd"] for entry in log]
+    found = [entry["loss/miniplm/distil/kd"] for entry in log]
     assert sum(found[-5:]) / 5 < 0.85 * sum(found[:3]) / 3
-    assert all(entry["loss"] == pytest.approx(entry["loss/distil/kd"], abs=1e-4) for entry in log)
+    assert all(entry["loss"] == pytest.approx(entry["loss/miniplm/distil/kd"], abs=1e-4) for entry in log)
 
 
 class TestDistilContract(MethodContract):
