@@ -25,6 +25,7 @@ __all__ = [
     "now",
     "plain",
     "versions",
+    "with_ending",
     "write_json",
     "write_text",
 ]
@@ -96,6 +97,16 @@ def model_digest(model: nn.Module) -> str:
             raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             digest.update(raw.numpy().data)
     return digest.hexdigest()
+
+
+def with_ending(path: str | Path, ending: str) -> Path:
+    """``path`` with ``ending`` behind its name, unless it ends so already; other dots belong to the name.
+
+    >>> with_ending("runs/selection-0.05", ".safetensors").name
+    'selection-0.05.safetensors'
+    """
+    path = Path(path)
+    return path if path.suffix == ending else path.with_name(path.name + ending)
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -24,11 +23,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from statistics import mean, median
 from typing import Any, Final, NamedTuple
 
 import torch
+from paperhooks.testing.memory import forget_peak, resident
 from paperhooks_mathneuro import Selection, Statistics, collect, sweep
 from paperhooks_testbed import documents, load_smollm2, problems
 from torch import Tensor, nn
@@ -262,23 +261,6 @@ def summary(taken: Mapping[str, Sequence[float]], suffix: str) -> dict[str, floa
 
 
 # -- memory, and whole runs --------------------------------------------------------------------------------------------
-
-
-def resident(name: str) -> int:
-    """Bytes of VmRSS or VmHWM (the peak) of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return 1024 * int(line.split()[1])
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def forget_peak() -> bool:
-    """Set the peak back to what is resident now; False where the system cannot."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return resident("VmHWM") <= resident("VmRSS") + (1 << 20)
 
 
 def child(options: argparse.Namespace) -> None:

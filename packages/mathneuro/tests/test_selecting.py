@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paperhooks import ArtefactError, DataError, ModelError
 from paperhooks.testing import tiny_text
+from paperhooks.testing.memory import LargestTensor
 from paperhooks_mathneuro import (
     Recipe,
     SelectionWarning,
@@ -381,25 +382,13 @@ def test_overlaps_by_layer_and_kind() -> None:
 
 def test_nothing_of_the_size_of_the_model_is_made() -> None:
     """Largest tensor that collecting and selecting make: one matrix (or one batch of activations)."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        size = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for each in out if isinstance(out, tuple | list) else [out]:
-                if isinstance(each, torch.Tensor):
-                    Largest.size = max(Largest.size, each.numel())
-            return out
-
     model = tiny_text(layers=6, hidden_size=64, intermediate_size=256)
     largest = 4 * max(m.numel for m in find_matrices_of(model))
     total = 4 * sum(m.numel for m in find_matrices_of(model))
-    with Largest():
+    with LargestTensor() as seen:
         one, two = (collect(model, rows, progress=False, batch_size=1) for rows in (ONE, TWO))
         sweep(model, one, two, ratios=[0.01, 0.05, 0.1])
-    assert 0 < Largest.size <= largest < 0.05 * total
+    assert 0 < seen.nbytes <= largest < 0.05 * total
 
 
 def find_matrices_of(model):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from paperhooks.demo import DemoContext
+from paperhooks.testing.memory import forget_peak, resident
 from paperhooks_mathneuro import collect, evaluate, select, sweep
 from paperhooks_mathneuro.demo import load_demo, run
 from paperhooks_mathneuro.selections import weights_of
@@ -76,16 +77,11 @@ def test_memory_stays_small(material) -> None:
     model, tokenizer, maths, prose = material
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     collect(model, maths[:1], tokenizer=tokenizer, progress=False)  # buffers of the first forward
-    Path("/proc/self/clear_refs").write_text("5")
+    assert forget_peak()
     before = resident("VmRSS")
     sides = [collect(model, each[:8], tokenizer=tokenizer, batch_size=1, progress=False) for each in (maths, prose)]
     sweep(model, *sides, ratios=[0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15])
     assert resident("VmHWM") - before < 0.3 * size + 4 * max(p.numel() for p in model.parameters())
-
-
-def resident(kind: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
 
 
 def test_the_demo(tmp_path: Path) -> None:

@@ -40,16 +40,16 @@ from paperhooks_miniplm import (
     choose,
     diff,
     duplicates_of,
-    lr_at,
     pack,
     score,
 )
-from paperhooks_miniplm.collating import collate
 from paperhooks_miniplm.figures import kept_figure, loss_figure, scatter_figure, score_figure
+from paperhooks_miniplm.miniature import byte_tokenizer, small_llama, training_batch
+from paperhooks_miniplm.miniature import train as run_training
 from paperhooks_miniplm.reporting import kept_by_domain
 from paperhooks_testbed import documents
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
 LENGTH = 128
 BATCH = 16
@@ -66,21 +66,6 @@ class Scale:
     teacher_steps: int
     reference_steps: int
     student_steps: int
-
-
-def tokenizer_on(texts: Sequence[str], vocabulary: int = 512) -> Any:
-    """A byte-level BPE of these texts."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False
-    )
-    made.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", pad_token="<eos>")
 
 
 def clean_texts() -> dict[str, list[str]]:
@@ -125,14 +110,7 @@ def split_corpora(texts: dict[str, list[str]], scale: Scale, seed: int) -> dict[
 def model_of(role: str, vocabulary: int, seed: int) -> LlamaForCausalLM:
     """A Llama of the role's size with random weights."""
     width, layers = WIDTHS[role]
-    config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=width, intermediate_size=(11 * width) // 4, num_hidden_layers=layers,
-        num_attention_heads=max(1, width // 32), max_position_embeddings=LENGTH, tie_word_embeddings=True,
-        bos_token_id=0, eos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+    return small_llama(vocabulary, width, layers, inner=(11 * width) // 4, positions=LENGTH, seed=seed)
 
 
 def train(
@@ -142,44 +120,20 @@ def train(
     """The official recipe (section 2.7): mean of row means, warm-up and cosine; held-out losses on the way."""
     generator = np.random.default_rng(seed)
     order = np.concatenate([generator.permutation(rows) for _ in range(1 + steps * BATCH // max(1, len(rows)))])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01)
+    batches = (batch_of(source, order[step * BATCH : (step + 1) * BATCH]) for step in range(steps))
     method, curve = Distil(teacher, weight=0.5 if teacher is not None else 0.0), []
-    model.train()
-    with attached(model, method) as session:
-        for step in tqdm(range(steps), desc=label, leave=False):
-            for group in optimizer.param_groups:
-                group["lr"] = lr_at(step + 1, rate, rate / 10, max(1, steps // 25), steps)
-            batch = batch_of(source, order[step * BATCH : (step + 1) * BATCH])
-            loss = loss_of(session, model, batch)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            if probe and (step + 1) % max(1, steps // 5) == 0:
-                curve.append((step + 1, held_out(model, probe)))
-                model.train()
+    trained = run_training(
+        model, batches, steps=steps, rate=rate, warmup=max(1, steps // 25), method=method, eps=1e-6, clip=1.0
+    )
+    for step, _ in tqdm(trained, desc=label, total=steps, leave=False):
+        if probe and step % max(1, steps // 5) == 0:
+            curve.append((step, held_out(model, probe)))
     return curve
-
-
-def attached(model: LlamaForCausalLM, method: Distil) -> Any:
-    """A session with the loss attached."""
-    from paperhooks import attach
-
-    return attach(model, method)
-
-
-def loss_of(session: Any, model: LlamaForCausalLM, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The loss of a batch through core's hooks, as a loop without a Trainer takes it."""
-    from paperhooks.loss import LossContext, compute_loss
-
-    return compute_loss(session, LossContext(model, batch))
 
 
 def batch_of(source: Shards, rows: np.ndarray) -> dict[str, torch.Tensor]:
     """Inputs with labels that are not moved any more."""
-    ready = collate([row.ids for row in source.read(rows.tolist())], max_length=LENGTH, pad_id=0, eos_id=0)
-    labels = ready["label"].masked_fill(ready["loss_mask"] == 0, -100)
-    return {"input_ids": ready["input_ids"], "attention_mask": ready["attention_mask"], "shift_labels": labels}
+    return training_batch(source, rows, LENGTH)
 
 
 @torch.no_grad()
@@ -224,7 +178,7 @@ def one_seed(scale: Scale, seed: int, folder: Path) -> dict[str, Any]:
     """Everything for one seed: corpora, models, scores, students."""
     texts = clean_texts()
     parts = split_corpora(texts, scale, seed)
-    tokenizer = tokenizer_on([d.text for d in parts["train"]])
+    tokenizer = byte_tokenizer([d.text for d in parts["train"]])
     for part, some in parts.items():
         pack(some, tokenizer, folder / part, max_length=LENGTH)
     source, train_rows = Shards(folder / "scored"), Shards(folder / "train")

@@ -24,18 +24,17 @@ import argparse
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import NormalDist, fmean, median
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from paperhooks.testing.memory import forget_peak, resident
 from paperhooks_miniplm.scoring import LogLikelihood, labels_of
 from torch import Tensor
 from torch.nn import functional
@@ -247,23 +246,6 @@ def summary(rates: Mapping[str, Sequence[float]], suffix: str) -> dict[str, floa
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
-
-
-def resident(name: str) -> int:
-    """Bytes of VmRSS or VmHWM (the peak) of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return 1024 * int(line.split()[1])
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def forget_peak() -> bool:
-    """Set the peak back to what is resident now; False where the system cannot."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return resident("VmHWM") <= resident("VmRSS") + (1 << 20)
 
 
 def child(options: argparse.Namespace, scale: Scale) -> None:

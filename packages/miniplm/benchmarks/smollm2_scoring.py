@@ -23,26 +23,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from paperhooks import attach
-from paperhooks.loss import LossContext, compute_loss
 from paperhooks_miniplm import (
     Distil,
     Document,
     Shards,
     choose,
-    collate,
     diff,
     duplicates_of,
-    lr_at,
     pack,
     plan,
     report,
     score,
 )
+from paperhooks_miniplm.miniature import small_llama, training_batch
+from paperhooks_miniplm.miniature import train as run_training
 from paperhooks_miniplm.reporting import kept_by_domain
 from paperhooks_testbed import documents, load_smollm2
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 LENGTH = 512
 BATCH = 4
@@ -68,33 +66,20 @@ def taken(source: Iterator[Document], characters: int) -> Iterator[Document]:
 
 def reference_of(tokenizer: Any, teacher: Any, seed: int) -> LlamaForCausalLM:
     """A model of 3.3 million parameters, most of them the embeddings of 49,152 tokens."""
-    config = LlamaConfig(
-        vocab_size=teacher.config.vocab_size, hidden_size=64, intermediate_size=192, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=LENGTH + 1, tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    return small_llama(
+        teacher.config.vocab_size, 64, 2, inner=192, positions=LENGTH + 1, seed=seed,
+        bos=tokenizer.bos_token_id, end=tokenizer.eos_token_id,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
 
 
 def train(model: LlamaForCausalLM, rows: Shards, end: int, steps: int, seed: int) -> float:
     """A moment of ordinary training; returns the last losses' mean."""
-    chance, losses = np.random.default_rng(seed), []
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    with attach(model.train(), Distil(weight=0.0, eos_token_id=end)) as session:
-        for step in tqdm(range(steps), desc="reference", leave=False):
-            for group in optimizer.param_groups:
-                group["lr"] = lr_at(step + 1, 3e-3, 3e-4, max(1, steps // 20), steps)
-            chosen = chance.choice(len(rows), min(BATCH, len(rows)), replace=False).tolist()
-            ready = collate([row.ids for row in rows.read(chosen)], max_length=LENGTH, pad_id=end)
-            labels = ready["label"].masked_fill(ready["loss_mask"] == 0, -100)
-            batch = {"input_ids": ready["input_ids"], "attention_mask": ready["attention_mask"], "shift_labels": labels}
-            loss = compute_loss(session, LossContext(model, batch))
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(float(loss))
+    chance = np.random.default_rng(seed)
+    draws = (chance.choice(len(rows), min(BATCH, len(rows)), replace=False) for _ in range(steps))
+    batches = (training_batch(rows, draw, LENGTH, end) for draw in draws)
+    method = Distil(weight=0.0, eos_token_id=end)
+    trained = run_training(model, batches, steps=steps, rate=3e-3, warmup=max(1, steps // 20), method=method)
+    losses = [float(loss) for _, loss in tqdm(trained, desc="reference", total=steps, leave=False)]
     model.eval()
     return float(np.mean(losses[-20:]))
 

@@ -14,11 +14,11 @@ import torch
 from paperhooks import DataError, HooksTrainerMixin, LossContext, PluginIncompatible
 from paperhooks.loss import compute_loss
 from paperhooks.testing import MethodContract, fingerprint, tiny_llama, tiny_text
+from paperhooks.testing.memory import LargestTensor
 from paperhooks_miniplm.collating import collate
 from paperhooks_miniplm.distilling import Distil, distillation_loss
 from paperhooks_miniplm.rows import MemoryRows
 from paperhooks_miniplm.views import SelectedDataset, TrainingCollator
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainingArguments
 
 COLLATOR = TrainingCollator(0, max_length=golden.MAX_LENGTH)
@@ -262,26 +262,16 @@ def test_rows_without_target_do_not_count_and_a_batch_of_them_is_refused() -> No
 
 
 def test_no_tensor_holds_the_logits_of_all_positions() -> None:
-    class Largest(TorchDispatchMode):
-        size = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            for tensor in result if isinstance(result, tuple | list) else (result,):
-                if isinstance(tensor, torch.Tensor):
-                    self.size = max(self.size, tensor.numel())
-            return result
-
     inputs = COLLATOR([list(range(3, 68)) for _ in range(8)])
     rows, width = inputs["input_ids"].shape
     model, limit = golden.fresh("ref").train(), rows * (width - 1) * 512
-    with paperhooks.attach(model, Distil(golden.teacher(), chunk=64)) as session, Largest() as seen:
+    with paperhooks.attach(model, Distil(golden.teacher(), chunk=64)) as session, LargestTensor() as seen:
         compute_loss(session, LossContext(model, inputs, session)).backward()
-    assert 64 * 512 <= seen.size < limit
+    assert 64 * 512 <= seen.entries < limit
     assert any(p.grad is not None for p in model.parameters())
-    with Largest() as seen:
+    with LargestTensor() as seen:
         model(**inputs)
-    assert seen.size >= limit, "the recorder sees the logits of the model itself"
+    assert seen.entries >= limit, "the recorder sees the logits of the model itself"
 
 
 def test_the_teacher_is_neither_copied_nor_changed_nor_part_of_the_student() -> None:

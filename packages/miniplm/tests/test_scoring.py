@@ -10,6 +10,7 @@ import pytest
 import torch
 from paperhooks import DataError
 from paperhooks.testing import fingerprint, tiny_text
+from paperhooks.testing.memory import LargestTensor
 from paperhooks_miniplm.scoring import LogLikelihood, ScoringWarning, fitted, labels_of
 
 END = 0
@@ -71,26 +72,14 @@ def test_every_family_scores_as_its_own_logits(family: str) -> None:
 
 
 def test_no_logits_of_all_positions_are_made() -> None:
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        size = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for each in out if isinstance(out, tuple | list) else [out]:
-                if isinstance(each, torch.Tensor):
-                    Largest.size = max(Largest.size, each.numel())
-            return out
-
     vocabulary, length = 5000, 200
     model = tiny_text(layers=1, vocab_size=vocabulary)
     rows = [np.arange(3, 3 + length) for _ in range(8)]
     likelihood = LogLikelihood(model, 2, 256, chunk=64)
-    with Largest():
+    with LargestTensor() as seen:
         likelihood.score(rows)
-    assert Largest.size <= max(64 * vocabulary, vocabulary * 32)
-    assert Largest.size < 0.05 * 8 * length * vocabulary
+    assert seen.entries <= max(64 * vocabulary, vocabulary * 32)
+    assert seen.entries < 0.05 * 8 * length * vocabulary
 
 
 def test_end_tokens_predict_nothing_but_are_predicted() -> None:

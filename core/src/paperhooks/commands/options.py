@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import typer
 
 from paperhooks.catalog import catalog
-from paperhooks.errors import DataError, UnsupportedModel
+from paperhooks.errors import DataError, PaperhooksError, UnsupportedModel
 
 __all__ = [
     "build_methods",
@@ -21,6 +22,7 @@ __all__ = [
     "parse_method",
     "parse_value",
     "read_records",
+    "usage_errors",
 ]
 
 _WORDS: Final = {"true": True, "false": False, "none": None, "null": None}
@@ -66,6 +68,24 @@ def parse_value(text: str) -> Any:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError):
         return _WORDS.get(text.strip().lower(), text)
+
+
+def usage_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose values that an option cannot have (ValueError) are errors of usage, with exit code 2.
+
+    Errors of paperhooks stay what they are, also those that are values of data.
+    """
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except PaperhooksError:
+            raise
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return run
 
 
 def build_methods(texts: Sequence[str]) -> list[Any]:

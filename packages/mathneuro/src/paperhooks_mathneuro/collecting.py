@@ -28,7 +28,15 @@ from paperhooks_mathneuro.matrices import Coverage, HeadChoice, find_matrices
 from paperhooks_mathneuro.norms import NormRecorder
 from paperhooks_mathneuro.pieces import Keep, Parts, Piece, gathered, joined, summed_calls
 from paperhooks_mathneuro.statistics import Statistics
-from paperhooks_mathneuro.texts import TEMPLATE, Sample, needs_tokenizer, read_records, samples_digest, tokenized
+from paperhooks_mathneuro.texts import (
+    TEMPLATE,
+    Sample,
+    batches_by_length,
+    needs_tokenizer,
+    read_records,
+    samples_digest,
+    tokenized,
+)
 
 __all__ = ["CoverageWarning", "TokenScope", "collect"]
 
@@ -202,23 +210,10 @@ class _Work:
         ranks.meet()  # all have read before one writes: the samples are shared out by what was done before
         done = {i for piece in pieces for i in piece.samples}
         mine = [i for i in range(len(self.texts)) if i not in done][ranks.index :: ranks.count]
-        new = self._pieces(self._batches(mine), parts)
+        new = self._pieces(batches_by_length(self.texts, mine, self.batch_size, self.batch_tokens), parts)
         tokens = torch.tensor([int(self._counted(text).sum()) for text in self.texts])
         inputs, values = joined(gathered([*pieces, *new], ranks), self.keep)
         return _Found(inputs, values, tokens, summed_calls(self._calls, ranks))
-
-    def _batches(self, mine: Sequence[int]) -> list[list[int]]:
-        """Texts of similar length together, so that little is padding."""
-        order = sorted(mine, key=lambda i: (len(self.texts[i].ids), i))
-        found: list[list[int]] = []
-        for i in order:
-            length = len(self.texts[i].ids)
-            fits = found and len(found[-1]) < self.batch_size and length * (len(found[-1]) + 1) <= self.batch_tokens
-            if fits:
-                found[-1].append(i)
-            else:
-                found.append([i])
-        return found
 
     def _pieces(self, batches: Sequence[Sequence[int]], parts: Parts | None) -> list[Piece]:
         recorder = NormRecorder(self.coverage.matrices)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from paperhooks import DataError, PaperhooksError
-from paperhooks.commands.options import load_model
+from paperhooks import DataError
+from paperhooks.commands.options import load_model, usage_errors
 
 __all__ = ["add_commands"]
 
@@ -30,23 +28,8 @@ def add_commands(app: typer.Typer) -> None:
         no_args_is_help=True,
     )
     for command in (collect, select, apply, undo, evaluate, report, study, compare):
-        group.command()(_usage(command))
+        group.command()(usage_errors(command))
     app.add_typer(group)
-
-
-def _usage(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with values that an option cannot have as errors of usage."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except PaperhooksError:
-            raise
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
-
-    return run
 
 
 def collect(

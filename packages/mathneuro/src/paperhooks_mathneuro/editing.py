@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
-from paperhooks import Artefact, ModelError, UnsupportedModel, WeightJournal, active_session
+from paperhooks import Artefact, ModelError, WeightJournal, active_session
 from paperhooks.artefacts import Edit
 from paperhooks.hidden import unwrapped
 from torch import Tensor, nn
@@ -80,7 +80,13 @@ class Surgery:
         self._need_active()
         forward = self.artefact()
         edits = {
-            name: Edit(_old(self.journal, name), edit.index, edit.shape, before=edit.after, after=edit.before)
+            name: Edit(
+                self.journal.changed[name].saved.cpu().clone(),
+                edit.index,
+                edit.shape,
+                before=edit.after,
+                after=edit.before,
+            )
             for name, edit in forward.edits.items()
         }
         return replace(forward, edits=edits, data={"reverses": forward.options.get("selection")}, journal=None)
@@ -183,17 +189,10 @@ def _positions(model: nn.Module, selection: Selection) -> Mapping[str, Tensor]:
     """Flat positions by parameter. All are found before anything is written."""
     found: dict[str, list[Tensor]] = {}
     for matrix, weight in weights_of(model, selection.matrices):
-        if weight.is_meta:
-            raise UnsupportedModel(f"{matrix.parameter} is not loaded; load the model without offloading")
         index = selection.index(matrix, weight)
         if len(index):
             found.setdefault(matrix.parameter, []).append(index + matrix.offset)
     return {name: torch.cat(parts) for name, parts in found.items()}
-
-
-def _old(journal: WeightJournal, name: str) -> Tensor:
-    change = journal.changed[name]
-    return change.saved.detach().cpu().clone()
 
 
 def _stochastic(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:

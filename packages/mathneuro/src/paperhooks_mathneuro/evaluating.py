@@ -39,6 +39,7 @@ def evaluate(
     max_new_tokens: int = 0,
     seed: int = 0,
     batch_size: int = 8,
+    base: Effects | None = None,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Effects:
@@ -53,6 +54,8 @@ def evaluate(
         where its items have questions, and "text" for the others.
     :param max_new_tokens: also let the model answer the first side's questions, up to so many tokens, and compare the
         last number of its answer; 0 does not.
+    :param base: an earlier evaluation; where it is of the same model on the same items, what it measured of the
+        untouched model is taken over.
     :param out: a file for the measurements. It is written after each of them, and a run that was interrupted goes on.
     :raises DataError: items that cannot be used, or a file of another evaluation. :raises ModelError: a model that is
         attached or edited. What :func:`paperhooks_mathneuro.apply` raises. The model is left as it was in any case.
@@ -69,7 +72,8 @@ def evaluate(
         named = {**named, **controls(next(iter(named.values())), seed=seed)}
     bench = _Bench(model, tokenizer, _items(model, data, tokenizer, scored, template), max_new_tokens, batch_size)
     about = bench.about(seed, template)
-    effects = _begun(out, about) or Effects(bench.measure("", 1.0, 0), [], about)
+    known = base.base if base is not None and base.about == about else None
+    effects = _begun(out, about) or Effects(known or bench.measure("", 1.0, 0), [], about)
     done = {(one.selection, one.scale) for one in effects.edited}
     wanted = [(name, scale) for name in named for scale in scales if (name, scale) not in done]
     for name, scale in tqdm(wanted, desc="evaluate", unit="edit", disable=not progress):

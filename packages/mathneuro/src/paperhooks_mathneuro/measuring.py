@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -13,7 +13,7 @@ from paperhooks.engine import evaluation_mode
 from paperhooks.logprobs import Head, sequence_logprobs
 from torch import Tensor, nn
 
-from paperhooks_mathneuro.texts import Sample
+from paperhooks_mathneuro.texts import Sample, batches_by_length
 
 __all__ = ["Items", "Scored", "choose_by_likelihood", "generated_numbers", "last_number", "nll"]
 
@@ -118,23 +118,12 @@ def _answer_logprobs(
     device = getattr(model, "device", torch.device("cpu"))
     found: list[tuple[float, int]] = [(0.0, 0)] * len(samples)
     with evaluation_mode(model):
-        for batch in _batches(samples, batch_size, batch_tokens):
+        for batch in batches_by_length(samples, range(len(samples)), batch_size, batch_tokens):
             inputs = _padded([samples[i] for i in batch], scored, device)
             out = sequence_logprobs(view, inputs, head=head)
             for i, total, count in zip(batch, out.sum.tolist(), out.count.tolist(), strict=True):
                 found[i] = (total, count)
     return found
-
-
-def _batches(samples: Sequence[Sample], batch_size: int, batch_tokens: int) -> Iterator[list[int]]:
-    batch: list[int] = []
-    for i in sorted(range(len(samples)), key=lambda i: len(samples[i].ids)):
-        if batch and (len(batch) == batch_size or len(samples[i].ids) * (len(batch) + 1) > batch_tokens):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 def _padded(samples: Sequence[Sample], scored: Scored, device: torch.device) -> dict[str, Tensor]:

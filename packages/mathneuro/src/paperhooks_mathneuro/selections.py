@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from paperhooks import Artefact, ArtefactError, DataError, ModelView
 from paperhooks.digests import config_digest, tensor_digest
+from paperhooks.provenance import with_ending
 from torch import Tensor, nn
 
 from paperhooks_mathneuro.expressions import evaluate_sets, set_names
@@ -91,9 +92,6 @@ class Selection(ABC):
         raise DataError(f"{type(self).__name__} {self.label!r} has no file form; save its masks(model)")
 
     def _saved(self, path: str | Path, kind: str, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
-        path = Path(path)
-        if path.suffix != ".safetensors":
-            path = path.with_name(path.name + ".safetensors")
         common: dict[str, Any] = {
             "label": self.label,
             "matrices": [row_of_matrix(matrix) for matrix in self.matrices],
@@ -104,7 +102,7 @@ class Selection(ABC):
             "mathneuro", kind=kind, data={**common, **data}, tensors=tensors, model_class=self.model_class,
             config_hash=self.config_hash,
         )  # fmt: skip
-        return artefact.save(path)
+        return artefact.save(with_ending(path, ".safetensors"))
 
 
 @dataclass(frozen=True, eq=False)

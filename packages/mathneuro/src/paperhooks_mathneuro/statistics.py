@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from paperhooks import Artefact, ArtefactError, DataError
+from paperhooks.provenance import with_ending
 from torch import Tensor
 
 from paperhooks_mathneuro.matrices import Coverage, Matrix, Uncovered
@@ -143,9 +144,6 @@ class Statistics:
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, atomically, and return it."""
-        path = Path(path)
-        if path.suffix != ".safetensors":
-            path = path.with_name(path.name + ".safetensors")
         tensors = {f"norms/{k}": v for k, v in self.norms.items()} | {f"sums/{k}": v for k, v in self.sums.items()}
         tensors |= {"tokens": self.tokens, "rows": self.rows}
         data = {"matrices": [row_of_matrix(m) for m in self.matrices], "inputs": dict(self.inputs), "about": self.about}
@@ -154,7 +152,7 @@ class Statistics:
             "mathneuro", kind=_KIND, data=data, tensors=tensors, model_class=self.model_class,
             config_hash=self.config_hash,
         )  # fmt: skip
-        return artefact.save(path)
+        return artefact.save(with_ending(path, ".safetensors"))
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:

@@ -189,7 +189,10 @@ def _prune(
         sets = {ISOLATED: selection, **controls(selection, seed=common["seed"] + repeat)}
         sets = {name: each for name, each in sets.items() if name in (ISOLATED, *control_names)}
         file = out / f"effects-{ratio:g}-{repeat}.json"
-        found.repeats[ratio, repeat] = evaluate(model, sets, items, with_controls=False, out=file, **common)
+        earlier = next(iter(found.repeats.values()), None)
+        found.repeats[ratio, repeat] = evaluate(
+            model, sets, items, with_controls=False, base=earlier, out=file, **common
+        )
     for ratio in dict.fromkeys(ratio for ratio, _ in found.selections):
         found.effects[ratio] = pooled([one for (r, _), one in found.repeats.items() if r == ratio])
 
@@ -209,7 +212,14 @@ def _scale(
     scale = found.chosen.scale if found.chosen.selection else min(scales, key=lambda s: abs(s - 1))
     items = {side: part["report"] for side, part in parts.items()}
     found.reported = evaluate(
-        model, {name: sets[name]}, items, scales=[scale], with_controls=False, out=out / "scales-report.json", **common
+        model,
+        {name: sets[name]},
+        items,
+        scales=[scale],
+        with_controls=False,
+        base=next(iter(found.repeats.values())),
+        out=out / "scales-report.json",
+        **common,
     )
 
 

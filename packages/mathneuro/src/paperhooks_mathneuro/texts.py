@@ -23,7 +23,16 @@ from typing import Any, Final
 from paperhooks import DataError, MissingExtra
 from paperhooks.provenance import hash_json
 
-__all__ = ["OFFICIAL_TEMPLATE", "TEMPLATE", "Sample", "needs_tokenizer", "read_records", "samples_digest", "tokenized"]
+__all__ = [
+    "OFFICIAL_TEMPLATE",
+    "TEMPLATE",
+    "Sample",
+    "batches_by_length",
+    "needs_tokenizer",
+    "read_records",
+    "samples_digest",
+    "tokenized",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +164,23 @@ def tokenized(
         logger.warning("%d of %d texts were cut to %d tokens", cut, len(found), max_length)
     if not found:
         raise DataError("there is no text; give at least one that is not empty")
+    return found
+
+
+def batches_by_length(
+    samples: Sequence[Sample], wanted: Iterable[int], batch_size: int, batch_tokens: int
+) -> list[list[int]]:
+    """Numbers of the ``wanted`` samples in batches of similar length, so that little is padding.
+
+    :param batch_size, batch_tokens: most samples and most tokens with padding of a batch; one sample always fits.
+    """
+    found: list[list[int]] = []
+    for i in sorted(wanted, key=lambda i: len(samples[i].ids)):
+        fits = found and len(found[-1]) < batch_size and len(samples[i].ids) * (len(found[-1]) + 1) <= batch_tokens
+        if fits:
+            found[-1].append(i)
+        else:
+            found.append([i])
     return found
 
 

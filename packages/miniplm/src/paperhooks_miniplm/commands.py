@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from paperhooks import DataError, PaperhooksError
-from paperhooks.commands.options import load_model
+from paperhooks import DataError
+from paperhooks.commands.options import load_model, usage_errors
 
 __all__ = ["add_commands"]
 
@@ -32,24 +30,9 @@ def add_commands(app: typer.Typer) -> None:
         no_args_is_help=True,
     )
     for command in (pack, plan, score, diff, select, export, convert):
-        group.command()(_usage(command))
-    group.command(name="fit-scaling")(_usage(fit_scaling))
+        group.command()(usage_errors(command))
+    group.command(name="fit-scaling")(usage_errors(fit_scaling))
     app.add_typer(group)
-
-
-def _usage(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with values that an option cannot have as errors of usage."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except PaperhooksError:
-            raise
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
-
-    return run
 
 
 def pack(
@@ -232,14 +215,9 @@ def convert(
     rows = _rows(corpus, first)
     chosen = None if selection is None else read_index(selection, rows)
     found = run(rows, first, second, rows=chosen, max_length=max_length, repack=repack)
-    writer = ShardWriter(out, vocabulary=len(second))
-    try:
+    with ShardWriter(out, vocabulary=len(second)) as writer:
         for row in found:
             writer.add(row.ids, row.domain, row.n_bytes)
-    except BaseException:
-        writer.abort()
-        raise
-    writer.close()
     one = found.report
     typer.echo(f"{out}: {one.rows_in} rows in, {one.rows_out} out, {one.cut} cut, {one.damaged} texts with U+FFFD")
 

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from paperhooks import MissingExtra, attach
+from paperhooks import MissingExtra
 from paperhooks.demo import DemoContext
-from paperhooks.loss import LossContext, compute_loss
 
-from paperhooks_miniplm.collating import collate
 from paperhooks_miniplm.differing import diff
 from paperhooks_miniplm.distilling import Distil
+from paperhooks_miniplm.miniature import byte_tokenizer, small_llama, train, training_batch
 from paperhooks_miniplm.packing import pack
 from paperhooks_miniplm.records import Document
 from paperhooks_miniplm.reporting import kept_by_domain, report
-from paperhooks_miniplm.schedule import lr_at
 from paperhooks_miniplm.selecting import choose, duplicates_of
 from paperhooks_miniplm.shards import Shards
 from paperhooks_miniplm.units import score
@@ -35,7 +31,7 @@ def run(context: DemoContext) -> None:
     """Train a teacher and a reference for a moment, score, select, and write report.html."""
     steps = 60 if context.quick else 260
     clean, mixed = _documents(60_000 if context.quick else 160_000, context.seed)
-    tokenizer = _tokenizer([document.text for document in clean])
+    tokenizer = byte_tokenizer([document.text for document in clean])
     _clear(context.out)
     for name, some in (("trained-on", clean), ("corpus", mixed)):
         pack(some, tokenizer, context.out / name, max_length=_LENGTH)
@@ -44,7 +40,7 @@ def run(context: DemoContext) -> None:
         f"{len(rows)} rows of {_LENGTH + 1} tokens; a fifth of the documents is noise, one stands there 40 times"
     )
     for role, width, layers in (("teacher", 96, 3), ("reference", 32, 1)):
-        model = _model(len(tokenizer), width, layers, context.seed)
+        model = small_llama(len(tokenizer), width, layers, inner=3 * width, positions=_LENGTH, seed=context.seed)
         _train(model, Shards(context.out / "trained-on"), steps, context.seed)
         found = score(model, rows, context.out / role, end=0, max_length=_LENGTH, progress=False)
         if found is not None:
@@ -92,49 +88,12 @@ def _documents(characters: int, seed: int) -> tuple[list[Document], list[Documen
     return clean, mixed
 
 
-def _tokenizer(texts: Sequence[str]) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False
-    )
-    made.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", pad_token="<eos>")
-
-
-def _model(vocabulary: int, width: int, layers: int, seed: int) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
-        num_attention_heads=max(1, width // 32), max_position_embeddings=_LENGTH, tie_word_embeddings=True,
-        bos_token_id=0, eos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
-
-
 def _train(model: Any, rows: Shards, steps: int, seed: int) -> None:
-    """The official recipe in small: mean of row means, warm-up and cosine."""
     chance = np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    with attach(model.train(), Distil(weight=0.0)) as session:
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = lr_at(step + 1, 5e-3, 5e-4, steps // 20, steps)
-            chosen = chance.choice(len(rows), _BATCH, replace=False).tolist()
-            ready = collate([row.ids for row in rows.read(chosen)], max_length=_LENGTH, pad_id=0)
-            labels = ready["label"].masked_fill(ready["loss_mask"] == 0, -100)
-            batch = {"input_ids": ready["input_ids"], "attention_mask": ready["attention_mask"], "shift_labels": labels}
-            compute_loss(session, LossContext(model, batch)).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    draws = (chance.choice(len(rows), _BATCH, replace=False) for _ in range(steps))
+    batches = (training_batch(rows, draw, _LENGTH) for draw in draws)
+    for _ in train(model, batches, steps=steps, rate=5e-3, warmup=steps // 20, method=Distil(weight=0.0)):
+        pass
 
 
 def _clear(out: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 from paperhooks import DataError
-from paperhooks.provenance import atomic_path, plain
+from paperhooks.provenance import atomic_path, plain, with_ending
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -56,8 +56,7 @@ class Difference:
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, atomically, and return it."""
-        path = Path(path)
-        path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
+        path = with_ending(path, ".safetensors")
         arrays = {"values": self.values, "teacher": self.teacher, "reference": self.reference}
         with atomic_path(path) as temporary:
             header = {"kind": _KIND, "about": json.dumps(plain(dict(self.about)))}

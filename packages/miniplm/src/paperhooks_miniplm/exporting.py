@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from paperhooks import DataError, MissingExtra
-from paperhooks.provenance import atomic_path, hash_json
+from paperhooks.provenance import atomic_path, hash_json, with_ending
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -96,7 +96,7 @@ def load_choice(path: str | Path, source: RowSource) -> Choice:
 
 
 def _write_index(choice: Choice, source: RowSource, path: Path, format: str, scores: Array | None) -> Path:
-    path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
+    path = with_ending(path, ".safetensors")
     if path.exists():
         raise DataError(f"{path} exists already; choose another output, or delete it")
     arrays: dict[str, Array] = {"bitmap": choice.bitmap()} if format == "bitmap" else {"rows": choice.rows}

@@ -111,6 +111,8 @@ class LogLikelihood:
         Rows of similar length together, so that little is padding.
     chunk
         Positions that the head sees at once.
+    view
+        What core found in the model.
 
     Raises DataError for a ``max_length`` above what the model can read.
     """
@@ -123,7 +125,7 @@ class LogLikelihood:
     sort: bool = True
     chunk: int = 512
     full_logits: bool = False
-    _view: ModelView = field(init=False, repr=False)
+    view: ModelView = field(init=False, repr=False)
     _head: Head | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -131,16 +133,16 @@ class LogLikelihood:
             raise DataError(f"over_long is {self.over_long!r}; expected 'truncate', 'split' or 'error'")
         if min(self.max_length, self.batch_tokens, self.chunk) < 1:
             raise DataError("max_length, batch_tokens and chunk must be at least 1")
-        self._view = view_of(self.model)
-        limit = getattr(self._view.text_config, "max_position_embeddings", None)
+        self.view = view_of(self.model)
+        limit = getattr(self.view.text_config, "max_position_embeddings", None)
         if isinstance(limit, int) and self.max_length > limit:
             raise DataError(f"max_length is {self.max_length}, but the model reads at most {limit} tokens")
-        self._head = None if self.full_logits else _head(self._view)
+        self._head = None if self.full_logits else _head(self.view)
 
     @property
     def vocabulary(self) -> int:
         """Number of ids that the model knows."""
-        embeddings: Any = self._view.model.get_input_embeddings()  # type: ignore[operator]
+        embeddings: Any = self.view.model.get_input_embeddings()  # type: ignore[operator]
         return int(embeddings.weight.shape[0])
 
     def score(self, rows: Sequence[np.ndarray[Any, Any]], *, first: int = 0) -> RowScores:
@@ -156,7 +158,7 @@ class LogLikelihood:
         np.add.at(nll, owners, sums)
         np.add.at(count, owners, counts)
         bad = np.flatnonzero(~np.isfinite(nll))
-        if len(bad) and self._view.model.dtype != torch.float32:
+        if len(bad) and self.view.model.dtype != torch.float32:
             nll[bad] = self._again([rows[i] for i in bad.tolist()])
         return RowScores(np.where(np.isfinite(nll), nll, np.nan), count, cut)
 
@@ -175,7 +177,7 @@ class LogLikelihood:
 
     def _once(self, pieces: Sequence[np.ndarray[Any, Any]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         nll, count = np.zeros(len(pieces)), np.zeros(len(pieces), dtype=np.int64)
-        with evaluation_mode(self._view.model), torch.inference_mode():
+        with evaluation_mode(self.view.model), torch.inference_mode():
             for batch in self._batches(pieces):
                 nll[batch], count[batch] = self._batch([pieces[i] for i in batch])
         return nll, count
@@ -205,7 +207,7 @@ class LogLikelihood:
         inputs = {"input_ids": ids[:, :-1], "attention_mask": mask}
         if bool(mask.all()):
             del inputs["attention_mask"]  # kernels are faster without one
-        device = getattr(self._view.model, "device", torch.device("cpu"))
+        device = getattr(self.view.model, "device", torch.device("cpu"))
         if device.type != "meta":  # offloaded: accelerate moves the inputs
             inputs = {name: each.to(device) for name, each in inputs.items()}
         tokens = self._logprobs(inputs, labels)
@@ -214,12 +216,12 @@ class LogLikelihood:
 
     def _logprobs(self, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
         if self._head is not None:
-            hidden = last_hidden_state(self._view, inputs)
+            hidden = last_hidden_state(self.view, inputs)
             return token_logprobs(hidden, self._head, labels.to(hidden.device), chunk=self.chunk)
         found = []
         for row in range(len(labels)):  # one at a time: these logits stand in memory in full
             own = {name: each[row : row + 1] for name, each in inputs.items()}
-            logits = self._view.model(**own, use_cache=False).logits.float()
+            logits = self.view.model(**own, use_cache=False).logits.float()
             picked = logits.gather(-1, labels[row : row + 1].clamp(min=0).to(logits.device)[..., None])[..., 0]
             found.append(
                 (picked - logits.logsumexp(-1)).masked_fill((labels[row : row + 1] < 0).to(logits.device), 0.0)
@@ -229,11 +231,11 @@ class LogLikelihood:
     def _again(self, rows: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         """Rows whose sum overflowed, once more with a float32 copy of the model; NaN where that does not help."""
         warnings.warn(
-            f"{len(rows)} rows gave NaN or infinity in {self._view.model.dtype}; they are scored again in float32",
+            f"{len(rows)} rows gave NaN or infinity in {self.view.model.dtype}; they are scored again in float32",
             ScoringWarning, stacklevel=4,
         )  # fmt: skip
         try:
-            wide = copy.deepcopy(self._view.model).float()
+            wide = copy.deepcopy(self.view.model).float()
         except (RuntimeError, MemoryError):
             return np.full(len(rows), np.nan)
         again = LogLikelihood(

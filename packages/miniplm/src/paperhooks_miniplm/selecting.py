@@ -49,9 +49,7 @@ class Choice:
 
     def bitmap(self) -> Array:
         """One bit a row, the first in the highest bit of the first byte: uint8 [ceil(N / 8)]."""
-        kept = np.zeros(self.total, dtype=bool)
-        kept[self.rows] = True
-        return np.packbits(kept)
+        return np.packbits(self.mask())
 
     def mask(self) -> Array:
         """Whether each row is kept, bool [N]."""

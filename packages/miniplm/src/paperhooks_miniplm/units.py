@@ -138,7 +138,7 @@ def score(
         chunk=chunk,
     )
     manifest = _manifest(likelihood, rows, tokenizer, unit_rows, name, trained_on)
-    _begin(folder, manifest, first=index == 0)
+    _begin(folder, manifest)
     bad = done = 0
     total = manifest["rows"]
     numbers: Iterable[int] = (
@@ -233,13 +233,13 @@ def _manifest(
 ) -> dict[str, Any]:
     if unit_rows < 1:
         raise DataError(f"unit_rows is {unit_rows}; at least 1 is needed")
-    model: Any = likelihood._view.model
+    model: Any = likelihood.view.model
     vocabulary: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
     decides = {
         "schema": _SCHEMA,
         "model": model_digest(model),
         "dtype": str(model.dtype),
-        "attention": likelihood._view.attention_kernel,
+        "attention": likelihood.view.attention_kernel,
         "corpus": rows.fingerprint(),
         "rows": None if isinstance(rows, StreamRows) else len(rows),
         "unit_rows": unit_rows,
@@ -255,7 +255,7 @@ def _manifest(
     return found
 
 
-def _begin(folder: Path, manifest: Mapping[str, Any], first: bool) -> None:
+def _begin(folder: Path, manifest: Mapping[str, Any]) -> None:
     file = folder / "manifest.json"
     if not file.exists():
         write_json(file, manifest)  # the same from every worker, and renamed into place
