@@ -15,6 +15,7 @@ from paperhooks.logprobs import (
     sequence_logprobs,
     token_logprobs,
 )
+from paperhooks.testing.memory import LargestTensor
 from paperhooks.testing.tiny import TEXT_FAMILIES, VLM_FAMILIES, tiny_llama, tiny_text, tiny_vlm, vlm_inputs
 from torch import nn
 
@@ -165,6 +166,42 @@ def test_the_head_never_sees_more_than_a_chunk_also_in_the_backward_pass() -> No
     values.sum().backward()
     assert module.most == 7
     assert hidden.grad is not None
+
+
+@pytest.mark.parametrize("vocabulary", [5000, 4096, 7])
+@pytest.mark.parametrize("form", [(True, 1.0, None), (False, 0.5, 3.0)], ids=["bias", "scale-and-cap"])
+def test_without_gradient_a_linear_head_is_read_in_slices_of_the_vocabulary(vocabulary: int, form) -> None:
+    bias, scale, softcap = form
+    torch.manual_seed(0)
+    module = nn.Linear(16, vocabulary, bias=bias)
+    hidden, targets = torch.randn(40, 16) * 4, torch.randint(0, vocabulary, (40,))
+    targets[:2] = torch.tensor([0, vocabulary - 1])
+    head = Head(module, scale, softcap)
+    wanted = head.logits(hidden).double().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    with torch.no_grad(), LargestTensor() as seen:
+        found = token_logprobs(hidden, head, targets)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=2e-6)
+    assert seen.entries <= max(40 * 2048, module.weight.numel())
+    with torch.inference_mode():
+        assert torch.equal(head.logprobs(hidden, targets), found)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(head.logprobs(hidden, targets), found, rtol=1e-6, atol=2e-6)  # with gradient
+
+
+def test_a_head_that_somebody_hooked_or_patched_is_called() -> None:
+    torch.manual_seed(0)
+    module, hidden, targets = nn.Linear(8, 30), torch.randn(5, 8), torch.arange(5)
+    handle = module.register_forward_hook(lambda _, __, logits: logits * 2)
+    doubled = Head(module, 2.0)
+    with torch.no_grad():
+        hooked = Head(module).logprobs(hidden, targets)
+        handle.remove()
+        torch.testing.assert_close(hooked, doubled.logprobs(hidden, targets))
+        module.forward = lambda h: nn.functional.linear(h, module.weight)
+        patched = Head(module).logprobs(hidden, targets)
+    assert not torch.allclose(patched, doubled.logprobs(hidden, targets))
+    wanted = nn.functional.linear(hidden, module.weight).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    torch.testing.assert_close(patched, wanted)
 
 
 def test_labels_come_from_shift_labels_labels_or_ids() -> None:

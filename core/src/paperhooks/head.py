@@ -27,6 +27,8 @@ _DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
 #: Share of the largest logit that the self-check tolerates.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 _LOW_PRECISION_TOLERANCE = 3e-2
+#: Vocabulary entries whose logits are made at once on a CPU, so that they are still in its cache when they are summed.
+_SLICE = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +81,52 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] float32 of hidden states [..., D]."""
-        logits: Tensor = self.module(hidden).float()
+        return self._formed(self.module(hidden))
+
+    def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Log-probabilities float32 [n] of ``targets`` int64 [n] given hidden states [n, D].
+
+        Without gradient, a linear head on a CPU makes no more than 2,048 of a position's logits at once; any other
+        makes all of them.
+        """
+        if not torch.is_grad_enabled() and _is_plain(self.module):
+            return self._logprobs_in_slices(hidden, targets)
+        logits = self.logits(hidden)
+        # logsumexp is far more exact than log_softmax over a large vocabulary on CPU.
+        return logits.gather(-1, targets.to(logits.device)[:, None])[:, 0] - logits.logsumexp(-1)
+
+    def _logprobs_in_slices(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        module: Any = self.module
+        chosen, sums = torch.zeros(len(hidden), dtype=torch.float32), []
+        for first in range(0, self.vocabulary, _SLICE):
+            part = slice(first, first + _SLICE)
+            bias = None if module.bias is None else module.bias[part]
+            logits = self._formed(nn.functional.linear(hidden, module.weight[part], bias))
+            place = targets - first
+            inside = (place >= 0) & (place < logits.shape[-1])
+            chosen[inside] = logits[inside, place[inside]]
+            sums.append(logits.logsumexp(-1))
+        return chosen - torch.stack(sums).logsumexp(0)
+
+    def _formed(self, logits: Tensor) -> Tensor:
+        logits = logits.float()
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether the weight may be used without calling the module: an ordinary linear layer on a CPU that nobody wrapped.
+
+    Adapters and quantised layers are other classes, offloading and patches put a ``forward`` on the module itself, and
+    tensor parallelism makes the weight another class.
+    """
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) in (nn.Parameter, Tensor)
+        and module.weight.device.type == "cpu"
+        and not ("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)
+    )
 
 
 @torch.no_grad()

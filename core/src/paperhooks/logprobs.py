@@ -59,7 +59,8 @@ def token_logprobs(hidden: Tensor, head: Head, labels: Tensor, *, chunk: int = 5
 
     :param hidden: [..., D], as :func:`last_hidden_state` returns them; gradients flow to them and to the head.
     :param labels: int64 [...]; ``ignore_index`` where there is no target.
-    :param chunk: positions that the head sees at once: 4 * chunk * V bytes of logits.
+    :param chunk: positions that the head sees at once: 4 * chunk * V bytes of logits, or fewer
+        (:meth:`Head.logprobs`).
     :return: float32 [...]; zero at ignored positions.
     :raises DataError: shapes that differ, or a label that the head has no logit for.
     """
@@ -71,13 +72,8 @@ def token_logprobs(hidden: Tensor, head: Head, labels: Tensor, *, chunk: int = 5
         wrong = int(targets.min()) if int(targets.min()) < 0 else int(targets.max())
         raise DataError(f"label {wrong} is outside the {head.vocabulary} entries of the head's vocabulary")
 
-    def logprobs(h: Tensor, target: Tensor) -> Tensor:
-        logits = head.logits(h)
-        # logsumexp is far more exact than log_softmax over a large vocabulary on CPU.
-        return logits.gather(-1, target.to(logits.device)[:, None])[:, 0] - logits.logsumexp(-1)
-
     flat = hidden.reshape(-1, hidden.shape[-1])[rows.to(hidden.device)]
-    return scatter_rows(in_chunks(logprobs, chunk, flat, targets), rows, labels.shape)
+    return scatter_rows(in_chunks(head.logprobs, chunk, flat, targets), rows, labels.shape)
 
 
 def next_token_labels(view: ModelView, batch: Mapping[str, Any], *, ignore_index: int = -100) -> Tensor:

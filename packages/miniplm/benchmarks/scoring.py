@@ -55,7 +55,7 @@ Rows: TypeAlias = Sequence[Ids]
 
 
 class Scale(NamedTuple):
-    """How much is measured: the model, timed rows, rows of the package's memory (its default batch holds 63).
+    """How much is measured: the model, timed rows, rows of the package's memory (its default batch holds 7).
 
     As rows of documents are half as long as packed ones, there are twice as many.
     """
@@ -64,7 +64,7 @@ class Scale(NamedTuple):
     layers: int = 8
     packed: int = 8
     documents: int = 16
-    memory_rows: int = 64
+    memory_rows: int = 16
 
 
 QUICK: Final = Scale(hidden=128, layers=2, packed=3, documents=6, memory_rows=16)

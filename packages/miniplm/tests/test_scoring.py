@@ -160,7 +160,7 @@ def test_running_out_of_memory_halves_the_batch(caplog, monkeypatch) -> None:
 
     monkeypatch.setattr(small, "_batch", batch)
     found = small.score(arrays(CHUNKS[:16]))
-    assert small.batch_tokens == 65 * 4
+    assert small._budget == 65 * 4
     assert "going on with 260 tokens a batch" in caplog.text
     np.testing.assert_allclose(found.nll, whole.nll, rtol=1e-6)
     monkeypatch.setattr(small, "_batch", lambda rows: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory")))

@@ -18,7 +18,9 @@ Tokenizer = Annotated[str | None, typer.Option("--tokenizer", help="Folder or hu
 Device = Annotated[str, typer.Option("--device", help="Where the model runs, such as cpu or cuda:0.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 MaxLength = Annotated[int, typer.Option("--max-length", min=1, help="Most tokens that a model reads of a row.")]
-BatchTokens = Annotated[int, typer.Option("--batch-tokens", min=1, help="Rows times longest row of a batch.")]
+BatchTokens = Annotated[
+    int | None, typer.Option("--batch-tokens", min=1, help="Rows times longest row of a batch; as suits the device.")
+]
 Normalize = Annotated[str, typer.Option("--normalize", help="mean (official), sum or per_byte.")]
 
 
@@ -67,7 +69,7 @@ def plan(
     corpus: Corpus,
     tokenizer: Tokenizer = None,
     max_length: MaxLength = 1024,
-    batch_tokens: BatchTokens = 16384,
+    batch_tokens: BatchTokens = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="How many share the corpus.")] = 1,
     student: Annotated[int, typer.Option("--student", help="Parameters of a student to compare with.")] = 0,
     device: Device = "cpu",
@@ -97,7 +99,7 @@ def score(
     name: Annotated[str, typer.Option("--name", help="Such as teacher or reference.")] = "",
     max_length: MaxLength = 1024,
     over_long: Annotated[str, typer.Option("--over-long", help="truncate, split or error.")] = "truncate",
-    batch_tokens: BatchTokens = 16384,
+    batch_tokens: BatchTokens = None,
     unit_rows: Annotated[int, typer.Option("--unit-rows", min=1, help="Rows a file.")] = 8192,
     worker: Annotated[str | None, typer.Option("--worker", help="INDEX/COUNT; torchrun sets it.")] = None,
     device: Device = "cpu",

@@ -42,7 +42,8 @@ class MiniPLM:
     append_end
         End every example with the end token, as packed corpora do, so that the end is scored too.
     batch_tokens, chunk
-        Rows times longest row of a batch, and positions that a head sees at once.
+        Rows times longest row of a batch (by default 2,048 on a CPU, 16,384 elsewhere), and positions that a head sees
+        at once.
     """
 
     normalize: Normalize = "mean"
@@ -50,7 +51,7 @@ class MiniPLM:
     over_long: OverLong = "truncate"
     end: int | Literal["auto"] | None = "auto"
     append_end: bool = True
-    batch_tokens: int = 16384
+    batch_tokens: int | None = None
     chunk: int = 512
 
     traits: ClassVar[Traits] = Traits(dtypes=("float32", "bfloat16", "float16"), parallel=("torchrun", "accelerate"))

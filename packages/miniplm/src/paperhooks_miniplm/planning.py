@@ -94,7 +94,7 @@ def plan(
     *,
     tokenizer: Any = None,
     max_length: int = 1024,
-    batch_tokens: int = 16384,
+    batch_tokens: int | None = None,
     sample_rows: int = 16,
     workers: int = 1,
     student: int = 0,

@@ -106,7 +106,8 @@ class LogLikelihood:
     max_length
         Most tokens that the model reads of a row; rows are at most one id longer.
     batch_tokens
-        Rows times longest row of a batch; halved, for good, when memory does not suffice.
+        Rows times longest row of a batch, by default 2,048 on a CPU, whose caches hold no more, and 16,384 elsewhere;
+        halved, for good, when memory does not suffice.
     sort
         Rows of similar length together, so that little is padding.
     chunk
@@ -121,19 +122,21 @@ class LogLikelihood:
     end: int | None = None
     max_length: int = 1024
     over_long: OverLong = "truncate"
-    batch_tokens: int = 16384
+    batch_tokens: int | None = None
     sort: bool = True
     chunk: int = 512
     full_logits: bool = False
     view: ModelView = field(init=False, repr=False)
     _head: Head | None = field(init=False, repr=False)
+    _budget: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.over_long not in ("truncate", "split", "error"):
             raise DataError(f"over_long is {self.over_long!r}; expected 'truncate', 'split' or 'error'")
-        if min(self.max_length, self.batch_tokens, self.chunk) < 1:
-            raise DataError("max_length, batch_tokens and chunk must be at least 1")
         self.view = view_of(self.model)
+        self._budget = _default_batch(self.view) if self.batch_tokens is None else self.batch_tokens
+        if min(self.max_length, self._budget, self.chunk) < 1:
+            raise DataError("max_length, batch_tokens and chunk must be at least 1")
         limit = getattr(self.view.text_config, "max_position_embeddings", None)
         if isinstance(limit, int) and self.max_length > limit:
             raise DataError(f"max_length is {self.max_length}, but the model reads at most {limit} tokens")
@@ -167,11 +170,11 @@ class LogLikelihood:
             try:
                 return self._once(pieces)
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error) or self.batch_tokens <= max(map(len, pieces), default=1):
+                if not _out_of_memory(error) or self._budget <= max(map(len, pieces), default=1):
                     raise
             # Outside the handler: the traceback holds the tensors that did not fit.
-            self.batch_tokens = max(1, self.batch_tokens // 2)
-            logger.warning("out of memory: going on with %d tokens a batch", self.batch_tokens)
+            self._budget = max(1, self._budget // 2)
+            logger.warning("out of memory: going on with %d tokens a batch", self._budget)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
@@ -190,7 +193,7 @@ class LogLikelihood:
         longest = 0
         for i in usable:
             longest = max(longest, len(pieces[i]))
-            if batch and longest * (len(batch) + 1) > self.batch_tokens:
+            if batch and longest * (len(batch) + 1) > self._budget:
                 yield batch
                 batch, longest = [], len(pieces[i])
             batch.append(i)
@@ -239,7 +242,7 @@ class LogLikelihood:
         except (RuntimeError, MemoryError):
             return np.full(len(rows), np.nan)
         again = LogLikelihood(
-            wide, self.end, self.max_length, self.over_long, self.batch_tokens, self.sort, self.chunk, self.full_logits
+            wide, self.end, self.max_length, self.over_long, self._budget, self.sort, self.chunk, self.full_logits
         )
         return again.score(rows).nll
 
@@ -253,6 +256,11 @@ def check_ids(rows: Sequence[np.ndarray[Any, Any]], vocabulary: int, first: int 
                 f"row {first + number} has the id {wrong}, but the model knows {vocabulary}; was the corpus made with "
                 "another tokenizer?"
             )
+
+
+def _default_batch(view: ModelView) -> int:
+    device: Any = getattr(view.model, "device", torch.device("cpu"))
+    return 2048 if device.type == "cpu" else 16384
 
 
 def _head(view: ModelView) -> Head | None:

@@ -106,7 +106,7 @@ def score(
     max_length: int = 1024,
     over_long: OverLong = "truncate",
     mask_after_end: bool = True,
-    batch_tokens: int = 16384,
+    batch_tokens: int | None = None,
     chunk: int = 512,
     unit_rows: int = 8192,
     worker: tuple[int, int] | None = None,
