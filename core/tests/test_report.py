@@ -13,7 +13,7 @@ import pytest
 from paperhooks.errors import DataError, MissingExtra
 from paperhooks.figures import bar_figure, line_figure, new_figure, save_figure
 from paperhooks.provenance import atomic_path, hash_json, plain, write_json, write_text
-from paperhooks.report import Code, Figure, Heading, Image, Paragraph, RunFolder, Table
+from paperhooks.report import Code, Columns, Figure, Heading, Image, Paragraph, RunFolder, Table
 
 NASTY = "<script>alert('x')</script> & | ` *"
 
@@ -145,7 +145,7 @@ def full_report(tmp_path: Path) -> tuple[str, str]:
         Table(("name", "value", "n"), [(NASTY, 0.123456, 12345), ("b", None, 7), (True, 1e6, 2026)], NASTY),
         Figure("speed", NASTY, "A caption"),
         Image(png.name, "lines"),
-        Code(NASTY, "text"),
+        Columns([[Heading("left", 3), Code(NASTY, "text")], [Paragraph(NASTY)]]),
     ]
     page = run.report(f"Title {NASTY}", blocks).read_text(encoding="utf-8")
     return (tmp_path / "run" / "report.md").read_text(encoding="utf-8"), page
@@ -155,8 +155,9 @@ def test_the_html_report_is_self_contained_balanced_and_escaped(tmp_path: Path) 
     _, page = full_report(tmp_path)
     found = parsed(page)
     assert "script" not in found.seen
-    assert found.text.count("<script>alert('x')</script>") == 7
+    assert found.text.count("<script>alert('x')</script>") == 8
     assert page.count('src="data:image/') == 2
+    assert '<div class="columns"><div><h3>left</h3>\n<pre>' in page
     assert "http" not in page.split("</style>")[1].split("base64")[0]
     assert ".1235" in page
     assert "12,345" in page
@@ -171,6 +172,7 @@ def test_the_markdown_report_has_tables_links_and_no_raw_html(tmp_path: Path) ->
     assert "](speed.svg)\n\n*A caption*" in text
     assert "](lines.png)" in text
     assert "\\| " in text
+    assert text.index("### left") < text.index("```text") < text.rindex("&lt;script&gt;")
 
 
 def test_ragged_tables_and_missing_or_outside_pictures_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from paperhooks.errors import DataError
-from paperhooks.report import Block, Code, Figure, Heading, Image, Paragraph, Table
+from paperhooks.report import Block, Code, Columns, Figure, Heading, Image, Paragraph, Table
 
 __all__ = ["format_cell", "render_html", "render_markdown"]
 
@@ -57,6 +57,8 @@ def _markdown_block(block: Block, folder: Path) -> str:
         case Code(text, language):
             fence = "```" if "```" not in text else "````"
             return f"{fence}{language}\n{text}\n{fence}"
+        case Columns(columns):
+            return "\n\n".join(_markdown_block(one, folder) for column in columns for one in column)
     raise TypeError(f"{block!r} is not a report block")
 
 
@@ -119,6 +121,9 @@ def _html_block(block: Block, folder: Path) -> str:
             return _html_image(_existing(folder, file), alt, caption)
         case Code(text, _):
             return f"<pre><code>{html.escape(text)}</code></pre>"
+        case Columns(columns):
+            inside = ("\n".join(_html_block(one, folder) for one in column) for column in columns)
+            return '<div class="columns">' + "\n".join(f"<div>{one}</div>" for one in inside) + "</div>"
     raise TypeError(f"{block!r} is not a report block")
 
 

@@ -27,7 +27,7 @@ from paperhooks.provenance import hash_json, now, plain, versions, write_json, w
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
 
-__all__ = ["Block", "Code", "Figure", "Heading", "Image", "Paragraph", "RunFolder", "Table"]
+__all__ = ["Block", "Code", "Columns", "Figure", "Heading", "Image", "Paragraph", "RunFolder", "Table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,14 @@ class Code:
     language: str = ""
 
 
-Block: TypeAlias = Heading | Paragraph | Table | Figure | Image | Code
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Runs of blocks side by side, where the page is wide enough; one after another in Markdown."""
+
+    columns: Sequence[Sequence[Block]]
+
+
+Block: TypeAlias = "Heading | Paragraph | Table | Figure | Image | Code | Columns"
 
 
 class RunFolder:

@@ -32,16 +32,16 @@ import numpy as np
 import torch
 from paperhooks.report import Block, Figure, Heading, Paragraph, RunFolder, Table
 from paperhooks_miniplm import (
-    Choice,
     Difference,
     Distil,
     Document,
+    Selection,
     Shards,
-    choose,
     diff,
     duplicates_of,
     pack,
     score,
+    select,
 )
 from paperhooks_miniplm.figures import kept_figure, loss_figure, scatter_figure, score_figure
 from paperhooks_miniplm.miniature import byte_tokenizer, small_llama, training_batch
@@ -151,27 +151,27 @@ def held_out(model: LlamaForCausalLM, batches: Sequence[dict[str, torch.Tensor]]
 
 def arms_of(
     source: Shards, difference: Difference, domains: np.ndarray, seed: int
-) -> tuple[dict[str, np.ndarray], dict[str, Choice]]:
+) -> tuple[dict[str, np.ndarray], dict[str, Selection]]:
     """Rows that each student reads; half of the corpus, or of its clean part."""
     n = len(source)
     clean = ~np.isin(domains, ["noise", "copies"])
     repeated = duplicates_of(source)
     chance = np.random.default_rng(seed)
     likely = -difference.teacher.astype(np.float32)
-    choices = {
-        "difference": choose(difference, ratio=0.5),
-        "difference, no duplicates": choose(difference, ratio=0.5, drop=repeated),
-        "perplexity": choose(likely, ratio=0.5),
-        "clean: difference": choose(difference, count=int(clean.sum()) // 2, drop=~clean),
-        "clean: difference by domain": choose(
+    selections = {
+        "difference": select(difference, ratio=0.5),
+        "difference, no duplicates": select(difference, ratio=0.5, drop=repeated),
+        "perplexity": select(likely, ratio=0.5),
+        "clean: difference": select(difference, count=int(clean.sum()) // 2, drop=~clean),
+        "clean: difference by domain": select(
             np.where(clean, difference.values, np.nan).astype(np.float32), ratio=0.5, domains=domains, quota="domain"
         ),
     }
-    rows = {name: choice.rows for name, choice in choices.items()}
+    rows = {name: selection.rows for name, selection in selections.items()}
     rows["random"] = np.sort(chance.permutation(n)[: n // 2])
     where = np.flatnonzero(clean)
     rows["clean: random"] = np.sort(chance.permutation(where)[: len(where) // 2])
-    return rows, choices
+    return rows, selections
 
 
 def one_seed(scale: Scale, seed: int, folder: Path) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def one_seed(scale: Scale, seed: int, folder: Path) -> dict[str, Any]:
         score(model, source, folder / f"scores-{role}", end=0, max_length=LENGTH, progress=False)
     difference = diff(folder / "scores-teacher", folder / "scores-reference")
     domains = source.domains()
-    rows, choices = arms_of(source, difference, domains, seed)
+    rows, selections = arms_of(source, difference, domains, seed)
     curves, seconds = {}, {}
     for name, chosen in rows.items():
         begin = time.process_time()
@@ -208,7 +208,7 @@ def one_seed(scale: Scale, seed: int, folder: Path) -> dict[str, Any]:
             student, source, rows["random"], steps, RATES["student"], seed, models["teacher"], probe, name
         )
         seconds[name] = time.process_time() - begin
-    kept = {name: choice.mask() for name, choice in choices.items()}
+    kept = {name: selection.mask() for name, selection in selections.items()}
     return {
         "curves": curves,
         "seconds": seconds,
@@ -220,7 +220,7 @@ def one_seed(scale: Scale, seed: int, folder: Path) -> dict[str, Any]:
             for name, mask in kept.items()
         },
         "kd step": (seconds["vanilla KD, equal steps"]) / seconds["random"],
-        "material": (source, difference, choices["difference"]),
+        "material": (source, difference, selections["difference"]),
     }
 
 
@@ -262,7 +262,7 @@ def write_report(out: Path, found: Sequence[dict[str, Any]], result: dict[str, A
     """Curves, tables, and the selection of the first seed."""
     run = RunFolder(out)
     run.start("miniplm-distillation-study", inputs={"seeds": len(found), "rows": result["rows"]})
-    source, difference, choice = found[0]["material"]
+    source, difference, selection = found[0]["material"]
     names = list(found[0]["curves"])
     noisy = [n for n in names if not n.startswith("clean") and "equal operations" not in n]
     for figure, group in (("losses", noisy), ("losses-clean", [n for n in names if n.startswith("clean")])):
@@ -271,9 +271,9 @@ def write_report(out: Path, found: Sequence[dict[str, Any]], result: dict[str, A
             for n in group
         }
         run.figure(figure, loss_figure(curves))
-    run.figure("scores", score_figure(difference.values, choice.cut, kept=choice.mask()))
+    run.figure("scores", score_figure(difference.values, selection.cut, kept=selection.mask()))
     run.figure("models", scatter_figure(difference.teacher, difference.reference, source.domains()))
-    kept = kept_by_domain(choice, difference, source)
+    kept = kept_by_domain(selection, difference, source)
     run.figure("domains", kept_figure({one.domain: one.share for one in kept}, 0.5))
     losses = [(n, *(f"{v:.3f}" for v in result[f"loss, {n}"])) for n in names]
     kept_rows = [(n, *(f"{result[f'kept, {n}'][d]:.1%}" for d in DOMAINS)) for n in found[0]["kept"]]

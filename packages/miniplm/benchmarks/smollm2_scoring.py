@@ -27,13 +27,13 @@ from paperhooks_miniplm import (
     Distil,
     Document,
     Shards,
-    choose,
     diff,
     duplicates_of,
     pack,
     plan,
     report,
     score,
+    select,
 )
 from paperhooks_miniplm.miniature import small_llama, training_batch
 from paperhooks_miniplm.miniature import train as run_training
@@ -116,12 +116,12 @@ def measure(folder: Path, tokens: int, steps: int, seed: int, keep_report: bool)
         result[f"{name}, tokens a CPU second"] = result["tokens"] / seconds
         result["parameters"][name] = model.num_parameters()
     difference = diff(folder / "scores-teacher", folder / "scores-reference")
-    choice, repeated = choose(difference, ratio=0.5), duplicates_of(rows)
-    kept = kept_by_domain(choice, difference, rows)
-    result |= {"kept": len(choice), "cut": choice.cut, "duplicates": int(repeated.sum())}
+    selection, repeated = select(difference, ratio=0.5), duplicates_of(rows)
+    kept = kept_by_domain(selection, difference, rows)
+    result |= {"kept": len(selection), "cut": selection.cut, "duplicates": int(repeated.sum())}
     result["kept by domain"] = {one.domain: [one.kept_rows, one.rows] for one in kept}
     if keep_report:
-        report(folder / "report", choice, difference, rows, tokenizer=tokenizer, duplicates=repeated)
+        report(folder / "report", selection, difference, rows, tokenizer=tokenizer, duplicates=repeated)
     return result
 
 

@@ -9,21 +9,21 @@ import golden
 import numpy as np
 import pytest
 from paperhooks import DataError
-from paperhooks_miniplm.exporting import export, load_choice, read_index
+from paperhooks_miniplm.exporting import export, load_selection, read_index
 from paperhooks_miniplm.ranking import Array
 from paperhooks_miniplm.rows import MemoryRows, Row
-from paperhooks_miniplm.selecting import choose
+from paperhooks_miniplm.selecting import select
 from paperhooks_miniplm.shards import Shards
 
 ROWS = MemoryRows([Row(np.array([i, i + 1, 3]), domain="ab"[i % 2]) for i in range(20)])
 VALUES: Array = np.array([i % 7 for i in range(20)], dtype=np.float32)
-CHOICE = choose(VALUES, ratio=0.4)
+SELECTION = select(VALUES, ratio=0.4)
 
 
 def test_the_half_of_the_stored_corpus_is_written_as_shards(tmp_path: Path) -> None:
     source = Shards(golden.SHARDS)
-    choice = choose(golden.scores()["diff"].numpy(), ratio=0.5)
-    out = export(choice, source, tmp_path / "half", "shards", vocabulary=512)
+    selection = select(golden.scores()["diff"].numpy(), ratio=0.5)
+    out = export(selection, source, tmp_path / "half", "shards", vocabulary=512)
     again = Shards(out)
     assert len(again) == 753
     rows = golden.stable_indices("0.5")
@@ -39,16 +39,16 @@ def test_the_half_of_the_stored_corpus_is_written_as_shards(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("format", ["index", "bitmap"])
 def test_rows_are_found_again(tmp_path: Path, format: str) -> None:
-    file = export(CHOICE, ROWS, tmp_path / "chosen", format, scores=VALUES)
+    file = export(SELECTION, ROWS, tmp_path / "chosen", format, scores=VALUES)
     assert file.suffix == ".safetensors"
-    assert read_index(file).tolist() == CHOICE.rows.tolist()
-    again = load_choice(file, ROWS)
-    assert again.rows.tolist() == CHOICE.rows.tolist()
+    assert read_index(file).tolist() == SELECTION.rows.tolist()
+    again = load_selection(file, ROWS)
+    assert again.rows.tolist() == SELECTION.rows.tolist()
     assert (again.total, again.about["ratio"]) == (20, 0.4)
     with pytest.raises(DataError, match="selects from another corpus"):
         read_index(file, MemoryRows([[1]] * 20))
     with pytest.raises(DataError, match="exists already"):
-        export(CHOICE, ROWS, tmp_path / "chosen", format)
+        export(SELECTION, ROWS, tmp_path / "chosen", format)
     file.write_bytes(b"no")
     with pytest.raises(DataError, match="holds no selection"):
         read_index(file)
@@ -57,36 +57,36 @@ def test_rows_are_found_again(tmp_path: Path, format: str) -> None:
 def test_copies_for_readers(tmp_path: Path) -> None:
     from pyarrow import parquet
 
-    lines = export(CHOICE, ROWS, tmp_path / "a.jsonl", "jsonl", scores=VALUES)
+    lines = export(SELECTION, ROWS, tmp_path / "a.jsonl", "jsonl", scores=VALUES)
     records = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert [record["row"] for record in records] == CHOICE.rows.tolist()
+    assert [record["row"] for record in records] == SELECTION.rows.tolist()
     assert records[0] == {
-        "row": int(CHOICE.rows[0]), "input_ids": ROWS.read([CHOICE.rows[0]])[0].ids.tolist(),
-        "domain": "ab"[CHOICE.rows[0] % 2], "score": float(VALUES[CHOICE.rows[0]]),
+        "row": int(SELECTION.rows[0]), "input_ids": ROWS.read([SELECTION.rows[0]])[0].ids.tolist(),
+        "domain": "ab"[SELECTION.rows[0] % 2], "score": float(VALUES[SELECTION.rows[0]]),
     }  # fmt: skip
-    table = parquet.read_table(export(CHOICE, ROWS, tmp_path / "a.parquet", "parquet")).to_pylist()
-    assert [record["row"] for record in table] == CHOICE.rows.tolist()
+    table = parquet.read_table(export(SELECTION, ROWS, tmp_path / "a.parquet", "parquet")).to_pylist()
+    assert [record["row"] for record in table] == SELECTION.rows.tolist()
     assert table[0]["domain"] == records[0]["domain"]
     tokenizer = golden.tokenizer()
-    text = export(CHOICE, ROWS, tmp_path / "b.jsonl", "jsonl", tokenizer=tokenizer).read_text().splitlines()
+    text = export(SELECTION, ROWS, tmp_path / "b.jsonl", "jsonl", tokenizer=tokenizer).read_text().splitlines()
     first = json.loads(text[0])
     assert first["text"] == tokenizer.decode(first["input_ids"], skip_special_tokens=True)
 
 
 def test_exports_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="format is 'csv'"):
-        export(CHOICE, ROWS, tmp_path / "a", "csv")
-    with pytest.raises(DataError, match="the choice is of 20 rows, in memory has 1: another corpus"):
-        export(CHOICE, MemoryRows([[1]]), tmp_path / "a")
+        export(SELECTION, ROWS, tmp_path / "a", "csv")
+    with pytest.raises(DataError, match="the selection is of 20 rows, in memory has 1: another corpus"):
+        export(SELECTION, MemoryRows([[1]]), tmp_path / "a")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("kept")
     with pytest.raises(DataError, match="exists already"):
-        export(CHOICE, ROWS, tmp_path / "full", "shards")
+        export(SELECTION, ROWS, tmp_path / "full", "shards")
     assert (tmp_path / "full" / "mine.txt").read_text() == "kept"
 
 
 def test_an_empty_selection_is_a_valid_one(tmp_path: Path) -> None:
-    nothing = choose(VALUES, count=0)
+    nothing = select(VALUES, count=0)
     for format in ("index", "bitmap"):
         assert read_index(export(nothing, ROWS, tmp_path / format, format)).tolist() == []
     assert export(nothing, ROWS, tmp_path / "a.jsonl", "jsonl").read_text() == ""

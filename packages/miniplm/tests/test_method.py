@@ -13,7 +13,7 @@ import pytest
 import torch
 from paperhooks import DataError
 from paperhooks.testing import tiny_text
-from paperhooks_miniplm import MiniPLM, choose, diff, plan, report, score
+from paperhooks_miniplm import MiniPLM, diff, plan, report, score, select
 from paperhooks_miniplm.planning import forward_flops
 from paperhooks_miniplm.reporting import kept_by_domain
 from paperhooks_miniplm.rows import MemoryRows, Row
@@ -30,7 +30,7 @@ def test_select_in_one_call_is_the_official_selection(tmp_path: Path) -> None:
         reference=golden.fresh("ref"),
     )  # fmt: skip
     difference = golden.scores()["diff"].numpy()[:300]
-    wanted = choose(difference, ratio=0.5).rows.tolist()
+    wanted = select(difference, ratio=0.5).rows.tolist()
     near = np.flatnonzero(np.abs(difference - np.sort(difference)[-150]) < 8e-5).tolist()
     assert set(chosen.rows.tolist()) ^ set(wanted) <= set(near)
     assert len(chosen.rows) == 150
@@ -104,7 +104,7 @@ def test_a_mixture_counts_the_experts_that_a_token_meets() -> None:
 
 
 @pytest.fixture(scope="module")
-def selection(tmp_path_factory):
+def scored(tmp_path_factory):
     """The stored corpus with labels as domains, scored and cut in half."""
     folder = tmp_path_factory.mktemp("scores")
     from paperhooks_miniplm import Document
@@ -117,34 +117,35 @@ def selection(tmp_path_factory):
         for name in ("teacher", "ref"):
             score(golden.fresh(name), rows, folder / name, end=0, max_length=64, progress=False)
     difference = diff(folder / "teacher", folder / "ref")
-    return rows, difference, choose(difference, ratio=0.5)
+    return rows, difference, select(difference, ratio=0.5)
 
 
-def test_noise_is_dropped_and_repetition_kept(selection) -> None:
-    rows, difference, choice = selection
-    kept = {one.domain: one for one in kept_by_domain(choice, difference, rows)}
+def test_noise_is_dropped_and_repetition_kept(scored) -> None:
+    rows, difference, selection = scored
+    kept = {one.domain: one for one in kept_by_domain(selection, difference, rows)}
     assert set(kept) == set(LABELS)
     assert kept["noise"].share < 0.02
     assert kept["boilerplate"].share > 0.8
     assert kept["repeat"].share > 0.9
-    assert sum(one.kept_rows for one in kept.values()) == len(choice)
+    assert sum(one.kept_rows for one in kept.values()) == len(selection)
     assert sum(one.tokens for one in kept.values()) == int(rows.lengths().sum())
 
 
-def test_the_report_shows_what_was_kept(selection, tmp_path: Path) -> None:
-    rows, difference, choice = selection
-    html = report(tmp_path, choice, difference, rows, tokenizer=golden.tokenizer(), duplicates=duplicates_of(rows))
+def test_the_report_shows_what_was_kept(scored, tmp_path: Path) -> None:
+    rows, difference, selection = scored
+    html = report(tmp_path, selection, difference, rows, tokenizer=golden.tokenizer(), duplicates=duplicates_of(rows))
     text = (tmp_path / "report.md").read_text()
     assert html.exists()
-    for word in ("exact duplicates", "boilerplate", "Kept, the best", "Dropped, the worst", "look at the duplicates"):
+    for word in ("exact duplicates", "boilerplate", "At the cut", "look at the duplicates"):
         assert word in text
+    assert 'class="columns"><div><h4>Kept</h4>' in html.read_text()
     for name in ("scores", "models", "domains"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
     result = json.loads((tmp_path / "result.json").read_text())
     shares = {one["domain"]: one["share"] for one in result["results"]["kept"]}
     assert shares["noise"] < 0.02
-    with pytest.raises(DataError, match="the choice is of"):
-        report(tmp_path / "b", choice, difference, MemoryRows([[1]]))
+    with pytest.raises(DataError, match="the selection is of"):
+        report(tmp_path / "b", selection, difference, MemoryRows([[1]]))
 
 
 def test_reports_without_domains_and_without_scores(tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_reports_without_domains_and_without_scores(tmp_path: Path) -> None:
 
     values = np.array([1.0, np.nan, 0.5, 2.0], dtype=np.float32)
     difference = Difference(values, values.astype(float), values.astype(float))
-    report(tmp_path, choose(difference, ratio=1.0), difference, rows)
+    report(tmp_path, select(difference, ratio=1.0), difference, rows)
     text = (tmp_path / "report.md").read_text()
     assert "1 rows have no score and are never kept. 4 rows were asked for, 3 can be taken." in text
     assert "## Domains" not in text

@@ -13,7 +13,7 @@ from paperhooks import DataError
 from paperhooks_miniplm import ranking
 from paperhooks_miniplm.ranking import ordered_keys
 from paperhooks_miniplm.rows import MemoryRows
-from paperhooks_miniplm.selecting import choose, duplicates_of
+from paperhooks_miniplm.selecting import duplicates_of, select
 
 STORED = golden.selection()
 DIFF = golden.scores()["diff"].numpy()
@@ -29,7 +29,7 @@ def plain(values: np.ndarray, k: int) -> list[int]:
 @pytest.mark.parametrize("ratio", [r for r in STORED["ratios"] if float(r) > 0])
 def test_the_official_selection(ratio: str) -> None:
     stored = STORED["ratios"][ratio]
-    found = choose(DIFF, ratio=float(ratio))
+    found = select(DIFF, ratio=float(ratio))
     wanted = stored["stable_indices"]
     assert len(found) == stored["k"]
     assert found.rows.tolist() == (stored["indices"] if isinstance(wanted, str) else wanted)
@@ -38,7 +38,7 @@ def test_the_official_selection(ratio: str) -> None:
 
 @pytest.mark.parametrize(("ratio", "k"), [(0.29, 28), (0.57, 56), (0.58, 57), (0.5, 50)])
 def test_k_is_the_floor_of_the_float_product(ratio: float, k: int) -> None:
-    assert len(choose(np.arange(100, dtype=np.float32), ratio=ratio)) == k
+    assert len(select(np.arange(100, dtype=np.float32), ratio=ratio)) == k
 
 
 @settings(max_examples=80, deadline=None)
@@ -48,7 +48,7 @@ def test_blocks_and_ties_change_nothing(values: list[float], k: int, block: int)
     size = ranking._BLOCK
     try:
         ranking._BLOCK = block
-        found = choose(array, count=k)
+        found = select(array, count=k)
     finally:
         ranking._BLOCK = size
     assert found.rows.tolist() == plain(array, k)
@@ -61,7 +61,7 @@ def test_budgets_of_tokens_are_filled_from_the_best_on(rows, budget: int, block:
     size = ranking._BLOCK
     try:
         ranking._BLOCK = block
-        found = choose(values, tokens=budget, lengths=lengths)
+        found = select(values, tokens=budget, lengths=lengths)
     finally:
         ranking._BLOCK = size
     wanted, left = [], budget
@@ -87,10 +87,10 @@ def test_keys_are_in_the_order_of_floats() -> None:
 
 def test_more_than_there_is_gives_all_that_has_a_score() -> None:
     values = np.array([1, np.nan, 3], dtype=np.float32)
-    found = choose(values, ratio=1.0)
+    found = select(values, ratio=1.0)
     assert found.rows.tolist() == [0, 2]
     assert (found.about["asked"], found.about["unscored"]) == (3, 1)
-    nothing = choose(np.full(4, np.nan, dtype=np.float32), count=2)
+    nothing = select(np.full(4, np.nan, dtype=np.float32), count=2)
     assert len(nothing) == 0
     assert math.isnan(nothing.cut)
 
@@ -100,46 +100,46 @@ def test_quotas_keep_a_share_of_every_domain() -> None:
     values = rng.normal(size=100).astype(np.float32)
     domains = np.array(["a"] * 70 + ["b"] * 30)
     values[:70] += 10
-    assert choose(values, ratio=0.5).mask()[70:].sum() == 0
-    same = choose(values, ratio=0.5, domains=domains, quota="domain")
+    assert select(values, ratio=0.5).mask()[70:].sum() == 0
+    same = select(values, ratio=0.5, domains=domains, quota="domain")
     assert (same.mask()[:70].sum(), same.mask()[70:].sum()) == (35, 15)
     for name, part in (("a", slice(0, 70)), ("b", slice(70, 100))):
-        alone = choose(values[part], ratio=0.5)
+        alone = select(values[part], ratio=0.5)
         assert (same.rows[domains[same.rows] == name] - part.start).tolist() == alone.rows.tolist()
-    given = choose(values, ratio=0.5, domains=domains, quota={"a": 0.1, "b": 0.9})
+    given = select(values, ratio=0.5, domains=domains, quota={"a": 0.1, "b": 0.9})
     assert (given.mask()[:70].sum(), given.mask()[70:].sum()) == (7, 27)
-    counted = choose(values, count=51, domains=domains, quota="domain")
+    counted = select(values, count=51, domains=domains, quota="domain")
     assert (counted.mask()[:70].sum(), counted.mask()[70:].sum()) == (36, 15)
     lengths = np.full(100, 10)
-    budget = choose(values, tokens=500, lengths=lengths, domains=domains, quota="domain")
+    budget = select(values, tokens=500, lengths=lengths, domains=domains, quota="domain")
     assert (budget.mask()[:70].sum(), budget.mask()[70:].sum()) == (35, 15)
     with pytest.raises(DataError, match="names the domain 'c'; the corpus has 'a', 'b'"):
-        choose(values, ratio=0.5, domains=domains, quota={"c": 1})
+        select(values, ratio=0.5, domains=domains, quota={"c": 1})
     with pytest.raises(DataError, match="needs the domain of every row"):
-        choose(values, ratio=0.5, quota="domain")
+        select(values, ratio=0.5, quota="domain")
 
 
 def test_noise_is_seeded_and_vanishes_with_its_temperature() -> None:
     values = np.random.default_rng(1).normal(size=3000).astype(np.float32)
-    best = choose(values, ratio=0.3)
-    drawn = [choose(values, ratio=0.3, temperature=1.0, seed=s).rows.tolist() for s in (1, 1, 2)]
+    best = select(values, ratio=0.3)
+    drawn = [select(values, ratio=0.3, temperature=1.0, seed=s).rows.tolist() for s in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
-    assert choose(values, ratio=0.3, temperature=1e-9, seed=1).rows.tolist() == best.rows.tolist()
+    assert select(values, ratio=0.3, temperature=1e-9, seed=1).rows.tolist() == best.rows.tolist()
     overlap = len(set(drawn[0]) & set(best.rows.tolist())) / len(best)
     assert 0.3 < overlap < 0.9
     # With two rows, Gumbel noise takes the better one with probability e^d / (1 + e^d).
     pair = np.array([1.0, 0.0], dtype=np.float32)
-    wins = sum(choose(pair, count=1, temperature=1.0, seed=s).rows[0] == 0 for s in range(600))
+    wins = sum(select(pair, count=1, temperature=1.0, seed=s).rows[0] == 0 for s in range(600))
     assert wins / 600 == pytest.approx(math.e / (1 + math.e), abs=0.06)
 
 
 def test_the_top_and_marked_rows_may_be_left_out() -> None:
     values = np.arange(20, dtype=np.float32)
-    assert choose(values, count=4, upper=0.1).rows.tolist() == [14, 15, 16, 17]
+    assert select(values, count=4, upper=0.1).rows.tolist() == [14, 15, 16, 17]
     drop = np.zeros(20, dtype=bool)
     drop[19] = True
-    assert choose(values, count=2, drop=drop).rows.tolist() == [17, 18]
-    assert choose(values, count=2, drop=drop).about["dropped"] == 1
+    assert select(values, count=2, drop=drop).rows.tolist() == [17, 18]
+    assert select(values, count=2, drop=drop).about["dropped"] == 1
 
 
 def test_duplicates_are_the_later_ones() -> None:
@@ -169,15 +169,15 @@ def test_duplicates_are_the_later_ones() -> None:
 )
 def test_choices_that_cannot_be_are_refused(options, words: str) -> None:
     with pytest.raises(DataError, match=words):
-        choose(np.arange(4, dtype=np.float32), **options)
+        select(np.arange(4, dtype=np.float32), **options)
 
 
 def test_an_empty_corpus_is_refused() -> None:
     with pytest.raises(DataError, match="has no rows"):
-        choose(np.zeros(0, dtype=np.float32), ratio=0.5)
+        select(np.zeros(0, dtype=np.float32), ratio=0.5)
 
 
 def test_bitmaps() -> None:
-    found = choose(np.array([3, 1, 2, 9, 8, 0, 0, 0, 7], dtype=np.float32), count=3)
+    found = select(np.array([3, 1, 2, 9, 8, 0, 0, 0, 7], dtype=np.float32), count=3)
     assert found.bitmap().tolist() == [0b00011000, 0b10000000]
     assert found.mask().sum() == 3

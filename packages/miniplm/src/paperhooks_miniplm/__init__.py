@@ -3,7 +3,7 @@
 rows = open_rows("packed/")
 score(teacher, rows, "scores/teacher", tokenizer=tokenizer)
 score(reference, rows, "scores/reference", tokenizer=tokenizer)
-chosen = choose(diff("scores/teacher", "scores/reference"), ratio=0.5)
+chosen = select(diff("scores/teacher", "scores/reference"), ratio=0.5)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from paperhooks_miniplm.converting import convert
     from paperhooks_miniplm.differing import Difference, diff
     from paperhooks_miniplm.distilling import Distil, distillation_loss
-    from paperhooks_miniplm.exporting import export, load_choice, read_index
+    from paperhooks_miniplm.exporting import export, load_selection, read_index
     from paperhooks_miniplm.miniplm import MiniPLM
     from paperhooks_miniplm.packing import Packer, PackReport, pack
     from paperhooks_miniplm.planning import Plan, plan
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from paperhooks_miniplm.scaling import ScalingLaw, fit_scaling, published_table
     from paperhooks_miniplm.schedule import lr_at, warmup_cosine
     from paperhooks_miniplm.scoring import LogLikelihood, ScoringWarning
-    from paperhooks_miniplm.selecting import Choice, choose, duplicates_of
+    from paperhooks_miniplm.selecting import Selection, duplicates_of, select
     from paperhooks_miniplm.shards import Shards, write_shards
     from paperhooks_miniplm.sources import StreamRows, open_rows, read_documents
     from paperhooks_miniplm.units import Scores, merge, score
@@ -39,7 +39,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "converting": ("convert",),
     "differing": ("Difference", "diff"),
     "distilling": ("Distil", "distillation_loss"),
-    "exporting": ("export", "load_choice", "read_index"),
+    "exporting": ("export", "load_selection", "read_index"),
     "miniplm": ("MiniPLM",),
     "packing": ("PackReport", "Packer", "pack"),
     "planning": ("Plan", "plan"),
@@ -49,7 +49,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "scaling": ("ScalingLaw", "fit_scaling", "published_table"),
     "schedule": ("lr_at", "warmup_cosine"),
     "scoring": ("LogLikelihood", "ScoringWarning"),
-    "selecting": ("Choice", "choose", "duplicates_of"),
+    "selecting": ("Selection", "select", "duplicates_of"),
     "shards": ("Shards", "write_shards"),
     "sources": ("StreamRows", "open_rows", "read_documents"),
     "units": ("Scores", "merge", "score"),
@@ -58,7 +58,6 @@ _HOMES: dict[str, tuple[str, ...]] = {
 _LAZY = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Choice",
     "Difference",
     "Distil",
     "Document",
@@ -74,12 +73,12 @@ __all__ = [
     "Scores",
     "ScoringWarning",
     "SelectedDataset",
+    "Selection",
     "Shards",
     "StreamDataset",
     "StreamRows",
     "TrainingCollator",
     "__version__",
-    "choose",
     "collate",
     "convert",
     "diff",
@@ -87,7 +86,7 @@ __all__ = [
     "duplicates_of",
     "export",
     "fit_scaling",
-    "load_choice",
+    "load_selection",
     "lr_at",
     "merge",
     "open_rows",
@@ -98,6 +97,7 @@ __all__ = [
     "read_index",
     "report",
     "score",
+    "select",
     "sequence_mean_loss",
     "warmup_cosine",
     "write_shards",

@@ -165,12 +165,13 @@ def select(
     from paperhooks_miniplm.differing import Difference
     from paperhooks_miniplm.exporting import export as write
     from paperhooks_miniplm.reporting import report
-    from paperhooks_miniplm.selecting import choose, duplicates_of
+    from paperhooks_miniplm.selecting import duplicates_of
+    from paperhooks_miniplm.selecting import select as run
 
     known = _tokenizer(tokenizer) if tokenizer else None
     found, rows = Difference.load(difference), _rows(corpus, known)
     repeated = duplicates_of(rows)
-    chosen = choose(
+    chosen = run(
         found, ratio=ratio, count=count, tokens=tokens, lengths=rows.lengths() if tokens is not None else None,
         domains=rows.domains() if quota else None, quota=_quota(quota), temperature=temperature, seed=seed,
         drop=repeated if drop_duplicates else None, upper=upper,
@@ -189,11 +190,11 @@ def export(
 ) -> None:
     """Write a selection in another form; index and bitmap need no copy of the corpus."""
     from paperhooks_miniplm.exporting import export as run
-    from paperhooks_miniplm.exporting import load_choice
+    from paperhooks_miniplm.exporting import load_selection
 
     known = _tokenizer(tokenizer) if tokenizer else None
     rows = _rows(corpus, known)
-    chosen = load_choice(selection, rows)
+    chosen = load_selection(selection, rows)
     vocabulary = len(known) if known is not None else None
     file = run(chosen, rows, out, format, tokenizer=known, vocabulary=vocabulary)  # type: ignore[arg-type]
     typer.echo(f"{file}: {len(chosen)} rows")

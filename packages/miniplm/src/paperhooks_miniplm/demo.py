@@ -16,7 +16,7 @@ from paperhooks_miniplm.miniature import byte_tokenizer, small_llama, train, tra
 from paperhooks_miniplm.packing import pack
 from paperhooks_miniplm.records import Document
 from paperhooks_miniplm.reporting import kept_by_domain, report
-from paperhooks_miniplm.selecting import choose, duplicates_of
+from paperhooks_miniplm.selecting import duplicates_of, select
 from paperhooks_miniplm.shards import Shards
 from paperhooks_miniplm.units import score
 
@@ -48,14 +48,16 @@ def run(context: DemoContext) -> None:
                 f"{role:<10} {model.num_parameters():>8} parameters, mean loss {np.nanmean(found.values()):.3f}"
             )
     difference = diff(context.out / "teacher", context.out / "reference")
-    choice = choose(difference, ratio=0.5)
-    context.echo(f"kept {len(choice)} of {choice.total} rows, those with a difference of {choice.cut:.3f} and more")
-    for one in kept_by_domain(choice, difference, rows):
+    selection = select(difference, ratio=0.5)
+    context.echo(
+        f"kept {len(selection)} of {selection.total} rows, those with a difference of {selection.cut:.3f} and more"
+    )
+    for one in kept_by_domain(selection, difference, rows):
         context.echo(
             f"  {one.domain:<10} {one.share:>6.1%} kept of {one.rows:>4} rows, mean difference {one.mean:+.3f}"
         )
     repeated = duplicates_of(rows)
-    html = report(context.out, choice, difference, rows, tokenizer=tokenizer, duplicates=repeated)
+    html = report(context.out, selection, difference, rows, tokenizer=tokenizer, duplicates=repeated)
     context.echo(
         "Noise goes, for neither model can read it; what stands there again and again stays: look at duplicates."
     )

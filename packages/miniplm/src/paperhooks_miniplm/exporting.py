@@ -15,10 +15,10 @@ from safetensors.numpy import save_file
 
 from paperhooks_miniplm.ranking import Array
 from paperhooks_miniplm.rows import Row, RowSource
-from paperhooks_miniplm.selecting import Choice
+from paperhooks_miniplm.selecting import Selection
 from paperhooks_miniplm.shards import write_shards
 
-__all__ = ["FORMATS", "Format", "export", "load_choice", "read_index"]
+__all__ = ["FORMATS", "Format", "export", "load_selection", "read_index"]
 
 #: What a selection can be written as.
 Format: TypeAlias = Literal["index", "bitmap", "shards", "parquet", "jsonl"]
@@ -29,7 +29,7 @@ _BATCH: Final = 4096
 
 
 def export(
-    choice: Choice,
+    selection: Selection,
     source: RowSource,
     out: str | Path,
     format: Format = "index",
@@ -46,21 +46,21 @@ def export(
         official format, "parquet" and "jsonl" copy ids, domains and, with a ``tokenizer``, text.
     :param scores: difference scores float32 [N], written beside the rows of index, Parquet and JSON Lines.
     :param vocabulary: of the tokenizer, for the width of ids in shards.
-    :raises DataError: an unknown format, a choice of another corpus, or an output that exists already.
+    :raises DataError: an unknown format, a selection of another corpus, or an output that exists already.
     """
     if format not in FORMATS:
         raise DataError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
-    if choice.total != len(source):
-        raise DataError(f"the choice is of {choice.total} rows, {source.name} has {len(source)}: another corpus")
+    if selection.total != len(source):
+        raise DataError(f"the selection is of {selection.total} rows, {source.name} has {len(source)}: another corpus")
     path = Path(out)
     if path.exists() and (path.is_file() or any(path.iterdir())):
         raise DataError(f"{path} exists already; choose another output, or delete it")
     if format in ("index", "bitmap"):
-        return _write_index(choice, source, path, format, scores)
+        return _write_index(selection, source, path, format, scores)
     if format == "shards":
-        write_shards(_rows(choice, source), path, vocabulary=vocabulary, rows_per_shard=rows_per_shard)
+        write_shards(_rows(selection, source), path, vocabulary=vocabulary, rows_per_shard=rows_per_shard)
         return path
-    records = _records(choice, source, tokenizer, scores)
+    records = _records(selection, source, tokenizer, scores)
     return _write_jsonl(records, path) if format == "jsonl" else _write_parquet(records, path)
 
 
@@ -87,34 +87,34 @@ def read_index(path: str | Path, source: RowSource | None = None) -> Array:
     return np.flatnonzero(np.unpackbits(stored, count=int(header["total"]))).astype(np.int64)
 
 
-def load_choice(path: str | Path, source: RowSource) -> Choice:
-    """An exported index or bitmap as a choice of ``source`` again; raises what :func:`read_index` raises."""
+def load_selection(path: str | Path, source: RowSource) -> Selection:
+    """An exported index or bitmap as a selection of ``source`` again; raises what :func:`read_index` raises."""
     rows = read_index(path, source)
     with safe_open(Path(path), framework="numpy") as handle:
         about = json.loads((handle.metadata() or {})["about"])
-    return Choice(rows, len(source), float("nan"), about)
+    return Selection(rows, len(source), float("nan"), about)
 
 
-def _write_index(choice: Choice, source: RowSource, path: Path, format: str, scores: Array | None) -> Path:
+def _write_index(selection: Selection, source: RowSource, path: Path, format: str, scores: Array | None) -> Path:
     path = with_ending(path, ".safetensors")
     if path.exists():
         raise DataError(f"{path} exists already; choose another output, or delete it")
-    arrays: dict[str, Array] = {"bitmap": choice.bitmap()} if format == "bitmap" else {"rows": choice.rows}
+    arrays: dict[str, Array] = {"bitmap": selection.bitmap()} if format == "bitmap" else {"rows": selection.rows}
     if scores is not None and format == "index":
-        arrays["scores"] = np.asarray(scores[choice.rows], dtype=np.float32)
-    header = {"kind": _KIND, "total": str(choice.total), "corpus": hash_json(source.fingerprint())}
+        arrays["scores"] = np.asarray(scores[selection.rows], dtype=np.float32)
+    header = {"kind": _KIND, "total": str(selection.total), "corpus": hash_json(source.fingerprint())}
     with atomic_path(path) as temporary:
-        save_file(arrays, temporary, {**header, "about": json.dumps(dict(choice.about))})
+        save_file(arrays, temporary, {**header, "about": json.dumps(dict(selection.about))})
     return path
 
 
-def _rows(choice: Choice, source: RowSource) -> Iterator[Row]:
-    for start in range(0, len(choice), _BATCH):
-        yield from source.read(choice.rows[start : start + _BATCH].tolist())
+def _rows(selection: Selection, source: RowSource) -> Iterator[Row]:
+    for start in range(0, len(selection), _BATCH):
+        yield from source.read(selection.rows[start : start + _BATCH].tolist())
 
 
-def _records(choice: Choice, source: RowSource, tokenizer: Any, scores: Array | None) -> Iterator[dict[str, Any]]:
-    for number, row in zip(choice.rows.tolist(), _rows(choice, source), strict=True):
+def _records(selection: Selection, source: RowSource, tokenizer: Any, scores: Array | None) -> Iterator[dict[str, Any]]:
+    for number, row in zip(selection.rows.tolist(), _rows(selection, source), strict=True):
         record: dict[str, Any] = {"row": number, "input_ids": row.ids.tolist()}
         if tokenizer is not None:
             record["text"] = tokenizer.decode(row.ids.tolist(), skip_special_tokens=True)

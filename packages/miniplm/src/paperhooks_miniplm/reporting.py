@@ -9,13 +9,13 @@ from typing import Any, Final
 
 import numpy as np
 from paperhooks import DataError
-from paperhooks.report import Block, Code, Figure, Heading, Paragraph, RunFolder, Table
+from paperhooks.report import Block, Code, Columns, Figure, Heading, Paragraph, RunFolder, Table
 
 from paperhooks_miniplm.differing import Difference
 from paperhooks_miniplm.figures import kept_figure, scatter_figure, score_figure
 from paperhooks_miniplm.ranking import Array
 from paperhooks_miniplm.rows import RowSource
-from paperhooks_miniplm.selecting import Choice
+from paperhooks_miniplm.selecting import Selection
 
 __all__ = ["Kept", "kept_by_domain", "report"]
 
@@ -40,9 +40,9 @@ class Kept:
         return self.kept_rows / max(1, self.rows)
 
 
-def kept_by_domain(choice: Choice, difference: Difference, source: RowSource) -> list[Kept]:
+def kept_by_domain(selection: Selection, difference: Difference, source: RowSource) -> list[Kept]:
     """What is kept of every domain, the largest first; one entry called "" where domains are unknown."""
-    mask, lengths = choice.mask(), source.lengths()
+    mask, lengths = selection.mask(), source.lengths()
     domains = source.domains()
     names = np.unique(domains).tolist() if domains is not None else [""]
     found = []
@@ -64,7 +64,7 @@ def kept_by_domain(choice: Choice, difference: Difference, source: RowSource) ->
 
 def report(
     out: str | Path,
-    choice: Choice,
+    selection: Selection,
     difference: Difference,
     source: RowSource,
     *,
@@ -75,22 +75,26 @@ def report(
     """Write ``report.html``, ``report.md``, figures and ``result.json`` into a folder; returns the path of the first.
 
     :param tokenizer: shows rows as text. :param duplicates: bool [N] of :func:`paperhooks_miniplm.duplicates_of`.
-    :raises DataError: a choice or scores of another corpus, or a folder of another report.
+    :raises DataError: a selection or scores of another corpus, or a folder of another report.
     """
-    if not len(choice.mask()) == len(difference) == len(source):
+    if not len(selection.mask()) == len(difference) == len(source):
         raise DataError(
-            f"the choice is of {choice.total} rows, the scores of {len(difference)} and {source.name} has {len(source)}"
+            f"the selection is of {selection.total} rows, the scores of {len(difference)}, and {source.name} has "
+            f"{len(source)}"
         )
     run = RunFolder(out)
     normalize = difference.about.get("normalize", "mean")
     run.start(
-        "miniplm-selection", inputs={"corpus": source.fingerprint(), "choice": choice.about, "normalize": normalize}
+        "miniplm-selection",
+        inputs={"corpus": source.fingerprint(), "selection": selection.about, "normalize": normalize},
     )
-    kept = kept_by_domain(choice, difference, source)
-    blocks = [*_summary(choice, difference, source, duplicates), *_score_blocks(run, choice, difference, source)]
-    blocks += _domain_blocks(run, kept, choice)
-    blocks += _examples(choice, difference, source, tokenizer)
-    run.record(kept=[_plain(one) for one in kept], rows=len(choice), cut=None if np.isnan(choice.cut) else choice.cut)
+    kept = kept_by_domain(selection, difference, source)
+    blocks = [*_summary(selection, difference, source, duplicates), *_score_blocks(run, selection, difference, source)]
+    blocks += _domain_blocks(run, kept, selection)
+    blocks += _examples(selection, difference, source, tokenizer)
+    run.record(
+        kept=[_plain(one) for one in kept], rows=len(selection), cut=None if np.isnan(selection.cut) else selection.cut
+    )
     html = run.report(title, blocks)
     run.finish()
     return html
@@ -101,10 +105,10 @@ def _plain(one: Kept) -> dict[str, Any]:
     return {"domain": one.domain, "rows": one.rows, "kept": one.kept_rows, "share": one.share, "mean": mean}
 
 
-def _summary(choice: Choice, difference: Difference, source: RowSource, duplicates: Array | None) -> list[Block]:
-    mask, lengths = choice.mask(), source.lengths()
+def _summary(selection: Selection, difference: Difference, source: RowSource, duplicates: Array | None) -> list[Block]:
+    mask, lengths = selection.mask(), source.lengths()
     rows: list[tuple[str, int, int, str]] = [
-        ("rows", choice.total, len(choice), f"{len(choice) / choice.total:.1%}"),
+        ("rows", selection.total, len(selection), f"{len(selection) / selection.total:.1%}"),
         ("tokens", int(lengths.sum()), int(lengths[mask].sum()), f"{lengths[mask].sum() / max(1, lengths.sum()):.1%}"),
     ]
     if duplicates is not None:
@@ -113,9 +117,9 @@ def _summary(choice: Choice, difference: Difference, source: RowSource, duplicat
             ("exact duplicates", int(duplicates.sum()), inside, f"{inside / max(1, int(duplicates.sum())):.1%}")
         )
     text = f"{difference.unscored} rows have no score and are never kept."
-    asked = choice.about.get("asked", len(choice))
-    if choice.about.get("tokens") is None and len(choice) < asked:
-        text += f" {asked} rows were asked for, {len(choice)} can be taken."
+    asked = selection.about.get("asked", len(selection))
+    if selection.about.get("tokens") is None and len(selection) < asked:
+        text += f" {asked} rows were asked for, {len(selection)} can be taken."
     note = (
         "Text that the teacher was trained on, or that stands in the corpus many times, is likely for the teacher and "
         "so preferred: look at the duplicates, and at what lies at the top."
@@ -123,24 +127,24 @@ def _summary(choice: Choice, difference: Difference, source: RowSource, duplicat
     return [Table(("", "corpus", "kept", "share"), rows), Paragraph(text), Paragraph(note, "note")]
 
 
-def _score_blocks(run: RunFolder, choice: Choice, difference: Difference, source: RowSource) -> list[Block]:
-    run.figure("scores", score_figure(difference.values, choice.cut, kept=choice.mask()))
+def _score_blocks(run: RunFolder, selection: Selection, difference: Difference, source: RowSource) -> list[Block]:
+    run.figure("scores", score_figure(difference.values, selection.cut, kept=selection.mask()))
     run.figure("models", scatter_figure(difference.teacher, difference.reference, source.domains()))
     known = difference.values[~np.isnan(difference.values)]
     middle = float(np.median(known)) if len(known) else float("nan")
     return [
         Heading("Scores"),
-        Figure("scores", alt=f"median difference {middle:.3f}, cut at {choice.cut:.3f}"),
+        Figure("scores", alt=f"median difference {middle:.3f}, cut at {selection.cut:.3f}"),
         Figure(
             "models", alt="each row's loss under both models", caption="Above the dashed line the teacher is better."
         ),
     ]
 
 
-def _domain_blocks(run: RunFolder, kept: Sequence[Kept], choice: Choice) -> list[Block]:
+def _domain_blocks(run: RunFolder, kept: Sequence[Kept], selection: Selection) -> list[Block]:
     if len(kept) < 2:
         return []
-    overall = len(choice) / choice.total
+    overall = len(selection) / selection.total
     run.figure("domains", kept_figure({one.domain: one.share for one in kept}, overall))
     rows = [(one.domain, one.rows, one.kept_rows, f"{one.share:.1%}", one.kept_tokens, one.mean) for one in kept]
     alt = ", ".join(f"{one.domain} {one.share:.0%}" for one in kept)
@@ -151,28 +155,32 @@ def _domain_blocks(run: RunFolder, kept: Sequence[Kept], choice: Choice) -> list
     ]
 
 
-def _examples(choice: Choice, difference: Difference, source: RowSource, tokenizer: Any) -> list[Block]:
-    """The best rows, those on both sides of the cut, and the worst."""
+def _examples(selection: Selection, difference: Difference, source: RowSource, tokenizer: Any) -> list[Block]:
+    """Kept rows beside dropped ones: the best beside the worst, and those on both sides of the cut."""
     known = np.flatnonzero(~np.isnan(difference.values))
     order = known[np.argsort(-difference.values[known], kind="stable")]
-    mask = choice.mask()
+    mask = selection.mask()
     kept, dropped = order[mask[order]], order[~mask[order]]
-    groups: Mapping[str, Array] = {
-        "Kept, the best": kept[:_EXAMPLES],
-        "Kept, the last": kept[max(_EXAMPLES, len(kept) - _EXAMPLES) :],
-        "Dropped, the first": dropped[:_EXAMPLES],
-        "Dropped, the worst": dropped[max(_EXAMPLES, len(dropped) - _EXAMPLES) :],
+    pairs: Mapping[str, tuple[Array, Array]] = {
+        "The ends": (kept[:_EXAMPLES], dropped[::-1][:_EXAMPLES]),
+        "At the cut": (kept[::-1][:_EXAMPLES], dropped[:_EXAMPLES]),
     }
     blocks: list[Block] = [Heading("Rows on both sides")]
-    for name, rows in groups.items():
-        if len(rows):
-            blocks.append(Heading(name, 3))
-        for number, row in zip(rows.tolist(), source.read(rows.tolist()), strict=True):
-            losses = f"teacher {difference.teacher[number]:.3f}, reference {difference.reference[number]:.3f}"
-            domain = f" ({row.domain})" if row.domain else ""
-            blocks.append(Paragraph(f"Row {number}{domain}: difference {difference.values[number]:+.3f}, {losses}."))
-            blocks.append(Code(_text(row.ids, tokenizer)))
+    for name, (ours, theirs) in pairs.items():
+        if len(ours) or len(theirs):
+            left, right = (_shown(rows, difference, source, tokenizer) for rows in (ours, theirs))
+            blocks += [Heading(name, 3), Columns(([Heading("Kept", 4), *left], [Heading("Dropped", 4), *right]))]
     return blocks
+
+
+def _shown(rows: Array, difference: Difference, source: RowSource, tokenizer: Any) -> list[Block]:
+    blocks: list[Block] = []
+    for number, row in zip(rows.tolist(), source.read(rows.tolist()), strict=True):
+        losses = f"teacher {difference.teacher[number]:.3f}, reference {difference.reference[number]:.3f}"
+        domain = f" ({row.domain})" if row.domain else ""
+        blocks.append(Paragraph(f"Row {number}{domain}: difference {difference.values[number]:+.3f}, {losses}."))
+        blocks.append(Code(_text(row.ids, tokenizer)))
+    return blocks or [Paragraph("None.")]
 
 
 def _text(ids: Array, tokenizer: Any) -> str:

@@ -19,14 +19,14 @@ from paperhooks_miniplm.differing import Difference
 from paperhooks_miniplm.ranking import Array, best, best_within, blocks, gumbel, ordered_keys
 from paperhooks_miniplm.rows import RowSource
 
-__all__ = ["Choice", "Quota", "choose", "duplicates_of"]
+__all__ = ["Quota", "Selection", "duplicates_of", "select"]
 
 #: Of every domain the same share, or a ratio for each domain by name.
 Quota: TypeAlias = Literal["domain"] | Mapping[str, float]
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
+class Selection:
     """The rows that are kept.
 
     rows
@@ -58,7 +58,7 @@ class Choice:
         return kept
 
 
-def choose(
+def select(
     scores: Difference | Array,
     *,
     ratio: float | None = None,
@@ -71,7 +71,7 @@ def choose(
     seed: int = 0,
     drop: Array | None = None,
     upper: float = 0.0,
-) -> Choice:
+) -> Selection:
     """The best rows: a share of them, a number of them, or as many as a number of tokens allows.
 
     :param scores: difference scores float32 [N], in memory or memory-mapped.
@@ -107,7 +107,7 @@ def choose(
         "upper": upper, "dropped": int(drop.sum()) if drop is not None else 0, "asked": sum(budgets.values()),
         "unscored": sum(int(np.isnan(values[block]).sum()) for block in blocks(n)),
     }  # fmt: skip
-    return Choice(rows, n, float(kept.min()) if len(kept) else math.nan, plain(about))
+    return Selection(rows, n, float(kept.min()) if len(kept) else math.nan, plain(about))
 
 
 def duplicates_of(source: RowSource, *, batch: int = 8192) -> Array:
