@@ -16,7 +16,8 @@ from paperhooks.loss import compute_loss
 from paperhooks.testing import MethodContract, fingerprint, tiny_llama, tiny_text
 from paperhooks.testing.memory import LargestTensor
 from paperhooks_miniplm.collating import collate
-from paperhooks_miniplm.distilling import Distil, distillation_loss
+from paperhooks_miniplm.distilling import Distil, DistilTerm
+from paperhooks_miniplm.divergences import distillation_loss
 from paperhooks_miniplm.rows import MemoryRows
 from paperhooks_miniplm.views import SelectedDataset, TrainingCollator
 from transformers import Trainer, TrainingArguments
@@ -351,6 +352,56 @@ def test_a_vocabulary_padded_for_the_student_alone() -> None:
     assert bool(torch.isfinite(found))
 
 
+# -- as a term of another loss -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("divergence", ["cross_entropy", "reverse", "jsd"])
+@pytest.mark.parametrize("reduction", ["sequence_mean", "token_mean"])
+def test_a_term_adds_to_the_models_own_loss(divergence, reduction) -> None:
+    options = {"divergence": divergence, "reduction": reduction, "temperature": 1.5}
+    one, two = golden.fresh("ref"), golden.fresh("ref")
+    kd = on_logits(one, golden.teacher(), weight=1.0, **options).loss
+    wanted = one(**batch()).loss + 2.5 * kd
+    found, terms = loss_of(two, DistilTerm(golden.teacher(), weight=2.5, chunk=7, **options), batch())
+    assert found.item() == pytest.approx(wanted.item(), abs=1e-5)
+    assert terms == {"kd": pytest.approx(2.5 * kd.item(), abs=1e-5)}
+    wanted.backward()
+    found.backward()
+    for (name, p), q in zip(one.named_parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_term_adds_to_the_loss_of_another_method_without_logits_of_all_positions() -> None:
+    inputs = COLLATOR([list(range(3, 68)) for _ in range(8)])
+    rows, width = inputs["input_ids"].shape
+    model, other = golden.fresh("ref"), golden.fresh("ref")
+    methods = Distil(weight=0.0, chunk=64), DistilTerm(golden.teacher(), weight=0.5, chunk=64)
+    with paperhooks.attach(model, *methods) as session, LargestTensor() as seen:
+        context = LossContext(model, inputs, session)
+        found = compute_loss(session, context)
+        found.backward()
+    assert seen.entries < rows * (width - 1) * 512
+    whole, _ = loss_of(other, Distil(golden.teacher(), weight=0.5), inputs)
+    (2 * whole).backward()  # LM / 2 + KD / 2, twice
+    lm, kd = (float(value) for value in context.terms.values())
+    assert found.item() == pytest.approx(lm + kd, abs=1e-5)
+    assert 2 * whole.item() == pytest.approx(lm + 2 * kd, abs=1e-5)
+
+
+def test_a_term_without_weight_needs_no_teacher_and_options_are_checked() -> None:
+    model, inputs = golden.fresh("ref"), batch()
+    found, terms = loss_of(model, DistilTerm(weight=0.0), inputs)
+    assert found.item() == pytest.approx(model(**inputs).loss.item(), abs=1e-6)
+    assert terms == {}
+    with pytest.raises(PluginIncompatible, match="DistilTerm needs a teacher"):
+        paperhooks.attach(model, DistilTerm())
+    for weight in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="at least 0"):
+            DistilTerm(weight=weight)
+    with pytest.raises(DataError, match="has a token to predict"):
+        loss_of(model, DistilTerm(golden.teacher()), {**inputs, "labels": torch.full_like(inputs["labels"], -100)})
+
+
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
@@ -380,6 +431,18 @@ def uneven() -> list[int]:
     counts = golden.scores()["scored_tokens"].tolist()
     order = sorted((row for row in range(len(counts)) if counts[row]), key=counts.__getitem__)
     return [order[0], order[len(order) // 3], order[-1], order[40]]
+
+
+@pytest.mark.parametrize("reduction", ["sequence_mean", "token_mean"])
+def test_accumulated_micro_batches_of_a_term_equal_one_batch(reduction: str, tmp_path: Path) -> None:
+    method = DistilTerm(golden.teacher(), reduction=reduction)
+    whole, log = trained(tmp_path, method, uneven())
+    for size in (1, 2):
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size}
+        found, parts = trained(tmp_path, method, uneven(), **options)
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)
+        for key in ("loss", "loss/miniplm/distil-term/kd"):
+            assert parts[0][key] == pytest.approx(log[0][key], abs=1e-5), key
 
 
 @pytest.mark.parametrize("reduction", ["sequence_mean", "token_mean"])
@@ -416,3 +479,12 @@ class TestDistilContract(MethodContract):
 
     def make(self) -> Distil:
         return Distil(tiny_llama(seed=1))
+
+
+class TestDistilTermContract(MethodContract):
+    """So does the term."""
+
+    changes_outputs = False
+
+    def make(self) -> DistilTerm:
+        return DistilTerm(tiny_llama(seed=1))

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from paperhooks_miniplm.collating import collate
     from paperhooks_miniplm.converting import convert
     from paperhooks_miniplm.differing import Difference, diff
-    from paperhooks_miniplm.distilling import Distil, distillation_loss
+    from paperhooks_miniplm.distilling import Distil, DistilTerm
+    from paperhooks_miniplm.divergences import DistillationLoss, distillation_loss
     from paperhooks_miniplm.exporting import export, load_selection, read_index
     from paperhooks_miniplm.miniplm import MiniPLM
     from paperhooks_miniplm.packing import Packer, PackReport, pack
@@ -38,7 +39,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "collating": ("collate",),
     "converting": ("convert",),
     "differing": ("Difference", "diff"),
-    "distilling": ("Distil", "distillation_loss"),
+    "distilling": ("Distil", "DistilTerm"),
+    "divergences": ("DistillationLoss", "distillation_loss"),
     "exporting": ("export", "load_selection", "read_index"),
     "miniplm": ("MiniPLM",),
     "packing": ("PackReport", "Packer", "pack"),
@@ -60,6 +62,8 @@ _LAZY = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "Difference",
     "Distil",
+    "DistilTerm",
+    "DistillationLoss",
     "Document",
     "LogLikelihood",
     "MemoryRows",

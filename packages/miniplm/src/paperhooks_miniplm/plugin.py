@@ -9,6 +9,7 @@ PLUGIN = PluginInfo(
     methods={
         "miniplm": "paperhooks_miniplm.miniplm:MiniPLM",
         "distil": "paperhooks_miniplm.distilling:Distil",
+        "distil-term": "paperhooks_miniplm.distilling:DistilTerm",
     },
     paper=Paper(
         arxiv="2410.17215",
