@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from paperhooks import DataError
 from paperhooks_miniplm.converting import convert
 from paperhooks_miniplm.packing import packer_of, text_bytes
+from paperhooks_miniplm.record_rows import StreamRows, encode
 from paperhooks_miniplm.rows import MemoryRows, Row
 from paperhooks_miniplm.shards import Shards, write_shards
-from paperhooks_miniplm.sources import encode, open_rows
+from paperhooks_miniplm.sources import open_rows
 
 OLD, NEW = golden.tokenizer("tok_a"), golden.tokenizer("tok_b")
 
@@ -92,7 +93,13 @@ def test_sources_selections_and_shards(tmp_path: Path) -> None:
     assert ids_of(Shards(tmp_path).read(range(3))) == expected
     stream = iter([golden.chunks()[row] for row in chosen])
     assert ids_of(convert(stream, OLD, NEW, max_length=64)) == expected
-    with pytest.raises(DataError, match="can only be read in order"):
+    for repack in (False, True):
+        of_rows = [
+            convert(source, OLD, NEW, rows=chosen, repack=repack)
+            for source in (StreamRows(golden.chunks()), golden.SHARDS)
+        ]
+        assert ids_of(of_rows[0]) == ids_of(of_rows[1])
+    with pytest.raises(DataError, match="has no row 1"):
         list(convert(iter([]), OLD, NEW, rows=[1]))
 
 

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paperhooks import DataError
 from paperhooks_miniplm.packing import EndTokens, Packer, end_tokens, pack, packer_of, text_bytes
+from paperhooks_miniplm.record_rows import encode
+from paperhooks_miniplm.records import Document
 from paperhooks_miniplm.shards import Shards
-from paperhooks_miniplm.sources import Document, encode, read_documents
+from paperhooks_miniplm.sources import read_documents
 
 CASES = [("tok_a", "a_no_bos", False), ("tok_b", "b_bos", True)]
 

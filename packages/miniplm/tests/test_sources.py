@@ -13,17 +13,11 @@ import numpy as np
 import pytest
 from paperhooks import DataError, MissingExtra
 from paperhooks_miniplm.packing import pack
-from paperhooks_miniplm.rows import MemoryRows, Row, RowSource
+from paperhooks_miniplm.record_rows import RecordRows, StreamRows, encode, tokenizer_digest
+from paperhooks_miniplm.records import Document
+from paperhooks_miniplm.rows import MemoryRows, Row, RowSource, count_rows
 from paperhooks_miniplm.shards import Shards
-from paperhooks_miniplm.sources import (
-    Document,
-    RecordRows,
-    StreamRows,
-    encode,
-    open_rows,
-    read_documents,
-    tokenizer_digest,
-)
+from paperhooks_miniplm.sources import open_rows, read_documents
 
 RECORDS = [
     {"text": f"Text {n}. \u00e9\n", "domain": "ab"[n % 2], "meta": {"set": f"s{n}"}, "other": n} for n in range(7)
@@ -320,6 +314,20 @@ def test_skipped_rows_are_not_tokenized_and_not_read_again() -> None:
 
     list(StreamRows(map(str, range(600)), tokenizer).iterate(590, 593))
     assert counted == ["590", "591", "592"]
+
+
+@pytest.mark.parametrize("kind", ["gzip", "streamed dataset"])
+def test_rows_of_a_stream_at_any_place(tmp_path: Path, kind: str) -> None:
+    rows = open_rows(SOURCES[kind](tmp_path), golden.tokenizer())
+    assert isinstance(rows, RowSource)
+    assert plain(rows.read([5, 0, 1, 5])) == [expected()[n] for n in (5, 0, 1, 5)]
+    with pytest.raises(DataError, match="has no row 7"):
+        rows.read([6, 7])
+    fresh = open_rows(SOURCES[kind](tmp_path), golden.tokenizer())
+    assert count_rows(fresh) == len(fresh) == 7
+    assert fresh.lengths().tolist() == [len(row.ids) for row in fresh]
+    assert fresh.domains().tolist() == [domain for _, domain in WANTED]
+    assert count_rows(MemoryRows([[1], [2]])) == 2
 
 
 def test_two_readers_of_a_stream_do_not_mix_their_rows() -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from paperhooks_miniplm.miniplm import MiniPLM
     from paperhooks_miniplm.packing import Packer, PackReport, pack
     from paperhooks_miniplm.planning import Plan, plan
+    from paperhooks_miniplm.record_rows import StreamRows
     from paperhooks_miniplm.records import Document
     from paperhooks_miniplm.reporting import report
     from paperhooks_miniplm.rows import MemoryRows, Row, RowSource
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from paperhooks_miniplm.scoring import LogLikelihood, ScoringWarning
     from paperhooks_miniplm.selecting import Selection, duplicates_of, select
     from paperhooks_miniplm.shards import Shards, write_shards
-    from paperhooks_miniplm.sources import StreamRows, open_rows, read_documents
+    from paperhooks_miniplm.sources import open_rows, read_documents
     from paperhooks_miniplm.units import Scores, merge, score
     from paperhooks_miniplm.views import SelectedDataset, StreamDataset, TrainingCollator, sequence_mean_loss
 
@@ -45,6 +46,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "miniplm": ("MiniPLM",),
     "packing": ("PackReport", "Packer", "pack"),
     "planning": ("Plan", "plan"),
+    "record_rows": ("StreamRows",),
     "records": ("Document",),
     "reporting": ("report",),
     "rows": ("MemoryRows", "Row", "RowSource"),
@@ -53,7 +55,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "scoring": ("LogLikelihood", "ScoringWarning"),
     "selecting": ("Selection", "select", "duplicates_of"),
     "shards": ("Shards", "write_shards"),
-    "sources": ("StreamRows", "open_rows", "read_documents"),
+    "sources": ("open_rows", "read_documents"),
     "units": ("Scores", "merge", "score"),
     "views": ("SelectedDataset", "StreamDataset", "TrainingCollator", "sequence_mean_loss"),
 }

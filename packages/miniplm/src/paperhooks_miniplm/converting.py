@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-from paperhooks import DataError
 
 from paperhooks_miniplm.packing import eos_of, pack_rows, packer_of, starts_with_bos, text_bytes
+from paperhooks_miniplm.record_rows import StreamRows, encode
 from paperhooks_miniplm.records import Document
 from paperhooks_miniplm.rows import Row, RowSource
-from paperhooks_miniplm.sources import StreamRows, encode, open_rows
+from paperhooks_miniplm.sources import open_rows
 
 __all__ = ["Conversion", "ConversionReport", "convert"]
 
@@ -95,7 +95,7 @@ def convert(
     return Conversion(official.converted(_read(opened, rows, report)), report)
 
 
-def _read(source: RowSource | StreamRows, rows: Any, report: ConversionReport) -> Iterator[list[Row]]:
+def _read(source: RowSource, rows: Any, report: ConversionReport) -> Iterator[list[Row]]:
     """The rows in batches, counted."""
     for batch in _batches(source, rows):
         report.rows_in += len(batch)
@@ -103,10 +103,8 @@ def _read(source: RowSource | StreamRows, rows: Any, report: ConversionReport) -
         yield batch
 
 
-def _batches(source: RowSource | StreamRows, rows: Any) -> Iterator[list[Row]]:
-    if isinstance(source, StreamRows):
-        if rows is not None:
-            raise DataError(f"{source.name} can only be read in order, not by rows; export the chosen rows first")
+def _batches(source: RowSource, rows: Any) -> Iterator[list[Row]]:
+    if rows is None and isinstance(source, StreamRows):
         start = 0
         while batch := list(source.iterate(start, start + _BATCH)):
             yield batch
@@ -206,9 +204,9 @@ class _Joiner:
             yield Document(text, domain)
 
 
-def _ranks(source: RowSource | StreamRows, rows: Any, join: bool) -> Iterator[int] | None:
+def _ranks(source: RowSource, rows: Any, join: bool) -> Iterator[int] | None:
     """For each chosen row, how many rows of its domain are before it in the corpus; None where all are chosen."""
-    if rows is None or isinstance(source, StreamRows) or not join:
+    if rows is None or not join:
         return None
     domains = source.domains()
     if domains is None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from paperhooks_miniplm.ranking import Array
-from paperhooks_miniplm.rows import Row, RowSource
+from paperhooks_miniplm.rows import Row, RowSource, count_rows
 from paperhooks_miniplm.selecting import Selection
 from paperhooks_miniplm.shards import write_shards
 
@@ -50,8 +50,8 @@ def export(
     """
     if format not in FORMATS:
         raise DataError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
-    if selection.total != len(source):
-        raise DataError(f"the selection is of {selection.total} rows, {source.name} has {len(source)}: another corpus")
+    if selection.total != (size := count_rows(source)):
+        raise DataError(f"the selection is of {selection.total} rows, {source.name} has {size}: another corpus")
     path = Path(out)
     if path.exists() and (path.is_file() or any(path.iterdir())):
         raise DataError(f"{path} exists already; choose another output, or delete it")
@@ -92,7 +92,7 @@ def load_selection(path: str | Path, source: RowSource) -> Selection:
     rows = read_index(path, source)
     with safe_open(Path(path), framework="numpy") as handle:
         about = json.loads((handle.metadata() or {})["about"])
-    return Selection(rows, len(source), float("nan"), about)
+    return Selection(rows, count_rows(source), float("nan"), about)
 
 
 def _write_index(selection: Selection, source: RowSource, path: Path, format: str, scores: Array | None) -> Path:

@@ -18,10 +18,11 @@ import numpy as np
 from paperhooks import DataError
 from paperhooks.provenance import now, versions, write_json
 
+from paperhooks_miniplm.record_rows import encode, tokenizer_digest
 from paperhooks_miniplm.records import Document
 from paperhooks_miniplm.rows import Row
 from paperhooks_miniplm.shards import ShardWriter
-from paperhooks_miniplm.sources import encode, read_documents, tokenizer_digest
+from paperhooks_miniplm.sources import read_documents
 
 __all__ = [
     "EndTokens",

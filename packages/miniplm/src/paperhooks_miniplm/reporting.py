@@ -14,7 +14,7 @@ from paperhooks.report import Block, Code, Columns, Figure, Heading, Paragraph, 
 from paperhooks_miniplm.differing import Difference
 from paperhooks_miniplm.figures import kept_figure, scatter_figure, score_figure
 from paperhooks_miniplm.ranking import Array
-from paperhooks_miniplm.rows import RowSource
+from paperhooks_miniplm.rows import RowSource, count_rows
 from paperhooks_miniplm.selecting import Selection
 
 __all__ = ["Kept", "kept_by_domain", "report"]
@@ -77,10 +77,9 @@ def report(
     :param tokenizer: shows rows as text. :param duplicates: bool [N] of :func:`paperhooks_miniplm.duplicates_of`.
     :raises DataError: a selection or scores of another corpus, or a folder of another report.
     """
-    if not len(selection.mask()) == len(difference) == len(source):
+    if not selection.total == len(difference) == (size := count_rows(source)):
         raise DataError(
-            f"the selection is of {selection.total} rows, the scores of {len(difference)}, and {source.name} has "
-            f"{len(source)}"
+            f"the selection is of {selection.total} rows, the scores of {len(difference)}, and {source.name} has {size}"
         )
     run = RunFolder(out)
     normalize = difference.about.get("normalize", "mean")

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from paperhooks import DataError
 
-__all__ = ["MemoryRows", "Row", "RowSource"]
+__all__ = ["MemoryRows", "Row", "RowSource", "count_rows"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +39,7 @@ class RowSource(Protocol):
         """What to call it in messages."""
 
     def __len__(self) -> int:
-        """Number of rows N."""
+        """Number of rows N; TypeError where that is not known yet, see :func:`count_rows`."""
 
     def read(self, rows: Sequence[int]) -> list[Row]:
         """The given rows, in the given order."""
@@ -52,6 +52,14 @@ class RowSource(Protocol):
 
     def fingerprint(self) -> dict[str, Any]:
         """Plain data that changes when the rows change."""
+
+
+def count_rows(source: RowSource) -> int:
+    """Number of rows; a stream whose end is not known is read to it."""
+    try:
+        return len(source)
+    except TypeError:
+        return len(source.lengths())
 
 
 @dataclass(eq=False)

@@ -17,7 +17,7 @@ from paperhooks.provenance import plain
 
 from paperhooks_miniplm.differing import Difference
 from paperhooks_miniplm.ranking import Array, best, best_within, blocks, gumbel, ordered_keys
-from paperhooks_miniplm.rows import RowSource
+from paperhooks_miniplm.rows import RowSource, count_rows
 
 __all__ = ["Quota", "Selection", "duplicates_of", "select"]
 
@@ -114,14 +114,15 @@ def duplicates_of(source: RowSource, *, batch: int = 8192) -> Array:
     """Rows whose ids stand in an earlier row already: bool [N]. Keeps 16 bytes a row."""
     import hashlib
 
-    digests = np.zeros((len(source), 2), dtype=np.uint64)
-    for start in range(0, len(source), batch):
-        stop = min(start + batch, len(source))
+    size = count_rows(source)
+    digests = np.zeros((size, 2), dtype=np.uint64)
+    for start in range(0, size, batch):
+        stop = min(start + batch, size)
         for row, read in enumerate(source.read(range(start, stop)), start):
             digest = hashlib.blake2b(read.ids.astype(np.int64).tobytes(), digest_size=16).digest()
             digests[row] = np.frombuffer(digest, dtype=np.uint64)
     _, first = np.unique(digests, axis=0, return_index=True)
-    repeated = np.ones(len(source), dtype=bool)
+    repeated = np.ones(size, dtype=bool)
     repeated[first] = False
     return repeated
 

@@ -29,9 +29,9 @@ from torch import nn
 from tqdm import tqdm
 
 from paperhooks_miniplm.manifests import differing_field, read_manifest
+from paperhooks_miniplm.record_rows import StreamRows
 from paperhooks_miniplm.rows import Row, RowSource
 from paperhooks_miniplm.scoring import LogLikelihood, OverLong
-from paperhooks_miniplm.sources import StreamRows
 
 __all__ = ["NORMALIZATIONS", "Normalize", "Scores", "end_token", "merge", "score", "workers"]
 
@@ -98,7 +98,7 @@ class Scores:
 
 def score(
     model: nn.Module,
-    rows: RowSource | StreamRows,
+    rows: RowSource,
     out: str | Path,
     *,
     tokenizer: Any = None,
@@ -201,13 +201,13 @@ def merge(out: str | Path, *, missing_ok: bool = False) -> Scores | None:
     return scores
 
 
-def _rows_of(rows: RowSource | StreamRows, start: int, stop: int) -> list[Row]:
+def _rows_of(rows: RowSource, start: int, stop: int) -> list[Row]:
     if isinstance(rows, StreamRows):
         return list(rows.iterate(start, stop))
     return rows.read(list(range(start, min(len(rows), stop))))
 
 
-def _note_end(folder: Path, rows: RowSource | StreamRows, reached: int) -> None:
+def _note_end(folder: Path, rows: RowSource, reached: int) -> None:
     """Keep how many rows a stream has: what a reader that came to its end knows, or where a short unit stopped."""
     # It has no length where the last unit was scored in an earlier run, and nothing was read now.
     with contextlib.suppress(TypeError):
@@ -229,7 +229,7 @@ def _unit(likelihood: LogLikelihood, read: Sequence[Row], first: int) -> dict[st
 
 
 def _manifest(
-    likelihood: LogLikelihood, rows: RowSource | StreamRows, tokenizer: Any, unit_rows: int, name: str, trained_on: Any
+    likelihood: LogLikelihood, rows: RowSource, tokenizer: Any, unit_rows: int, name: str, trained_on: Any
 ) -> dict[str, Any]:
     if unit_rows < 1:
         raise DataError(f"unit_rows is {unit_rows}; at least 1 is needed")

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from paperhooks_miniplm.collating import collate, sequence_means
-from paperhooks_miniplm.rows import Row, RowSource
+from paperhooks_miniplm.record_rows import StreamRows
+from paperhooks_miniplm.rows import Row, RowSource, count_rows
 
 __all__ = ["SelectedDataset", "StreamDataset", "TrainingCollator", "sequence_mean_loss"]
 
@@ -36,12 +37,15 @@ class SelectedDataset(Dataset[dict[str, Tensor]]):
 
     :param source: the corpus; nothing of it is read until an item is asked for.
     :param rows: row numbers [K] in the order to present them, or a bool mask [N]; all rows by default.
-    :raises DataError: row numbers that are no integers or lie outside the corpus, or a mask of another length.
+    :raises DataError: row numbers that are no integers or lie outside the corpus, a mask of another length, or a corpus
+        that can only be read in order, for which there is :class:`StreamDataset`.
 
     Can be pickled if the source can, for workers of any start method.
     """
 
     def __init__(self, source: RowSource, rows: Any = None) -> None:
+        if isinstance(source, StreamRows):
+            raise DataError(f"{source.name} can only be read in order; use StreamDataset, or export the chosen rows")
         self.source = source
         self.rows = _row_numbers(source, rows)
 
@@ -68,7 +72,7 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
     Blocks of ``block`` rows are dealt to the ranks in turn, and a rank's blocks to the workers of its data loader. With
     ``block`` equal to the batch size of the loader, batches come in corpus order however many workers there are.
 
-    :param source, rows: as in :class:`SelectedDataset`.
+    :param source, rows: as in :class:`SelectedDataset`; of a corpus that can only be read in order, ascending rows.
     :param rank, world: this process and how many there are, for a loop of one's own. Leave them alone inside
         ``transformers.Trainer`` or ``accelerate``, which deal out batches themselves. With more than one process the
         rows that do not make a whole round are left out, so that all ranks have equally many.
@@ -157,7 +161,7 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
         return number * self.world + self.rank, workers * self.world
 
     def _total(self) -> int:
-        return len(self.source) if self.rows is None else len(self.rows)
+        return count_rows(self.source) if self.rows is None else len(self.rows)
 
     def _usable(self) -> int:
         return self._total() if self.world == 1 else len(self) * self.world
@@ -275,7 +279,10 @@ def _row_numbers(source: RowSource, rows: Any) -> np.ndarray[Any, Any] | None:
     """The chosen rows as int64 [K], or None for all."""
     if rows is None:
         return None
-    found, size = np.asarray(rows), len(source)
+    found = np.asarray(rows)
+    if found.ndim == 1 and len(found) and np.issubdtype(found.dtype, np.integer) and isinstance(source, StreamRows):
+        return _ascending(found, source)  # where it ends need not be known
+    size = count_rows(source)
     if found.ndim == 1 and found.dtype == bool:
         if len(found) != size:
             raise DataError(f"the mask has {len(found)} entries for {size} rows of {source.name}; expected one a row")
@@ -288,6 +295,12 @@ def _row_numbers(source: RowSource, rows: Any) -> np.ndarray[Any, Any] | None:
             f"row {outside[0]} was chosen from {source.name}, which has {size}; use a selection of this corpus"
         )
     return found.astype(np.int64)
+
+
+def _ascending(rows: np.ndarray[Any, Any], source: StreamRows) -> np.ndarray[Any, Any]:
+    if rows[0] < 0 or bool((np.diff(rows) <= 0).any()):
+        raise DataError(f"{source.name} can only be read in order; choose rows of it in ascending order, each once")
+    return rows.astype(np.int64)
 
 
 def _digest(rows: np.ndarray[Any, Any]) -> str:

@@ -1,0 +1,126 @@
+"""A stream from scores to training: what comes out is what the same rows give when they can be read at any place."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import golden
+import numpy as np
+import pytest
+from paperhooks import DataError
+from paperhooks_miniplm import (
+    SelectedDataset,
+    Shards,
+    StreamDataset,
+    diff,
+    duplicates_of,
+    export,
+    load_selection,
+    open_rows,
+    report,
+    score,
+    select,
+)
+from paperhooks_miniplm.converting import convert
+from torch.utils.data import DataLoader
+
+ROWS = 90
+OPTIONS = {"end": 0, "max_length": 64, "unit_rows": 16, "progress": False}
+
+
+def records() -> list[dict]:
+    return [
+        {"input_ids": [int(one) for one in ids], "domain": "ab"[row % 2]}
+        for row, ids in enumerate(golden.chunks()[:ROWS])
+    ]
+
+
+def files(folder: Path) -> tuple[Path, Path]:
+    """The same records as a stream and as rows at any place."""
+    lines = "".join(json.dumps(record) + "\n" for record in records())
+    stream, plain = folder / "stream.jsonl.gz", folder / "rows.jsonl"
+    with gzip.open(stream, "wt", encoding="utf-8") as handle:
+        handle.write(lines)
+    plain.write_text(lines, encoding="utf-8")
+    return stream, plain
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """The stream, its rows, and the differences of both."""
+    folder = tmp_path_factory.mktemp("stream")
+    found = []
+    for file in files(folder):
+        for name in ("teacher", "ref"):
+            assert score(golden.fresh(name), open_rows(file), folder / f"{file.name}-{name}", **OPTIONS) is not None
+        found += [file, diff(folder / f"{file.name}-teacher", folder / f"{file.name}-ref")]
+    return found
+
+
+def test_scores_are_those_of_the_rows(scored) -> None:
+    _, of_stream, _, of_rows = scored
+    assert np.array_equal(of_stream.values, of_rows.values)
+    assert len(of_stream) == ROWS
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_workers_share_a_stream_and_others_go_on(tmp_path: Path, count: int, scored) -> None:
+    """A worker ends after its units; another number of workers does the rest, whatever is there already."""
+    stream, model = scored[0], golden.fresh("ref")
+    out, rows = tmp_path / "scores", open_rows(scored[0])
+    assert score(model, rows, out, worker=(count - 1, count), **OPTIONS) is None
+    made = {file: file.stat().st_mtime_ns for file in (out / "units").iterdir()}
+    assert [int(file.stem[-6:]) for file in sorted(made)] == list(range(count - 1, 6, count))
+    found = [score(model, open_rows(stream), out, worker=(index, count + 1), **OPTIONS) for index in range(count + 1)]
+    assert {file: file.stat().st_mtime_ns for file in made} == made
+    wanted = score(model, open_rows(scored[2]), tmp_path / "alone", **OPTIONS)
+    assert found[-1] is not None
+    assert np.array_equal(found[-1].nll, wanted.nll)
+    assert score(model, open_rows(stream), out, **OPTIONS) is not None  # and once more: nothing to do
+
+
+def test_selections_are_exported_as_from_rows(scored, tmp_path: Path) -> None:
+    stream, difference, plain, _ = scored
+    domains = [open_rows(file).domains() for file in (stream, plain)]
+    assert domains[0].tolist() == domains[1].tolist()
+    chosen = select(difference, ratio=0.4, domains=domains[0], quota="domain")
+    assert np.array_equal(duplicates_of(open_rows(stream)), duplicates_of(open_rows(plain)))
+    for format in ("jsonl", "shards", "parquet"):
+        outs = [export(chosen, open_rows(file), tmp_path / f"{file.name}.{format}", format) for file in (stream, plain)]
+        if format == "shards":
+            assert len(Shards(outs[0])) == len(chosen)
+        pairs = zip(*(sorted(out.rglob("*.bin")) if out.is_dir() else [out] for out in outs), strict=True)
+        assert all(one.read_bytes() == two.read_bytes() for one, two in pairs)
+    index = export(chosen, open_rows(stream), tmp_path / "index")
+    assert load_selection(index, open_rows(stream)).rows.tolist() == chosen.rows.tolist()
+    html = report(tmp_path / "report", chosen, difference, open_rows(stream))
+    assert "Row" in html.read_text()
+    pair = [
+        list(convert(file, golden.tokenizer(), golden.tokenizer("tok_b"), rows=chosen.rows)) for file in (stream, plain)
+    ]
+    assert [row.ids.tolist() for row in pair[0]] == [row.ids.tolist() for row in pair[1]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_trains_without_being_read_to_its_end_first(scored, workers: int) -> None:
+    chosen = select(scored[1], ratio=0.3).rows
+    data = StreamDataset(open_rows(scored[0]), chosen, block=3)
+    with pytest.raises(TypeError):
+        len(data.source)
+    assert len(data) == len(chosen)
+    given = [item["input_ids"].tolist() for item in DataLoader(data, batch_size=None, num_workers=workers)]
+    assert sorted(given) == sorted(golden.chunks()[row].tolist() for row in chosen)
+    if not workers:
+        assert given == [golden.chunks()[row].tolist() for row in chosen]
+    with pytest.raises(DataError, match="use StreamDataset"):
+        SelectedDataset(open_rows(scored[0]), chosen)
+    with pytest.raises(DataError, match="ascending"):
+        StreamDataset(open_rows(scored[0]), chosen[::-1])
+    assert len(StreamDataset(open_rows(scored[0]))) == ROWS
+    mask = np.zeros(ROWS, dtype=bool)
+    mask[[1, 5]] = True
+    assert [item["input_ids"].tolist() for item in StreamDataset(open_rows(scored[0]), mask)] == [
+        golden.chunks()[1].tolist(), golden.chunks()[5].tolist()
+    ]  # fmt: skip
