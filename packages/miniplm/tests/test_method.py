@@ -14,10 +14,10 @@ import torch
 from paperhooks import DataError
 from paperhooks.testing import tiny_text
 from paperhooks_miniplm import MiniPLM, diff, plan, report, score, select
+from paperhooks_miniplm.duplicates import duplicates_of
 from paperhooks_miniplm.planning import forward_flops
 from paperhooks_miniplm.reporting import kept_by_domain
 from paperhooks_miniplm.rows import MemoryRows, Row
-from paperhooks_miniplm.selecting import duplicates_of
 
 CHUNKS = golden.packing()["a_no_bos"]["chunks"]
 LABELS = [document["label"] for document in golden.corpus()]

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paperhooks import DataError
 from paperhooks_miniplm import ranking
+from paperhooks_miniplm.duplicates import duplicates_of
 from paperhooks_miniplm.ranking import ordered_keys
 from paperhooks_miniplm.rows import MemoryRows
-from paperhooks_miniplm.selecting import duplicates_of, select
+from paperhooks_miniplm.selecting import select
 
 STORED = golden.selection()
 DIFF = golden.scores()["diff"].numpy()
@@ -145,6 +146,8 @@ def test_the_top_and_marked_rows_may_be_left_out() -> None:
 def test_duplicates_are_the_later_ones() -> None:
     rows = MemoryRows([[1, 2], [3], [1, 2], [2, 1], [3], []])
     assert duplicates_of(rows, batch=2).tolist() == [False, False, True, False, True, False]
+    known = MemoryRows([[3], [7]])
+    assert duplicates_of(rows, known=known).tolist() == [False, True, True, False, True, False]
     whole = duplicates_of(MemoryRows(golden.packing()["a_no_bos"]["chunks"]))
     unique = {tuple(row) for row in golden.packing()["a_no_bos"]["chunks"]}
     assert int((~whole).sum()) == len(unique)

@@ -221,4 +221,9 @@ def test_the_manifest_says_what_scores_were_made_with(tmp_path: Path) -> None:
     assert manifest["dtype"] == "torch.float32"
     assert manifest["about"]["trained_on"] == ["shard 9"]
     assert len(manifest["tokenizer"]) == 64
+    trained = MemoryRows([*CHUNKS[1:3], CHUNKS[7]])
+    with pytest.warns(ScoringWarning, match="2 rows of in memory stand in in memory, which the model was trained on"):
+        score(golden.fresh("ref"), MemoryRows(CHUNKS[:3]), tmp_path / "own", trained_on=trained, **QUICK)
+    own = json.loads((tmp_path / "own" / "manifest.json").read_text())
+    assert own["about"]["trained_on"] == trained.fingerprint()
     assert manifest["about"]["versions"]["torch"]

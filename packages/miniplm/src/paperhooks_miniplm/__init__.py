@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from paperhooks_miniplm.differing import Difference, diff
     from paperhooks_miniplm.distilling import Distil, DistilTerm
     from paperhooks_miniplm.divergences import DistillationLoss, distillation_loss
+    from paperhooks_miniplm.duplicates import duplicates_of
     from paperhooks_miniplm.exporting import export, load_selection, read_index
     from paperhooks_miniplm.miniplm import MiniPLM
     from paperhooks_miniplm.packing import Packer, PackReport, pack
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from paperhooks_miniplm.scaling import ScalingLaw, fit_scaling, published_table
     from paperhooks_miniplm.schedule import lr_at, warmup_cosine
     from paperhooks_miniplm.scoring import LogLikelihood, ScoringWarning
-    from paperhooks_miniplm.selecting import Selection, duplicates_of, select
+    from paperhooks_miniplm.selecting import Selection, select
     from paperhooks_miniplm.shards import Shards, write_shards
     from paperhooks_miniplm.sources import open_rows, read_documents
     from paperhooks_miniplm.units import Scores, merge, score
@@ -42,6 +43,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "differing": ("Difference", "diff"),
     "distilling": ("Distil", "DistilTerm"),
     "divergences": ("DistillationLoss", "distillation_loss"),
+    "duplicates": ("duplicates_of",),
     "exporting": ("export", "load_selection", "read_index"),
     "miniplm": ("MiniPLM",),
     "packing": ("PackReport", "Packer", "pack"),
@@ -53,7 +55,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "scaling": ("ScalingLaw", "fit_scaling", "published_table"),
     "schedule": ("lr_at", "warmup_cosine"),
     "scoring": ("LogLikelihood", "ScoringWarning"),
-    "selecting": ("Selection", "select", "duplicates_of"),
+    "selecting": ("Selection", "select"),
     "shards": ("Shards", "write_shards"),
     "sources": ("open_rows", "read_documents"),
     "units": ("Scores", "merge", "score"),

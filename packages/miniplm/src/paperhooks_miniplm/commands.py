@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from paperhooks import DataError
 from paperhooks.commands.options import load_model, usage_errors
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from paperhooks_miniplm.rows import RowSource
 
 __all__ = ["add_commands"]
 
@@ -20,6 +24,11 @@ Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or 
 MaxLength = Annotated[int, typer.Option("--max-length", min=1, help="Most tokens that a model reads of a row.")]
 BatchTokens = Annotated[
     int | None, typer.Option("--batch-tokens", min=1, help="Rows times longest row of a batch; as suits the device.")
+]
+TextField = Annotated[str, typer.Option("--text-field", help="Where texts are in a record; dots lead into objects.")]
+DomainField = Annotated[str, typer.Option("--domain-field", help="Where domains are in a record.")]
+Bos = Annotated[
+    bool | None, typer.Option("--bos/--no-bos", help="Begin rows with it; as the tokenizer does by itself.")
 ]
 Normalize = Annotated[str, typer.Option("--normalize", help="mean (official), sum or per_byte.")]
 
@@ -44,17 +53,22 @@ def pack(
     tokenizer: Annotated[str, typer.Option("--tokenizer", help="Folder or hub name.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of shards.")],
     max_length: MaxLength = 1024,
+    bos: Bos = None,
     flush_tail: Annotated[bool, typer.Option("--flush-tail/--drop-tail", help="Keep what is left at the end.")] = True,
     drop_duplicates: Annotated[bool, typer.Option("--drop-duplicates", help="Leave repeated chunks out.")] = False,
+    text_field: TextField = "text",
+    domain_field: DomainField = "domain",
 ) -> None:
     """Pack documents into chunks of max-length + 1 tokens that end where sentences end."""
     from paperhooks_miniplm.packing import pack as run
     from paperhooks_miniplm.sources import read_documents
 
-    report = run(
-        read_documents(source), _tokenizer(tokenizer), out, max_length=max_length, flush_tail=flush_tail,
-        drop_duplicates=drop_duplicates,
-    )  # fmt: skip
+    documents = read_documents(source, text_field=text_field, domain_field=domain_field)
+    with tqdm(desc="pack", unit="row") as bar:
+        report = run(
+            documents, _tokenizer(tokenizer), out, max_length=max_length, bos=bos, flush_tail=flush_tail,
+            drop_duplicates=drop_duplicates, progress=lambda now: bar.update(now.rows - bar.n),
+        )  # fmt: skip
     typer.echo(
         f"{out}: {report.documents} documents, {report.rows} rows, {report.tokens_kept} of {report.tokens_in} tokens, "
         f"{report.tokens_lost} lost, {report.duplicates} duplicate rows left out"
@@ -74,13 +88,15 @@ def plan(
     student: Annotated[int, typer.Option("--student", help="Parameters of a student to compare with.")] = 0,
     device: Device = "cpu",
     dtype: Dtype = "auto",
+    text_field: TextField = "text",
+    domain_field: DomainField = "domain",
 ) -> None:
     """Operations, bytes and hours that scoring will take, from a measured rate."""
     from paperhooks_miniplm.planning import plan as run
 
     known = _tokenizer(tokenizer or teacher)
     models = {"teacher": load_model(teacher, device, dtype), "reference": load_model(reference, device, dtype)}
-    rows = _rows(corpus, known)
+    rows = _rows(corpus, known, text_field, domain_field)
     typer.echo(
         str(
             run(
@@ -102,28 +118,26 @@ def score(
     batch_tokens: BatchTokens = None,
     unit_rows: Annotated[int, typer.Option("--unit-rows", min=1, help="Rows a file.")] = 8192,
     worker: Annotated[str | None, typer.Option("--worker", help="INDEX/COUNT; torchrun sets it.")] = None,
+    trained_on: Annotated[
+        str | None, typer.Option("--trained-on", help="Rows the model was trained on; warns of those it scores.")
+    ] = None,
     device: Device = "cpu",
     dtype: Dtype = "auto",
+    text_field: TextField = "text",
+    domain_field: DomainField = "domain",
 ) -> None:
     """Score every row with one model; prints the cost before it begins. Killed and started again, it goes on."""
-    from paperhooks_miniplm.planning import plan as estimate
     from paperhooks_miniplm.units import score as run
 
     known = _tokenizer(tokenizer or model)
-    loaded, rows = load_model(model, device, dtype), _rows(corpus, known)
+    loaded, rows = load_model(model, device, dtype), _rows(corpus, known, text_field, domain_field)
     index, count = _worker(worker)
     if index == 0 and not (out / "manifest.json").exists():
-        typer.echo(
-            str(
-                estimate(
-                    {name or "model": loaded}, rows, tokenizer=known, max_length=max_length, batch_tokens=batch_tokens,
-                    workers=count,
-                )
-            )
-        )  # fmt: skip
+        typer.echo(_cost(name or "model", loaded, rows, known, max_length, batch_tokens, count))
     found = run(
         loaded, rows, out, tokenizer=known, name=name, max_length=max_length, over_long=over_long,  # type: ignore[arg-type]
         batch_tokens=batch_tokens, unit_rows=unit_rows, worker=(index, count),
+        trained_on=None if trained_on is None else _rows(trained_on, known, text_field, domain_field),
     )  # fmt: skip
     if found is None:
         typer.echo(f"{out}: this worker's units are done; others are missing")
@@ -160,16 +174,18 @@ def select(
     upper: Annotated[float, typer.Option("--upper", help="Leave the top share out.")] = 0.0,
     tokenizer: Tokenizer = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the Gumbel noise.")] = 0,
+    text_field: TextField = "text",
+    domain_field: DomainField = "domain",
 ) -> None:
     """Choose rows and report what is kept; another ratio later costs seconds."""
     from paperhooks_miniplm.differing import Difference
+    from paperhooks_miniplm.duplicates import duplicates_of
     from paperhooks_miniplm.exporting import export as write
     from paperhooks_miniplm.reporting import report
-    from paperhooks_miniplm.selecting import duplicates_of
     from paperhooks_miniplm.selecting import select as run
 
     known = _tokenizer(tokenizer) if tokenizer else None
-    found, rows = Difference.load(difference), _rows(corpus, known)
+    found, rows = Difference.load(difference), _rows(corpus, known, text_field, domain_field)
     repeated = duplicates_of(rows)
     chosen = run(
         found, ratio=ratio, count=count, tokens=tokens, lengths=rows.lengths() if tokens is not None else None,
@@ -187,13 +203,15 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="File, or folder for shards.")],
     format: Annotated[str, typer.Option("--format", help="bitmap, shards, parquet or jsonl.")] = "jsonl",
     tokenizer: Tokenizer = None,
+    text_field: TextField = "text",
+    domain_field: DomainField = "domain",
 ) -> None:
     """Write a selection in another form; index and bitmap need no copy of the corpus."""
     from paperhooks_miniplm.exporting import export as run
     from paperhooks_miniplm.exporting import load_selection
 
     known = _tokenizer(tokenizer) if tokenizer else None
-    rows = _rows(corpus, known)
+    rows = _rows(corpus, known, text_field, domain_field)
     chosen = load_selection(selection, rows)
     vocabulary = len(known) if known is not None else None
     file = run(chosen, rows, out, format, tokenizer=known, vocabulary=vocabulary)  # type: ignore[arg-type]
@@ -208,6 +226,12 @@ def convert(
     selection: Annotated[Path | None, typer.Option("--selection", help="Only these rows.")] = None,
     max_length: MaxLength = 1024,
     repack: Annotated[bool, typer.Option("--repack/--row-by-row", help="Pack anew, so that no text is lost.")] = True,
+    join: Annotated[
+        bool, typer.Option("--join/--no-join", help="Rows go on where the last of their domain stopped; see convert().")
+    ] = True,
+    bos: Bos = None,
+    text_field: TextField = "text",
+    domain_field: DomainField = "domain",
 ) -> None:
     """Write a corpus, or a selection of it, for a student with another tokenizer."""
     from paperhooks_miniplm.converting import convert as run
@@ -215,11 +239,11 @@ def convert(
     from paperhooks_miniplm.shards import ShardWriter
 
     first, second = _tokenizer(old), _tokenizer(new)
-    rows = _rows(corpus, first)
+    rows = _rows(corpus, first, text_field, domain_field)
     chosen = None if selection is None else read_index(selection, rows)
-    found = run(rows, first, second, rows=chosen, max_length=max_length, repack=repack)
+    found = run(rows, first, second, rows=chosen, max_length=max_length, bos=bos, repack=repack, join=join)
     with ShardWriter(out, vocabulary=len(second)) as writer:
-        for row in found:
+        for row in tqdm(found, desc="convert", unit="row"):
             writer.add(row.ids, row.domain, row.n_bytes)
     one = found.report
     typer.echo(f"{out}: {one.rows_in} rows in, {one.rows_out} out, {one.cut} cut, {one.damaged} texts with U+FFFD")
@@ -261,10 +285,29 @@ def _tokenizer(name: str) -> Any:
         raise DataError(f"{name!r} has no tokenizer: {str(error).splitlines()[0]}") from error
 
 
-def _rows(source: str, tokenizer: Any) -> Any:
+def _rows(source: str, tokenizer: Any, text_field: str, domain_field: str) -> RowSource:
     from paperhooks_miniplm.sources import open_rows
 
-    return open_rows(source, tokenizer)
+    return open_rows(source, tokenizer, text_field=text_field, domain_field=domain_field)
+
+
+def _cost(
+    name: str, model: Any, rows: RowSource, tokenizer: Any, max_length: int, batch_tokens: int | None, workers: int
+) -> str:
+    """What scoring will cost; of a stream, which would have to be read to its end, only its first rows."""
+    from itertools import islice
+
+    from paperhooks_miniplm.planning import plan as estimate
+    from paperhooks_miniplm.record_rows import StreamRows
+    from paperhooks_miniplm.rows import MemoryRows
+
+    settings: dict[str, Any] = {"tokenizer": tokenizer, "max_length": max_length, "batch_tokens": batch_tokens}
+    if not isinstance(rows, StreamRows):
+        return str(estimate({name: model}, rows, workers=workers, **settings))
+    first = MemoryRows(list(islice(rows.iterate(), 16)))
+    return (
+        f"{rows.name} is a stream of unknown length; of its first rows:\n{estimate({name: model}, first, **settings)}"
+    )
 
 
 def _worker(text: str | None) -> tuple[int, int]:

@@ -12,11 +12,12 @@ from paperhooks.demo import DemoContext
 
 from paperhooks_miniplm.differing import diff
 from paperhooks_miniplm.distilling import Distil
+from paperhooks_miniplm.duplicates import duplicates_of
 from paperhooks_miniplm.miniature import byte_tokenizer, small_llama, train, training_batch
 from paperhooks_miniplm.packing import pack
 from paperhooks_miniplm.records import Document
 from paperhooks_miniplm.reporting import kept_by_domain, report
-from paperhooks_miniplm.selecting import duplicates_of, select
+from paperhooks_miniplm.selecting import select
 from paperhooks_miniplm.shards import Shards
 from paperhooks_miniplm.units import score
 

@@ -74,12 +74,12 @@ def read_index(path: str | Path, source: RowSource | None = None) -> Array:
     try:
         with safe_open(file, framework="numpy") as handle:
             header = handle.metadata() or {}
+            if header.get("kind") != _KIND:
+                raise DataError(f"{file} is no selection of miniplm; export writes one")
             name = "rows" if "rows" in handle.keys() else "bitmap"  # noqa: SIM118
             stored = handle.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{file} holds no selection: {error}") from error
-    if header.get("kind") != _KIND:
-        raise DataError(f"{file} is no selection of miniplm; export writes one")
     if source is not None and header["corpus"] != hash_json(source.fingerprint()):
         raise DataError(f"{file} selects from another corpus than {source.name}")
     if name == "rows":

@@ -17,9 +17,8 @@ from paperhooks.provenance import plain
 
 from paperhooks_miniplm.differing import Difference
 from paperhooks_miniplm.ranking import Array, best, best_within, blocks, gumbel, ordered_keys
-from paperhooks_miniplm.rows import RowSource, count_rows
 
-__all__ = ["Quota", "Selection", "duplicates_of", "select"]
+__all__ = ["Quota", "Selection", "select"]
 
 #: Of every domain the same share, or a ratio for each domain by name.
 Quota: TypeAlias = Literal["domain"] | Mapping[str, float]
@@ -108,23 +107,6 @@ def select(
         "unscored": sum(int(np.isnan(values[block]).sum()) for block in blocks(n)),
     }  # fmt: skip
     return Selection(rows, n, float(kept.min()) if len(kept) else math.nan, plain(about))
-
-
-def duplicates_of(source: RowSource, *, batch: int = 8192) -> Array:
-    """Rows whose ids stand in an earlier row already: bool [N]. Keeps 16 bytes a row."""
-    import hashlib
-
-    size = count_rows(source)
-    digests = np.zeros((size, 2), dtype=np.uint64)
-    for start in range(0, size, batch):
-        stop = min(start + batch, size)
-        for row, read in enumerate(source.read(range(start, stop)), start):
-            digest = hashlib.blake2b(read.ids.astype(np.int64).tobytes(), digest_size=16).digest()
-            digests[row] = np.frombuffer(digest, dtype=np.uint64)
-    _, first = np.unique(digests, axis=0, return_index=True)
-    repeated = np.ones(size, dtype=bool)
-    repeated[first] = False
-    return repeated
 
 
 def _check(

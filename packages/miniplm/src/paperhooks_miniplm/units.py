@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +29,11 @@ from safetensors.numpy import save_file
 from torch import nn
 from tqdm import tqdm
 
+from paperhooks_miniplm.duplicates import duplicates_of
 from paperhooks_miniplm.manifests import differing_field, read_manifest
 from paperhooks_miniplm.record_rows import StreamRows
 from paperhooks_miniplm.rows import Row, RowSource
-from paperhooks_miniplm.scoring import LogLikelihood, OverLong
+from paperhooks_miniplm.scoring import LogLikelihood, OverLong, ScoringWarning
 
 __all__ = ["NORMALIZATIONS", "Normalize", "Scores", "end_token", "merge", "score", "workers"]
 
@@ -125,7 +127,8 @@ def score(
     :param mask_after_end: leave predictions from the end token out, as the official code does.
     :param unit_rows: rows a file. :param worker: (index, count); by default those of torch.distributed, or of the
         environment that torchrun and accelerate set. There is no collective call.
-    :param trained_on: plain data on what the model was trained on, recorded: a reference must not score its own texts.
+    :param trained_on: what the model was trained on: rows, of which those that it scores are counted and warned of
+        (:class:`ScoringWarning`), or plain data. Recorded: a reference must not score its own texts.
     :raises DataError: data or a folder that cannot be used; more than 0.1 % of the rows NaN or infinite.
     """
     folder, (index, count) = Path(out), worker or workers()
@@ -138,7 +141,8 @@ def score(
         chunk=chunk,
     )
     manifest = _manifest(likelihood, rows, tokenizer, unit_rows, name, trained_on)
-    _begin(folder, manifest)
+    if _begin(folder, manifest) and index == 0:
+        _warn_of_overlap(rows, trained_on)
     bad = done = 0
     total = manifest["rows"]
     numbers: Iterable[int] = (
@@ -250,14 +254,33 @@ def _manifest(
     }
     run = hash_json(decides)
     about = {"name": name or str(getattr(model.config, "_name_or_path", "")), "parameters": model.num_parameters()}
-    about |= {"trained_on": trained_on, "started": now(), "versions": versions()}
+    about |= {
+        "trained_on": trained_on.fingerprint() if isinstance(trained_on, RowSource) else trained_on,
+        "started": now(),
+        "versions": versions(),
+    }
     found: dict[str, Any] = plain({**decides, "run": run, "about": about})
     return found
 
 
-def _begin(folder: Path, manifest: Mapping[str, Any]) -> None:
+def _warn_of_overlap(rows: RowSource, trained_on: Any) -> None:
+    if not isinstance(trained_on, RowSource) or isinstance(rows, StreamRows):
+        return
+    own = duplicates_of(rows)
+    shared = int((duplicates_of(rows, known=trained_on) & ~own).sum())
+    if shared:
+        warnings.warn(
+            f"{shared} rows of {rows.name} stand in {trained_on.name}, which the model was trained on: it finds them "
+            "likelier than unseen ones; leave them out with select(drop=duplicates_of(rows, known=...))",
+            ScoringWarning, stacklevel=3,
+        )  # fmt: skip
+
+
+def _begin(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Write the manifest, or check the one that is there; returns whether the run is new."""
     file = folder / "manifest.json"
-    if not file.exists():
+    new = not file.exists()
+    if new:
         write_json(file, manifest)  # the same from every worker, and renamed into place
     there = read_manifest(folder)
     odd = differing_field(there, manifest)
@@ -266,6 +289,7 @@ def _begin(folder: Path, manifest: Mapping[str, Any]) -> None:
             f"{folder} holds scores with {odd} = {there.get(odd)!r}, not {manifest.get(odd)!r}; use another folder, or "
             "the same settings to go on"
         )
+    return new
 
 
 def end_token(model: nn.Module, tokenizer: Any, end: int | Literal["auto"] | None = "auto") -> int | None:

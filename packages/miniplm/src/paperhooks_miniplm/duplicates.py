@@ -1,0 +1,37 @@
+"""Rows that stand in a corpus more than once, or in another corpus too, found by hashes of their ids."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from paperhooks_miniplm.ranking import Array
+from paperhooks_miniplm.rows import RowSource, count_rows
+
+__all__ = ["duplicates_of"]
+
+
+def duplicates_of(source: RowSource, *, known: RowSource | None = None, batch: int = 8192) -> Array:
+    """Rows whose ids stand in an earlier row already, or in any row of ``known``: bool [N]. Keeps 16 bytes a row.
+
+    Repeated text is likely for the teacher and preferred (section 2.6), and a reference must not score its own texts:
+    give the result to ``select(drop=...)``.
+    """
+    parts = [_digests(each, batch) for each in (known, source) if each is not None]
+    digests = np.concatenate(parts)
+    _, first = np.unique(digests, axis=0, return_index=True)
+    repeated = np.ones(len(digests), dtype=bool)
+    repeated[first] = False
+    return repeated[len(digests) - len(parts[-1]) :]
+
+
+def _digests(source: RowSource, batch: int) -> Array:
+    """128 bits of each row's ids, uint64 [N, 2]."""
+    size = count_rows(source)
+    found = np.zeros((size, 2), dtype=np.uint64)
+    for start in range(0, size, batch):
+        for row, read in enumerate(source.read(range(start, min(start + batch, size))), start):
+            digest = hashlib.blake2b(read.ids.astype(np.int64).tobytes(), digest_size=16).digest()
+            found[row] = np.frombuffer(digest, dtype=np.uint64)
+    return found

@@ -1,0 +1,254 @@
+"""``paperhooks miniplm ...`` on files, from documents to rows for a student, and with several processes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import golden
+import numpy as np
+import pytest
+from paperhooks import DataError
+from paperhooks_miniplm.converting import convert
+from paperhooks_miniplm.differing import Difference
+from paperhooks_miniplm.exporting import read_index
+from paperhooks_miniplm.scoring import ScoringWarning
+from paperhooks_miniplm.shards import Shards
+from paperhooks_miniplm.units import Scores
+
+pytest.importorskip("typer")
+
+TOKENIZERS = {name: str(golden.FOLDER / name) for name in ("tok_a", "tok_b")}
+MODELS = {name: str(golden.FOLDER / name) for name in ("teacher", "ref")}
+STORED = golden.scores()
+
+
+@pytest.fixture(scope="module")
+def invoke():
+    from paperhooks.catalog import catalog
+    from paperhooks.commands import build_app
+    from paperhooks_miniplm.plugin import PLUGIN
+    from typer.testing import CliRunner
+
+    undo = None
+    if not any(p.name == "miniplm" for p in catalog().healthy):  # run from source, not installed
+        undo = catalog().register(PLUGIN)
+    app = build_app()
+    yield lambda *words: CliRunner().invoke(app, ["miniplm", *map(str, words)])
+    if undo is not None:
+        undo()
+
+
+@pytest.fixture(scope="module")
+def says(invoke):
+    """What a command prints; it must succeed."""
+
+    def run(*words) -> str:
+        result = invoke(*words)
+        assert result.exit_code == 0, (result.output, result.exception)
+        return result.output
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def worked(says, tmp_path_factory):
+    """The corpus of the reference, packed, scored by both models, and their differences; and what was printed."""
+    folder = tmp_path_factory.mktemp("run")
+    said = {
+        "pack": says(
+            "pack", golden.CORPUS, "--tokenizer", TOKENIZERS["tok_a"], "-o", folder / "packed", "--max-length", 64,
+            "--domain-field", "label", "--drop-tail",
+        )
+    }  # fmt: skip
+    corpus = "--corpus", folder / "packed", "--max-length", 64
+    said["plan"] = says(
+        "plan", "--teacher", MODELS["teacher"], "--reference", MODELS["ref"], *corpus, "--student", 1000, "--workers", 2
+    )
+    for name in ("teacher", "ref"):
+        said[name] = says("score", MODELS[name], *corpus, "-o", folder / name, "--unit-rows", 500, "--name", name)
+    said["again"] = says("score", MODELS["ref"], *corpus, "-o", folder / "ref", "--unit-rows", 500)
+    said["diff"] = says("diff", folder / "teacher", folder / "ref", "-o", folder / "difference")
+    return folder, said
+
+
+def test_every_stage_gives_the_stored_values(worked) -> None:
+    folder, said = worked
+    assert "142 documents, 1506 rows" in said["pack"]
+    assert "boilerplate" in said["pack"]
+    rows = Shards(folder / "packed").read(range(1506))
+    assert [row.ids.tolist() for row in rows] == golden.packing()["a_no_bos"]["chunks"]
+    for name, key in (("teacher", "teacher_nll"), ("ref", "ref_nll")):
+        np.testing.assert_allclose(Scores.load(folder / name).values(), STORED[key].numpy(), atol=2e-5)
+        assert "1506 rows, 0 without a score" in said[name]
+    found = Difference.load(folder / "difference.safetensors")
+    np.testing.assert_allclose(found.values, STORED["diff"].numpy(), atol=4e-5)
+    assert "1506 rows, 0 without a difference" in said["diff"]
+
+
+def test_what_it_costs_is_said_before_it_begins(worked) -> None:
+    _, said = worked
+    assert "2 workers" in said["plan"]
+    for word in ("teacher:", "reference:", "tokens/s", "FLOPs", "training one student"):
+        assert word in said["plan"], word
+    assert said["teacher"].index("tokens/s") < said["teacher"].index("without a score")
+    assert "tokens/s" not in said["again"], "a run that goes on was announced already"
+
+
+def test_selecting_and_exporting(worked, says, tmp_path: Path) -> None:
+    folder, _ = worked
+    corpus, tokenizer = ("--corpus", folder / "packed"), ("--tokenizer", TOKENIZERS["tok_a"])
+    difference = folder / "difference.safetensors"
+    text = says("select", difference, *corpus, "--ratio", 0.5, "-o", tmp_path / "half", *tokenizer)
+    assert "kept 753 of 1506 rows" in text
+    index = tmp_path / "half" / "selection.safetensors"
+    chosen = read_index(index, Shards(folder / "packed"))
+    stored = set(golden.stable_indices("0.5"))
+    assert len(stored ^ set(chosen.tolist())) <= 4  # rows within rounding of the cut
+    assert (tmp_path / "half" / "report.html").stat().st_size > 10_000
+    says("export", index, *corpus, "--format", "shards", "-o", tmp_path / "shards", *tokenizer)
+    rows = Shards(tmp_path / "shards").read(range(753))
+    assert [row.ids.tolist() for row in rows] == [golden.chunks()[row].tolist() for row in chosen]
+    says("export", index, *corpus, "-o", tmp_path / "rows.jsonl", *tokenizer)
+    first = json.loads((tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert (first["row"], first["text"][:8]) == (chosen[0], golden.tokenizer().decode(first["input_ids"])[:8])
+    says("export", index, *corpus, "--format", "bitmap", "-o", tmp_path / "bits")
+    assert read_index(tmp_path / "bits.safetensors").tolist() == chosen.tolist()
+
+
+def test_ways_to_select(worked, says, tmp_path: Path) -> None:
+    folder, _ = worked
+    rows, difference = Shards(folder / "packed"), folder / "difference.safetensors"
+
+    def chosen(name: str, *options) -> np.ndarray:
+        says("select", difference, "--corpus", folder / "packed", "-o", tmp_path / name, *options)
+        return read_index(tmp_path / name / "selection.safetensors")
+
+    assert len(chosen("count", "--count", 7)) == 7
+    assert int(rows.lengths()[chosen("tokens", "--tokens", 1000)].sum()) <= 1000
+    noise = rows.domains() == "noise"
+    assert noise[chosen("quota", "--ratio", 0.5, "--quota", "domain")].sum() == noise.sum() // 2
+    given = chosen("given", "--ratio", 0.5, "--quota", "noise=0.1,licence=1")
+    assert set(rows.domains()[given]) == {"noise", "licence"}
+    drawn = [
+        chosen(f"drawn{n}", "--count", 50, "--temperature", 1.0, "--seed", seed) for n, seed in enumerate((1, 1, 2))
+    ]
+    assert drawn[0].tolist() == drawn[1].tolist() != drawn[2].tolist()
+    ids = {row.ids.tobytes() for row in rows.read(range(len(rows)))}
+    assert len(chosen("unique", "--ratio", 1.0, "--drop-duplicates")) == len(ids)
+    assert len(chosen("upper", "--ratio", 1.0, "--upper", 0.1)) == 1506 - 150
+
+
+@pytest.mark.parametrize(
+    "options", [("--row-by-row",), ("--repack", "--no-join"), ("--row-by-row", "--no-bos")], ids=str
+)
+def test_converting(worked, says, tmp_path: Path, options) -> None:
+    folder, _ = worked
+    difference = folder / "difference.safetensors"
+    says("select", difference, "--corpus", folder / "packed", "--count", 40, "-o", tmp_path / "few")
+    index = tmp_path / "few" / "selection.safetensors"
+    text = says(
+        "convert", "--corpus", folder / "packed", "--from", TOKENIZERS["tok_a"], "--to", TOKENIZERS["tok_b"],
+        "--selection", index, "--max-length", 64, "-o", tmp_path / "new", *options,
+    )  # fmt: skip
+    assert "40 rows in" in text
+    wanted = convert(
+        folder / "packed", golden.tokenizer(), golden.tokenizer("tok_b"), rows=read_index(index), max_length=64,
+        repack="--repack" in options, join="--no-join" not in options, bos=False if "--no-bos" in options else None,
+    )  # fmt: skip
+    found = Shards(tmp_path / "new")
+    assert [row.ids.tolist() for row in found.read(range(len(found)))] == [row.ids.tolist() for row in wanted]
+
+
+def test_a_stream_is_scored_without_reading_it_twice_to_its_end(says, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl.gz"
+    with gzip.open(file, "wt", encoding="utf-8") as handle:
+        handle.writelines(json.dumps({"body": {"text": f"Row {n}. It is short."}}) + "\n" for n in range(40))
+    text = says(
+        "score",
+        MODELS["ref"],
+        "--corpus",
+        file,
+        "-o",
+        tmp_path / "out",
+        "--max-length",
+        64,
+        "--text-field",
+        "body.text",
+    )
+    assert "is a stream of unknown length; of its first rows:\n16 rows" in text
+    assert "40 rows, 0 without a score" in text
+    assert (Scores.load(tmp_path / "out").n_bytes > 0).all()
+
+
+def test_workers_by_number_and_rows_that_a_model_was_trained_on(worked, says, tmp_path: Path) -> None:
+    folder, _ = worked
+    corpus = "--corpus", folder / "packed", "--max-length", 64, "-o", tmp_path / "out", "--unit-rows", 800
+    with pytest.warns(ScoringWarning, match="which the model was trained on"):
+        text = says("score", MODELS["ref"], *corpus, "--worker", "0/2", "--trained-on", folder / "packed")
+    assert "this worker's units are done; others are missing" in text
+    assert "1506 rows" in says("score", MODELS["ref"], *corpus, "--worker", "1/2")
+
+
+def test_the_scaling_law(says, tmp_path: Path) -> None:
+    table = says("fit-scaling")
+    assert table.count("\n") == 10
+    assert "3.350" in table or "3.35" in table
+    points = [[10.0**n, 2.5 + 1e7 / 10.0 ** (0.4 * n)] for n in range(17, 23)]
+    (tmp_path / "points.json").write_text(json.dumps(points))
+    assert "L(C) = 2.5" in says("fit-scaling", tmp_path / "points.json")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (("score", "MODEL", "--corpus", "PACKED", "-o", "OUT", "--worker", "2/2"), 2, "expected INDEX/COUNT"),
+        (("select", "DIFF", "--corpus", "PACKED", "-o", "OUT", "--ratio", "0.5", "--quota", "a=b"), 2, "--quota is"),
+        (("select", "DIFF", "--corpus", "PACKED", "-o", "OUT", "--ratio", "7"), 1, "ratio is 7.0"),
+        (("select", "DIFF", "--corpus", "PACKED", "-o", "OUT"), 1, "not by none"),
+        (("pack", "CORPUS", "--tokenizer", "nowhere", "-o", "OUT"), 1, "'nowhere' has no tokenizer"),
+        (("pack", "CORPUS", "--tokenizer", "TOKENIZER", "-o", "PACKED"), 1, "holds a corpus"),
+        (("diff", "PACKED", "PACKED", "-o", "OUT"), 1, "is no scoring folder"),
+        (("diff", "TEACHER", "REF", "-o", "OUT", "--normalize", "median"), 1, "normalize is 'median'"),
+        (("fit-scaling", "CORPUS"), 1, "holds no JSON list of"),
+        (("export", "DIFF", "--corpus", "PACKED", "-o", "OUT"), 1, "is no selection of miniplm"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_said(worked, invoke, tmp_path: Path, words, status: int, message: str) -> None:
+    folder, _ = worked
+    names = {
+        "MODEL": MODELS["ref"], "PACKED": folder / "packed", "OUT": tmp_path / "out", "CORPUS": golden.CORPUS,
+        "DIFF": folder / "difference.safetensors", "TOKENIZER": TOKENIZERS["tok_a"], "TEACHER": folder / "teacher",
+        "REF": folder / "ref",
+    }  # fmt: skip
+    result = invoke(*(names.get(word, word) for word in words))
+    if status == 2:
+        assert (result.exit_code, message in result.output) == (2, True), result.output
+    else:
+        assert isinstance(result.exception, DataError), result.exception
+        assert message in str(result.exception)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_launchers_share_the_units(worked, tmp_path: Path, launcher: str) -> None:
+    folder, _ = worked
+    launch = {
+        "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        "accelerate": ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"),
+    }
+    command = [
+        sys.executable, "-m", *launch[launcher], "-m", "paperhooks.cli", "miniplm", "score", MODELS["ref"], "--corpus",
+        str(folder / "packed"), "-o", str(tmp_path / "out"), "--max-length", "64", "--unit-rows", "500",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert np.array_equal(Scores.load(tmp_path / "out").nll, Scores.load(folder / "ref").nll)
+    made = {file.name for file in (tmp_path / "out" / "units").iterdir()}
+    assert made == {f"unit-{n:06d}.safetensors" for n in range(4)}
