@@ -8,6 +8,7 @@ import golden
 import numpy as np
 import pytest
 import torch
+import transformers
 from paperhooks import DataError
 from paperhooks.testing import fingerprint, tiny_text
 from paperhooks.testing.memory import LargestTensor
@@ -55,13 +56,13 @@ def test_the_whole_corpus_scores_as_stored() -> None:
         assert found.count.tolist() == STORED["scored_tokens"].tolist()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox", "opt"])
-def test_every_family_scores_as_its_own_logits(family: str) -> None:
-    model = tiny_text(family, layers=2)
+def check_against_own_logits(model) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(3, 90, (n,), generator=generator).numpy() for n in (9, 2, 30, 17)]
     rows[2][[4, 11]] = 2
-    found = LogLikelihood(model, 2, 64).score(rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ScoringWarning)  # no fallback to full logits
+        found = LogLikelihood(model, 2, 64).score(rows)
     for row, nll, count in zip(rows, found.nll, found.count, strict=True):
         ids = torch.from_numpy(row)[None]
         with torch.no_grad():
@@ -69,6 +70,28 @@ def test_every_family_scores_as_its_own_logits(family: str) -> None:
         wanted = [-float(logprobs[t, ids[0, t + 1]]) for t in range(len(row) - 1) if row[t] != 2]
         assert count == len(wanted)
         assert nll == pytest.approx(sum(wanted), rel=2e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox", "opt"])
+def test_every_family_scores_as_its_own_logits(family: str) -> None:
+    check_against_own_logits(tiny_text(family, layers=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("Granite", {"logits_scaling": 4.0}),
+        ("Cohere", {"logit_scale": 0.25}),
+        ("Gemma2", {"final_logit_softcapping": 2.0}),
+    ],
+)
+def test_scaled_and_capped_heads_score_as_their_own_logits(name: str, options) -> None:
+    config = getattr(transformers, f"{name}Config")(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, vocab_size=100, pad_token_id=0, initializer_range=0.2, **options,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    check_against_own_logits(getattr(transformers, f"{name}ForCausalLM")(config).eval())
 
 
 def test_no_logits_of_all_positions_are_made() -> None:
