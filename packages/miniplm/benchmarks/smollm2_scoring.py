@@ -90,9 +90,9 @@ def measure(folder: Path, tokens: int, steps: int, seed: int, keep_report: bool)
     end, source = tokenizer.convert_tokens_to_ids("<|endoftext|>"), texts(seed)
     tokenizer.eos_token = "<|endoftext|>"
     if not (folder / "corpus" / "pack.json").exists():
-        # About 3.7 characters a token in this text.
-        pack(taken(source, int(3.7 * tokens)), tokenizer, folder / "corpus", max_length=LENGTH)
-        pack(taken(source, int(3.7 * tokens)), tokenizer, folder / "trained-on", max_length=LENGTH)
+        # About four characters a token in this text.
+        pack(taken(source, 4 * tokens), tokenizer, folder / "corpus", max_length=LENGTH)
+        pack(taken(source, 4 * tokens), tokenizer, folder / "trained-on", max_length=LENGTH)
     rows, other = Shards(folder / "corpus"), Shards(folder / "trained-on")
     reference, saved = reference_of(tokenizer, teacher, seed), folder / "reference"
     if (saved / "config.json").exists():
@@ -101,13 +101,13 @@ def measure(folder: Path, tokens: int, steps: int, seed: int, keep_report: bool)
         train(reference, other, end, steps, seed)
         reference.save_pretrained(saved)
     models = {"teacher": teacher, "reference": reference}
-    print(plan(models, rows, tokenizer=tokenizer, max_length=LENGTH, batch_tokens=2048, sample_rows=4))
+    print(plan(models, rows, tokenizer=tokenizer, max_length=LENGTH, sample_rows=4))
     result: dict[str, Any] = {"rows": len(rows), "tokens": int(rows.lengths().sum()), "parameters": {}}
     for name, model in models.items():
         begin = time.process_time()
         found = score(
             model, rows, folder / f"scores-{name}", tokenizer=tokenizer, end=end, max_length=LENGTH, unit_rows=64,
-            batch_tokens=2048, name=name,
+            name=name,
         )  # fmt: skip
         seconds = time.process_time() - begin
         if found is not None:
