@@ -9,26 +9,17 @@ import torch
 from paperhooks.demo import DemoContext
 from paperhooks.errors import DataError, PaperhooksError
 from paperhooks.testing import tiny_vlm
+from paperhooks.testing.commands import commands_of
 from paperhooks_cca import CCA, mark
+from paperhooks_cca.plugin import PLUGIN
 
 pytestmark = pytest.mark.filterwarnings("ignore:cca. this model was not trained with CCA:UserWarning")
 
 
 @pytest.fixture
 def invoke():
-    pytest.importorskip("typer")
-    from paperhooks.catalog import catalog
-    from paperhooks.commands import build_app
-    from paperhooks_cca.plugin import PLUGIN
-    from typer.testing import CliRunner
-
-    undo = None
-    if not any(p.name == "cca" for p in catalog().healthy):  # run from source, not installed
-        undo = catalog().register(PLUGIN)
-    app = build_app()
-    yield lambda *words: CliRunner().invoke(app, ["cca", *map(str, words)])
-    if undo is not None:
-        undo()
+    with commands_of(PLUGIN) as run:
+        yield run
 
 
 @pytest.fixture(scope="module")

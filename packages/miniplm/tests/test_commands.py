@@ -13,14 +13,14 @@ import golden
 import numpy as np
 import pytest
 from paperhooks import DataError
+from paperhooks.testing.commands import commands_of
 from paperhooks_miniplm.converting import convert
 from paperhooks_miniplm.differing import Difference
 from paperhooks_miniplm.exporting import read_index
+from paperhooks_miniplm.plugin import PLUGIN
 from paperhooks_miniplm.scoring import ScoringWarning
 from paperhooks_miniplm.shards import Shards
 from paperhooks_miniplm.units import Scores
-
-pytest.importorskip("typer")
 
 TOKENIZERS = {name: str(golden.FOLDER / name) for name in ("tok_a", "tok_b")}
 MODELS = {name: str(golden.FOLDER / name) for name in ("teacher", "ref")}
@@ -29,18 +29,8 @@ STORED = golden.scores()
 
 @pytest.fixture(scope="module")
 def invoke():
-    from paperhooks.catalog import catalog
-    from paperhooks.commands import build_app
-    from paperhooks_miniplm.plugin import PLUGIN
-    from typer.testing import CliRunner
-
-    undo = None
-    if not any(p.name == "miniplm" for p in catalog().healthy):  # run from source, not installed
-        undo = catalog().register(PLUGIN)
-    app = build_app()
-    yield lambda *words: CliRunner().invoke(app, ["miniplm", *map(str, words)])
-    if undo is not None:
-        undo()
+    with commands_of(PLUGIN) as run:
+        yield run
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ import torch
 from paperhooks import ModelView
 from paperhooks.demo import DemoContext
 from paperhooks.testing import tiny_vlm, vlm_inputs
+from paperhooks.testing.commands import commands_of
 from paperhooks_pyramiddrop import Calibration, DecoderShape, Drop, PyramidDrop, Schedule, calibrate
+from paperhooks_pyramiddrop.plugin import PLUGIN
 
 
 def test_calibration_measures_every_depth_and_ratio():
@@ -36,19 +38,8 @@ def test_a_schedule_is_proposed_within_the_budget():
 
 @pytest.fixture
 def invoke():
-    pytest.importorskip("typer")
-    from paperhooks.catalog import catalog
-    from paperhooks.commands import build_app
-    from paperhooks_pyramiddrop.plugin import PLUGIN
-    from typer.testing import CliRunner
-
-    undo = None
-    if not any(p.name == "pyramiddrop" for p in catalog().healthy):  # run from source, not installed
-        undo = catalog().register(PLUGIN)
-    app = build_app()
-    yield lambda *words: CliRunner().invoke(app, ["pyramiddrop", *words])
-    if undo is not None:
-        undo()
+    with commands_of(PLUGIN) as run:
+        yield run
 
 
 def test_the_schedule_command_prints_the_published_figures(invoke):
