@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from click.testing import Result
+    from typer.testing import Result
 
     from paperhooks.info import PluginInfo
 
