@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from paperhooks import DataError, ModelView, UnsupportedModel
+from paperhooks.divergence import divergence_of
 from paperhooks.logprobs import (
     Head,
     kl_divergence,
@@ -313,6 +315,15 @@ def test_an_entry_that_neither_has_adds_nothing_and_gives_no_nan_in_the_gradient
     wanted = kl_divergence(h, Head(smaller[0]), h.detach(), Head(smaller[1]), **options)
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(torch.autograd.grad(found.sum(), h), torch.autograd.grad(wanted.sum(), h))
+
+
+def test_entries_that_the_student_excludes_may_be_skipped() -> None:
+    p = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    q = torch.tensor([[0.5, 0.5, 0.0]]).log()
+    for direction, held in (("forward", 0.5 * 0 + 0.25 * math.log(0.5)), ("cross_entropy", 0.75 * math.log(2))):
+        assert divergence_of(p, q, direction).isinf().all()
+        assert float(divergence_of(p, q, direction, skip_excluded=True)) == pytest.approx(held)
+    assert torch.equal(divergence_of(p, q, "reverse", skip_excluded=True), divergence_of(p, q, "reverse"))
 
 
 def test_vocabularies_that_differ_by_padding_rows() -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from paperhooks.errors import DataError, did_you_mean
 from paperhooks.head import Head
 from paperhooks.rows import in_chunks, scatter_rows, target_rows
 
-__all__ = ["Divergence", "kl_divergence"]
+__all__ = ["Divergence", "divergence_of", "kl_divergence"]
 
 Divergence: TypeAlias = Literal["forward", "reverse", "jsd", "cross_entropy"]
 
@@ -55,12 +54,11 @@ def kl_divergence(
     """
     _check(student, teacher, mask, direction, temperature, beta)
     size = _vocabulary(student_head, teacher_head, vocabulary)
-    measure = _MEASURES[direction]
 
     def divergences(h: Tensor, g: Tensor) -> Tensor:
         q = (student_head.logits(h)[..., :size] / temperature).log_softmax(-1)
         p = (teacher_head.logits(g)[..., :size].to(q.device) / temperature).log_softmax(-1)
-        return measure(p, q, beta)
+        return divergence_of(p, q, direction, beta=beta)
 
     shape = student.shape[:-1]
     wanted = torch.ones(shape, dtype=torch.bool, device=student.device) if mask is None else mask.bool()
@@ -69,11 +67,29 @@ def kl_divergence(
     return scatter_rows(in_chunks(divergences, chunk, *flat), rows, shape)
 
 
-def _kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL of log-probabilities [n, V]; what has no mass adds nothing, also where its logarithm is minus infinity."""
+def divergence_of(
+    p: Tensor, q: Tensor, direction: Divergence = "forward", *, beta: float = 0.5, skip_excluded: bool = False
+) -> Tensor:
+    """Divergence [...] of log-probabilities ``p`` (teacher) and ``q`` (student) [..., V]; see :func:`kl_divergence`.
+
+    :param skip_excluded: entries that the student excludes (probability 0) add nothing to "forward" and
+        "cross_entropy", which they would make infinite, and get no gradient.
+    """
+    if direction == "jsd":
+        return _jsd(p, q, beta)
+    if direction == "reverse":
+        return _kl(q, p, q > -torch.inf)
     held = p > -torch.inf
-    difference = p.masked_fill(~held, 0.0) - q.masked_fill(~held, 0.0)
-    return (p.exp() * difference).sum(-1)
+    if skip_excluded:
+        held = held & (q > -torch.inf)
+    if direction == "forward":
+        return _kl(p, q, held)
+    return -(p.exp() * q.masked_fill(~held, 0.0)).sum(-1)
+
+
+def _kl(p: Tensor, q: Tensor, held: Tensor) -> Tensor:
+    """KL of log-probabilities [..., V] over the entries that are held."""
+    return (p.exp() * (p.masked_fill(~held, 0.0) - q.masked_fill(~held, 0.0))).sum(-1)
 
 
 def _jsd(p: Tensor, q: Tensor, beta: float) -> Tensor:
@@ -81,26 +97,14 @@ def _jsd(p: Tensor, q: Tensor, beta: float) -> Tensor:
     p, q = p.clamp(min=-1e4), q.clamp(min=-1e4)
     shares = torch.tensor([beta, 1 - beta], dtype=p.dtype, device=p.device).log()
     middle = torch.logaddexp(p + shares[0], q + shares[1])
-    return beta * _kl(p, middle) + (1 - beta) * _kl(q, middle)
-
-
-def _cross_entropy(p: Tensor, q: Tensor) -> Tensor:
-    return -(p.exp() * q.masked_fill(p == -torch.inf, 0.0)).sum(-1)
-
-
-_MEASURES: Final[dict[str, Callable[[Tensor, Tensor, float], Tensor]]] = {
-    "forward": lambda p, q, _: _kl(p, q),
-    "reverse": lambda p, q, _: _kl(q, p),
-    "jsd": _jsd,
-    "cross_entropy": lambda p, q, _: _cross_entropy(p, q),
-}
+    return beta * (p.exp() * (p - middle)).sum(-1) + (1 - beta) * (q.exp() * (q - middle)).sum(-1)
 
 
 def _check(
     student: Tensor, teacher: Tensor, mask: Tensor | None, direction: str, temperature: float, beta: float
 ) -> None:
-    if direction not in _MEASURES:
-        raise ValueError(f"direction is {direction!r}; {did_you_mean(direction, _MEASURES)}")
+    if direction not in get_args(Divergence):
+        raise ValueError(f"direction is {direction!r}; {did_you_mean(direction, get_args(Divergence))}")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
     if direction == "jsd" and not 0 < beta < 1:

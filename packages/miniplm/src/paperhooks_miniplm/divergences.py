@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias, get_args
 
 import torch
 from paperhooks import DataError
-from paperhooks.divergence import Divergence
+from paperhooks.divergence import Divergence, divergence_of
 from paperhooks.errors import did_you_mean
 from paperhooks.rows import in_chunks, scatter_rows, target_rows
 from torch import Tensor
@@ -36,8 +36,6 @@ __all__ = [
 Reduction: TypeAlias = Literal["sequence_mean", "token_mean"]
 
 _IGNORE: Final = -100
-#: Far below every log-probability whose probability is not zero in float32.
-_NOTHING: Final = -1e4
 NO_TARGET: Final = (
     "no row of this batch of {rows} has a token to predict (its labels are -100, or come after the end of a document): "
     "leave rows without targets out of the dataset"
@@ -129,15 +127,10 @@ class Measure:
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
         """float32 [n] for logits [n, V] and [n, V'] of which ``size`` are compared."""
         p, q = self._logs(teacher), self._logs(student)
-        if self.divergence == "jsd" and 0 < self.beta < 1:
-            return _jsd(p, q, self.beta)
-        kind = {0: "forward", 1: "reverse"}[int(self.beta)] if self.divergence == "jsd" else self.divergence
-        there = q > -torch.inf
-        if kind == "cross_entropy":
-            return -(p.exp() * q.masked_fill(~there, 0.0)).sum(-1)
-        if kind == "forward":
-            return _kl(p, q, there & (p > -torch.inf))
-        return _kl(q, p, there)
+        kind = self.divergence
+        if kind == "jsd" and self.beta in (0, 1):  # the limits
+            kind = "reverse" if self.beta else "forward"
+        return divergence_of(p, q, kind, beta=self.beta, skip_excluded=True)
 
     def entropy(self, teacher: Tensor) -> Tensor:
         """-sum p log p, float32 [n]."""
@@ -150,18 +143,6 @@ class Measure:
             scaled = scaled / self.temperature
         # logsumexp is far more exact than log_softmax over a large vocabulary on CPU.
         return scaled - scaled.logsumexp(-1, keepdim=True)
-
-
-def _kl(p: Tensor, q: Tensor, held: Tensor) -> Tensor:
-    return (p.exp() * (p.masked_fill(~held, 0.0) - q.masked_fill(~held, 0.0))).sum(-1)
-
-
-def _jsd(p: Tensor, q: Tensor, beta: float) -> Tensor:
-    # Finite, so that an entry that neither has gives no NaN in the gradient of logaddexp.
-    p, q = p.clamp(min=_NOTHING), q.clamp(min=_NOTHING)
-    shares = torch.tensor([beta, 1 - beta], dtype=p.dtype, device=p.device).log()
-    middle = torch.logaddexp(p + shares[0], q + shares[1])
-    return beta * (p.exp() * (p - middle)).sum(-1) + (1 - beta) * (q.exp() * (q - middle)).sum(-1)
 
 
 def surprise(logits: Tensor, targets: Tensor) -> Tensor:
