@@ -77,6 +77,15 @@ def test_every_family_scores_as_its_own_logits(family: str) -> None:
     check_against_own_logits(tiny_text(family, layers=2))
 
 
+@pytest.mark.parametrize("name", ["Mamba", "Rwkv"])
+def test_models_without_attention_score_as_their_own_logits(name: str) -> None:
+    """Padding on the right cannot reach what stands before it."""
+    options = {"state_size": 8, "initializer_range": 0.2} if name == "Mamba" else {}
+    config = getattr(transformers, f"{name}Config")(hidden_size=32, num_hidden_layers=2, vocab_size=100, **options)
+    torch.manual_seed(0)
+    check_against_own_logits(getattr(transformers, f"{name}ForCausalLM")(config).eval())
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
