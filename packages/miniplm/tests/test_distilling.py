@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from paperhooks_miniplm.distilling import Distil, DistilTerm
 from paperhooks_miniplm.divergences import distillation_loss
 from paperhooks_miniplm.rows import MemoryRows
 from paperhooks_miniplm.views import SelectedDataset, TrainingCollator
+from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 COLLATOR = TrainingCollator(0, max_length=golden.MAX_LENGTH)
@@ -461,6 +466,27 @@ def test_accumulated_micro_batches_equal_one_batch(reduction: str, tmp_path: Pat
     wanted, terms = loss_of(golden.fresh("ref"), method, COLLATOR(rows))
     assert log[0]["loss"] == pytest.approx(wanted.item(), abs=1e-5)
     assert log[0]["loss/miniplm/distil/kd"] == pytest.approx(terms["kd"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reduction"), [("distil", "sequence_mean"), ("distil", "token_mean"), ("distil-term", "sequence_mean")]
+)
+def test_two_processes_equal_one_big_batch(kind: str, reduction: str, tmp_path: Path) -> None:
+    method = {"distil": Distil, "distil-term": DistilTerm}[kind](golden.teacher(), reduction=reduction)
+    wanted, whole = trained(tmp_path / "one", method, uneven())
+    script = Path(__file__).with_name("distilling_process.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    paths = os.pathsep.join([str(script.parent), *(p for p in sys.path if p)])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, kind, reduction, str(tmp_path)],
+        env=environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    torch.testing.assert_close(load_file(tmp_path / "weights.safetensors")["weights"], wanted, rtol=0, atol=1e-6)
+    log = json.loads((tmp_path / "log.json").read_text())
+    for key in (key for key in whole[0] if key.startswith("loss")):
+        assert log[0][key] == pytest.approx(whole[0][key], abs=1e-5), key
 
 
 def test_training_with_a_teacher_lowers_the_divergence(tmp_path: Path) -> None:
