@@ -28,7 +28,7 @@ _DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 _LOW_PRECISION_TOLERANCE = 3e-2
 #: Vocabulary entries whose logits are made at once on a CPU, so that they are still in its cache when they are summed.
-_SLICE = 2048
+_SLICE = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ class Head:
     def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Log-probabilities float32 [n] of ``targets`` int64 [n] given hidden states [n, D].
 
-        Without gradient, a linear head on a CPU makes no more than 2,048 of a position's logits at once; any other
+        Without gradient, a linear head on a CPU makes no more than 1,024 of a position's logits at once; any other
         makes all of them.
         """
         if not torch.is_grad_enabled() and _is_plain(self.module):
