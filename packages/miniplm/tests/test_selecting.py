@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import golden
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paperhooks import DataError
+from paperhooks.testing.memory import resident
 from paperhooks_miniplm import ranking
+from paperhooks_miniplm.differing import Difference
 from paperhooks_miniplm.duplicates import duplicates_of
 from paperhooks_miniplm.ranking import ordered_keys
 from paperhooks_miniplm.rows import MemoryRows
@@ -178,6 +181,16 @@ def test_choices_that_cannot_be_are_refused(options, words: str) -> None:
 def test_an_empty_corpus_is_refused() -> None:
     with pytest.raises(DataError, match="has no rows"):
         select(np.zeros(0, dtype=np.float32), ratio=0.5)
+
+
+def test_differences_of_a_file_are_mapped_and_not_read(tmp_path: Path) -> None:
+    size = 4_000_000
+    values = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+    file = Difference(values, np.zeros(size), np.zeros(size)).save(tmp_path / "difference")
+    before = resident("VmRSS")
+    found = Difference.load(file)
+    assert resident("VmRSS") - before < 8 * 2**20 < 20 * size
+    assert select(found, count=1000).rows.tolist() == np.sort(np.argsort(-values, kind="stable")[:1000]).tolist()
 
 
 def test_bitmaps() -> None:

@@ -17,9 +17,10 @@ from typing import Any, Final
 import numpy as np
 from paperhooks import DataError
 from paperhooks.provenance import atomic_path, plain, with_ending
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from paperhooks_miniplm.arrays import read_arrays
 from paperhooks_miniplm.manifests import incomparable
 from paperhooks_miniplm.scoring import ScoringWarning
 from paperhooks_miniplm.units import Normalize, Scores
@@ -65,11 +66,9 @@ class Difference:
 
     @classmethod
     def load(cls, path: str | Path) -> Difference:
-        """Read what :meth:`save` wrote; raises DataError for any other file."""
+        """What :meth:`save` wrote, mapped into memory; raises DataError for any other file."""
         try:
-            with safe_open(path, framework="numpy") as handle:
-                header = handle.metadata() or {}
-                found = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            header, found = read_arrays(path)
         except (SafetensorError, OSError) as error:
             raise DataError(f"{path} holds no difference scores: {error}; diff writes them") from error
         if header.get("kind") != _KIND:

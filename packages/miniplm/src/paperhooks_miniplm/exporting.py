@@ -10,9 +10,10 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 from paperhooks import DataError, MissingExtra
 from paperhooks.provenance import atomic_path, hash_json, with_ending
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from paperhooks_miniplm.arrays import read_arrays
 from paperhooks_miniplm.ranking import Array
 from paperhooks_miniplm.rows import Row, RowSource, count_rows
 from paperhooks_miniplm.selecting import Selection
@@ -72,27 +73,23 @@ def read_index(path: str | Path, source: RowSource | None = None) -> Array:
     """
     file = Path(path)
     try:
-        with safe_open(file, framework="numpy") as handle:
-            header = handle.metadata() or {}
-            if header.get("kind") != _KIND:
-                raise DataError(f"{file} is no selection of miniplm; export writes one")
-            name = "rows" if "rows" in handle.keys() else "bitmap"  # noqa: SIM118
-            stored = handle.get_tensor(name)
+        header, stored = read_arrays(file)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{file} holds no selection: {error}") from error
+    if header.get("kind") != _KIND:
+        raise DataError(f"{file} is no selection of miniplm; export writes one")
     if source is not None and header["corpus"] != hash_json(source.fingerprint()):
         raise DataError(f"{file} selects from another corpus than {source.name}")
-    if name == "rows":
-        return np.asarray(stored)
-    return np.flatnonzero(np.unpackbits(stored, count=int(header["total"]))).astype(np.int64)
+    if "rows" in stored:
+        return stored["rows"]
+    return np.flatnonzero(np.unpackbits(stored["bitmap"], count=int(header["total"]))).astype(np.int64)
 
 
 def load_selection(path: str | Path, source: RowSource) -> Selection:
     """An exported index or bitmap as a selection of ``source`` again; raises what :func:`read_index` raises."""
     rows = read_index(path, source)
-    with safe_open(Path(path), framework="numpy") as handle:
-        about = json.loads((handle.metadata() or {})["about"])
-    return Selection(rows, count_rows(source), float("nan"), about)
+    header, _ = read_arrays(path)
+    return Selection(rows, count_rows(source), float("nan"), json.loads(header["about"]))
 
 
 def _write_index(selection: Selection, source: RowSource, path: Path, format: str, scores: Array | None) -> Path:

@@ -24,11 +24,12 @@ from paperhooks import DataError
 from paperhooks.hidden import view_of
 from paperhooks.provenance import atomic_path, hash_json, model_digest, now, plain, versions, write_json
 from paperhooks.ranks import Ranks
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch import nn
 from tqdm import tqdm
 
+from paperhooks_miniplm.arrays import read_arrays
 from paperhooks_miniplm.duplicates import duplicates_of
 from paperhooks_miniplm.manifests import differing_field, read_manifest
 from paperhooks_miniplm.record_rows import StreamRows
@@ -42,6 +43,7 @@ Normalize: TypeAlias = Literal["mean", "sum", "per_byte"]
 NORMALIZATIONS: Final[tuple[Normalize, ...]] = ("mean", "sum", "per_byte")
 
 _SCHEMA: Final = 1
+_COLUMNS: Final = {"nll": np.float64, "count": np.int64, "n_bytes": np.int64}
 #: More rows than this share that are NaN or infinite mean that something is wrong.
 _MOST_BAD: Final = 0.001
 logger = logging.getLogger(__name__)
@@ -185,24 +187,32 @@ def merge(out: str | Path, *, missing_ok: bool = False) -> Scores | None:
         if missing_ok:
             return None
         raise DataError(f"the stream of {folder} was not read to its end; score goes on with it")
-    numbers = range(-(-total // manifest["unit_rows"]))
     found = _read(file, manifest["run"])
     if found is None:
-        parts = []
-        for number in numbers:
-            part = _read(folder / "units" / f"unit-{number:06d}.safetensors", manifest["run"])
-            wanted = min(manifest["unit_rows"], total - number * manifest["unit_rows"])
-            if part is None or len(part["nll"]) != wanted:
-                if missing_ok:
-                    return None
-                raise DataError(f"unit {number} of {len(numbers)} is missing in {folder}; score goes on with it")
-            parts.append(part)
-        empty = {"nll": np.zeros(0), "count": np.zeros(0, np.int64), "n_bytes": np.zeros(0, np.int64)}
-        found = {name: np.concatenate([empty[name], *(part[name] for part in parts)]) for name in empty}
+        found = _joined(folder, manifest, total, missing_ok)
+        if found is None:
+            return None
         _write(file, found, manifest["run"])
     scores = Scores(found["nll"], found["count"], found["n_bytes"], manifest)
     _stop_if_bad(int(np.isnan(scores.nll).sum()), len(scores))
     return scores
+
+
+def _joined(
+    folder: Path, manifest: Mapping[str, Any], total: int, missing_ok: bool
+) -> dict[str, np.ndarray[Any, Any]] | None:
+    size = manifest["unit_rows"]
+    found: dict[str, np.ndarray[Any, Any]] = {name: np.zeros(total, dtype) for name, dtype in _COLUMNS.items()}
+    for number in range(-(-total // size)):
+        rows = slice(number * size, min((number + 1) * size, total))
+        part = _read(folder / "units" / f"unit-{number:06d}.safetensors", manifest["run"])
+        if part is None or len(part["nll"]) != rows.stop - rows.start:
+            if missing_ok:
+                return None
+            raise DataError(f"unit {number} of {-(-total // size)} is missing in {folder}; score goes on with it")
+        for name, column in found.items():
+            column[rows] = part[name]
+    return found
 
 
 def _rows_of(rows: RowSource, start: int, stop: int) -> list[Row]:
@@ -320,12 +330,12 @@ def _read(file: Path, run: str) -> dict[str, np.ndarray[Any, Any]] | None:
     if not file.exists():
         return None
     try:
-        with safe_open(file, framework="numpy") as handle:
-            if (handle.metadata() or {}).get("run") == run:
-                return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        header, arrays = read_arrays(file)
     except (SafetensorError, OSError) as error:
         logger.warning("%s is damaged (%s) and is computed again", file, error)
         return None
+    if header.get("run") == run:
+        return arrays
     logger.warning("%s does not belong to this run and is computed again", file)
     return None
 
