@@ -58,7 +58,7 @@ def token_logprobs(hidden: Tensor, head: Head, labels: Tensor, *, chunk: int = 5
     """Log-probability of ``labels`` given the hidden states at the same positions (nothing is shifted here).
 
     :param hidden: [..., D], as :func:`last_hidden_state` returns them; gradients flow to them and to the head.
-    :param labels: int64 [...]; ``ignore_index`` where there is no target.
+    :param labels: int64 [...] on any device; ``ignore_index`` where there is no target.
     :param chunk: positions that the head sees at once: 4 * chunk * V bytes of logits, or fewer
         (:meth:`Head.logprobs`).
     :return: float32 [...]; zero at ignored positions.
@@ -67,13 +67,14 @@ def token_logprobs(hidden: Tensor, head: Head, labels: Tensor, *, chunk: int = 5
     if hidden.shape[:-1] != labels.shape:
         raise DataError(f"labels are {list(labels.shape)}, but hidden states {list(hidden.shape)}; expected [..., D]")
     rows = target_rows(labels != ignore_index)
-    targets = labels.reshape(-1)[rows].to(hidden.device)
+    targets = labels.reshape(-1)[rows]
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < head.vocabulary:
         wrong = int(targets.min()) if int(targets.min()) < 0 else int(targets.max())
         raise DataError(f"label {wrong} is outside the {head.vocabulary} entries of the head's vocabulary")
 
+    # Labels that are not on the device of the hidden states were looked at without waiting for it.
     flat = hidden.reshape(-1, hidden.shape[-1])[rows.to(hidden.device)]
-    return scatter_rows(in_chunks(head.logprobs, chunk, flat, targets), rows, labels.shape)
+    return scatter_rows(in_chunks(head.logprobs, chunk, flat, targets.to(hidden.device)), rows, labels.shape)
 
 
 def next_token_labels(view: ModelView, batch: Mapping[str, Any], *, ignore_index: int = -100) -> Tensor:

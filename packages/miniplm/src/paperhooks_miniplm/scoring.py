@@ -180,9 +180,14 @@ class LogLikelihood:
 
     def _once(self, pieces: Sequence[np.ndarray[Any, Any]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         nll, count = np.zeros(len(pieces)), np.zeros(len(pieces), dtype=np.int64)
+        sums = []
         with evaluation_mode(self.view.model), torch.inference_mode():
             for batch in self._batches(pieces):
-                nll[batch], count[batch] = self._batch([pieces[i] for i in batch])
+                found, count[batch] = self._batch([pieces[i] for i in batch])
+                sums.append((batch, found))
+        # Only now wait for a GPU: it is never idle while the next batch is made.
+        for batch, found in sums:
+            nll[batch] = found.cpu().numpy()
         return nll, count
 
     def _batches(self, pieces: Sequence[np.ndarray[Any, Any]]) -> Iterator[list[int]]:
@@ -200,7 +205,8 @@ class LogLikelihood:
         if batch:
             yield batch
 
-    def _batch(self, rows: Sequence[np.ndarray[Any, Any]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    def _batch(self, rows: Sequence[np.ndarray[Any, Any]]) -> tuple[Tensor, np.ndarray[Any, Any]]:
+        """Summed negative log-likelihoods [B], float64 where the model is, and how many were counted, int64 [B]."""
         lengths = torch.tensor([len(ids) for ids in rows])
         ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
         for row, each in enumerate(rows):
@@ -215,12 +221,12 @@ class LogLikelihood:
             inputs = {name: each.to(device) for name, each in inputs.items()}
         tokens = self._logprobs(inputs, labels)
         exact = torch.float32 if tokens.device.type == "mps" else torch.float64
-        return -tokens.to(exact).sum(-1).cpu().numpy(), (labels != _IGNORE).sum(-1).numpy()
+        return -tokens.to(exact).sum(-1), (labels != _IGNORE).sum(-1).numpy()
 
     def _logprobs(self, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
         if self._head is not None:
             hidden = last_hidden_state(self.view, inputs)
-            return token_logprobs(hidden, self._head, labels.to(hidden.device), chunk=self.chunk)
+            return token_logprobs(hidden, self._head, labels, chunk=self.chunk)
         found = []
         for row in range(len(labels)):  # one at a time: these logits stand in memory in full
             own = {name: each[row : row + 1] for name, each in inputs.items()}
