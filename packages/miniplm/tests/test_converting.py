@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import golden
@@ -14,6 +15,7 @@ from paperhooks_miniplm.converting import convert
 from paperhooks_miniplm.packing import packer_of, text_bytes
 from paperhooks_miniplm.record_rows import StreamRows, encode
 from paperhooks_miniplm.rows import MemoryRows, Row
+from paperhooks_miniplm.selecting import Selection
 from paperhooks_miniplm.shards import Shards, write_shards
 from paperhooks_miniplm.sources import open_rows
 
@@ -43,13 +45,16 @@ def ids_of(rows) -> list[list[int]]:
     return [row.ids.tolist() for row in rows]
 
 
+one_for_one = functools.partial(convert, repack=False)
+
+
 @pytest.mark.parametrize(("direction", "bos"), [("a_to_b", True), ("b_to_a", False)])
 @pytest.mark.parametrize("longest", [9, 65, 1025])
 def test_official_rules(direction: str, bos: bool, longest: int) -> None:
     old, new, rows = (OLD, NEW, golden.chunks()) if direction == "a_to_b" else (NEW, OLD, golden.chunks("b_bos"))
     eos = old.eos_token_id
     sample = [ids.tolist() for ids in rows[::17]] + [[eos], [], [5], [5, eos], [eos, eos, 7], [5, eos, 6]]
-    found = convert(sample, old, new, max_length=longest - 1, bos=bos)
+    found = one_for_one(sample, old, new, max_length=longest - 1, bos=bos)
     expected = [by_hand(ids, old, new, bos, longest) for ids in sample]
     assert ids_of(found) == expected
     report = found.report
@@ -63,14 +68,14 @@ def test_official_rules(direction: str, bos: bool, longest: int) -> None:
 
 def test_small_rows() -> None:
     rows = [[0], [5], [], [5, 0, 0, 7], [5, 0]]
-    assert ids_of(convert(rows, OLD, NEW, bos=False)) == [[1, 1], [6, 1], [1], [6, 1, 1, 8], [6, 1]]
-    assert ids_of(convert(rows, OLD, NEW, bos=True)) == [[0, 1], [0, 6], [0], [0, 6, 1, 1, 8], [0, 6, 1]]
-    assert ids_of(convert(rows, OLD, NEW)) == ids_of(convert(rows, OLD, NEW, bos=False))
+    assert ids_of(one_for_one(rows, OLD, NEW, bos=False)) == [[1, 1], [6, 1], [1], [6, 1, 1, 8], [6, 1]]
+    assert ids_of(one_for_one(rows, OLD, NEW, bos=True)) == [[0, 1], [0, 6], [0], [0, 6, 1, 1, 8], [0, 6, 1]]
+    assert ids_of(one_for_one(rows, OLD, NEW)) == ids_of(one_for_one(rows, OLD, NEW, bos=False))
 
 
 def test_characters_that_were_cut_in_two_are_counted() -> None:
     ids = encode(OLD, ["na\u00efve \U0001f600"])[0]
-    found = convert([ids, ids[:-1], ids[1:]], OLD, NEW, max_length=64)
+    found = one_for_one([ids, ids[:-1], ids[1:]], OLD, NEW, max_length=64)
     texts = [NEW.decode(row.ids) for row in found]
     assert ["\ufffd" in text for text in texts] == [False, True, False]
     assert found.report.damaged == 1
@@ -78,7 +83,7 @@ def test_characters_that_were_cut_in_two_are_counted() -> None:
 
 def test_domains_and_bytes_are_kept() -> None:
     rows = [Row(ids, "ab"[n % 2], 1) for n, ids in enumerate(golden.chunks()[:6])]
-    for row, old in zip(convert(rows, OLD, NEW, max_length=20), rows, strict=True):
+    for row, old in zip(one_for_one(rows, OLD, NEW, max_length=20), rows, strict=True):
         assert row.domain == old.domain
         assert row.n_bytes == text_bytes(NEW, row.ids)
         assert row.ids.dtype == np.int64
@@ -86,13 +91,13 @@ def test_domains_and_bytes_are_kept() -> None:
 
 def test_sources_selections_and_shards(tmp_path: Path) -> None:
     chosen = [3, 100, 1505]
-    expected = ids_of(convert([golden.chunks()[row] for row in chosen], OLD, NEW, max_length=64))
+    expected = ids_of(one_for_one([golden.chunks()[row] for row in chosen], OLD, NEW, max_length=64))
     for source in (golden.SHARDS, Shards(golden.SHARDS), golden.chunks()):
-        assert ids_of(convert(source, OLD, NEW, rows=np.array(chosen), max_length=64)) == expected
-    write_shards(convert(golden.SHARDS, OLD, NEW, rows=chosen, max_length=64), tmp_path, vocabulary=len(NEW))
+        assert ids_of(one_for_one(source, OLD, NEW, rows=np.array(chosen), max_length=64)) == expected
+    write_shards(one_for_one(golden.SHARDS, OLD, NEW, rows=chosen, max_length=64), tmp_path, vocabulary=len(NEW))
     assert ids_of(Shards(tmp_path).read(range(3))) == expected
     stream = iter([golden.chunks()[row] for row in chosen])
-    assert ids_of(convert(stream, OLD, NEW, max_length=64)) == expected
+    assert ids_of(one_for_one(stream, OLD, NEW, max_length=64)) == expected
     for repack in (False, True):
         of_rows = [
             convert(source, OLD, NEW, rows=chosen, repack=repack)
@@ -100,7 +105,18 @@ def test_sources_selections_and_shards(tmp_path: Path) -> None:
         ]
         assert ids_of(of_rows[0]) == ids_of(of_rows[1])
     with pytest.raises(DataError, match="has no row 1"):
-        list(convert(iter([]), OLD, NEW, rows=[1]))
+        list(one_for_one(iter([]), OLD, NEW, rows=[1]))
+
+
+def test_masks_and_selections_choose_rows() -> None:
+    mask = np.zeros(1506, dtype=bool)
+    mask[[3, 100]] = True
+    wanted = ids_of(one_for_one(golden.SHARDS, OLD, NEW, rows=[3, 100]))
+    for rows in (mask, Selection(np.array([3, 100]), 1506, 0.0)):
+        assert ids_of(one_for_one(golden.SHARDS, OLD, NEW, rows=rows)) == wanted
+    for rows, words in (([9999], "row 9999"), (mask[:5], "5 entries"), ([0.5], "expected row numbers")):
+        with pytest.raises(DataError, match=words):
+            convert(golden.SHARDS, OLD, NEW, rows=rows)
 
 
 def test_tokenizers_without_an_end_are_refused() -> None:
@@ -154,7 +170,7 @@ def test_no_text_of_the_corpus_is_lost(direction: str) -> None:
     report = found.report
     assert (report.rows_in, report.rows_out) == (len(rows), len(made))
     assert (report.damaged, report.cut, report.unfinished) == (0, 0, 0)
-    official = convert(rows, old, new, max_length=64, bos=new is NEW)
+    official = one_for_one(rows, old, new, max_length=64, bos=new is NEW)
     lengths = [len(row.ids) for row in official]
     assert official.report.damaged > 0  # what packing anew avoids
     assert np.mean([len(row.ids) for row in made]) > np.mean(lengths) or official.report.tokens_cut > 0

@@ -146,6 +146,20 @@ def test_the_top_and_marked_rows_may_be_left_out() -> None:
     assert select(values, count=2, drop=drop).about["dropped"] == 1
 
 
+def test_a_domain_without_a_ratio_of_its_own_has_that_of_all() -> None:
+    values, domains = np.arange(20, dtype=np.float32), ["a"] * 10 + ["b"] * 10
+    found = select(values, ratio=0.5, quota={"a": 0.2}, domains=domains)
+    assert found.rows.tolist() == [8, 9, *range(15, 20)]
+
+
+def test_the_upper_cut_does_not_see_the_noise() -> None:
+    values = np.zeros(1010, dtype=np.float32)
+    values[500:510] = 5
+    for temperature in (0.0, 5.0):
+        found = select(values, ratio=0.5, upper=0.01, temperature=temperature, seed=3)
+        assert not set(range(500, 510)) & set(found.rows.tolist())
+
+
 def test_duplicates_are_the_later_ones() -> None:
     rows = MemoryRows([[1, 2], [3], [1, 2], [2, 1], [3], []])
     assert duplicates_of(rows, batch=2).tolist() == [False, False, True, False, True, False]

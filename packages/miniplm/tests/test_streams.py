@@ -24,6 +24,7 @@ from paperhooks_miniplm import (
     select,
 )
 from paperhooks_miniplm.converting import convert
+from paperhooks_miniplm.record_rows import StreamRows
 from torch.utils.data import DataLoader
 
 ROWS = 90
@@ -81,14 +82,60 @@ def test_workers_share_a_stream_and_others_go_on(tmp_path: Path, count: int, sco
     assert score(model, open_rows(stream), out, **OPTIONS) is not None  # and once more: nothing to do
 
 
+def test_a_worker_that_comes_back_after_the_end_does_not_move_it(tmp_path: Path) -> None:
+    """Killed after its last full unit, it skips to behind the end and finds nothing, which says little."""
+    datasets = pytest.importorskip("datasets")
+    made = datasets.Dataset.from_list([{"input_ids": ids.tolist()} for ids in golden.chunks()[:25]])
+    options = {**OPTIONS, "unit_rows": 10}
+
+    def rows():
+        return open_rows(made.to_iterable_dataset(), name="mine")
+
+    model = golden.fresh("ref")
+    assert score(model, rows(), tmp_path, worker=(0, 2), **options) is None
+    assert score(model, rows(), tmp_path, worker=(1, 2), **options) is not None
+    for file in (tmp_path / "scores.safetensors", tmp_path / "ends" / "30"):
+        file.unlink(missing_ok=True)
+    found = score(model, rows(), tmp_path, worker=(1, 2), **options)
+    assert len(found) == 25
+    assert len(score(model, rows(), tmp_path, **options)) == 25
+
+
+@pytest.mark.parametrize("size", [0, 5, 10, 20])
+def test_streams_that_end_with_a_unit_or_before_the_second(tmp_path: Path, size: int) -> None:
+    model, options = golden.fresh("ref"), {**OPTIONS, "unit_rows": 10}
+    ids = [ids.tolist() for ids in golden.chunks()[:size]]
+    found = [score(model, StreamRows(ids, name="s"), tmp_path, worker=(index, 3), **options) for index in (2, 1, 0)]
+    assert found[-1] is not None
+    assert len(found[-1]) == size
+
+
+def test_a_stream_is_known_by_its_beginning_too(tmp_path: Path) -> None:
+    one, two = ([ids.tolist() for ids in golden.chunks()[start : start + 20]] for start in (0, 50))
+    score(golden.fresh("ref"), StreamRows(iter(one)), tmp_path, **OPTIONS)
+    with pytest.raises(DataError, match="holds scores with corpus"):
+        score(golden.fresh("ref"), StreamRows(iter(two)), tmp_path, **OPTIONS)
+    assert StreamRows(iter(one), name="a").fingerprint() != StreamRows(iter(one), name="b").fingerprint()
+    rows = StreamRows(iter(one))
+    rows.fingerprint()
+    assert [row.ids.tolist() for row in rows] == one, "looking at the beginning takes nothing away"
+
+
 def test_selections_are_exported_as_from_rows(scored, tmp_path: Path) -> None:
-    stream, difference, plain, _ = scored
+    stream, difference, plain, of_rows = scored
     domains = [open_rows(file).domains() for file in (stream, plain)]
     assert domains[0].tolist() == domains[1].tolist()
     chosen = select(difference, ratio=0.4, domains=domains[0], quota="domain")
+    same = select(of_rows, ratio=0.4, domains=domains[0], quota="domain")
+    assert chosen.rows.tolist() == same.rows.tolist()
+    with pytest.raises(DataError, match="the scores are of another corpus"):
+        export(chosen, open_rows(plain), tmp_path / "other")
     assert np.array_equal(duplicates_of(open_rows(stream)), duplicates_of(open_rows(plain)))
     for format in ("jsonl", "shards", "parquet"):
-        outs = [export(chosen, open_rows(file), tmp_path / f"{file.name}.{format}", format) for file in (stream, plain)]
+        outs = [
+            export(selection, open_rows(file), tmp_path / f"{file.name}.{format}", format)
+            for file, selection in ((stream, chosen), (plain, same))
+        ]
         if format == "shards":
             assert len(Shards(outs[0])) == len(chosen)
         pairs = zip(*(sorted(out.rglob("*.bin")) if out.is_dir() else [out] for out in outs), strict=True)

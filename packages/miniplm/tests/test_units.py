@@ -18,8 +18,10 @@ import torch
 from paperhooks import DataError
 from paperhooks_miniplm.differing import diff
 from paperhooks_miniplm.rows import MemoryRows, Row
-from paperhooks_miniplm.scoring import ScoringWarning
-from paperhooks_miniplm.units import Scores, merge, score, workers
+from paperhooks_miniplm.scores import Scores, merge
+from paperhooks_miniplm.scoring import LogLikelihood, ScoringWarning
+from paperhooks_miniplm.sources import open_rows
+from paperhooks_miniplm.units import score, workers
 
 CHUNKS = golden.packing()["a_no_bos"]["chunks"]
 STORED = {name: each.numpy() for name, each in golden.scores().items()}
@@ -179,7 +181,7 @@ def test_rows_without_a_score_are_counted_and_many_stop_the_run(tmp_path: Path) 
         broken.model.norm.weight.fill_(float("nan"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(DataError, match=r"8 of 8 rows gave NaN or infinity|6 of 8 rows gave NaN"):
+        with pytest.raises(DataError, match=r"6 rows gave NaN or infinity, more than 0\.1% of the corpus"):
             score(broken, MemoryRows(rows), tmp_path / "b", **QUICK)
 
 
@@ -208,6 +210,60 @@ def test_bytes_allow_other_tokenizers(tmp_path: Path) -> None:
         unknown.values("max")
     with pytest.raises(DataError, match="the teacher scored 3 rows and the reference 2"):
         diff(found[0], Scores(found[1].nll[:2], found[1].count[:2], found[1].n_bytes[:2]))
+
+
+def test_per_byte_leaves_out_rows_of_which_only_a_part_was_scored(tmp_path: Path) -> None:
+    texts = ["a short one. " * 2, "a short one. " * 40, ""]
+    rows = open_rows(texts, golden.tokenizer())
+    found = score(golden.fresh("ref"), rows, tmp_path / "cut", **QUICK)
+    assert found.cut.tolist() == [False, True, False]
+    assert np.isnan(found.values("per_byte")).tolist() == [False, True, True]
+    assert np.isfinite(found.values()).tolist() == [True, True, False]
+    whole = score(golden.fresh("ref"), rows, tmp_path / "split", over_long="split", **QUICK)
+    assert np.isnan(whole.values("per_byte")).tolist() == [False, False, True]
+    assert whole.values("per_byte")[1] == pytest.approx(whole.nll[1] / len(texts[1]))
+
+
+def test_rows_without_a_score_are_judged_against_the_corpus_whatever_the_units(tmp_path: Path, monkeypatch) -> None:
+    plain = LogLikelihood.score
+
+    def broken(self, rows, *, first=0):
+        found = plain(self, rows, first=first)
+        found.nll[[number for number in range(len(rows)) if first + number in (0, 1)]] = np.nan
+        return found
+
+    monkeypatch.setattr(LogLikelihood, "score", broken)
+    rows = MemoryRows([[5, 6 + n % 50] for n in range(3000)])
+    for size in (10, 3000):
+        found = score(golden.fresh("ref"), rows, tmp_path / str(size), **{**QUICK, "unit_rows": size})
+        assert int((~found.usable).sum()) == 2
+    with pytest.raises(DataError, match=r"2 rows gave NaN or infinity, more than 0\.1%"):
+        score(golden.fresh("ref"), MemoryRows([[5, 6]] * 100), tmp_path / "few", **QUICK)
+    assert score(golden.fresh("ref"), MemoryRows([[5, 6]] * 100), tmp_path / "few", most_bad=0.1, **QUICK) is not None
+
+
+@pytest.mark.parametrize("worker", [(0, 0), (2, 2), (5, 2), (-1, 4)])
+def test_workers_that_cannot_be_are_refused(tmp_path: Path, worker) -> None:
+    with pytest.raises(DataError, match="expected"):
+        score(golden.fresh("ref"), MemoryRows(CHUNKS[:4]), tmp_path, worker=worker, **QUICK)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_path_is_opened_and_overlap_is_warned_of_whoever_comes_first(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in CHUNKS[:40]))
+    options = {"unit_rows": 16, "trained_on": file, **QUICK}
+    assert score(golden.fresh("ref"), str(file), tmp_path / "out", worker=(1, 2), **options) is None
+    unique = len({tuple(row) for row in CHUNKS[:40]})
+    for _ in range(2):
+        with pytest.warns(ScoringWarning, match=f"{unique} rows of .* which the model was trained on"):
+            score(golden.fresh("ref"), file, tmp_path / "out", worker=(0, 2), **options)
+
+
+def test_other_rows_of_the_same_number_are_not_subtracted() -> None:
+    one, two = np.array([3.0, 4.0]), np.array([5, 6])
+    with pytest.raises(DataError, match="row 1 has 6 tokens that count for the teacher and 7 for the reference"):
+        diff(Scores(one, two, two), Scores(one, np.array([5, 7]), two))
 
 
 def test_the_manifest_says_what_scores_were_made_with(tmp_path: Path) -> None:

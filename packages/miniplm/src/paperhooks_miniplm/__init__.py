@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from paperhooks_miniplm.rows import MemoryRows, Row, RowSource
     from paperhooks_miniplm.scaling import ScalingLaw, fit_scaling, published_table
     from paperhooks_miniplm.schedule import lr_at, warmup_cosine
+    from paperhooks_miniplm.scores import Scores, merge
     from paperhooks_miniplm.scoring import LogLikelihood, ScoringWarning
     from paperhooks_miniplm.selecting import Selection, select
     from paperhooks_miniplm.shards import Shards, write_shards
     from paperhooks_miniplm.sources import open_rows, read_documents
-    from paperhooks_miniplm.units import Scores, merge, score
+    from paperhooks_miniplm.units import score
     from paperhooks_miniplm.views import SelectedDataset, StreamDataset, TrainingCollator, sequence_mean_loss
 
 __version__ = "0.1.0"
@@ -54,11 +55,12 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "rows": ("MemoryRows", "Row", "RowSource"),
     "scaling": ("ScalingLaw", "fit_scaling", "published_table"),
     "schedule": ("lr_at", "warmup_cosine"),
+    "scores": ("Scores", "merge"),
     "scoring": ("LogLikelihood", "ScoringWarning"),
     "selecting": ("Selection", "select"),
     "shards": ("Shards", "write_shards"),
     "sources": ("open_rows", "read_documents"),
-    "units": ("Scores", "merge", "score"),
+    "units": ("score",),
     "views": ("SelectedDataset", "StreamDataset", "TrainingCollator", "sequence_mean_loss"),
 }
 _LAZY = {name: module for module, names in _HOMES.items() for name in names}

@@ -121,6 +121,10 @@ def score(
     trained_on: Annotated[
         str | None, typer.Option("--trained-on", help="Rows the model was trained on; warns of those it scores.")
     ] = None,
+    mask_after_end: Annotated[
+        bool, typer.Option("--mask-after-end/--count-after-end", help="Whether to leave out what follows an end token.")
+    ] = True,
+    most_bad: Annotated[float, typer.Option("--most-bad", help="Share of rows that may give NaN or infinity.")] = 0.001,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     text_field: TextField = "text",
@@ -133,10 +137,22 @@ def score(
     loaded, rows = load_model(model, device, dtype), _rows(corpus, known, text_field, domain_field)
     index, count = _worker(worker)
     if index == 0 and not (out / "manifest.json").exists():
-        typer.echo(_cost(name or "model", loaded, rows, known, max_length, batch_tokens, count))
+        typer.echo(
+            _cost(
+                name or "model",
+                loaded,
+                rows,
+                tokenizer=known,
+                max_length=max_length,
+                over_long=over_long,
+                batch_tokens=batch_tokens,
+                workers=count,
+            )
+        )
     found = run(
         loaded, rows, out, tokenizer=known, name=name, max_length=max_length, over_long=over_long,  # type: ignore[arg-type]
-        batch_tokens=batch_tokens, unit_rows=unit_rows, worker=(index, count),
+        batch_tokens=batch_tokens, unit_rows=unit_rows, worker=(index, count), mask_after_end=mask_after_end,
+        most_bad=most_bad,
         trained_on=None if trained_on is None else _rows(trained_on, known, text_field, domain_field),
     )  # fmt: skip
     if found is None:
@@ -179,20 +195,23 @@ def select(
 ) -> None:
     """Choose rows and report what is kept; another ratio later costs seconds."""
     from paperhooks_miniplm.differing import Difference
-    from paperhooks_miniplm.duplicates import duplicates_of
+    from paperhooks_miniplm.exporting import check_corpus, read_index
     from paperhooks_miniplm.exporting import export as write
     from paperhooks_miniplm.reporting import report
     from paperhooks_miniplm.selecting import select as run
 
     known = _tokenizer(tokenizer) if tokenizer else None
     found, rows = Difference.load(difference), _rows(corpus, known, text_field, domain_field)
-    repeated = duplicates_of(rows)
+    check_corpus(found.about, rows)
+    repeated = _duplicates(rows, difference)
     chosen = run(
         found, ratio=ratio, count=count, tokens=tokens, lengths=rows.lengths() if tokens is not None else None,
         domains=rows.domains() if quota else None, quota=_quota(quota), temperature=temperature, seed=seed,
         drop=repeated if drop_duplicates else None, upper=upper,
     )  # fmt: skip
-    file = write(chosen, rows, out / "selection", scores=found.values)
+    file = out / "selection.safetensors"
+    if not file.exists() or read_index(file, rows).tolist() != chosen.rows.tolist():
+        write(chosen, rows, file, scores=found.values)
     report(out, chosen, found, rows, tokenizer=known, duplicates=repeated)
     typer.echo(f"{file}: kept {len(chosen)} of {chosen.total} rows; report: {out / 'report.html'}")
 
@@ -201,7 +220,7 @@ def export(
     selection: Annotated[Path, typer.Argument(help="selection.safetensors of select.")],
     corpus: Corpus,
     out: Annotated[Path, typer.Option("--out", "-o", help="File, or folder for shards.")],
-    format: Annotated[str, typer.Option("--format", help="bitmap, shards, parquet or jsonl.")] = "jsonl",
+    format: Annotated[str, typer.Option("--format", help="index, bitmap, shards, parquet or jsonl.")],
     tokenizer: Tokenizer = None,
     text_field: TextField = "text",
     domain_field: DomainField = "domain",
@@ -291,9 +310,7 @@ def _rows(source: str, tokenizer: Any, text_field: str, domain_field: str) -> Ro
     return open_rows(source, tokenizer, text_field=text_field, domain_field=domain_field)
 
 
-def _cost(
-    name: str, model: Any, rows: RowSource, tokenizer: Any, max_length: int, batch_tokens: int | None, workers: int
-) -> str:
+def _cost(name: str, model: Any, rows: RowSource, **settings: Any) -> str:
     """What scoring will cost; of a stream, which would have to be read to its end, only its first rows."""
     from itertools import islice
 
@@ -301,13 +318,33 @@ def _cost(
     from paperhooks_miniplm.record_rows import StreamRows
     from paperhooks_miniplm.rows import MemoryRows
 
-    settings: dict[str, Any] = {"tokenizer": tokenizer, "max_length": max_length, "batch_tokens": batch_tokens}
     if not isinstance(rows, StreamRows):
-        return str(estimate({name: model}, rows, workers=workers, **settings))
+        return str(estimate({name: model}, rows, **settings))
     first = MemoryRows(list(islice(rows.iterate(), 16)))
     return (
         f"{rows.name} is a stream of unknown length; of its first rows:\n{estimate({name: model}, first, **settings)}"
     )
+
+
+def _duplicates(rows: RowSource, difference: Path) -> Any:
+    """Repeated rows, kept beside the differences: another selection need not read the corpus again."""
+    import numpy as np
+    from paperhooks.provenance import atomic_path, hash_json
+    from safetensors.numpy import save_file
+
+    from paperhooks_miniplm.arrays import read_arrays
+    from paperhooks_miniplm.duplicates import duplicates_of
+    from paperhooks_miniplm.rows import count_rows
+
+    file, corpus = difference.with_suffix(".duplicates.safetensors"), hash_json(rows.fingerprint())
+    if file.exists():
+        header, arrays = read_arrays(file)
+        if header.get("corpus") == corpus:
+            return np.unpackbits(arrays["bitmap"], count=count_rows(rows)).astype(bool)
+    found = duplicates_of(rows)
+    with atomic_path(file) as temporary:
+        save_file({"bitmap": np.packbits(found)}, temporary, {"corpus": corpus})
+    return found
 
 
 def _worker(text: str | None) -> tuple[int, int]:

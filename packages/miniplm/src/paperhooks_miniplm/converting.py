@@ -1,4 +1,4 @@
-"""The rows of a corpus for another tokenizer: one for one as the official code converts them, or packed anew.
+"""The rows of a corpus for another tokenizer: packed anew, or one for one as the official code converts them.
 
 The official way (section 2.8 of the derivation) keeps the number of rows. Where the new tokenizer needs more ids the
 end of a row is cut off, and a character that was cut in two at the end of a row is lost. ``repack`` puts the rows of a
@@ -7,7 +7,7 @@ domain that follow each other together again before it decodes them, and loses n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ import numpy as np
 from paperhooks_miniplm.packing import eos_of, pack_rows, packer_of, starts_with_bos, text_bytes
 from paperhooks_miniplm.record_rows import StreamRows, encode
 from paperhooks_miniplm.records import Document
+from paperhooks_miniplm.row_numbers import row_numbers
 from paperhooks_miniplm.rows import Row, RowSource
 from paperhooks_miniplm.sources import open_rows
 
@@ -68,25 +69,28 @@ def convert(
     old_tokenizer: Any,
     new_tokenizer: Any,
     *,
-    rows: Sequence[int] | np.ndarray[Any, Any] | None = None,
+    rows: Any = None,
     max_length: int = 1024,
     bos: bool | None = None,
-    repack: bool = False,
+    repack: bool = True,
     join: bool = True,
 ) -> Conversion:
     """Rows for a student with another tokenizer, with domains and the bytes of their text.
 
     :param source: rows with ids of ``old_tokenizer``; see :func:`paperhooks_miniplm.open_rows`.
-    :param rows: those to convert, ascending, such as a selection; all by default.
+    :param rows: those to convert: ascending row numbers [K], a bool mask [N] or a
+        :class:`~paperhooks_miniplm.Selection`; all by default.
     :param max_length: inputs of the student; rows have at most one id more.
     :param bos: begin rows with the new tokenizer's beginning-of-sequence token; None as it does by itself.
-    :param repack: pack the text anew, into rows that are as full as can be; their number is another one.
+    :param repack: pack the text anew, into rows that are as full as can be; their number is another one. False makes
+        one row of one, as the official code, and cuts those that become too long.
     :param join: with ``repack``, a row goes on where the row before it in its domain stopped. False for corpora that
         are not in the order in which they were packed or mix domains without naming them, as the official ones do:
         they are shuffled within shards.
     :raises DataError: a tokenizer without an end-of-sequence token, or rows that cannot be read.
     """
     opened, report = open_rows(source), ConversionReport()
+    rows = row_numbers(opened, rows)
     if repack:
         texts = _Joiner(old_tokenizer, report, join).documents(_read(opened, rows, report), _ranks(opened, rows, join))
         packer = packer_of(new_tokenizer, max_length=max_length, bos=bos)

@@ -22,8 +22,8 @@ from safetensors.numpy import save_file
 
 from paperhooks_miniplm.arrays import read_arrays
 from paperhooks_miniplm.manifests import incomparable
+from paperhooks_miniplm.scores import Normalize, Scores
 from paperhooks_miniplm.scoring import ScoringWarning
-from paperhooks_miniplm.units import Normalize, Scores
 
 __all__ = ["Difference", "diff"]
 
@@ -39,7 +39,7 @@ class Difference:
     teacher, reference
         The normalised scores, float64 [N].
     about
-        Plain data: normalisation and both manifests.
+        Plain data: normalisation, fingerprint of the corpus, and both manifests.
     """
 
     values: np.ndarray[Any, Any]
@@ -94,7 +94,12 @@ def diff(teacher: Scores | str | Path, reference: Scores | str | Path, normalize
         _warn("all differences are 0: teacher and reference are the same model")
     elif len(known) and float(known.mean(dtype=np.float64)) < 0:
         _warn("the reference finds the corpus likelier than the teacher does, on average: are the roles swapped?")
-    about = {"normalize": normalize, "teacher": dict(one.manifest), "reference": dict(other.manifest)}
+    about = {
+        "normalize": normalize,
+        "corpus": one.manifest.get("corpus"),
+        "teacher": dict(one.manifest),
+        "reference": dict(other.manifest),
+    }
     return Difference(values, first, second, about)
 
 
@@ -108,6 +113,12 @@ def _check(one: Scores, other: Scores, normalize: Normalize) -> None:
                 f"the scores differ in {odd}: {one.manifest.get(odd)!r} for the teacher, {other.manifest.get(odd)!r} "
                 "for the reference; score both with the same settings (normalize='per_byte' allows other tokenizers)"
             )
+    if normalize != "per_byte" and not np.array_equal(one.count, other.count):
+        row = int(np.flatnonzero(one.count != other.count)[0])
+        raise DataError(
+            f"row {row} has {one.count[row]} tokens that count for the teacher and {other.count[row]} for the "
+            "reference: other rows, or another mask"
+        )
     if normalize == "per_byte" and not np.array_equal(one.n_bytes, other.n_bytes):
         row = int(np.flatnonzero(one.n_bytes != other.n_bytes)[0])
         raise DataError(f"row {row} has another number of bytes for the teacher than for the reference: other texts")

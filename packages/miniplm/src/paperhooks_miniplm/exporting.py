@@ -9,17 +9,17 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from paperhooks import DataError, MissingExtra
-from paperhooks.provenance import atomic_path, hash_json, with_ending
+from paperhooks.provenance import atomic_path, plain, with_ending
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from paperhooks_miniplm.arrays import read_arrays
 from paperhooks_miniplm.ranking import Array
-from paperhooks_miniplm.rows import Row, RowSource, count_rows
+from paperhooks_miniplm.rows import Row, RowSource, count_rows, same_rows
 from paperhooks_miniplm.selecting import Selection
-from paperhooks_miniplm.shards import write_shards
+from paperhooks_miniplm.shards import Shards, write_shards
 
-__all__ = ["FORMATS", "Format", "export", "load_selection", "read_index"]
+__all__ = ["FORMATS", "Format", "check_corpus", "export", "load_selection", "read_index"]
 
 #: What a selection can be written as.
 Format: TypeAlias = Literal["index", "bitmap", "shards", "parquet", "jsonl"]
@@ -44,25 +44,35 @@ def export(
 
     :param out: a file for "index" and "bitmap" (``.safetensors``), "parquet" and "jsonl"; a folder for "shards".
     :param format: "index" keeps row numbers (8 bytes a kept row), "bitmap" one bit a row, "shards" copies rows in the
-        official format, "parquet" and "jsonl" copy ids, domains and, with a ``tokenizer``, text.
+        official format, "parquet" and "jsonl" copy ids, domains, byte counts and, with a ``tokenizer``, text, in which
+        the end token's own text stands between documents.
     :param scores: difference scores float32 [N], written beside the rows of index, Parquet and JSON Lines.
-    :param vocabulary: of the tokenizer, for the width of ids in shards.
+    :param vocabulary: of the tokenizer, for the width of ids in shards; that of a corpus of shards without.
     :raises DataError: an unknown format, a selection of another corpus, or an output that exists already.
     """
     if format not in FORMATS:
         raise DataError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
+    check_corpus(selection.about, source)
     if selection.total != (size := count_rows(source)):
         raise DataError(f"the selection is of {selection.total} rows, {source.name} has {size}: another corpus")
     path = Path(out)
-    if path.exists() and (path.is_file() or any(path.iterdir())):
+    if path.exists() and (format != "shards" or path.is_file() or any(path.iterdir())):
         raise DataError(f"{path} exists already; choose another output, or delete it")
     if format in ("index", "bitmap"):
         return _write_index(selection, source, path, format, scores)
     if format == "shards":
-        write_shards(_rows(selection, source), path, vocabulary=vocabulary, rows_per_shard=rows_per_shard)
+        dtype = source.dtype if vocabulary is None and isinstance(source, Shards) else None
+        write_shards(_rows(selection, source), path, vocabulary=vocabulary, dtype=dtype, rows_per_shard=rows_per_shard)
         return path
     records = _records(selection, source, tokenizer, scores)
     return _write_jsonl(records, path) if format == "jsonl" else _write_parquet(records, path)
+
+
+def check_corpus(about: Mapping[str, Any], source: RowSource) -> None:
+    """Raise DataError where ``about`` a difference or a selection says that it is of other rows than ``source``."""
+    known = about.get("corpus")
+    if known and not same_rows(known, source.fingerprint()):
+        raise DataError(f"the scores are of another corpus than {source.name}; name the one that was scored")
 
 
 def read_index(path: str | Path, source: RowSource | None = None) -> Array:
@@ -78,7 +88,7 @@ def read_index(path: str | Path, source: RowSource | None = None) -> Array:
         raise DataError(f"{file} holds no selection: {error}") from error
     if header.get("kind") != _KIND:
         raise DataError(f"{file} is no selection of miniplm; export writes one")
-    if source is not None and header["corpus"] != hash_json(source.fingerprint()):
+    if source is not None and not same_rows(json.loads(header["corpus"]), source.fingerprint()):
         raise DataError(f"{file} selects from another corpus than {source.name}")
     if "rows" in stored:
         return stored["rows"]
@@ -88,8 +98,9 @@ def read_index(path: str | Path, source: RowSource | None = None) -> Array:
 def load_selection(path: str | Path, source: RowSource) -> Selection:
     """An exported index or bitmap as a selection of ``source`` again; raises what :func:`read_index` raises."""
     rows = read_index(path, source)
-    header, _ = read_arrays(path)
-    return Selection(rows, count_rows(source), float("nan"), json.loads(header["about"]))
+    header, stored = read_arrays(path)
+    cut = float(stored["scores"].min()) if len(stored.get("scores", ())) else float("nan")
+    return Selection(rows, count_rows(source), cut, json.loads(header["about"]))
 
 
 def _write_index(selection: Selection, source: RowSource, path: Path, format: str, scores: Array | None) -> Path:
@@ -99,7 +110,7 @@ def _write_index(selection: Selection, source: RowSource, path: Path, format: st
     arrays: dict[str, Array] = {"bitmap": selection.bitmap()} if format == "bitmap" else {"rows": selection.rows}
     if scores is not None and format == "index":
         arrays["scores"] = np.asarray(scores[selection.rows], dtype=np.float32)
-    header = {"kind": _KIND, "total": str(selection.total), "corpus": hash_json(source.fingerprint())}
+    header = {"kind": _KIND, "total": str(selection.total), "corpus": json.dumps(plain(source.fingerprint()))}
     with atomic_path(path) as temporary:
         save_file(arrays, temporary, {**header, "about": json.dumps(dict(selection.about))})
     return path
@@ -114,12 +125,21 @@ def _records(selection: Selection, source: RowSource, tokenizer: Any, scores: Ar
     for number, row in zip(selection.rows.tolist(), _rows(selection, source), strict=True):
         record: dict[str, Any] = {"row": number, "input_ids": row.ids.tolist()}
         if tokenizer is not None:
-            record["text"] = tokenizer.decode(row.ids.tolist(), skip_special_tokens=True)
+            record["text"] = _text(row.ids, tokenizer)
+        if row.n_bytes is not None:
+            record["n_bytes"] = row.n_bytes
         if row.domain:
             record["domain"] = row.domain
         if scores is not None:
             record["score"] = float(scores[number])
         yield record
+
+
+def _text(ids: Array, tokenizer: Any) -> str:
+    """The text of a row, with the end token's own text between documents."""
+    ends = np.flatnonzero(ids == (-1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id))
+    parts = [part[min(number, 1) :].tolist() for number, part in enumerate(np.split(ids, ends))]
+    return str(tokenizer.eos_token).join(tokenizer.decode(part, skip_special_tokens=True) for part in parts)
 
 
 def _write_jsonl(records: Iterator[Mapping[str, Any]], path: Path) -> Path:
@@ -136,11 +156,12 @@ def _write_parquet(records: Iterator[dict[str, Any]], path: Path) -> Path:
     except ImportError as error:
         raise MissingExtra("pyarrow", "paperhooks-miniplm[data]", "to write Parquet files") from error
     fields = [("row", pyarrow.int64()), ("input_ids", pyarrow.list_(pyarrow.int32()))]
-    fields += [("text", pyarrow.string()), ("domain", pyarrow.string()), ("score", pyarrow.float32())]
+    fields += [("text", pyarrow.string()), ("n_bytes", pyarrow.int64())]
+    fields += [("domain", pyarrow.string()), ("score", pyarrow.float32())]
     first = next(records, None)
     names = {"row", "input_ids"} if first is None else set(first)
-    # A domain may be missing in the first row and known in a later one.
-    schema = pyarrow.schema([field for field in fields if field[0] in names | {"domain"}])
+    # What is known of a row may be missing in the first one and there in a later one.
+    schema = pyarrow.schema([field for field in fields if field[0] in names | {"domain", "n_bytes"}])
     with atomic_path(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
         batch = [] if first is None else [first]
         for record in records:

@@ -20,8 +20,9 @@ from paperhooks import DataError, ModelView, Traits, hookimpl
 from paperhooks.corpus import Example
 from torch import Tensor
 
+from paperhooks_miniplm.scores import Normalize, Scores
 from paperhooks_miniplm.scoring import LogLikelihood, OverLong
-from paperhooks_miniplm.units import Normalize, Scores, end_token
+from paperhooks_miniplm.units import end_token
 
 __all__ = ["MiniPLM"]
 
@@ -69,7 +70,7 @@ class MiniPLM:
         length, values = self.max_length or _longest([views[role] for role in _ROLES]), {}
         for role in _ROLES:
             found = self._likelihood(role, views[role], end, length).score(rows, first=examples[0].row)
-            values[role] = Scores(found.nll, found.count, n_bytes).values(self.normalize)
+            values[role] = Scores(found.nll, found.count, n_bytes, cut=found.cut).values(self.normalize)
         return torch.from_numpy(values["reference"] - values["teacher"]).float()
 
     def _ids(self, example: Example, end: int | None) -> np.ndarray[Any, Any]:

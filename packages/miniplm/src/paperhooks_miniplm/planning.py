@@ -12,14 +12,18 @@ from paperhooks import ModelView
 from paperhooks.hidden import view_of
 from torch import nn
 
-from paperhooks_miniplm.rows import RowSource
-from paperhooks_miniplm.scoring import LogLikelihood
+from paperhooks_miniplm.record_rows import RecordRows
+from paperhooks_miniplm.rows import RowSource, count_rows
+from paperhooks_miniplm.scoring import LogLikelihood, OverLong
+from paperhooks_miniplm.sources import open_rows
 from paperhooks_miniplm.units import end_token
 
 __all__ = ["Plan", "PlannedModel", "forward_flops", "plan"]
 
-#: Bytes that scores take for each row and model: sum, count and bytes, 8 each.
-_SCORE_BYTES = 24
+#: Bytes that scores take for each row and model: sum, count and bytes, 8 each, and whether it was cut.
+_SCORE_BYTES = 25
+#: Rows in which tokens are counted where counting all takes reading the corpus.
+_SAMPLED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,8 @@ class Plan:
         Ids read by each model (4 bytes a token), and scores left by all.
     student_flops
         Training one student of ``student`` parameters on ``kept`` of the tokens: 6 a parameter and token.
+    estimated
+        Whether tokens were counted in a sample of the rows only.
     """
 
     rows: int
@@ -60,6 +66,12 @@ class Plan:
     models: tuple[PlannedModel, ...]
     workers: int
     student_flops: float = 0.0
+    estimated: bool = False
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a rate for every model."""
+        return all(model.tokens_per_second > 0 for model in self.models)
 
     @property
     def flops(self) -> float:
@@ -72,12 +84,14 @@ class Plan:
         return sum(model.hours for model in self.models) / self.workers
 
     def __str__(self) -> str:
-        lines = [f"{self.rows} rows, {self.tokens} tokens, {self.workers} worker{'s' * (self.workers > 1)}"]
+        about = "about " if self.estimated else ""
+        lines = [f"{self.rows} rows, {about}{self.tokens} tokens, {self.workers} worker{'s' * (self.workers > 1)}"]
         for model in self.models:
             rate = f"{model.tokens_per_second:.0f} tokens/s, {model.hours:.2f} h" if model.hours else "not measured"
             lines.append(f"{model.name}: {model.parameters / 1e6:.1f} M parameters, {model.flops:.3g} FLOPs, {rate}")
+        hours = f"{self.hours:.2f} h" if self.measured else "hours not measured"
         lines.append(
-            f"in all: {self.flops:.3g} FLOPs, {self.hours:.2f} h, reads {self.read_bytes / 1e6:.1f} MB a model, writes "
+            f"in all: {self.flops:.3g} FLOPs, {hours}, reads {self.read_bytes / 1e6:.1f} MB a model, writes "
             f"{self.written_bytes / 1e6:.1f} MB"
         )
         if self.student_flops:
@@ -90,10 +104,11 @@ class Plan:
 
 def plan(
     models: Mapping[str, nn.Module],
-    rows: RowSource,
+    rows: Any,
     *,
     tokenizer: Any = None,
     max_length: int = 1024,
+    over_long: OverLong = "truncate",
     batch_tokens: int | None = None,
     sample_rows: int = 16,
     workers: int = 1,
@@ -102,23 +117,50 @@ def plan(
 ) -> Plan:
     """Cost of scoring ``rows`` with each of ``models``, by name.
 
+    Of files of records tokens are counted in 1,024 rows where lengths are not known; a stream is read to its end.
+
+    :param rows, max_length, over_long, batch_tokens: as for :func:`paperhooks_miniplm.score`.
     :param sample_rows: rows, spread over the corpus, that the rate is measured on; 0 measures nothing.
     :param workers: how many share the rows. :param student: parameters of a student to compare with, and the share of
         the corpus that it would be trained on, ``kept``.
     """
-    lengths = np.minimum(rows.lengths(), max_length + 1)
-    tokens = int(np.maximum(lengths - 1, 0).sum())
-    spread = np.unique(np.linspace(0, max(0, len(rows) - 1), min(sample_rows, len(rows))).astype(np.int64))
-    sample = [row.ids for row in rows.read(spread.tolist())] if sample_rows and len(rows) else []
+    rows = open_rows(rows, tokenizer)
+    counted = _counted(rows)
+    size = count_rows(rows)
+    lengths, scale = _read_lengths(counted, max_length, over_long), size / max(1, len(counted))
+    tokens = round(scale * int(np.maximum(lengths - 1, 0).sum()))
+    sample = [row.ids for row in rows.read(_spread(size, sample_rows))] if size and sample_rows else []
     planned = []
     for name, model in models.items():
-        rate = _rate(LogLikelihood(model, end_token(model, tokenizer), max_length, batch_tokens=batch_tokens), sample)
-        flops = forward_flops(view_of(model), lengths)
+        likelihood = LogLikelihood(model, end_token(model, tokenizer), max_length, over_long, batch_tokens)
+        rate = _rate(likelihood, sample)
+        flops = scale * forward_flops(view_of(model), lengths)
         hours = tokens / rate / 3600 if rate else 0.0
         planned.append(PlannedModel(name, sum(p.numel() for p in model.parameters()), flops, rate, hours))
-    written = _SCORE_BYTES * len(rows) * len(models)
+    written = _SCORE_BYTES * size * len(models)
     student_flops = 6.0 * student * kept * tokens
-    return Plan(len(rows), tokens, 4 * tokens, written, tuple(planned), workers, student_flops)
+    return Plan(size, tokens, 4 * tokens, written, tuple(planned), workers, student_flops, len(counted) < size)
+
+
+def _spread(size: int, count: int) -> list[int]:
+    """Up to ``count`` rows, evenly over a corpus."""
+    found: list[int] = np.unique(np.linspace(0, max(0, size - 1), min(count, size)).astype(np.int64)).tolist()
+    return found
+
+
+def _counted(rows: RowSource) -> np.ndarray[Any, Any]:
+    """Lengths of the rows, int64: of all, or of some where counting them means reading all records."""
+    if isinstance(rows, RecordRows) and not rows.counted and len(rows) > _SAMPLED:
+        return np.array([len(row.ids) for row in rows.read(_spread(len(rows), _SAMPLED))], dtype=np.int64)
+    return rows.lengths()
+
+
+def _read_lengths(lengths: np.ndarray[Any, Any], max_length: int, over_long: OverLong) -> np.ndarray[Any, Any]:
+    """Lengths of what a model reads, one id more each: rows that are cut, or in pieces."""
+    if over_long != "split":
+        return np.minimum(lengths, max_length + 1)
+    whole, rest = np.divmod(np.maximum(lengths - 1, 0), max_length)
+    return np.concatenate([np.full(int(whole.sum()), max_length + 1), rest + 1])
 
 
 def forward_flops(view: ModelView, lengths: np.ndarray[Any, Any]) -> float:
@@ -149,4 +191,5 @@ def _rate(likelihood: LogLikelihood, sample: Sequence[np.ndarray[Any, Any]]) -> 
     begin = time.perf_counter()
     likelihood.score(usable)
     seconds = time.perf_counter() - begin
-    return sum(min(len(ids), likelihood.max_length + 1) - 1 for ids in usable) / seconds
+    read = _read_lengths(np.array([len(ids) for ids in usable]), likelihood.max_length, likelihood.over_long)
+    return float((read - 1).sum()) / seconds

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,8 @@ from paperhooks_miniplm.rows import Row
 __all__ = ["RecordRows", "RowMaker", "StreamRows", "columns_of", "encode", "has_ids", "tokenizer_digest"]
 
 _BATCH: Final = 256
+#: Records that tell one stream from another.
+_PEEKED: Final = 16
 
 
 def columns_of(fields: Fields) -> list[str]:
@@ -50,8 +53,10 @@ def tokenizer_digest(tokenizer: Any) -> str:
 class RowMaker:
     """Makes rows of records: ids as they are, texts tokenized."""
 
-    def __init__(self, tokenizer: Any, fields: Fields, add_bos: bool, add_eos: bool) -> None:
+    def __init__(self, tokenizer: Any, fields: Fields, add_bos: bool, add_eos: bool | None) -> None:
         self.tokenizer, self.fields = tokenizer, fields
+        if add_eos is None:
+            add_eos = getattr(tokenizer, "eos_token_id", None) is not None
         self._first = [_special(tokenizer, "bos")] if add_bos else []
         self._last = [_special(tokenizer, "eos")] if add_eos else []
 
@@ -88,8 +93,11 @@ class RowMaker:
             n_bytes = len(text.encode("utf-8", "surrogatepass"))
         return Row(_ids(where, given), domain, n_bytes)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, ids: bool) -> dict[str, Any]:
+        """What makes rows of records; a tokenizer has no part in it where the records hold ``ids``."""
         found: dict[str, Any] = {"text": self.fields.text, "domain": self.fields.domain}
+        if ids:
+            return found | {"first": [], "last": [], "tokenizer": None}
         digest = None if self.tokenizer is None else tokenizer_digest(self.tokenizer)
         return found | {"first": self._first, "last": self._last, "tokenizer": digest}
 
@@ -108,7 +116,10 @@ def has_ids(record: Any) -> bool:
 
 
 def _ids(where: str, value: Any) -> np.ndarray[Any, Any]:
-    found = np.asarray(value)
+    try:
+        found = np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"{where}: holds no list of token ids but lists of several lengths") from error
     if found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
         raise DataError(f"{where}: holds {found.dtype} {list(found.shape)}; expected a list of token ids")
     return found.astype(np.int64)
@@ -136,6 +147,11 @@ class RecordRows:
             raise DataError(f"{self.name} has no row {wrong}; its rows are 0 to {len(self) - 1}")
         return self._maker.rows(self._records.get(wanted))
 
+    @property
+    def counted(self) -> bool:
+        """Whether :meth:`lengths` is known without reading all records."""
+        return self._lengths is not None
+
     def lengths(self) -> np.ndarray[Any, Any]:
         """Ids of each row, int64 [N]; of texts they are counted once, which takes tokenizing all of them."""
         if self._lengths is None:
@@ -157,7 +173,9 @@ class RecordRows:
 
     def fingerprint(self) -> dict[str, Any]:
         """Hashes that change when the records or the tokenizer change."""
-        return {"rows": len(self), "records": self._records.fingerprint(), **self._maker.describe()}
+        first: list[Record] = self._records.get([0]) if len(self) else []
+        ids = bool(first) and has_ids(first[0][1])
+        return {"rows": len(self), "records": self._records.fingerprint(), **self._maker.describe(ids)}
 
 
 class StreamRows:
@@ -170,6 +188,7 @@ class StreamRows:
 
     :param source: as for :func:`read_documents`; also iterables of ids and :class:`Row`. One that can be read only
         once, as a generator, cannot go back.
+    :param name: what to call it; with the first records, what a scoring folder knows it by.
     :param tokenizer, text_field, domain_field, add_bos, add_eos: as for :func:`open_rows`.
     """
 
@@ -182,7 +201,7 @@ class StreamRows:
         text_field: str = "text",
         domain_field: str = "domain",
         add_bos: bool = False,
-        add_eos: bool = False,
+        add_eos: bool | None = None,
     ) -> None:
         self.name = name or (str(source) if isinstance(source, str | Path) else f"a stream ({type(source).__name__})")
         self._source = from_hub(source) if isinstance(source, str) and source.startswith("hub:") else source
@@ -190,6 +209,7 @@ class StreamRows:
         self._cursor: Iterator[Record] | None = None
         self._position, self._sure = 0, True
         self._length: int | None = None
+        self._sample: tuple[str, bool] | None = None
         self._facts: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None] | None = None
 
     def __len__(self) -> int:
@@ -269,8 +289,30 @@ class StreamRows:
         return {**self.__dict__, "_cursor": None, "_position": 0, "_sure": True}
 
     def fingerprint(self) -> dict[str, Any]:
-        """What it is called and how its records are read; what they are is not known."""
-        return {"stream": self.name, **self._maker.describe()}
+        """What it is called, how its first records read, and how all are made into rows; the others are not known."""
+        if self._sample is None:
+            first = self._peeked()
+            digest = hashlib.sha256("\n".join(_as_text(record) for _, record in first).encode("utf-8", "replace"))
+            self._sample = digest.hexdigest(), bool(first) and has_ids(first[0][1])
+        digest_of_first, ids = self._sample
+        return {"stream": self.name, "begins": digest_of_first, **self._maker.describe(ids)}
+
+    def _peeked(self) -> list[Record]:
+        """The first records; where reading has not begun, they stay to be read."""
+        if self._cursor is not None:
+            if isinstance(self._source, Iterator):
+                raise DataError(f"{self.name} was read from already; score it before anything else, or give a file")
+            return list(islice(read_records(self._source, columns_of(self._maker.fields)), _PEEKED))
+        self._begin(0)
+        first: list[Record] = list(islice(self._cursor or (), _PEEKED))
+        self._cursor = chain(first, self._cursor or ())
+        return first
+
+
+def _as_text(record: Any) -> str:
+    if isinstance(record, Row):
+        return f"{record.ids.tolist()} {record.domain}"
+    return hash_json(record) if isinstance(record, Mapping) else str(record)
 
 
 def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -12,6 +12,7 @@ from paperhooks import DataError
 from paperhooks.report import Block, Code, Columns, Figure, Heading, Paragraph, RunFolder, Table
 
 from paperhooks_miniplm.differing import Difference
+from paperhooks_miniplm.exporting import check_corpus
 from paperhooks_miniplm.figures import kept_figure, scatter_figure, score_figure
 from paperhooks_miniplm.ranking import Array
 from paperhooks_miniplm.rows import RowSource, count_rows
@@ -81,6 +82,8 @@ def report(
         raise DataError(
             f"the selection is of {selection.total} rows, the scores of {len(difference)}, and {source.name} has {size}"
         )
+    for about in (difference.about, selection.about):
+        check_corpus(about, source)
     run = RunFolder(out)
     normalize = difference.about.get("normalize", "mean")
     run.start(

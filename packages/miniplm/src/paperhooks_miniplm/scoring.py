@@ -46,12 +46,12 @@ class RowScores:
     count
         Counted tokens, int64 [n]; 0 for a row with nothing to predict.
     cut
-        How many rows were cut to the length limit.
+        Rows that were cut to the length limit, bool [n].
     """
 
     nll: np.ndarray[Any, Any]
     count: np.ndarray[Any, Any]
-    cut: int = 0
+    cut: np.ndarray[Any, Any]
 
 
 def labels_of(ids: Tensor, lengths: Tensor, end: int | None) -> Tensor:
@@ -68,13 +68,13 @@ def labels_of(ids: Tensor, lengths: Tensor, end: int | None) -> Tensor:
 
 def fitted(
     rows: Sequence[np.ndarray[Any, Any]], max_length: int, over_long: OverLong, first: int = 0
-) -> tuple[list[np.ndarray[Any, Any]], list[int], int]:
-    """Rows as pieces of at most ``max_length`` + 1 ids, the row that each piece belongs to, and how many were cut.
+) -> tuple[list[np.ndarray[Any, Any]], list[int], np.ndarray[Any, Any]]:
+    """Rows as pieces of at most ``max_length`` + 1 ids, the row that each piece belongs to, and which were cut, bool.
 
     Pieces of a split row overlap by one id, so that every token but the first is predicted once. Raises DataError for a
     row that is too long with "error".
     """
-    pieces, owners, cut = [], [], 0
+    pieces, owners, cut = [], [], np.zeros(len(rows), dtype=bool)
     for number, ids in enumerate(rows):
         if len(ids) <= max_length + 1:
             pieces.append(ids)
@@ -85,7 +85,7 @@ def fitted(
                 "over_long='truncate' or 'split'"
             )
         elif over_long == "truncate":
-            cut += 1
+            cut[number] = True
             pieces.append(ids[: max_length + 1])
             owners.append(number)
         else:
@@ -278,4 +278,7 @@ def _head(view: ModelView) -> Head | None:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(error)
+    # The CPU's allocator has no class of its own for it.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(error) for words in ("out of memory", "can't allocate memory")
+    )

@@ -73,11 +73,13 @@ def select(
 ) -> Selection:
     """The best rows: a share of them, a number of them, or as many as a number of tokens allows.
 
-    :param scores: difference scores float32 [N], in memory or memory-mapped.
+    :param scores: difference scores float32 [N], in memory or memory-mapped; NaN is never taken. (Of numbers that did
+        not come from :func:`~paperhooks_miniplm.diff`, infinity is the largest, as in the official code.)
     :param ratio: floor(ratio * N) rows, the product taken in floating point as the official code does (0.29 of 100
         rows are 28). :param count: so many rows.
     :param tokens: the best rows whose ``lengths`` int64 [N] fit so many tokens.
-    :param quota: "domain" takes the same share of every domain, a mapping the given ratio of each; needs ``domains``.
+    :param quota: "domain" takes the same share of every domain; a mapping takes the given ratio of those it names, and
+        ``ratio`` of the others. Needs ``domains``, str [N].
     :param temperature: adds Gumbel noise of this size to the scores (with ``seed``), which draws rows without
         replacement with probability proportional to exp(score / temperature); 0 takes the largest.
     :param drop: bool [N], rows that must not be taken, such as duplicates.
@@ -87,9 +89,10 @@ def select(
     values = scores.values if isinstance(scores, Difference) else scores
     n = len(values)
     _check(n, ratio, count, tokens, lengths, temperature, upper, drop)
+    drop, domains = (None if each is None else np.asarray(each) for each in (drop, domains))
     keys = _keys(values, temperature, seed, drop)
     if upper:
-        keys = _without_top(keys, n, int(upper * n))
+        keys = _without_top(keys, _keys(values, 0.0, seed, drop), n, int(upper * n))
     parts = _parts(n, domains, quota)
     budgets = _budgets(parts, n, ratio, count, tokens, lengths, quota)
     found = []
@@ -104,6 +107,7 @@ def select(
     about = {
         "ratio": ratio, "count": count, "tokens": tokens, "quota": quota, "temperature": temperature, "seed": seed,
         "upper": upper, "dropped": int(drop.sum()) if drop is not None else 0, "asked": sum(budgets.values()),
+        "corpus": scores.about.get("corpus") if isinstance(scores, Difference) else None,
         "unscored": sum(int(np.isnan(values[block]).sum()) for block in blocks(n)),
     }  # fmt: skip
     return Selection(rows, n, float(kept.min()) if len(kept) else math.nan, plain(about))
@@ -142,9 +146,12 @@ def _keys(values: Array, temperature: float, seed: int, drop: Array | None) -> C
     return keys
 
 
-def _without_top(keys: Callable[[slice], Array], n: int, k: int) -> Callable[[slice], Array]:
+def _without_top(
+    keys: Callable[[slice], Array], plain_keys: Callable[[slice], Array], n: int, k: int
+) -> Callable[[slice], Array]:
+    """Keys without the ``k`` rows that are the best before any noise."""
     gone = np.zeros(n, dtype=bool)
-    gone[best(keys, n, k)] = True
+    gone[best(plain_keys, n, k)] = True
     return _restricted(keys, ~gone)
 
 
@@ -157,7 +164,7 @@ def _costs(lengths: Array) -> Callable[[slice], Array]:
 
 
 def _parts(n: int, domains: Array | None, quota: Quota | None) -> dict[str, Array | None]:
-    """Rows of each domain that has a quota; everything under one name without quotas."""
+    """Rows of each domain; everything under one name without quotas."""
     if quota is None:
         return {"": None}
     if domains is None or len(domains) != n:
@@ -171,7 +178,7 @@ def _parts(n: int, domains: Array | None, quota: Quota | None) -> dict[str, Arra
     bad = [share for share in quota.values() if not 0 <= share <= 1]
     if bad:
         raise DataError(f"a quota is {bad[0]}; shares of a domain lie between 0 and 1")
-    return {name: domains == name for name in quota}
+    return {name: domains == name for name in known}
 
 
 def _budgets(
@@ -182,8 +189,8 @@ def _budgets(
     sizes = {name: n if inside is None else int(inside.sum()) for name, inside in parts.items()}
     if isinstance(quota, Mapping):
         if ratio is None:
-            raise DataError("a quota of ratios by domain goes with ratio=, which it replaces domain by domain")
-        return {name: int(quota[name] * size) for name, size in sizes.items()}
+            raise DataError("a quota of ratios by domain goes with ratio=, which the other domains have")
+        return {name: int(quota.get(name, ratio) * size) for name, size in sizes.items()}
     if ratio is not None:
         return {name: int(ratio * size) for name, size in sizes.items()}
     if tokens is not None and lengths is not None:

@@ -66,7 +66,7 @@ class ShardWriter:
     Only what the index says of the shard being written is in memory. To be used in a ``with`` block: an error in it
     leaves the folder as it was. Files are byte for byte those of the official code, but for its empty last ``.bin``.
 
-    :param folder: made when missing; must not hold shards.
+    :param folder: made when missing; must not hold shards. What a killed run left half written in it is deleted.
     :param vocabulary: ids must be below it; decides between uint16 and int32 (:func:`best_dtype`).
     :param dtype: another integer type of the files.
     :param shuffle_seed: shuffle the rows of each shard, by its index alone.
@@ -100,6 +100,8 @@ class ShardWriter:
         _refuse_shards(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(".shards-*.part"):  # of a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
             return Path(tempfile.mkdtemp(dir=self.folder, prefix=".shards-", suffix=".part"))
         except OSError as error:
             raise DataError(f"{self.folder} cannot be written: {error.strerror or error}") from error

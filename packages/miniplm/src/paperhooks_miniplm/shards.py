@@ -76,6 +76,11 @@ class Shards:
         """The folder."""
         return str(self.folder)
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the ids in the files: of the first one."""
+        return self._shards[0].dtype
+
     def __len__(self) -> int:
         return int(self._last - self._first)
 

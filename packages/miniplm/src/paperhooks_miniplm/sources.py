@@ -62,7 +62,8 @@ def open_rows(
     text_field: str = "text",
     domain_field: str = "domain",
     add_bos: bool = False,
-    add_eos: bool = False,
+    add_eos: bool | None = None,
+    name: str | None = None,
 ) -> RowSource:
     """Rows of whatever holds them, without a copy in memory.
 
@@ -70,9 +71,11 @@ def open_rows(
         list of texts and objects, one row a record, with ``input_ids`` (and ``n_bytes`` where known) or a text; a list
         of ids or :class:`Row`. Of a ``hub:`` name, an ``IterableDataset``, a generator, a ``.jsonl.gz`` or ``.txt``
         file: :class:`StreamRows`. A :class:`RowSource` is returned as it is.
-    :param tokenizer: for texts, which are rows without special tokens unless
-    :param add_bos, add_eos: ask for them at the beginning or the end of a text; not of ``input_ids``.
+    :param tokenizer: for texts, which become rows of their tokens.
+    :param add_bos, add_eos: special tokens at the beginning or the end of a text; not of ``input_ids``. None for the
+        end adds it where the tokenizer has one, for packed rows hold the ends of documents too.
     :param text_field, domain_field: where these are in a record; ``meta.pile_set_name`` reads inside an object.
+    :param name: what to call a stream that has no name of its own: a scoring folder knows it by that and its beginning.
     :raises DataError: a source that cannot be read. :raises MissingExtra: without the library it needs.
     """
     if isinstance(source, RowSource):
@@ -91,7 +94,7 @@ def open_rows(
         if not len(source) or _are_ids(source[0]):
             return MemoryRows(source)
         return RecordRows(Items(source), maker, "in memory")
-    options: dict[str, Any] = {"text_field": text_field, "domain_field": domain_field}
+    options: dict[str, Any] = {"name": name, "text_field": text_field, "domain_field": domain_field}
     return StreamRows(source, tokenizer, add_bos=add_bos, add_eos=add_eos, **options)
 
 

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from paperhooks_miniplm.collating import collate, sequence_means
 from paperhooks_miniplm.record_rows import StreamRows
+from paperhooks_miniplm.row_numbers import row_numbers
 from paperhooks_miniplm.rows import Row, RowSource, count_rows
 
 __all__ = ["SelectedDataset", "StreamDataset", "TrainingCollator", "sequence_mean_loss"]
@@ -36,7 +37,8 @@ class SelectedDataset(Dataset[dict[str, Tensor]]):
     """Rows of a corpus by an index: item i is ``{"input_ids": int64 [n]}`` of the i-th chosen row.
 
     :param source: the corpus; nothing of it is read until an item is asked for.
-    :param rows: row numbers [K] in the order to present them, or a bool mask [N]; all rows by default.
+    :param rows: row numbers [K] in the order to present them, a bool mask [N], or a
+        :class:`~paperhooks_miniplm.Selection`; all rows by default.
     :raises DataError: row numbers that are no integers or lie outside the corpus, a mask of another length, or a corpus
         that can only be read in order, for which there is :class:`StreamDataset`.
 
@@ -47,7 +49,7 @@ class SelectedDataset(Dataset[dict[str, Tensor]]):
         if isinstance(source, StreamRows):
             raise DataError(f"{source.name} can only be read in order; use StreamDataset, or export the chosen rows")
         self.source = source
-        self.rows = _row_numbers(source, rows)
+        self.rows = row_numbers(source, rows)
 
     def __len__(self) -> int:
         return len(self.source) if self.rows is None else len(self.rows)
@@ -88,7 +90,7 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
                 f"rank {rank} of {world} with blocks of {block} rows; expected 0 <= rank < world, block >= 1"
             )
         self.source = source
-        self.rows = _row_numbers(source, rows)
+        self.rows = row_numbers(source, rows)
         self.rank, self.world, self.block = rank, world, block
         self._given = 0
         self._from = 0
@@ -273,34 +275,6 @@ def _ids(item: Any) -> np.ndarray[Any, Any]:
     if isinstance(item, Row):
         return item.ids
     return np.asarray(item["input_ids"] if isinstance(item, Mapping) else item)
-
-
-def _row_numbers(source: RowSource, rows: Any) -> np.ndarray[Any, Any] | None:
-    """The chosen rows as int64 [K], or None for all."""
-    if rows is None:
-        return None
-    found = np.asarray(rows)
-    if found.ndim == 1 and len(found) and np.issubdtype(found.dtype, np.integer) and isinstance(source, StreamRows):
-        return _ascending(found, source)  # where it ends need not be known
-    size = count_rows(source)
-    if found.ndim == 1 and found.dtype == bool:
-        if len(found) != size:
-            raise DataError(f"the mask has {len(found)} entries for {size} rows of {source.name}; expected one a row")
-        return found.nonzero()[0]
-    if found.ndim != 1 or (len(found) and not np.issubdtype(found.dtype, np.integer)):
-        raise DataError(f"rows are {found.dtype} {list(found.shape)}; expected row numbers [K] or a bool mask [N]")
-    outside = found[(found < 0) | (found >= size)]
-    if len(outside):
-        raise DataError(
-            f"row {outside[0]} was chosen from {source.name}, which has {size}; use a selection of this corpus"
-        )
-    return found.astype(np.int64)
-
-
-def _ascending(rows: np.ndarray[Any, Any], source: StreamRows) -> np.ndarray[Any, Any]:
-    if rows[0] < 0 or bool((np.diff(rows) <= 0).any()):
-        raise DataError(f"{source.name} can only be read in order; choose rows of it in ascending order, each once")
-    return rows.astype(np.int64)
 
 
 def _digest(rows: np.ndarray[Any, Any]) -> str:

@@ -1,0 +1,202 @@
+"""Scores of a corpus under one model, and the files of a scoring folder that hold them.
+
+A folder holds ``manifest.json`` (what determines the scores), ``units/unit-000000.safetensors`` (columns of some
+consecutive rows) and, when all units are there, ``scores.safetensors``. Of a stream, whose length is not known before
+it ends, ``ends/`` holds an empty file for each bound that a worker found, named by the number of rows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+from paperhooks import DataError
+from paperhooks.provenance import atomic_path
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from paperhooks_miniplm.arrays import read_arrays
+from paperhooks_miniplm.manifests import read_manifest
+
+__all__ = [
+    "MOST_BAD",
+    "NORMALIZATIONS",
+    "Columns",
+    "Normalize",
+    "Scores",
+    "merge",
+    "note_end",
+    "read_columns",
+    "stop_if_bad",
+    "unit_file",
+    "write_columns",
+]
+
+#: Mean per counted token (the official code), sum over a row, or mean per byte of text.
+Normalize: TypeAlias = Literal["mean", "sum", "per_byte"]
+NORMALIZATIONS: Final[tuple[Normalize, ...]] = ("mean", "sum", "per_byte")
+Columns: TypeAlias = dict[str, np.ndarray[Any, Any]]
+
+#: A larger share of rows that are NaN or infinite means that something is wrong.
+MOST_BAD: Final = 0.001
+#: Of a stream that many rows are taken to come when the share is judged before its end.
+_EXPECTED: Final = 10_000
+_DTYPES: Final = {"nll": np.float64, "count": np.int64, "n_bytes": np.int64, "cut": np.bool_}
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of all rows of a corpus under one model, in the corpus' order.
+
+    nll, count
+        Summed negative log-likelihood float64 [N] (NaN: not scored) and counted tokens int64 [N].
+    n_bytes
+        Bytes of each row's text, int64 [N]; -1 where unknown.
+    manifest
+        What they were made with.
+    cut
+        Rows that were cut to the longest length, bool [N]; none where it is None.
+    """
+
+    nll: np.ndarray[Any, Any]
+    count: np.ndarray[Any, Any]
+    n_bytes: np.ndarray[Any, Any]
+    manifest: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    cut: np.ndarray[Any, Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.nll)
+
+    @property
+    def usable(self) -> np.ndarray[Any, Any]:
+        """Rows with something to predict and a finite score, bool [N]."""
+        return np.isfinite(self.nll) & (self.count > 0)
+
+    def values(self, normalize: Normalize = "mean") -> np.ndarray[Any, Any]:
+        """Negative log-likelihood of each row, float64 [N]; NaN for rows that are not usable.
+
+        With "per_byte" also for rows without text and for rows that were cut, of which only a part was scored. Raises
+        DataError for an unknown word, and for "per_byte" where byte counts are missing.
+        """
+        if normalize not in NORMALIZATIONS:
+            raise DataError(f"normalize is {normalize!r}; expected one of {', '.join(NORMALIZATIONS)}")
+        rows = self.usable
+        if normalize == "per_byte":
+            unknown = np.flatnonzero(rows & (self.n_bytes < 0))
+            if len(unknown):
+                raise DataError(f"row {unknown[0]} has no byte count; score text, or a corpus packed with byte counts")
+            rows = rows & (self.n_bytes > 0) & (True if self.cut is None else ~self.cut)
+        found = np.full(len(self), np.nan)
+        below = {"mean": self.count, "sum": np.ones(len(self)), "per_byte": self.n_bytes}[normalize]
+        found[rows] = self.nll[rows] / below[rows]
+        return found
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scores:
+        """The merged scores of a scoring folder, mapped into memory; raises DataError where there are none."""
+        folder = Path(path)
+        manifest = read_manifest(folder)
+        columns = read_columns(folder / "scores.safetensors", manifest["run"])
+        if columns is None:
+            raise DataError(f"{folder} has no merged scores; score the corpus to its end, or merge its units")
+        return cls(**columns, manifest=manifest)
+
+
+def merge(out: str | Path, *, missing_ok: bool = False, most_bad: float = MOST_BAD) -> Scores | None:
+    """Put the units of a folder together; the order in which they were made does not matter.
+
+    Returns None where units are missing and ``missing_ok``. Raises DataError naming a missing or damaged unit, and for
+    more NaN or infinite rows than the share ``most_bad``.
+    """
+    folder = Path(out)
+    manifest = read_manifest(folder)
+    file = folder / "scores.safetensors"
+    found = read_columns(file, manifest["run"])
+    if found is None:
+        found = _joined(folder, manifest, missing_ok)
+        if found is None:
+            return None
+        stop_if_bad(found["nll"], len(found["nll"]), most_bad)
+        write_columns(file, found, manifest["run"])
+    return Scores(**found, manifest=manifest)
+
+
+def _joined(folder: Path, manifest: Mapping[str, Any], missing_ok: bool) -> Columns | None:
+    run, size = manifest["run"], manifest["unit_rows"]
+    total = manifest["rows"] if manifest["rows"] is not None else _end_of_stream(folder, run, size)
+    if total is None:
+        if missing_ok:
+            return None
+        raise DataError(f"the stream of {folder} was not read to its end; score goes on with it")
+    units = -(-total // size)
+    found = {name: np.zeros(total, dtype) for name, dtype in _DTYPES.items()}
+    for number in range(units):
+        rows = slice(number * size, min((number + 1) * size, total))
+        part = read_columns(unit_file(folder, number), run)
+        if part is None or len(part["nll"]) != rows.stop - rows.start:
+            if missing_ok:
+                return None
+            raise DataError(f"unit {number} of {units} is missing in {folder}; score goes on with it")
+        for name, column in found.items():
+            column[rows] = part[name]
+    return found
+
+
+def _end_of_stream(folder: Path, run: str, size: int) -> int | None:
+    """Rows of a stream: up to the lowest bound that a worker found, as many as the unit before it has."""
+    bounds = [int(file.name) for file in (folder / "ends").glob("*")]
+    if not bounds:
+        return None
+    last = -(-min(bounds) // size) - 1
+    if last < 0:
+        return 0
+    part = read_columns(unit_file(folder, last), run)
+    return None if part is None else last * size + len(part["nll"])
+
+
+def note_end(folder: Path, rows: int) -> None:
+    """Keep that a stream has no more than so many rows."""
+    (folder / "ends").mkdir(parents=True, exist_ok=True)
+    (folder / "ends" / str(rows)).touch()
+
+
+def stop_if_bad(nll: np.ndarray[Any, Any], total: int | None, most_bad: float, seen: int = 0) -> int:
+    """How many rows are NaN, with ``seen`` from before; DataError for more than a share of the corpus, and than one."""
+    bad = seen + int(np.isnan(nll).sum())
+    if bad > max(1.0, most_bad * (_EXPECTED if total is None else total)):
+        raise DataError(
+            f"{bad} rows gave NaN or infinity, more than {most_bad:.1%} of the corpus: load the model in bfloat16 or "
+            "float32, look at those rows, or allow more with most_bad="
+        )
+    return bad
+
+
+def unit_file(folder: Path, number: int) -> Path:
+    """The file of a unit."""
+    return folder / "units" / f"unit-{number:06d}.safetensors"
+
+
+def read_columns(file: Path, run: str) -> Columns | None:
+    """Columns of a file of this run; None where there is no such file, or one that was cut or is of another run."""
+    if not file.exists():
+        return None
+    try:
+        header, columns = read_arrays(file)
+    except (SafetensorError, OSError) as error:
+        logger.warning("%s is damaged (%s) and is computed again", file, error)
+        return None
+    if header.get("run") == run and set(columns) == set(_DTYPES):
+        return columns
+    logger.warning("%s does not belong to this run and is computed again", file)
+    return None
+
+
+def write_columns(file: Path, columns: Mapping[str, np.ndarray[Any, Any]], run: str) -> None:
+    """Write columns [n] atomically, marked with the run that they belong to."""
+    with atomic_path(file) as temporary:
+        save_file({name: np.ascontiguousarray(each) for name, each in columns.items()}, temporary, {"run": run})
