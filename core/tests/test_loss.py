@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from loss_methods import (
 )
 from paperhooks import HookError, LossContext, PluginConflict, Traits, hookimpl
 from paperhooks.logprobs import next_token_labels, sequence_logprobs
-from paperhooks.loss import compute_loss, find_session
+from paperhooks.loss import batch_target_rows, compute_loss, find_session
 from paperhooks.modelview import ModelView
 from safetensors.torch import load_file
 from transformers import Trainer
@@ -287,6 +288,31 @@ def test_a_model_without_loss_says_what_is_missing() -> None:
     del batch["labels"]
     with paperhooks.attach(model, Wrong(None, "")) as session, pytest.raises(HookError, match="give labels"):
         compute_loss(session, LossContext(model, batch, session))
+
+
+def test_rows_without_a_target_do_not_count_in_an_accumulated_batch() -> None:
+    labels = torch.tensor([[-100, 5, 6], [-100, -100, -100], [4, -100, -100], [-100, -100, 7]])
+    assert batch_target_rows({"labels": labels}) == 2  # the first position is no target
+    assert batch_target_rows({"shift_labels": labels}) == 3
+    assert batch_target_rows({"input_ids": labels}) == 0
+    values, counted = torch.tensor([2.0, float("nan"), 4.0]), torch.tensor([True, False, True])
+    context = LossContext(fresh(), {}, num_target_rows_in_batch=3, accumulation_steps=2)
+    assert context.target_row_mean(values, counted).item() == pytest.approx(6 / 3)
+    context.num_target_rows_in_batch = None
+    assert context.target_row_mean(values, counted).item() == pytest.approx(3 / 2)
+
+
+def test_training_that_asks_no_loss_hook_is_warned_of() -> None:
+    model = fresh()
+    words = r"tokenloss: the model was trained, but nobody asked .* HooksTrainerMixin"
+    with pytest.warns(UserWarning, match=words), paperhooks.attach(model, TokenLoss()):
+        model.train()(**collate(examples())).loss.backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with paperhooks.attach(model, TokenLoss()) as session:
+            compute_loss(session, LossContext(model, collate(examples()), session)).backward()
+        with paperhooks.attach(model.eval(), TokenLoss()):
+            model(**collate(examples()))
 
 
 def test_two_methods_that_replace_the_loss_are_refused_at_attach() -> None:

@@ -48,6 +48,8 @@ __all__ = ["CatalogHooks", "OfflineHooks", "RuntimeHooks"]
 
 #: Hooks whose implementations are folded: each sees what the one before it returned.
 CHAINED = frozenset({"pre_decoder", "pre_attention", "post_layer"})
+#: Hooks that take part in the training loss.
+LOSS_HOOKS = ("compute_loss", "loss_terms")
 
 
 class RuntimeHooks:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from paperhooks.errors import HookError
 from paperhooks.hidden import unwrapped
+from paperhooks.hookspecs import LOSS_HOOKS
 
 if TYPE_CHECKING:
     from paperhooks.modelview import ModelView
@@ -31,6 +32,7 @@ __all__ = [
     "HooksTrainerMixin",
     "LossContext",
     "batch_rows",
+    "batch_target_rows",
     "batch_targets",
     "compute_loss",
     "find_session",
@@ -52,8 +54,8 @@ class LossContext:
     num_items_in_batch
         Target tokens of the whole accumulated batch (labels other than -100), divided by the number of processes that
         average their gradients; None when that is not known.
-    num_examples_in_batch
-        Rows of the accumulated batch (first dimension of its first tensor), likewise.
+    num_examples_in_batch, num_target_rows_in_batch
+        Rows of the accumulated batch (first dimension of its first tensor), and those that have a target, likewise.
     accumulation_steps
         Micro-batches of the accumulated batch; 1 in evaluation.
     loss
@@ -67,6 +69,7 @@ class LossContext:
     session: Session | None = None
     num_items_in_batch: Tensor | int | None = None
     num_examples_in_batch: Tensor | int | None = None
+    num_target_rows_in_batch: Tensor | int | None = None
     accumulation_steps: int = 1
     loss: Tensor | None = None
     terms: dict[str, Tensor] = field(default_factory=dict)
@@ -133,6 +136,17 @@ class LossContext:
         per_row = values.numel() / max(1, batch_rows(self.inputs))
         return values.sum() / (_on(self.num_examples_in_batch, values) * per_row)
 
+    def target_row_mean(self, values: Tensor, counted: Tensor) -> Tensor:
+        """Mean of ``values`` [B] over the rows of the accumulated batch that have a target (``counted`` true [B]).
+
+        This micro-batch's share of it; its own mean divided by the accumulation steps where their number is not known.
+        """
+        there = counted.bool()
+        total = torch.where(there, values, 0.0).sum()
+        if self.num_target_rows_in_batch is None:
+            return total / (there.sum().clamp(min=1) * self.accumulation_steps)
+        return total / _on(self.num_target_rows_in_batch, total)
+
     def _run(self) -> tuple[Tensor, Any]:
         if self._forward is None:
             self._forward = (self.stock or self._plain)()
@@ -155,6 +169,7 @@ def compute_loss(session: Session, context: LossContext) -> Tensor:
 
     :raises HookError: a result that is no scalar floating-point tensor.
     """
+    session._flags.asked = True
     loss = None
     for hook in session.implementations("compute_loss"):
         with _blame("compute_loss", hook):
@@ -173,7 +188,7 @@ def compute_loss(session: Session, context: LossContext) -> Tensor:
 
 def has_loss_hooks(session: Session | None) -> bool:
     """Whether any method of the session takes part in the loss."""
-    return session is not None and any(session.implementations(name) for name in ("compute_loss", "loss_terms"))
+    return session is not None and any(session.implementations(name) for name in LOSS_HOOKS)
 
 
 def find_session(model: nn.Module) -> Session | None:
@@ -190,6 +205,13 @@ def batch_targets(batch: Mapping[str, Any]) -> int:
     if isinstance(shifted, Tensor):
         return int(shifted.ne(-100).sum())
     return int(labels[..., 1:].ne(-100).sum()) if isinstance(labels, Tensor) else 0
+
+
+def batch_target_rows(batch: Mapping[str, Any]) -> int:
+    """Rows of a batch in which something is predicted."""
+    shifted, labels = batch.get("shift_labels"), batch.get("labels")
+    targets = shifted if isinstance(shifted, Tensor) else labels[..., 1:] if isinstance(labels, Tensor) else None
+    return 0 if targets is None else int(targets.ne(-100).flatten(1).any(1).sum())
 
 
 def batch_rows(batch: Mapping[str, Any]) -> int:

@@ -223,13 +223,21 @@ class Chain:
 
 
 class Flags:
-    """What a session's hooks tell it: whether any ran (``fired``), and whether state reached a layer (``arrived``)."""
+    """What a session's hooks tell it.
 
-    __slots__ = ("arrived", "fired")
+    fired, arrived
+        Whether any hook inside the forward ran, and whether state reached a layer.
+    trained, asked
+        Whether the model was called with labels in training mode, and whether loss hooks were ever asked.
+    """
+
+    __slots__ = ("arrived", "asked", "fired", "trained")
 
     def __init__(self) -> None:
         self.fired = False
         self.arrived = False
+        self.trained = False
+        self.asked = False
 
 
 class Hook:

@@ -16,7 +16,7 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Self
 
 import torch
@@ -25,6 +25,7 @@ from torch import nn
 
 from paperhooks.errors import HookError, PluginConflict, UnsupportedModel
 from paperhooks.generation import MASK_MAKER, CacheGuard, GuardedGenerate, MaskNotes
+from paperhooks.hookspecs import LOSS_HOOKS
 from paperhooks.inputs import shape_text
 from paperhooks.methodset import Implementation, Method, MethodSet
 from paperhooks.modelview import LayerCall, ModelView
@@ -101,12 +102,12 @@ class Session:
         view, methods = self.view, self._set
         in_forward = bool(methods.in_forward())
         names = _parameters(view.model) if in_forward else ()
-        self._hook(view.model, "forward_pre", ModelEnter(view, names, self, in_forward))
+        self._hook(view.model, "forward_pre", ModelEnter(view, names, self, in_forward, self._flags))
         if in_forward:
             self._guard()
             base = getattr(view.model, "base_model", view.model)
             if base is not view.model and base is not view.decoder:
-                self._hook(base, "forward_pre", ModelEnter(view, _parameters(base), None, in_forward))
+                self._hook(base, "forward_pre", ModelEnter(view, _parameters(base), None, in_forward, self._flags))
             entry = methods.chain("pre_decoder")
             self._hook(view.decoder, "forward_pre", DecoderEnter(view, _parameters(view.decoder), entry, self._flags))
             if entry:
@@ -194,13 +195,16 @@ class Session:
             for chain, functions in zip(chains, before, strict=True):
                 chain.functions = functions
 
+    def _with_loss_hooks(self) -> list[str]:
+        return list(dict.fromkeys(i.method for name in LOSS_HOOKS for i in self._set.implementations(name)))
+
     # -- closing ---------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Undo everything, last in first out. Closing twice is fine.
 
         Every entry runs even if one raises; errors of ``teardown`` and of undo entries are raised together as an
-        ExceptionGroup. Warns when no hook ever ran.
+        ExceptionGroup. Warns when no hook ever ran, and when the model was trained without its loss hooks.
         """
         with _LOCK:
             if self.closed:
@@ -209,6 +213,8 @@ class Session:
             errors = self._teardown(list(self.methods)) + self._unwind()
         if not self._flags.fired and self._set.in_forward():
             warnings.warn(_never_fired(self.methods), stacklevel=2)
+        if self._flags.trained and not self._flags.asked and (left_out := self._with_loss_hooks()):
+            warnings.warn(_never_asked(left_out), stacklevel=2)
         if errors:
             raise ExceptionGroup("paperhooks: errors while detaching; everything else was undone", errors)
 
@@ -362,6 +368,14 @@ def _warn_untested_transformers() -> None:
             "described, so compare a few outputs",
             stacklevel=3,
         )
+
+
+def _never_asked(methods: Iterable[str]) -> str:
+    return (
+        f"{', '.join(methods)}: the model was trained, but nobody asked for this session's loss, so it was trained as "
+        "without it. Put HooksTrainerMixin before Trainer (class MyTrainer(HooksTrainerMixin, Trainer)), or call "
+        "paperhooks.loss.compute_loss in a loop of your own"
+    )
 
 
 def _never_fired(methods: dict[str, Method]) -> str:

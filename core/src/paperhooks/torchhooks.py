@@ -45,16 +45,21 @@ class ModelEnter(Hook):
     which some callers use directly; inside a call of the whole model it finds the Call and does nothing.
     """
 
-    def __init__(self, view: ModelView, names: tuple[str, ...], session: Session | None, starts: bool) -> None:
+    def __init__(
+        self, view: ModelView, names: tuple[str, ...], session: Session | None, starts: bool, flags: Flags
+    ) -> None:
         self.view = view
         self.names = names
         self.session = session
         self.starts = starts
+        self.flags = flags
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "session": None}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if module.training and kwargs.get("labels") is not None:
+            self.flags.trained = True
         if not self.starts or CALL in kwargs:
             return None
         inputs = named_arguments(args, kwargs, self.names)

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from paperhooks.loss import LossContext, batch_rows, batch_targets, compute_loss, find_session, has_loss_hooks
+from paperhooks.loss import (
+    LossContext,
+    batch_rows,
+    batch_target_rows,
+    batch_targets,
+    compute_loss,
+    find_session,
+    has_loss_hooks,
+)
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -24,6 +32,11 @@ else:
     _Trainer = object
 
 __all__ = ["HooksTrainerMixin"]
+
+
+def _counts(batch: Mapping[str, Any]) -> list[int]:
+    """Target tokens, rows, and rows with a target."""
+    return [batch_targets(batch), batch_rows(batch), batch_target_rows(batch)]
 
 
 class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-ignore]
@@ -68,7 +81,7 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
         batches, items = super().get_batch_samples(*args, **kwargs)
         self._window = None
         if has_loss_hooks(find_session(cast(nn.Module, self.model))):
-            counts = torch.tensor([[batch_targets(b), batch_rows(b)] for b in batches], device=self.args.device).sum(0)
+            counts = torch.tensor([_counts(b) for b in batches], device=self.args.device).sum(0)
             if self.args.average_tokens_across_devices and self.args.world_size > 1:
                 counts = self.accelerator.reduce(counts, "sum") / self.args.world_size
             self._window = counts
@@ -86,11 +99,12 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
         context = LossContext(model, dict(inputs))
         counts = getattr(self, "_window", None)
         if not model.training:  # evaluation may come between the micro-batches of two steps
-            counts = torch.tensor([batch_targets(inputs), batch_rows(inputs)])
+            counts = torch.tensor(_counts(inputs))
         else:
             context.accumulation_steps = int(getattr(self, "current_gradient_accumulation_steps", 1))
         if counts is not None:
             context.num_items_in_batch, context.num_examples_in_batch = counts[0] or None, counts[1] or None
+            context.num_target_rows_in_batch = counts[2] or None
         return context
 
     def _divides(self, items: Tensor | int | None) -> bool:

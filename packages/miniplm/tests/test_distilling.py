@@ -468,6 +468,27 @@ def test_accumulated_micro_batches_equal_one_batch(reduction: str, tmp_path: Pat
     assert log[0]["loss/miniplm/distil/kd"] == pytest.approx(terms["kd"], abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", [Distil, DistilTerm])
+def test_rows_without_target_do_not_count_in_an_accumulated_batch(kind, tmp_path: Path) -> None:
+    rows = [*(golden.chunks()[row].tolist() for row in uneven()[:3]), [0, 7]]
+    found = []
+    for size in (4, 2):
+        model = golden.fresh("ref")
+        run = HooksTrainer(
+            model=model,
+            args=TrainingArguments(
+                str(tmp_path), use_cpu=True, max_steps=1, per_device_train_batch_size=size, learning_rate=0.1,
+                gradient_accumulation_steps=4 // size, optim="sgd", max_grad_norm=0.0, report_to="none",
+                save_strategy="no", disable_tqdm=True, seed=3, lr_scheduler_type="constant",
+            ),
+            train_dataset=SelectedDataset(MemoryRows(rows)), data_collator=COLLATOR,
+        )  # fmt: skip
+        with paperhooks.attach(model, kind(golden.teacher())):
+            run.train()
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("kind", "reduction"), [("distil", "sequence_mean"), ("distil", "token_mean"), ("distil-term", "sequence_mean")]
 )

@@ -135,7 +135,7 @@ class _Distillation:
         if self.reduction == "token_mean":
             return context.token_mean(values, counted.to(values.device))
         means, counts = sequence_means(values, counted)
-        return context.example_mean(means[counts > 0])
+        return context.target_row_mean(means, counts > 0)
 
     def _head(self, context: LossContext) -> Head:
         return self._heads.get(id(context.view)) or Head.from_model(context.view)
@@ -175,8 +175,8 @@ class Distil(_Distillation):
         Both logits are divided by it in the KD term, which is not multiplied by its square.
     reduction
         "sequence_mean" (official): mean over rows of each row's mean over tokens; rows without a target do not count.
-        "token_mean": mean over all targets of the accumulated batch, as the Trainer counts them: labels other than
-        -100, so have them masked by :class:`~paperhooks_miniplm.TrainingCollator`.
+        "token_mean": mean over all targets. Both are of the accumulated batch, whose rows and targets the Trainer
+        counts by labels other than -100: have them masked by :class:`~paperhooks_miniplm.TrainingCollator`.
     official_mask
         Also leave out what is predicted from an end-of-sequence token, whatever the labels say.
     eos_token_id
