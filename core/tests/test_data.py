@@ -286,6 +286,15 @@ def test_malformed_corpora_name_the_row(tmp_path: Path, content: str, said: str)
         Corpus(file).examples([0, 1] if "ok" in content else [0])
 
 
+def test_a_corpus_that_is_no_text_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    file.write_bytes(b"PAR1\xff\xfe\n")
+    with pytest.raises(DataError, match=r"row 0: is no UTF-8 text; expected a \.jsonl file"):
+        list(Corpus(file).lines([0]))
+    with pytest.raises(DataError, match=r"cannot be read as \.jsonl"):
+        Corpus(tmp_path)
+
+
 def test_a_missing_corpus_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.jsonl cannot be read"):
         Corpus(tmp_path / "nowhere.jsonl")

@@ -151,6 +151,15 @@ def full_report(tmp_path: Path) -> tuple[str, str]:
     return (tmp_path / "run" / "report.md").read_text(encoding="utf-8"), page
 
 
+def test_files_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "below", tmp_path / "folder"):
+        with pytest.raises(DataError, match=f"{path.name} cannot be written"):
+            write_text(path, "y")
+    assert (tmp_path / "file").read_text() == "x"
+
+
 def test_the_html_report_is_self_contained_balanced_and_escaped(tmp_path: Path) -> None:
     _, page = full_report(tmp_path)
     found = parsed(page)

@@ -71,7 +71,10 @@ class Corpus:
         with self.file.open("rb") as handle:
             for row in rows:
                 handle.seek(self._offsets[row])
-                yield handle.readline().decode("utf-8").rstrip("\r\n")
+                try:
+                    yield handle.readline().decode("utf-8").rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{self.name}, row {row}: is no UTF-8 text; expected a .jsonl file") from error
 
     def examples(self, rows: Sequence[int], tokenizer: Any = None) -> list[Example]:
         """The examples of the given rows; raises DataError naming the row of a malformed one."""
@@ -123,6 +126,6 @@ def _index(file: Path) -> tuple[array[int], str]:
                     offsets.append(position)
                 position += len(line)
     except OSError as error:
-        raise DataError(f"the corpus {file} cannot be read: {error.strerror or error}") from error
+        raise DataError(f"the corpus {file} cannot be read as .jsonl: {error.strerror or error}") from error
     offsets.append(position)
     return offsets, digest.hexdigest()

@@ -110,6 +110,20 @@ def test_selecting_and_exporting(worked, says, tmp_path: Path) -> None:
     assert read_index(tmp_path / "bits.safetensors").tolist() == chosen.tolist()
 
 
+def test_selecting_again_changes_nothing_and_other_corpora_are_refused(worked, says, invoke, tmp_path: Path) -> None:
+    folder, _ = worked
+    words = "select", folder / "difference.safetensors", "--ratio", 0.5, "-o", tmp_path / "half"
+    says(*words, "--corpus", folder / "packed")
+    index = tmp_path / "half" / "selection.safetensors"
+    before = index.stat().st_mtime_ns
+    says(*words, "--corpus", folder / "packed")
+    assert index.stat().st_mtime_ns == before
+    assert (folder / "difference.duplicates.safetensors").exists()
+    result = invoke(*words[:-1], tmp_path / "other", "--corpus", golden.SHARDS)
+    assert "the scores are of another corpus" in str(result.exception)
+    assert not (tmp_path / "other").exists()
+
+
 def test_ways_to_select(worked, says, tmp_path: Path) -> None:
     folder, _ = worked
     rows, difference = Shards(folder / "packed"), folder / "difference.safetensors"

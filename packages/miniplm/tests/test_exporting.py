@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import golden
 import numpy as np
 import pytest
 from paperhooks import DataError
+from paperhooks_miniplm.differing import diff
 from paperhooks_miniplm.exporting import export, load_selection, read_index
+from paperhooks_miniplm.packing import pack
 from paperhooks_miniplm.ranking import Array
 from paperhooks_miniplm.rows import MemoryRows, Row
 from paperhooks_miniplm.selecting import select
 from paperhooks_miniplm.shards import Shards
+from paperhooks_miniplm.sources import open_rows
+from paperhooks_miniplm.units import score
 
 ROWS = MemoryRows([Row(np.array([i, i + 1, 3]), domain="ab"[i % 2]) for i in range(20)])
 VALUES: Array = np.array([i % 7 for i in range(20)], dtype=np.float32)
@@ -52,6 +57,55 @@ def test_rows_are_found_again(tmp_path: Path, format: str) -> None:
     file.write_bytes(b"no")
     with pytest.raises(DataError, match="holds no selection"):
         read_index(file)
+
+
+def test_rows_of_ids_are_one_corpus_whatever_tokenizer_comes_along(tmp_path: Path) -> None:
+    file = tmp_path / "ids.jsonl"
+    file.write_text("".join(json.dumps({"input_ids": [n, n + 1, 3]}) + "\n" for n in range(20)))
+    index = export(SELECTION, open_rows(file), tmp_path / "index")
+    assert len(load_selection(index, open_rows(file, golden.tokenizer()))) == len(SELECTION)
+
+
+def test_selections_of_scores_of_another_corpus_are_refused(tmp_path: Path) -> None:
+    rows = MemoryRows(golden.chunks()[:20])
+    found = score(golden.fresh("ref"), rows, tmp_path / "scores", end=0, max_length=64, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        chosen = select(diff(found, found), ratio=0.4)
+    export(chosen, rows, tmp_path / "own")
+    with pytest.raises(DataError, match="the scores are of another corpus than in memory"):
+        export(chosen, MemoryRows(golden.chunks()[1:21]), tmp_path / "other")
+    assert load_selection(tmp_path / "own.safetensors", rows).about["corpus"] == rows.fingerprint()
+
+
+def test_shards_keep_the_type_of_their_ids_and_copies_what_was_known(tmp_path: Path) -> None:
+    tokenizer = golden.tokenizer()
+    pack(golden.corpus()[:40], tokenizer, tmp_path / "packed", max_length=64)
+    rows = Shards(tmp_path / "packed")
+    assert rows.dtype == np.uint16
+    chosen = select(np.arange(len(rows), dtype=np.float32), ratio=0.5)
+    assert Shards(export(chosen, rows, tmp_path / "shards", "shards")).dtype == np.uint16
+    for format in ("jsonl", "parquet"):
+        out = export(chosen, rows, tmp_path / f"copy.{format}", format, tokenizer=tokenizer)
+        again, read = open_rows(out), rows.read(chosen.rows.tolist())
+        assert [row.n_bytes for row in again.read(range(len(chosen)))] == [row.n_bytes for row in read]
+    texts = [json.loads(line)["text"] for line in (tmp_path / "copy.jsonl").read_text().splitlines()]
+    inner = [number for number, row in enumerate(read) if (row.ids[:-1] == 0).any()]
+    assert inner, "no row holds the end of a document"
+    for number in inner:
+        assert texts[number].count(tokenizer.eos_token) == int((read[number].ids == 0).sum())
+
+
+def test_the_cut_is_known_again_and_folders_are_no_files(tmp_path: Path) -> None:
+    file = export(SELECTION, ROWS, tmp_path / "index", scores=VALUES)
+    assert load_selection(file, ROWS).cut == SELECTION.cut
+    (tmp_path / "folder").mkdir()
+    for format in ("parquet", "jsonl"):
+        with pytest.raises(DataError, match="exists already"):
+            export(SELECTION, ROWS, tmp_path / "folder", format)
+    for format in ("index", "jsonl", "parquet", "shards"):
+        with pytest.raises(DataError, match="cannot be written"):
+            export(SELECTION, ROWS, file / "below", format)
 
 
 def test_copies_for_readers(tmp_path: Path) -> None:

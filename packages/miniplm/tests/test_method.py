@@ -13,7 +13,7 @@ import pytest
 import torch
 from paperhooks import DataError
 from paperhooks.testing import tiny_text
-from paperhooks_miniplm import MiniPLM, diff, plan, report, score, select
+from paperhooks_miniplm import MiniPLM, ScoringWarning, diff, open_corpus, open_rows, pack, plan, report, score, select
 from paperhooks_miniplm.duplicates import duplicates_of
 from paperhooks_miniplm.planning import forward_flops
 from paperhooks_miniplm.reporting import kept_by_domain
@@ -59,6 +59,31 @@ def test_select_by_name_on_texts(tmp_path: Path) -> None:
     assert sorted(wanted.tolist()) == chosen.rows.tolist()
 
 
+def test_one_call_and_the_stages_give_the_same(tmp_path: Path) -> None:
+    """Also from sources that only the stages read, and with one model in both roles."""
+    texts, tokenizer = [document["text"][:200] for document in golden.corpus()[:12]], golden.tokenizer()
+    models = {"teacher": golden.fresh("teacher"), "reference": golden.fresh("ref")}
+    staged = {
+        role: score(model, texts, tmp_path / role, tokenizer=tokenizer, max_length=256, progress=False)
+        for role, model in models.items()
+    }
+    wanted = diff(staged["teacher"], staged["reference"])
+    at_once = paperhooks.score(models, texts, "miniplm", out=tmp_path / "one", tokenizer=tokenizer)
+    np.testing.assert_allclose(at_once.numpy(), wanted.values, atol=1e-5)
+    pack(golden.corpus()[:12], tokenizer, tmp_path / "packed", max_length=64)
+    corpus, rows = open_corpus(tmp_path / "packed"), open_rows(tmp_path / "packed")
+    chosen = paperhooks.select(MiniPLM(max_length=64), corpus=corpus, ratio=0.5, out=tmp_path / "two", **models)
+    assert len(chosen.rows) == len(rows) // 2
+    first = json.loads(chosen.file.read_text().splitlines()[0])
+    row = rows.read([int(chosen.rows[0])])[0]
+    assert (first["input_ids"], first["n_bytes"]) == (row.ids.tolist(), row.n_bytes)
+    with pytest.raises(DataError, match="can only be read in order"):
+        open_corpus(iter(texts), tokenizer)
+    with pytest.warns(ScoringWarning, match="the same model"):
+        paperhooks.score({"teacher": models["teacher"], "reference": models["teacher"]}, texts[:2], "miniplm",
+                         out=tmp_path / "same", tokenizer=tokenizer)  # fmt: skip
+
+
 def test_roles_that_are_missing_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="pass reference= a model"):
         paperhooks.select(
@@ -90,6 +115,21 @@ def test_a_plan_counts_what_a_profiler_counts() -> None:
     for word in ("6 rows, 234 tokens, 2 workers", "FLOPs", "tokens/s", "training one student takes"):
         assert word in text
     assert "not measured" in str(plan({"m": model}, rows, max_length=64, sample_rows=0))
+
+
+def test_a_plan_of_split_rows_and_of_a_sample() -> None:
+    models = {"ref": golden.fresh("ref")}
+    rows = MemoryRows([np.arange(3, 203)] * 3)
+    cut, split = (plan(models, rows, max_length=64, over_long=over_long) for over_long in ("truncate", "split"))
+    assert (cut.tokens, split.tokens) == (3 * 64, 3 * 199)
+    assert 3.0 < split.flops / cut.flops < 3.2
+    assert "hours not measured" in str(plan(models, rows, max_length=64, sample_rows=0))
+    texts = [document["text"][:60] for document in golden.corpus()] * 10
+    about = plan(models, texts, tokenizer=golden.tokenizer(), max_length=64, sample_rows=2)
+    exact = int(np.minimum(open_rows(texts, golden.tokenizer()).lengths() - 1, 64).sum())
+    assert about.estimated
+    assert "about" in str(about)
+    assert about.tokens == pytest.approx(exact, rel=0.05)
 
 
 def test_a_mixture_counts_the_experts_that_a_token_meets() -> None:

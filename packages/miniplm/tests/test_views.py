@@ -13,6 +13,7 @@ import torch
 from paperhooks import DataError
 from paperhooks_miniplm.collating import collate
 from paperhooks_miniplm.rows import MemoryRows, Row
+from paperhooks_miniplm.selecting import Selection
 from paperhooks_miniplm.views import SelectedDataset, StreamDataset, TrainingCollator, sequence_mean_loss
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
@@ -52,6 +53,11 @@ def test_a_mask_chooses_like_row_numbers() -> None:
     mask[[2, 5]] = True
     assert firsts(SelectedDataset(source(), mask)[i] for i in range(2)) == [2, 5]
     assert len(SelectedDataset(source(), [])) == 0
+    selection = Selection(np.array([2, 5]), 20, 0.0)
+    assert firsts(SelectedDataset(source(), selection)[i] for i in range(2)) == [2, 5]
+    assert firsts(StreamDataset(source(), selection)) == [2, 5]
+    with pytest.raises(DataError, match="the selection is of 21 rows"):
+        SelectedDataset(source(), Selection(np.array([2, 5]), 21, 0.0))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -126,8 +127,18 @@ def empty_model(model: str) -> Any:
 
 
 def load_model(model: str, device: str = "cpu", dtype: str = "auto") -> Any:
-    """The model of a folder or hub name with its weights, in evaluation mode."""
-    return _model_class(_config(model)).from_pretrained(model, dtype=dtype).to(device).eval()
+    """The model of a folder or hub name with its weights, in evaluation mode.
+
+    :param device: "cuda" is the GPU of this process where torchrun or accelerate started several.
+    :raises DataError: no such model, or a device that cannot be used.
+    """
+    loaded = _model_class(_config(model)).from_pretrained(model, dtype=dtype)
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        return loaded.to(device).eval()
+    except (AssertionError, RuntimeError) as error:
+        raise DataError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def load_processor(model: str) -> Any:

@@ -195,6 +195,7 @@ class MethodContract(ABC):
             if mode != "beams":
                 assert tokens.tolist() == self.generate(model, self.inputs(model, slice(0, 1))).tolist()
 
+    @pytest.mark.filterwarnings("ignore:.*nobody asked for this session's loss:UserWarning")
     @pytest.mark.parametrize("checkpointing", [None, True, False], ids=["plain", "reentrant", "checkpointed"])
     def test_gradients(self, checkpointing: bool | None) -> None:
         """Every parameter that has a gradient without the method is finite with it; checkpointing changes nothing."""

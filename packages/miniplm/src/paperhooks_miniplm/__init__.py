@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from paperhooks_miniplm.collating import collate
     from paperhooks_miniplm.converting import convert
+    from paperhooks_miniplm.corpora import open_corpus
     from paperhooks_miniplm.differing import Difference, diff
     from paperhooks_miniplm.distilling import Distil, DistilTerm
     from paperhooks_miniplm.divergences import DistillationLoss, distillation_loss
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 _HOMES: dict[str, tuple[str, ...]] = {
     "collating": ("collate",),
     "converting": ("convert",),
+    "corpora": ("open_corpus",),
     "differing": ("Difference", "diff"),
     "distilling": ("Distil", "DistilTerm"),
     "divergences": ("DistillationLoss", "distillation_loss"),
@@ -99,6 +101,7 @@ __all__ = [
     "load_selection",
     "lr_at",
     "merge",
+    "open_corpus",
     "open_rows",
     "pack",
     "plan",

@@ -43,7 +43,7 @@ _IGNORE: Final = -100
 #: Nothing happens inside the forward, so every way to generate and to compile stays what it is.
 _TRAITS: Final = Traits(
     training=True, compile=True, beams=True, assisted=True, static_cache=True, chunked_prefill=True,
-    dtypes=("float32", "bfloat16", "float16"),
+    dtypes=("float32", "bfloat16", "float16"), parallel=("torchrun", "accelerate"),
 )  # fmt: skip
 
 

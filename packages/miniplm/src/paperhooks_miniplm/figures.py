@@ -11,13 +11,17 @@ from paperhooks.figures import PALETTE, new_figure, style_axes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["kept_figure", "loss_figure", "scatter_figure", "score_figure"]
+__all__ = ["UNITS", "kept_figure", "loss_figure", "scatter_figure", "score_figure"]
 
+#: What scores are measured in, by how they are normalised.
+UNITS: Final = {"mean": "nats a token", "sum": "nats a row", "per_byte": "nats a byte"}
 _GREY: Final = "#7b8696"
 _POINTS: Final = 4000
 
 
-def score_figure(values: np.ndarray[Any, Any], cut: float, *, kept: np.ndarray[Any, Any] | None = None) -> Figure:
+def score_figure(
+    values: np.ndarray[Any, Any], cut: float, *, kept: np.ndarray[Any, Any] | None = None, unit: str = UNITS["mean"]
+) -> Figure:
     """Histogram of difference scores, those of kept rows in colour, with a line at the cut."""
     figure, (axes,) = new_figure()
     known = ~np.isnan(values)
@@ -28,13 +32,17 @@ def score_figure(values: np.ndarray[Any, Any], cut: float, *, kept: np.ndarray[A
     axes.hist(values[mask], bins=edges, color=PALETTE[0], alpha=0.7, label="kept")
     if np.isfinite(cut):
         axes.axvline(cut, color=PALETTE[1], linestyle="--", linewidth=1.5, label=f"cut at {cut:.3g}")
-    style_axes(axes, "Difference scores", "reference minus teacher, nats a token", "rows")
+    style_axes(axes, "Difference scores", f"reference minus teacher, {unit}", "rows")
     axes.legend(frameon=False, labelcolor=_GREY, fontsize=9)
     return figure
 
 
 def scatter_figure(
-    teacher: np.ndarray[Any, Any], reference: np.ndarray[Any, Any], domains: np.ndarray[Any, Any] | None = None
+    teacher: np.ndarray[Any, Any],
+    reference: np.ndarray[Any, Any],
+    domains: np.ndarray[Any, Any] | None = None,
+    *,
+    unit: str = UNITS["mean"],
 ) -> Figure:
     """Loss under the reference against loss under the teacher, a point a row, coloured by domain."""
     figure, (axes,) = new_figure(width=6.4, height=5.0)
@@ -49,7 +57,7 @@ def scatter_figure(
     if len(rows):
         ends = [min(teacher[rows].min(), reference[rows].min()), max(teacher[rows].max(), reference[rows].max())]
         axes.plot(ends, ends, color=_GREY, linestyle="--", linewidth=1)
-    style_axes(axes, "Teacher against reference", "teacher, nats a token", "reference, nats a token")
+    style_axes(axes, "Teacher against reference", f"teacher, {unit}", f"reference, {unit}")
     axes.legend(frameon=False, labelcolor=_GREY, fontsize=8.5, markerscale=3, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 

@@ -4,12 +4,14 @@
 ...     "miniplm", corpus="corpus.jsonl", teacher=large, reference=small, ratio=0.5, out="run/"
 ... )  # doctest: +SKIP
 
-For corpora of billions of tokens, where scores are kept, shared by workers and selected from again at other ratios, see
+The corpus is a ``.jsonl`` file, records in memory, or :func:`paperhooks_miniplm.open_corpus` of anything else. For
+corpora of billions of tokens, where scores are kept, shared by workers and selected from again at other ratios, see
 :func:`paperhooks_miniplm.score`.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal
@@ -21,7 +23,7 @@ from paperhooks.corpus import Example
 from torch import Tensor
 
 from paperhooks_miniplm.scores import Normalize, Scores
-from paperhooks_miniplm.scoring import LogLikelihood, OverLong
+from paperhooks_miniplm.scoring import LogLikelihood, OverLong, ScoringWarning
 from paperhooks_miniplm.units import end_token
 
 __all__ = ["MiniPLM"]
@@ -55,7 +57,7 @@ class MiniPLM:
     batch_tokens: int | None = None
     chunk: int = 512
 
-    traits: ClassVar[Traits] = Traits(dtypes=("float32", "bfloat16", "float16"), parallel=("torchrun", "accelerate"))
+    traits: ClassVar[Traits] = Traits(dtypes=("float32", "bfloat16", "float16"))
     _known: dict[str, LogLikelihood] = field(default_factory=dict, init=False, repr=False)
 
     @hookimpl
@@ -64,9 +66,13 @@ class MiniPLM:
         missing = [role for role in _ROLES if role not in views]
         if missing:
             raise DataError(f"miniplm needs a teacher and a reference; pass {missing[0]}= a model")
+        if views["teacher"].model is views["reference"].model:
+            warnings.warn(
+                "teacher and reference are the same model: all differences are 0", ScoringWarning, stacklevel=2
+            )
         end = end_token(views["teacher"].model, None, self.end)
         rows = [self._ids(example, end) for example in examples]
-        n_bytes = np.array([-1 if e.text is None else len(e.text.encode()) for e in examples], dtype=np.int64)
+        n_bytes = np.array([_bytes(example) for example in examples], dtype=np.int64)
         length, values = self.max_length or _longest([views[role] for role in _ROLES]), {}
         for role in _ROLES:
             found = self._likelihood(role, views[role], end, length).score(rows, first=examples[0].row)
@@ -88,6 +94,11 @@ class MiniPLM:
             known = LogLikelihood(view.model, end, length, self.over_long, self.batch_tokens, chunk=self.chunk)
             self._known[role] = known
         return known
+
+
+def _bytes(example: Example) -> int:
+    """Bytes of an example's text, -1 where unknown."""
+    return int(example.record.get("n_bytes", -1)) if example.text is None else len(example.text.encode())
 
 
 def _longest(views: Sequence[ModelView]) -> int:

@@ -13,7 +13,7 @@ from paperhooks.report import Block, Code, Columns, Figure, Heading, Paragraph, 
 
 from paperhooks_miniplm.differing import Difference
 from paperhooks_miniplm.exporting import check_corpus
-from paperhooks_miniplm.figures import kept_figure, scatter_figure, score_figure
+from paperhooks_miniplm.figures import UNITS, kept_figure, scatter_figure, score_figure
 from paperhooks_miniplm.ranking import Array
 from paperhooks_miniplm.rows import RowSource, count_rows
 from paperhooks_miniplm.selecting import Selection
@@ -130,8 +130,9 @@ def _summary(selection: Selection, difference: Difference, source: RowSource, du
 
 
 def _score_blocks(run: RunFolder, selection: Selection, difference: Difference, source: RowSource) -> list[Block]:
-    run.figure("scores", score_figure(difference.values, selection.cut, kept=selection.mask()))
-    run.figure("models", scatter_figure(difference.teacher, difference.reference, source.domains()))
+    unit = UNITS[difference.about.get("normalize", "mean")]
+    run.figure("scores", score_figure(difference.values, selection.cut, kept=selection.mask(), unit=unit))
+    run.figure("models", scatter_figure(difference.teacher, difference.reference, source.domains(), unit=unit))
     known = difference.values[~np.isnan(difference.values)]
     middle = float(np.median(known)) if len(known) else float("nan")
     return [

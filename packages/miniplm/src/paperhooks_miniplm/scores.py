@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 from paperhooks import DataError
@@ -24,7 +24,6 @@ from paperhooks_miniplm.manifests import read_manifest
 
 __all__ = [
     "MOST_BAD",
-    "NORMALIZATIONS",
     "Columns",
     "Normalize",
     "Scores",
@@ -38,7 +37,6 @@ __all__ = [
 
 #: Mean per counted token (the official code), sum over a row, or mean per byte of text.
 Normalize: TypeAlias = Literal["mean", "sum", "per_byte"]
-NORMALIZATIONS: Final[tuple[Normalize, ...]] = ("mean", "sum", "per_byte")
 Columns: TypeAlias = dict[str, np.ndarray[Any, Any]]
 
 #: A larger share of rows that are NaN or infinite means that something is wrong.
@@ -83,8 +81,8 @@ class Scores:
         With "per_byte" also for rows without text and for rows that were cut, of which only a part was scored. Raises
         DataError for an unknown word, and for "per_byte" where byte counts are missing.
         """
-        if normalize not in NORMALIZATIONS:
-            raise DataError(f"normalize is {normalize!r}; expected one of {', '.join(NORMALIZATIONS)}")
+        if normalize not in get_args(Normalize):
+            raise DataError(f"normalize is {normalize!r}; expected one of {', '.join(get_args(Normalize))}")
         rows = self.usable
         if normalize == "per_byte":
             unknown = np.flatnonzero(rows & (self.n_bytes < 0))

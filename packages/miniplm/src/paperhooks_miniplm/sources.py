@@ -70,7 +70,8 @@ def open_rows(
     :param source: a folder of shards; a ``.jsonl`` or ``.parquet`` file, a folder of these, a ``datasets.Dataset`` or a
         list of texts and objects, one row a record, with ``input_ids`` (and ``n_bytes`` where known) or a text; a list
         of ids or :class:`Row`. Of a ``hub:`` name, an ``IterableDataset``, a generator, a ``.jsonl.gz`` or ``.txt``
-        file: :class:`StreamRows`. A :class:`RowSource` is returned as it is.
+        file: :class:`StreamRows`. A :class:`RowSource` is returned as it is. Shards are the fastest at any place; of
+        Parquet the whole row group of a row is read.
     :param tokenizer: for texts, which become rows of their tokens.
     :param add_bos, add_eos: special tokens at the beginning or the end of a text; not of ``input_ids``. None for the
         end adds it where the tokenizer has one, for packed rows hold the ends of documents too.
