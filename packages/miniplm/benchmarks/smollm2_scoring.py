@@ -2,7 +2,7 @@
 
 Docstrings, help topics and licences that every machine has are packed into rows of 513 tokens. A part of them trains
 the reference for a moment; the others are scored by both and selected from. Printed are tokens a second, what is kept
-of each domain; with ``--out`` the corpus, the scores and a report stay, and an interrupted run goes on.
+of each domain, and what bfloat16 gains and costs; with ``--out`` the corpus, the scores and a report stay, and an interrupted run goes on.
 
     python packages/miniplm/benchmarks/smollm2_scoring.py [--quick] [--tokens 300000] [--out FOLDER]
 
@@ -12,6 +12,7 @@ The last line is one JSON object with every figure.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import random
@@ -38,6 +39,7 @@ from paperhooks_miniplm import (
 from paperhooks_miniplm.miniature import small_llama, training_batch
 from paperhooks_miniplm.miniature import train as run_training
 from paperhooks_miniplm.reporting import kept_by_domain
+from paperhooks_miniplm.scoring import LogLikelihood
 from paperhooks_testbed import documents, load_smollm2
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
@@ -84,6 +86,26 @@ def train(model: LlamaForCausalLM, rows: Shards, end: int, steps: int, seed: int
     return float(np.mean(losses[-20:]))
 
 
+def half_precision(model: Any, rows: Shards, end: int, count: int) -> dict[str, float]:
+    """Rate and error of bfloat16 on some rows, beside float32 in turn."""
+    ids = [row.ids for row in rows.read(np.unique(np.linspace(0, len(rows) - 1, count).astype(int)).tolist())]
+    ways = {"float32": model, "bfloat16": copy.deepcopy(model).to(torch.bfloat16)}
+    means, seconds = {}, dict.fromkeys(ways, 0.0)
+    for name, each in ways.items():
+        likelihood = LogLikelihood(each, end, LENGTH)
+        likelihood.score(ids[:1])
+        begin = time.process_time()
+        found = likelihood.score(ids)
+        seconds[name] = time.process_time() - begin
+        means[name] = found.nll / found.count
+    errors = means["bfloat16"] - means["float32"]
+    return {
+        "bfloat16, rate over float32": seconds["float32"] / seconds["bfloat16"],
+        "bfloat16, root mean square of the error": float(np.sqrt((errors**2).mean())),
+        "bfloat16, largest error": float(np.abs(errors).max()),
+    }
+
+
 def measure(folder: Path, tokens: int, steps: int, seed: int, keep_report: bool) -> dict[str, Any]:
     """Pack, train the reference, score with both, select, report."""
     teacher, tokenizer = load_smollm2()
@@ -115,6 +137,7 @@ def measure(folder: Path, tokens: int, steps: int, seed: int, keep_report: bool)
             result[f"{name}, unscored"] = int((~found.usable).sum())
         result[f"{name}, tokens a CPU second"] = result["tokens"] / seconds
         result["parameters"][name] = model.num_parameters()
+    result |= half_precision(teacher, rows, end, min(len(rows), 40))
     difference = diff(folder / "scores-teacher", folder / "scores-reference")
     selection, repeated = select(difference, ratio=0.5), duplicates_of(rows)
     kept = kept_by_domain(selection, difference, rows)
