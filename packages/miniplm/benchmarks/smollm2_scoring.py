@@ -2,9 +2,10 @@
 
 Docstrings, help topics and licences that every machine has are packed into rows of 513 tokens. A part of them trains
 the reference for a moment; the others are scored by both and selected from. Printed are tokens a second, what is kept
-of each domain, and what bfloat16 gains and costs; with ``--out`` the corpus, the scores and a report stay, and an interrupted run goes on.
+of each domain, and what bfloat16 gains and costs. With ``--out`` the corpus, the scores and a report stay, and an
+interrupted run goes on.
 
-    python packages/miniplm/benchmarks/smollm2_scoring.py [--quick] [--tokens 300000] [--out FOLDER]
+    python packages/miniplm/benchmarks/smollm2_scoring.py [--quick] [--tokens 320000] [--out FOLDER]
 
 The last line is one JSON object with every figure.
 """
