@@ -151,6 +151,7 @@ def surprise(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def blended(lm: Tensor, kd: Tensor | None, weight: float) -> Tensor:
+    """(1 - w) * LM + w * KD of scalars; without KD the LM term."""
     # At the ends the other term must not turn an infinite value into NaN.
     if kd is None or weight == 0:
         return lm
@@ -196,6 +197,7 @@ def _counted(student: Tensor, teacher: Tensor, labels: Tensor, mask: Tensor | No
 
 
 def check_ids(ids: Tensor, size: int, what: str, whose: str) -> None:
+    """Raise DataError for an id below 0 or not below ``size``, saying ``what`` it is and in ``whose`` vocabulary."""
     low, high = (int(bound) for bound in ids.aminmax())
     if not 0 <= low <= high < size:
         wrong = low if low < 0 else high

@@ -25,6 +25,7 @@ _PEEKED: Final = 16
 
 
 def columns_of(fields: Fields) -> list[str]:
+    """All columns of a table that may hold what rows need."""
     return [fields.text, fields.domain, fields.text.split(".")[0], fields.domain.split(".")[0], "input_ids", "n_bytes"]
 
 
@@ -61,6 +62,7 @@ class RowMaker:
         self._last = [_special(tokenizer, "eos")] if add_eos else []
 
     def rows(self, records: Sequence[Record]) -> list[Row]:
+        """Rows of records, in their order; the texts among them are tokenized together."""
         texts = {n: self._text(*one) for n, one in enumerate(records) if not has_ids(one[1])}
         encoded = dict(zip(texts, encode(self.tokenizer, list(texts.values())), strict=True)) if texts else {}
         return [self._row(*one, texts.get(n), encoded.get(n)) for n, one in enumerate(records)]
@@ -72,6 +74,7 @@ class RowMaker:
         return text
 
     def domain(self, record: Any) -> str:
+        """The domain of a record, or ""."""
         return record.domain if isinstance(record, Row) else self.fields.domain_of(record)
 
     def _row(self, where: str, record: Any, text: str | None, encoded: list[int] | None) -> Row:
@@ -110,6 +113,7 @@ def _special(tokenizer: Any, which: str) -> int:
 
 
 def has_ids(record: Any) -> bool:
+    """Whether a record holds token ids and no text to tokenize."""
     if isinstance(record, Mapping):
         return record.get("input_ids") is not None
     return not isinstance(record, str | Document)
