@@ -88,8 +88,8 @@ def select(
     """
     values = scores.values if isinstance(scores, Difference) else scores
     n = len(values)
+    drop, domains, lengths = (None if each is None else np.asarray(each) for each in (drop, domains, lengths))
     _check(n, ratio, count, tokens, lengths, temperature, upper, drop)
-    drop, domains = (None if each is None else np.asarray(each) for each in (drop, domains))
     keys = _keys(values, temperature, seed, drop)
     if upper:
         keys = _without_top(keys, _keys(values, 0.0, seed, drop), n, int(upper * n))
