@@ -294,12 +294,16 @@ def test_rows_without_a_target_do_not_count_in_an_accumulated_batch() -> None:
     labels = torch.tensor([[-100, 5, 6], [-100, -100, -100], [4, -100, -100], [-100, -100, 7]])
     assert batch_target_rows({"labels": labels}) == 2  # the first position is no target
     assert batch_target_rows({"shift_labels": labels}) == 3
-    assert batch_target_rows({"input_ids": labels}) == 0
+    assert batch_target_rows({"input_ids": labels}) == batch_target_rows({"labels": torch.tensor([1, 2])}) == 0
     values, counted = torch.tensor([2.0, float("nan"), 4.0]), torch.tensor([True, False, True])
     context = LossContext(fresh(), {}, num_target_rows_in_batch=3, accumulation_steps=2)
     assert context.target_row_mean(values, counted).item() == pytest.approx(6 / 3)
     context.num_target_rows_in_batch = None
     assert context.target_row_mean(values, counted).item() == pytest.approx(3 / 2)
+    context = LossContext(fresh(), {"labels": labels[:3]}, num_examples_in_batch=6, accumulation_steps=2)
+    assert context.target_row_mean(values, torch.tensor([True, True, True]).logical_and(counted)).item() == (
+        pytest.approx(3 / 2)
+    )
 
 
 def test_training_that_asks_no_loss_hook_is_warned_of() -> None:

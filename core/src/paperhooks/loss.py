@@ -5,8 +5,8 @@ method may call the model in its own way or consult a teacher. :func:`compute_lo
 loop; :class:`paperhooks.trainer.HooksTrainerMixin` (also offered here) does it inside ``transformers.Trainer``.
 
 One rule makes gradient accumulation right: what the hooks return is *normalised for the accumulated batch already*, so
-that the gradients of its micro-batches add up. :meth:`LossContext.token_mean` and :meth:`LossContext.example_mean` do
-the normalisation.
+that the gradients of its micro-batches add up. :meth:`LossContext.token_mean`, :meth:`LossContext.example_mean` and
+:meth:`LossContext.target_row_mean` do the normalisation.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class LossContext:
         The loss so far, a scalar; None while ``compute_loss`` hooks run.
     terms
         After :func:`compute_loss`: ``loss/<method>/<name>`` to the detached value of every term.
+    state
+        What the hooks of one method tell each other about this micro-batch.
     """
 
     model: nn.Module
@@ -139,12 +141,13 @@ class LossContext:
     def target_row_mean(self, values: Tensor, counted: Tensor) -> Tensor:
         """Mean of ``values`` [B] over the rows of the accumulated batch that have a target (``counted`` true [B]).
 
-        This micro-batch's share of it; its own mean divided by the accumulation steps where their number is not known.
+        This micro-batch's share of it. Where their number is not known, :meth:`example_mean` of those that are here,
+        which is right where every row has a target.
         """
         there = counted.bool()
         total = torch.where(there, values, 0.0).sum()
         if self.num_target_rows_in_batch is None:
-            return total / (there.sum().clamp(min=1) * self.accumulation_steps)
+            return self.example_mean(values[there]) if bool(there.any()) else total
         return total / _on(self.num_target_rows_in_batch, total)
 
     def _run(self) -> tuple[Tensor, Any]:
@@ -208,10 +211,10 @@ def batch_targets(batch: Mapping[str, Any]) -> int:
 
 
 def batch_target_rows(batch: Mapping[str, Any]) -> int:
-    """Rows of a batch in which something is predicted."""
+    """Rows of a batch in which something is predicted; 0 for labels that are not [B, T, ...]."""
     shifted, labels = batch.get("shift_labels"), batch.get("labels")
     targets = shifted if isinstance(shifted, Tensor) else labels[..., 1:] if isinstance(labels, Tensor) else None
-    return 0 if targets is None else int(targets.ne(-100).flatten(1).any(1).sum())
+    return 0 if targets is None or targets.ndim < 2 else int(targets.ne(-100).flatten(1).any(1).sum())
 
 
 def batch_rows(batch: Mapping[str, Any]) -> int:

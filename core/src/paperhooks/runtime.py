@@ -228,7 +228,7 @@ class Flags:
     fired, arrived
         Whether any hook inside the forward ran, and whether state reached a layer.
     trained, asked
-        Whether the model was called with labels in training mode, and whether loss hooks were ever asked.
+        Whether the model was called in training mode with gradient, and whether loss hooks were ever asked.
     """
 
     __slots__ = ("arrived", "asked", "fired", "trained")

@@ -58,7 +58,7 @@ class ModelEnter(Hook):
         return {**self.__dict__, "session": None}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if module.training and kwargs.get("labels") is not None:
+        if module.training and torch.is_grad_enabled():
             self.flags.trained = True
         if not self.starts or CALL in kwargs:
             return None

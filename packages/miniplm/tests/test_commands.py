@@ -13,6 +13,7 @@ import golden
 import numpy as np
 import pytest
 from paperhooks import DataError
+from paperhooks.testing import tiny_text
 from paperhooks.testing.commands import commands_of
 from paperhooks_miniplm.converting import convert
 from paperhooks_miniplm.differing import Difference
@@ -104,6 +105,8 @@ def test_selecting_and_exporting(worked, says, tmp_path: Path) -> None:
     rows = Shards(tmp_path / "shards").read(range(753))
     assert [row.ids.tolist() for row in rows] == [golden.chunks()[row].tolist() for row in chosen]
     says("export", index, *corpus, "--format", "jsonl", "-o", tmp_path / "rows.jsonl", *tokenizer)
+    scores = [json.loads(line)["score"] for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert scores == Difference.load(difference).values[chosen].tolist()
     first = json.loads((tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert (first["row"], first["text"][:8]) == (chosen[0], golden.tokenizer().decode(first["input_ids"])[:8])
     says("export", index, *corpus, "--format", "bitmap", "-o", tmp_path / "bits")
@@ -191,6 +194,19 @@ def test_a_stream_is_scored_without_reading_it_twice_to_its_end(says, tmp_path: 
     assert "is a stream of unknown length; of its first rows:\n16 rows" in text
     assert "40 rows, 0 without a score" in text
     assert (Scores.load(tmp_path / "out").n_bytes > 0).all()
+
+
+def test_models_and_tokenizers_without_an_end(says, tmp_path: Path) -> None:
+    tiny_text(layers=1, vocab_size=512, eos_token_id=None).save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "eos_token_id": None}))
+    tokenizer = golden.tokenizer().__class__.from_pretrained(TOKENIZERS["tok_a"])
+    tokenizer.eos_token = tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "rows.jsonl").write_text('{"input_ids": [5, 6, 7]}\n')
+    words = tmp_path / "model", "--corpus", tmp_path / "rows.jsonl", "--max-length", 64
+    text = says("score", *words, "-o", tmp_path / "out", "--count-after-end")
+    assert "1 rows, 0 without a score, 0 cut" in text
 
 
 def test_workers_by_number_and_rows_that_a_model_was_trained_on(worked, says, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paperhooks import DataError
 from paperhooks_miniplm.converting import convert
-from paperhooks_miniplm.packing import packer_of, text_bytes
+from paperhooks_miniplm.packing import pack, packer_of, text_bytes
 from paperhooks_miniplm.record_rows import StreamRows, encode
 from paperhooks_miniplm.rows import MemoryRows, Row
 from paperhooks_miniplm.selecting import Selection
@@ -108,6 +108,19 @@ def test_sources_selections_and_shards(tmp_path: Path) -> None:
         list(one_for_one(iter([]), OLD, NEW, rows=[1]))
 
 
+def test_rows_go_on_where_the_corpus_says_that_they_do(tmp_path: Path) -> None:
+    """pack says so of its own rows, in its order; shuffled ones, exports and others are not joined."""
+    pack(golden.corpus()[:30], OLD, tmp_path / "packed", max_length=32)
+    pack(golden.corpus()[:30], OLD, tmp_path / "shuffled", max_length=32, shuffle=True)
+    packed = Shards(tmp_path / "packed")
+    assert packed.in_packing_order
+    write_shards(packed.read(range(len(packed))), tmp_path / "copy", vocabulary=len(OLD))
+    for folder, joined in (("packed", True), ("shuffled", False), ("copy", False)):
+        found, same = (ids_of(convert(tmp_path / folder, OLD, NEW, **options)) for options in ({}, {"join": joined}))
+        assert found == same
+        assert found != ids_of(convert(tmp_path / folder, OLD, NEW, join=not joined))
+
+
 def test_masks_and_selections_choose_rows() -> None:
     mask = np.zeros(1506, dtype=bool)
     mask[[3, 100]] = True
@@ -160,7 +173,7 @@ def test_no_text_of_the_corpus_is_lost(direction: str) -> None:
     old, new = (OLD, NEW) if direction == "a_to_b" else (NEW, OLD)
     texts = [(one["text"], one["label"]) for one in golden.corpus()]
     rows = packed(texts, old, 64, bos=old is NEW)
-    found = convert(rows, old, new, max_length=64, bos=new is NEW, repack=True)
+    found = convert(rows, old, new, max_length=64, bos=new is NEW, join=True)
     made = list(found)
     assert all(len(row.ids) <= 65 for row in made)
     expected: dict[str, list[str]] = {}
@@ -186,7 +199,7 @@ def test_no_text_of_the_corpus_is_lost(direction: str) -> None:
 )
 def test_no_text_is_lost(texts, longest: int, bos: bool) -> None:
     rows = packed(texts, NEW, longest, bos=True)
-    made = list(convert(rows, NEW, OLD, max_length=longest, bos=False, repack=True))
+    made = list(convert(rows, NEW, OLD, max_length=longest, bos=False, join=True))
     expected: dict[str, list[str]] = {}
     for text, domain in texts:
         expected.setdefault(domain, []).append(text)
@@ -198,7 +211,7 @@ def test_rows_that_do_not_follow_each_other_are_not_joined() -> None:
     ends = NEW.eos_token_id
 
     def texts(**options) -> list[str]:
-        found = convert(MemoryRows(rows), OLD, NEW, bos=False, repack=True, **options)
+        found = convert(MemoryRows(rows), OLD, NEW, bos=False, **{"join": True, **options})
         ids = [token for row in found for token in row.ids.tolist()]
         return NEW.decode(ids).split(NEW.decode([ends]))[:-1], found.report.unfinished
 
@@ -218,7 +231,7 @@ def test_rows_of_a_domain_follow_each_other_across_those_of_others() -> None:
     letters = [OLD.decode([n]) for n in range(12)]
 
     def texts(chosen) -> dict[str, list[str]]:
-        return texts_of(convert(MemoryRows(rows), OLD, NEW, rows=chosen, bos=False, repack=True), NEW, bos=False)
+        return texts_of(convert(MemoryRows(rows), OLD, NEW, rows=chosen, bos=False, join=True), NEW, bos=False)
 
     assert texts([0, 2]) == {"x": [letters[5] + letters[7]]}
     assert texts([0, 2, 3]) == {"x": [letters[5] + letters[7]], "y": [letters[8]]}
@@ -228,16 +241,16 @@ def test_rows_of_a_domain_follow_each_other_across_those_of_others() -> None:
 def test_halves_of_characters_at_open_ends_are_left_out() -> None:
     ids = encode(OLD, ["ab \U0001f600 cd"])[0]
     middle = ids.index(encode(OLD, ["\U0001f600"])[0][0]) + 2
-    found = convert([ids[:middle], ids[middle:]], OLD, NEW, bos=False, repack=True, join=False)
+    found = convert([ids[:middle], ids[middle:]], OLD, NEW, bos=False, join=False)
     text = NEW.decode([token for row in found for token in row.ids], skip_special_tokens=True)
     assert text == "ab  cd"
     assert found.report.damaged == 2
-    joined = convert([ids[:middle], ids[middle:]], OLD, NEW, bos=False, repack=True)
+    joined = convert([ids[:middle], ids[middle:]], OLD, NEW, bos=False, join=True)
     assert NEW.decode([token for row in joined for token in row.ids], skip_special_tokens=True) == "ab \U0001f600 cd"
 
 
 def test_a_folder_packed_anew(tmp_path: Path) -> None:
-    found = convert(golden.SHARDS, OLD, NEW, max_length=64, bos=True, repack=True)
+    found = convert(golden.SHARDS, OLD, NEW, max_length=64, bos=True, join=True)
     write_shards(found, tmp_path, vocabulary=len(NEW), rows_per_shard=500)
     rows = open_rows(tmp_path)
     assert len(rows) == found.report.rows_out

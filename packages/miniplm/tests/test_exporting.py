@@ -44,7 +44,7 @@ def test_the_half_of_the_stored_corpus_is_written_as_shards(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("format", ["index", "bitmap"])
 def test_rows_are_found_again(tmp_path: Path, format: str) -> None:
-    file = export(SELECTION, ROWS, tmp_path / "chosen", format, scores=VALUES)
+    file = export(SELECTION, ROWS, tmp_path / "chosen", format)
     assert file.suffix == ".safetensors"
     assert read_index(file).tolist() == SELECTION.rows.tolist()
     again = load_selection(file, ROWS)
@@ -52,8 +52,10 @@ def test_rows_are_found_again(tmp_path: Path, format: str) -> None:
     assert (again.total, again.about["ratio"]) == (20, 0.4)
     with pytest.raises(DataError, match="selects from another corpus"):
         read_index(file, MemoryRows([[1]] * 20))
-    with pytest.raises(DataError, match="exists already"):
-        export(SELECTION, ROWS, tmp_path / "chosen", format)
+    before = file.stat().st_mtime_ns
+    assert export(SELECTION, ROWS, tmp_path / "chosen", format).stat().st_mtime_ns == before, "the same is left alone"
+    with pytest.raises(DataError, match="exists already with other rows"):
+        export(select(VALUES, ratio=0.5), ROWS, tmp_path / "chosen", format)
     file.write_bytes(b"no")
     with pytest.raises(DataError, match="holds no selection"):
         read_index(file)
@@ -97,7 +99,7 @@ def test_shards_keep_the_type_of_their_ids_and_copies_what_was_known(tmp_path: P
 
 
 def test_the_cut_is_known_again_and_folders_are_no_files(tmp_path: Path) -> None:
-    file = export(SELECTION, ROWS, tmp_path / "index", scores=VALUES)
+    file = export(SELECTION, ROWS, tmp_path / "index")
     assert load_selection(file, ROWS).cut == SELECTION.cut
     (tmp_path / "folder").mkdir()
     for format in ("parquet", "jsonl"):
@@ -111,7 +113,7 @@ def test_the_cut_is_known_again_and_folders_are_no_files(tmp_path: Path) -> None
 def test_copies_for_readers(tmp_path: Path) -> None:
     from pyarrow import parquet
 
-    lines = export(SELECTION, ROWS, tmp_path / "a.jsonl", "jsonl", scores=VALUES)
+    lines = export(SELECTION, ROWS, tmp_path / "a.jsonl", "jsonl")
     records = [json.loads(line) for line in lines.read_text().splitlines()]
     assert [record["row"] for record in records] == SELECTION.rows.tolist()
     assert records[0] == {

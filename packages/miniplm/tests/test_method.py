@@ -84,6 +84,14 @@ def test_one_call_and_the_stages_give_the_same(tmp_path: Path) -> None:
                          out=tmp_path / "same", tokenizer=tokenizer)  # fmt: skip
 
 
+def test_byte_counts_may_be_missing(tmp_path: Path) -> None:
+    models = {"teacher": golden.fresh("teacher"), "reference": golden.fresh("ref")}
+    records = [{"input_ids": [1, 2, 3], "n_bytes": None}, {"input_ids": [4, 5, 6]}]
+    assert paperhooks.score(models, records, MiniPLM(end=0), out=tmp_path / "a").isfinite().all()
+    with pytest.raises(DataError, match="has no byte count"):
+        paperhooks.score(models, records, MiniPLM(end=0, normalize="per_byte"), out=tmp_path / "b")
+
+
 def test_roles_that_are_missing_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="pass reference= a model"):
         paperhooks.select(
@@ -123,7 +131,7 @@ def test_a_plan_of_split_rows_and_of_a_sample() -> None:
     cut, split = (plan(models, rows, max_length=64, over_long=over_long) for over_long in ("truncate", "split"))
     assert (cut.tokens, split.tokens) == (3 * 64, 3 * 199)
     assert 3.0 < split.flops / cut.flops < 3.2
-    assert "hours not measured" in str(plan(models, rows, max_length=64, sample_rows=0))
+    assert "time not measured" in str(plan(models, rows, max_length=64, sample_rows=0))
     texts = [document["text"][:60] for document in golden.corpus()] * 10
     about = plan(models, texts, tokenizer=golden.tokenizer(), max_length=64, sample_rows=2)
     exact = int(np.minimum(open_rows(texts, golden.tokenizer()).lengths() - 1, 64).sum())

@@ -14,7 +14,7 @@ from paperhooks import DataError
 from paperhooks.testing.memory import resident
 from paperhooks_miniplm import ranking
 from paperhooks_miniplm.differing import Difference
-from paperhooks_miniplm.duplicates import duplicates_of
+from paperhooks_miniplm.duplicates import duplicates_of, kept_duplicates
 from paperhooks_miniplm.ranking import ordered_keys
 from paperhooks_miniplm.rows import MemoryRows
 from paperhooks_miniplm.selecting import select
@@ -150,6 +150,16 @@ def test_a_domain_without_a_ratio_of_its_own_has_that_of_all() -> None:
     values, domains = np.arange(20, dtype=np.float32), ["a"] * 10 + ["b"] * 10
     found = select(values, ratio=0.5, quota={"a": 0.2}, domains=domains)
     assert found.rows.tolist() == [8, 9, *range(15, 20)]
+
+
+def test_duplicates_are_kept_in_a_file_and_made_anew_where_it_is_no_good(tmp_path: Path) -> None:
+    rows, other = MemoryRows([[1, 2], [3], [1, 2]]), MemoryRows([[1, 2], [3], [4]])
+    file = tmp_path / "kept.safetensors"
+    for source, wanted in ((rows, [False, False, True]), (rows, [False, False, True]), (other, [False] * 3)):
+        assert kept_duplicates(source, file).tolist() == wanted
+    file.write_bytes(b"damaged")
+    assert kept_duplicates(rows, file).tolist() == [False, False, True]
+    assert kept_duplicates(rows, file / "below").tolist() == [False, False, True], "a file is only for speed"
 
 
 def test_the_upper_cut_does_not_see_the_noise() -> None:

@@ -286,6 +286,21 @@ def test_an_interrupted_move_cannot_be_opened(tmp_path: Path, monkeypatch: pytes
         Shards(tmp_path)
 
 
+def test_domains_that_nobody_named_are_none(tmp_path: Path) -> None:
+    write_shards([Row(np.array([1, 2]), "", 3), Row(np.array([3]), "", 4)], tmp_path / "a")
+    assert Shards(tmp_path / "a").domains() is None
+    assert [row.n_bytes for row in Shards(tmp_path / "a").read([0, 1])] == [3, 4]
+
+
+def test_what_a_killed_writer_left_is_deleted(tmp_path: Path) -> None:
+    left = tmp_path / "a" / ".shards-abc.part"
+    left.mkdir(parents=True)
+    (left / "data_0.bin").write_bytes(b"half")
+    write_shards([[1, 2]], tmp_path / "a")
+    assert not left.exists()
+    assert len(Shards(tmp_path / "a")) == 1
+
+
 def test_no_row_leaves_no_file(tmp_path: Path) -> None:
     assert write_shards([], tmp_path / "new") == []
     assert list((tmp_path / "new").iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 from pathlib import Path
 
 import golden
@@ -119,6 +120,49 @@ def test_a_stream_is_known_by_its_beginning_too(tmp_path: Path) -> None:
     rows = StreamRows(iter(one))
     rows.fingerprint()
     assert [row.ids.tolist() for row in rows] == one, "looking at the beginning takes nothing away"
+
+
+def test_a_file_is_known_by_its_content_wherever_it_lies(tmp_path: Path, monkeypatch) -> None:
+    file, _ = files(tmp_path)
+    (tmp_path / "moved").mkdir()
+    known = open_rows(file).fingerprint()
+    monkeypatch.chdir(tmp_path)
+    assert open_rows(file.name).fingerprint() == known
+    moved = file.rename(tmp_path / "moved" / "other.jsonl.gz")
+    assert open_rows(moved).fingerprint() == known
+
+
+def test_knowing_a_dataset_does_not_read_over_it() -> None:
+    class Source:
+        read = 0
+
+        def __init__(self, first: int = 0) -> None:
+            self.first = first
+
+        def __iter__(self):
+            for n in range(self.first, 5000):
+                Source.read += 1
+                yield [n]
+
+        def skip(self, count: int):
+            return Source(count)
+
+    rows = StreamRows(Source())
+    rows.fingerprint()
+    assert [row.ids.tolist() for row in rows.iterate(4000, 4002)] == [[4000], [4001]]
+    assert Source.read < 400
+
+
+def test_what_can_be_read_once_is_not_copied() -> None:
+    with pytest.raises(TypeError, match="cannot be copied"):
+        pickle.dumps(StreamRows(iter([[1], [2]])))
+
+
+def test_fields_that_are_not_used_may_be_broken(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl.gz"
+    with gzip.open(file, "wt", encoding="utf-8") as handle:
+        handle.write('{"input_ids": [1, 2], "text": "\\ud800"}\n')
+    assert open_rows(file).fingerprint()["begins"]
 
 
 def test_selections_are_exported_as_from_rows(scored, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from paperhooks import DataError
 from paperhooks_miniplm.differing import diff
 from paperhooks_miniplm.rows import MemoryRows, Row
-from paperhooks_miniplm.scores import Scores, merge
+from paperhooks_miniplm.scores import Scores, merge, stop_if_bad
 from paperhooks_miniplm.scoring import LogLikelihood, ScoringWarning
 from paperhooks_miniplm.sources import open_rows
 from paperhooks_miniplm.units import score, workers
@@ -155,6 +155,17 @@ def test_killed_workers_lose_one_unit_each_and_others_go_on(tmp_path: Path) -> N
     finish(start(tmp_path, 0, 1))  # and once more: nothing to do, and well
 
 
+def test_half_written_files_of_killed_workers_are_deleted_when_old(tmp_path: Path) -> None:
+    rows, model = MemoryRows(CHUNKS[:4]), golden.fresh("ref")
+    score(model, rows, tmp_path, **QUICK)
+    old, new = (tmp_path / "units" / f".unit-00000{n}.safetensors.abc.part" for n in (1, 2))
+    for file in (old, new):
+        file.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    score(model, rows, tmp_path, **QUICK)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
 def test_the_number_of_this_worker(monkeypatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
@@ -219,6 +230,8 @@ def test_per_byte_leaves_out_rows_of_which_only_a_part_was_scored(tmp_path: Path
     assert found.cut.tolist() == [False, True, False]
     assert np.isnan(found.values("per_byte")).tolist() == [False, True, True]
     assert np.isfinite(found.values()).tolist() == [True, True, False]
+    with pytest.warns(ScoringWarning, match="1 of 3 rows were cut"):
+        diff(found, found, "per_byte")
     whole = score(golden.fresh("ref"), rows, tmp_path / "split", over_long="split", **QUICK)
     assert np.isnan(whole.values("per_byte")).tolist() == [False, False, True]
     assert whole.values("per_byte")[1] == pytest.approx(whole.nll[1] / len(texts[1]))
@@ -242,6 +255,12 @@ def test_rows_without_a_score_are_judged_against_the_corpus_whatever_the_units(t
     assert score(golden.fresh("ref"), MemoryRows([[5, 6]] * 100), tmp_path / "few", most_bad=0.1, **QUICK) is not None
 
 
+def test_a_long_stream_goes_on_with_few_rows_without_a_score() -> None:
+    stop_if_bad(11, 827_392, 0.001)
+    with pytest.raises(DataError, match="11 rows gave NaN"):
+        stop_if_bad(11, 10_000, 0.001)
+
+
 @pytest.mark.parametrize("worker", [(0, 0), (2, 2), (5, 2), (-1, 4)])
 def test_workers_that_cannot_be_are_refused(tmp_path: Path, worker) -> None:
     with pytest.raises(DataError, match="expected"):
@@ -254,9 +273,9 @@ def test_a_path_is_opened_and_overlap_is_warned_of_whoever_comes_first(tmp_path:
     file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in CHUNKS[:40]))
     options = {"unit_rows": 16, "trained_on": file, **QUICK}
     assert score(golden.fresh("ref"), str(file), tmp_path / "out", worker=(1, 2), **options) is None
-    unique = len({tuple(row) for row in CHUNKS[:40]})
-    for _ in range(2):
-        with pytest.warns(ScoringWarning, match=f"{unique} rows of .* which the model was trained on"):
+    for same in (file, str(file)):
+        options["trained_on"] = same
+        with pytest.warns(ScoringWarning, match="40 rows of .* which the model was trained on"):
             score(golden.fresh("ref"), file, tmp_path / "out", worker=(0, 2), **options)
 
 

@@ -56,6 +56,8 @@ def test_a_mask_chooses_like_row_numbers() -> None:
     selection = Selection(np.array([2, 5]), 20, 0.0)
     assert firsts(SelectedDataset(source(), selection)[i] for i in range(2)) == [2, 5]
     assert firsts(StreamDataset(source(), selection)) == [2, 5]
+    with pytest.raises(DataError, match="the scores are of another corpus"):
+        SelectedDataset(source(), Selection(np.array([2]), 20, 0.0, {"corpus": {"rows": 20, "sha256": "0"}}))
     with pytest.raises(DataError, match="the selection is of 21 rows"):
         SelectedDataset(source(), Selection(np.array([2, 5]), 21, 0.0))
 

@@ -132,7 +132,10 @@ def load_model(model: str, device: str = "cpu", dtype: str = "auto") -> Any:
     :param device: "cuda" is the GPU of this process where torchrun or accelerate started several.
     :raises DataError: no such model, or a device that cannot be used.
     """
-    loaded = _model_class(_config(model)).from_pretrained(model, dtype=dtype)
+    try:
+        loaded = _model_class(_config(model)).from_pretrained(model, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{model!r} has no weights that can be loaded: {str(error).splitlines()[0]}") from error
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,11 @@ __all__ = ["add_commands"]
 Model = Annotated[str, typer.Argument(help="Model folder or hub name.")]
 Corpus = Annotated[str, typer.Option("--corpus", help="Folder of shards, or .jsonl, .parquet, hub:NAME:SPLIT.")]
 Tokenizer = Annotated[str | None, typer.Option("--tokenizer", help="Folder or hub name; that of the model without.")]
-Device = Annotated[str, typer.Option("--device", help="Where the model runs, such as cpu or cuda:0.")]
+TextTokenizer = Annotated[
+    str | None,
+    typer.Option("--tokenizer", help="Folder or hub name: to read texts, and to show rows as text."),
+]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda:1, or cuda: under torchrun a GPU for each process.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 MaxLength = Annotated[int, typer.Option("--max-length", min=1, help="Most tokens that a model reads of a row.")]
 BatchTokens = Annotated[
@@ -29,6 +34,10 @@ TextField = Annotated[str, typer.Option("--text-field", help="Where texts are in
 DomainField = Annotated[str, typer.Option("--domain-field", help="Where domains are in a record.")]
 Bos = Annotated[
     bool | None, typer.Option("--bos/--no-bos", help="Begin rows with it; as the tokenizer does by itself.")
+]
+OverLong = Annotated[str, typer.Option("--over-long", help="Of rows longer than that: truncate, split or error.")]
+MaskAfterEnd = Annotated[
+    bool, typer.Option("--mask-after-end/--count-after-end", help="Whether to leave out what follows an end token.")
 ]
 Normalize = Annotated[str, typer.Option("--normalize", help="mean (official), sum or per_byte.")]
 
@@ -83,6 +92,8 @@ def plan(
     corpus: Corpus,
     tokenizer: Tokenizer = None,
     max_length: MaxLength = 1024,
+    over_long: OverLong = "truncate",
+    mask_after_end: MaskAfterEnd = True,
     batch_tokens: BatchTokens = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="How many share the corpus.")] = 1,
     student: Annotated[int, typer.Option("--student", help="Parameters of a student to compare with.")] = 0,
@@ -100,8 +111,8 @@ def plan(
     typer.echo(
         str(
             run(
-                models, rows, tokenizer=known, max_length=max_length, batch_tokens=batch_tokens, workers=workers,
-                student=student,
+                models, rows, tokenizer=known, max_length=max_length, over_long=over_long,  # type: ignore[arg-type]
+                mask_after_end=mask_after_end, batch_tokens=batch_tokens, workers=workers, student=student,
             )
         )
     )  # fmt: skip
@@ -114,16 +125,14 @@ def score(
     tokenizer: Tokenizer = None,
     name: Annotated[str, typer.Option("--name", help="Such as teacher or reference.")] = "",
     max_length: MaxLength = 1024,
-    over_long: Annotated[str, typer.Option("--over-long", help="truncate, split or error.")] = "truncate",
+    over_long: OverLong = "truncate",
     batch_tokens: BatchTokens = None,
     unit_rows: Annotated[int, typer.Option("--unit-rows", min=1, help="Rows a file.")] = 8192,
     worker: Annotated[str | None, typer.Option("--worker", help="INDEX/COUNT; torchrun sets it.")] = None,
     trained_on: Annotated[
         str | None, typer.Option("--trained-on", help="Rows the model was trained on; warns of those it scores.")
     ] = None,
-    mask_after_end: Annotated[
-        bool, typer.Option("--mask-after-end/--count-after-end", help="Whether to leave out what follows an end token.")
-    ] = True,
+    mask_after_end: MaskAfterEnd = True,
     most_bad: Annotated[float, typer.Option("--most-bad", help="Share of rows that may give NaN or infinity.")] = 0.001,
     device: Device = "cpu",
     dtype: Dtype = "auto",
@@ -137,18 +146,9 @@ def score(
     loaded, rows = load_model(model, device, dtype), _rows(corpus, known, text_field, domain_field)
     index, count = _worker(worker)
     if index == 0 and not (out / "manifest.json").exists():
-        typer.echo(
-            _cost(
-                name or "model",
-                loaded,
-                rows,
-                tokenizer=known,
-                max_length=max_length,
-                over_long=over_long,
-                batch_tokens=batch_tokens,
-                workers=count,
-            )
-        )
+        settings = {"tokenizer": known, "max_length": max_length, "over_long": over_long, "workers": count}
+        settings |= {"mask_after_end": mask_after_end, "batch_tokens": batch_tokens}
+        typer.echo(_cost(name or "model", loaded, rows, settings))
     found = run(
         loaded, rows, out, tokenizer=known, name=name, max_length=max_length, over_long=over_long,  # type: ignore[arg-type]
         batch_tokens=batch_tokens, unit_rows=unit_rows, worker=(index, count), mask_after_end=mask_after_end,
@@ -159,8 +159,10 @@ def score(
         typer.echo(f"{out}: this worker's units are done; others are missing")
     else:
         mean = float(found.values()[found.usable].mean()) if found.usable.any() else float("nan")
+        unscored, cut = int((~found.usable).sum()), 0 if found.cut is None else int(found.cut.sum())
         typer.echo(
-            f"{out}: {len(found)} rows, {int((~found.usable).sum())} without a score, mean {mean:.4f} nats a token"
+            f"{out}: {len(found)} rows, {unscored} without a score, {cut} cut to {max_length} tokens, mean {mean:.4f} "
+            "nats a token"
         )
 
 
@@ -188,30 +190,29 @@ def select(
     temperature: Annotated[float, typer.Option("--temperature", help="Gumbel noise; 0 takes the best.")] = 0.0,
     drop_duplicates: Annotated[bool, typer.Option("--drop-duplicates", help="Never take a repeated row.")] = False,
     upper: Annotated[float, typer.Option("--upper", help="Leave the top share out.")] = 0.0,
-    tokenizer: Tokenizer = None,
+    tokenizer: TextTokenizer = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the Gumbel noise.")] = 0,
     text_field: TextField = "text",
     domain_field: DomainField = "domain",
 ) -> None:
     """Choose rows and report what is kept; another ratio later costs seconds."""
     from paperhooks_miniplm.differing import Difference
-    from paperhooks_miniplm.exporting import check_corpus, read_index
+    from paperhooks_miniplm.duplicates import kept_duplicates
     from paperhooks_miniplm.exporting import export as write
     from paperhooks_miniplm.reporting import report
+    from paperhooks_miniplm.rows import check_corpus
     from paperhooks_miniplm.selecting import select as run
 
     known = _tokenizer(tokenizer) if tokenizer else None
     found, rows = Difference.load(difference), _rows(corpus, known, text_field, domain_field)
     check_corpus(found.about, rows)
-    repeated = _duplicates(rows, difference)
+    repeated = kept_duplicates(rows, difference.with_suffix(".duplicates.safetensors"))
     chosen = run(
         found, ratio=ratio, count=count, tokens=tokens, lengths=rows.lengths() if tokens is not None else None,
         domains=rows.domains() if quota else None, quota=_quota(quota), temperature=temperature, seed=seed,
         drop=repeated if drop_duplicates else None, upper=upper,
     )  # fmt: skip
-    file = out / "selection.safetensors"
-    if not file.exists() or read_index(file, rows).tolist() != chosen.rows.tolist():
-        write(chosen, rows, file, scores=found.values)
+    file = write(chosen, rows, out / "selection")
     report(out, chosen, found, rows, tokenizer=known, duplicates=repeated)
     typer.echo(f"{file}: kept {len(chosen)} of {chosen.total} rows; report: {out / 'report.html'}")
 
@@ -221,7 +222,7 @@ def export(
     corpus: Corpus,
     out: Annotated[Path, typer.Option("--out", "-o", help="File, or folder for shards.")],
     format: Annotated[str, typer.Option("--format", help="index, bitmap, shards, parquet or jsonl.")],
-    tokenizer: Tokenizer = None,
+    tokenizer: TextTokenizer = None,
     text_field: TextField = "text",
     domain_field: DomainField = "domain",
 ) -> None:
@@ -246,8 +247,8 @@ def convert(
     max_length: MaxLength = 1024,
     repack: Annotated[bool, typer.Option("--repack/--row-by-row", help="Pack anew, so that no text is lost.")] = True,
     join: Annotated[
-        bool, typer.Option("--join/--no-join", help="Rows go on where the last of their domain stopped; see convert().")
-    ] = True,
+        bool | None, typer.Option("--join/--no-join", help="Rows go on where the last stopped; as the corpus says.")
+    ] = None,
     bos: Bos = None,
     text_field: TextField = "text",
     domain_field: DomainField = "domain",
@@ -270,7 +271,7 @@ def convert(
 
 def fit_scaling(
     points: Annotated[
-        Path | None, typer.Argument(help="JSON list of [compute, loss]; the paper's table without.")
+        Path | None, typer.Argument(help="JSON list of pairs of compute and loss; the paper's table without.")
     ] = None,
 ) -> None:
     """Fit L(C) = L_inf + A / C^alpha, or print the paper's constants and what they give."""
@@ -310,7 +311,7 @@ def _rows(source: str, tokenizer: Any, text_field: str, domain_field: str) -> Ro
     return open_rows(source, tokenizer, text_field=text_field, domain_field=domain_field)
 
 
-def _cost(name: str, model: Any, rows: RowSource, **settings: Any) -> str:
+def _cost(name: str, model: Any, rows: RowSource, settings: Mapping[str, Any]) -> str:
     """What scoring will cost; of a stream, which would have to be read to its end, only its first rows."""
     from itertools import islice
 
@@ -324,27 +325,6 @@ def _cost(name: str, model: Any, rows: RowSource, **settings: Any) -> str:
     return (
         f"{rows.name} is a stream of unknown length; of its first rows:\n{estimate({name: model}, first, **settings)}"
     )
-
-
-def _duplicates(rows: RowSource, difference: Path) -> Any:
-    """Repeated rows, kept beside the differences: another selection need not read the corpus again."""
-    import numpy as np
-    from paperhooks.provenance import atomic_path, hash_json
-    from safetensors.numpy import save_file
-
-    from paperhooks_miniplm.arrays import read_arrays
-    from paperhooks_miniplm.duplicates import duplicates_of
-    from paperhooks_miniplm.rows import count_rows
-
-    file, corpus = difference.with_suffix(".duplicates.safetensors"), hash_json(rows.fingerprint())
-    if file.exists():
-        header, arrays = read_arrays(file)
-        if header.get("corpus") == corpus:
-            return np.unpackbits(arrays["bitmap"], count=count_rows(rows)).astype(bool)
-    found = duplicates_of(rows)
-    with atomic_path(file) as temporary:
-        save_file({"bitmap": np.packbits(found)}, temporary, {"corpus": corpus})
-    return found
 
 
 def _worker(text: str | None) -> tuple[int, int]:

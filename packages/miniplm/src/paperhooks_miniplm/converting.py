@@ -18,7 +18,9 @@ from paperhooks_miniplm.record_rows import StreamRows, encode
 from paperhooks_miniplm.records import Document
 from paperhooks_miniplm.row_numbers import row_numbers
 from paperhooks_miniplm.rows import Row, RowSource
+from paperhooks_miniplm.shards import Shards
 from paperhooks_miniplm.sources import open_rows
+from paperhooks_miniplm.texts import split_documents
 
 __all__ = ["Conversion", "ConversionReport", "convert"]
 
@@ -73,7 +75,7 @@ def convert(
     max_length: int = 1024,
     bos: bool | None = None,
     repack: bool = True,
-    join: bool = True,
+    join: bool | None = None,
 ) -> Conversion:
     """Rows for a student with another tokenizer, with domains and the bytes of their text.
 
@@ -84,13 +86,15 @@ def convert(
     :param bos: begin rows with the new tokenizer's beginning-of-sequence token; None as it does by itself.
     :param repack: pack the text anew, into rows that are as full as can be; their number is another one. False makes
         one row of one, as the official code, and cuts those that become too long.
-    :param join: with ``repack``, a row goes on where the row before it in its domain stopped. False for corpora that
-        are not in the order in which they were packed or mix domains without naming them, as the official ones do:
-        they are shuffled within shards.
+    :param join: with ``repack``, a row goes on where the row before it in its domain stopped. None where the corpus
+        says that its rows are in the order in which they were packed, as one of :func:`~paperhooks_miniplm.pack` does;
+        the official ones are shuffled within shards.
     :raises DataError: a tokenizer without an end-of-sequence token, or rows that cannot be read.
     """
     opened, report = open_rows(source), ConversionReport()
     rows = row_numbers(opened, rows)
+    if join is None:
+        join = isinstance(opened, Shards) and opened.in_packing_order
     if repack:
         texts = _Joiner(old_tokenizer, report, join).documents(_read(opened, rows, report), _ranks(opened, rows, join))
         packer = packer_of(new_tokenizer, max_length=max_length, bos=bos)
@@ -119,13 +123,6 @@ def _batches(source: RowSource, rows: Any) -> Iterator[list[Row]]:
         yield source.read([int(row) for row in wanted[start : start + _BATCH]])
 
 
-def _split(ids: np.ndarray[Any, Any], eos: int) -> list[list[int]]:
-    """The parts between end-of-sequence tokens, one more than there are of these."""
-    ends = np.flatnonzero(ids == eos)
-    parts = np.split(ids, ends)
-    return [part[min(number, 1) :].tolist() for number, part in enumerate(parts)]
-
-
 @dataclass(slots=True)
 class _Official:
     """One row for one row."""
@@ -139,7 +136,7 @@ class _Official:
     def converted(self, batches: Iterator[list[Row]]) -> Iterator[Row]:
         old_eos, eos = eos_of(self.old), eos_of(self.new)
         for batch in batches:
-            parts = [_split(row.ids, old_eos) for row in batch]
+            parts = [split_documents(row.ids, old_eos) for row in batch]
             texts = [self.old.decode(part, skip_special_tokens=True) for row in parts for part in row]
             self.report.damaged += sum(_LOST in text for text in texts)
             encoded = iter(encode(self.new, texts))
@@ -190,7 +187,7 @@ class _Joiner:
             yield from self._ended(row.domain, finished=False)
             self._open[row.domain] = _Text(headless=True)
         self._last[row.domain] = rank
-        for number, part in enumerate(_split(row.ids, self._eos)):
+        for number, part in enumerate(split_documents(row.ids, self._eos)):
             if number:
                 yield from self._ended(row.domain, finished=True)
             self._open.setdefault(row.domain, _Text()).ids += part

@@ -60,6 +60,8 @@ class RowCorpus(Corpus):
 def open_corpus(source: Any, tokenizer: Any = None, **options: Any) -> RowCorpus:
     """A corpus for ``paperhooks.select``: official shards, Parquet and whatever else can be read at any place.
 
+    What is selected from it is written as ids, with domains and byte counts; texts and other fields are left out.
+
     >>> paperhooks.select("miniplm", corpus=open_corpus("packed/"), teacher=large, ...)  # doctest: +SKIP
 
     :param source, tokenizer, options: as for :func:`paperhooks_miniplm.open_rows`.

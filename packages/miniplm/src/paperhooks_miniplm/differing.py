@@ -94,6 +94,7 @@ def diff(teacher: Scores | str | Path, reference: Scores | str | Path, normalize
         _warn("all differences are 0: teacher and reference are the same model")
     elif len(known) and float(known.mean(dtype=np.float64)) < 0:
         _warn("the reference finds the corpus likelier than the teacher does, on average: are the roles swapped?")
+    _warn_of_cut_rows(one, other, normalize)
     about = {
         "normalize": normalize,
         "corpus": one.manifest.get("corpus"),
@@ -122,6 +123,16 @@ def _check(one: Scores, other: Scores, normalize: Normalize) -> None:
     if normalize == "per_byte" and not np.array_equal(one.n_bytes, other.n_bytes):
         row = int(np.flatnonzero(one.n_bytes != other.n_bytes)[0])
         raise DataError(f"row {row} has another number of bytes for the teacher than for the reference: other texts")
+
+
+def _warn_of_cut_rows(one: Scores, other: Scores, normalize: Normalize) -> None:
+    cut = sum(each.cut for each in (one, other) if each.cut is not None)
+    lost = int((np.asarray(cut) > 0).sum())
+    if normalize == "per_byte" and lost:
+        _warn(
+            f"{lost} of {len(one)} rows were cut to the longest length and have no score per byte: score with "
+            "over_long='split'"
+        )
 
 
 def _warn(text: str) -> None:

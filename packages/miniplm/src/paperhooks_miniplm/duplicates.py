@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from pathlib import Path
 
 import numpy as np
+from paperhooks import DataError
+from paperhooks.provenance import atomic_path, hash_json
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
+from paperhooks_miniplm.arrays import read_arrays
 from paperhooks_miniplm.ranking import Array
 from paperhooks_miniplm.rows import RowSource, count_rows
 
-__all__ = ["duplicates_of"]
+__all__ = ["duplicates_of", "kept_duplicates", "stand_in"]
 
 
 def duplicates_of(source: RowSource, *, known: RowSource | None = None, batch: int = 8192) -> Array:
@@ -24,6 +31,29 @@ def duplicates_of(source: RowSource, *, known: RowSource | None = None, batch: i
     repeated = np.ones(len(digests), dtype=bool)
     repeated[first] = False
     return repeated[len(digests) - len(parts[-1]) :]
+
+
+def stand_in(source: RowSource, known: RowSource, *, batch: int = 8192) -> Array:
+    """Rows whose ids stand in any row of ``known``, bool [N]; repeated ones each."""
+    pairs = np.dtype([("high", np.uint64), ("low", np.uint64)])
+    own, theirs = (_digests(each, batch).view(pairs)[:, 0] for each in (source, known))
+    return np.isin(own, theirs)
+
+
+def kept_duplicates(source: RowSource, file: Path) -> Array:
+    """:func:`duplicates_of` a corpus, kept in a file: other selections from it need not read it again.
+
+    A file of another corpus or a damaged one is made anew; that none can be written is no error.
+    """
+    corpus = hash_json(source.fingerprint())
+    with contextlib.suppress(SafetensorError, OSError):
+        header, arrays = read_arrays(file)
+        if header.get("corpus") == corpus:
+            return np.unpackbits(arrays["bitmap"], count=count_rows(source)).astype(bool)
+    found = duplicates_of(source)
+    with contextlib.suppress(DataError), atomic_path(file) as temporary:
+        save_file({"bitmap": np.packbits(found)}, temporary, {"corpus": corpus})
+    return found
 
 
 def _digests(source: RowSource, batch: int) -> Array:

@@ -15,11 +15,12 @@ from safetensors.numpy import save_file
 
 from paperhooks_miniplm.arrays import read_arrays
 from paperhooks_miniplm.ranking import Array
-from paperhooks_miniplm.rows import Row, RowSource, count_rows, same_rows
+from paperhooks_miniplm.rows import Row, RowSource, check_corpus, count_rows, same_rows
 from paperhooks_miniplm.selecting import Selection
 from paperhooks_miniplm.shards import Shards, write_shards
+from paperhooks_miniplm.texts import text_of
 
-__all__ = ["FORMATS", "Format", "check_corpus", "export", "load_selection", "read_index"]
+__all__ = ["FORMATS", "Format", "export", "load_selection", "read_index"]
 
 #: What a selection can be written as.
 Format: TypeAlias = Literal["index", "bitmap", "shards", "parquet", "jsonl"]
@@ -36,19 +37,18 @@ def export(
     format: Format = "index",
     *,
     tokenizer: Any = None,
-    scores: Array | None = None,
     vocabulary: int | None = None,
     rows_per_shard: int = 1_000_000,
 ) -> Path:
     """Write a selection and return the file or folder; rows stand in corpus order.
 
     :param out: a file for "index" and "bitmap" (``.safetensors``), "parquet" and "jsonl"; a folder for "shards".
-    :param format: "index" keeps row numbers (8 bytes a kept row), "bitmap" one bit a row, "shards" copies rows in the
-        official format, "parquet" and "jsonl" copy ids, domains, byte counts and, with a ``tokenizer``, text, in which
-        the end token's own text stands between documents.
-    :param scores: difference scores float32 [N], written beside the rows of index, Parquet and JSON Lines.
+    :param format: "index" keeps row numbers and scores (12 bytes a kept row), "bitmap" one bit a row, "shards" copies
+        rows in the official format, "parquet" and "jsonl" copy ids, domains, byte counts, scores and, with a
+        ``tokenizer``, text, in which the end token's own text stands between documents.
     :param vocabulary: of the tokenizer, for the width of ids in shards; that of a corpus of shards without.
-    :raises DataError: an unknown format, a selection of another corpus, or an output that exists already.
+    :raises DataError: an unknown format, a selection of another corpus, or an output that exists already; an index or
+        bitmap of the same rows is left as it is.
     """
     if format not in FORMATS:
         raise DataError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
@@ -56,23 +56,16 @@ def export(
     if selection.total != (size := count_rows(source)):
         raise DataError(f"the selection is of {selection.total} rows, {source.name} has {size}: another corpus")
     path = Path(out)
+    if format in ("index", "bitmap"):
+        return _write_index(selection, source, path, format)
     if path.exists() and (format != "shards" or path.is_file() or any(path.iterdir())):
         raise DataError(f"{path} exists already; choose another output, or delete it")
-    if format in ("index", "bitmap"):
-        return _write_index(selection, source, path, format, scores)
     if format == "shards":
         dtype = source.dtype if vocabulary is None and isinstance(source, Shards) else None
         write_shards(_rows(selection, source), path, vocabulary=vocabulary, dtype=dtype, rows_per_shard=rows_per_shard)
         return path
-    records = _records(selection, source, tokenizer, scores)
+    records = _records(selection, source, tokenizer)
     return _write_jsonl(records, path) if format == "jsonl" else _write_parquet(records, path)
-
-
-def check_corpus(about: Mapping[str, Any], source: RowSource) -> None:
-    """Raise DataError where ``about`` a difference or a selection says that it is of other rows than ``source``."""
-    known = about.get("corpus")
-    if known and not same_rows(known, source.fingerprint()):
-        raise DataError(f"the scores are of another corpus than {source.name}; name the one that was scored")
 
 
 def read_index(path: str | Path, source: RowSource | None = None) -> Array:
@@ -99,17 +92,20 @@ def load_selection(path: str | Path, source: RowSource) -> Selection:
     """An exported index or bitmap as a selection of ``source`` again; raises what :func:`read_index` raises."""
     rows = read_index(path, source)
     header, stored = read_arrays(path)
-    cut = float(stored["scores"].min()) if len(stored.get("scores", ())) else float("nan")
-    return Selection(rows, count_rows(source), cut, json.loads(header["about"]))
+    scores = stored.get("scores")
+    cut = float("nan") if scores is None or not len(scores) else float(scores.min())
+    return Selection(rows, count_rows(source), cut, json.loads(header["about"]), scores)
 
 
-def _write_index(selection: Selection, source: RowSource, path: Path, format: str, scores: Array | None) -> Path:
+def _write_index(selection: Selection, source: RowSource, path: Path, format: str) -> Path:
     path = with_ending(path, ".safetensors")
     if path.exists():
-        raise DataError(f"{path} exists already; choose another output, or delete it")
+        if not np.array_equal(read_index(path, source), selection.rows):
+            raise DataError(f"{path} exists already with other rows; choose another output, or delete it")
+        return path
     arrays: dict[str, Array] = {"bitmap": selection.bitmap()} if format == "bitmap" else {"rows": selection.rows}
-    if scores is not None and format == "index":
-        arrays["scores"] = np.asarray(scores[selection.rows], dtype=np.float32)
+    if selection.scores is not None and format == "index":
+        arrays["scores"] = np.asarray(selection.scores, dtype=np.float32)
     header = {"kind": _KIND, "total": str(selection.total), "corpus": json.dumps(plain(source.fingerprint()))}
     with atomic_path(path) as temporary:
         save_file(arrays, temporary, {**header, "about": json.dumps(dict(selection.about))})
@@ -121,25 +117,19 @@ def _rows(selection: Selection, source: RowSource) -> Iterator[Row]:
         yield from source.read(selection.rows[start : start + _BATCH].tolist())
 
 
-def _records(selection: Selection, source: RowSource, tokenizer: Any, scores: Array | None) -> Iterator[dict[str, Any]]:
-    for number, row in zip(selection.rows.tolist(), _rows(selection, source), strict=True):
+def _records(selection: Selection, source: RowSource, tokenizer: Any) -> Iterator[dict[str, Any]]:
+    scores = None if selection.scores is None else selection.scores.tolist()
+    for place, (number, row) in enumerate(zip(selection.rows.tolist(), _rows(selection, source), strict=True)):
         record: dict[str, Any] = {"row": number, "input_ids": row.ids.tolist()}
         if tokenizer is not None:
-            record["text"] = _text(row.ids, tokenizer)
+            record["text"] = text_of(row.ids, tokenizer)
         if row.n_bytes is not None:
             record["n_bytes"] = row.n_bytes
         if row.domain:
             record["domain"] = row.domain
         if scores is not None:
-            record["score"] = float(scores[number])
+            record["score"] = scores[place]
         yield record
-
-
-def _text(ids: Array, tokenizer: Any) -> str:
-    """The text of a row, with the end token's own text between documents."""
-    ends = np.flatnonzero(ids == (-1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id))
-    parts = [part[min(number, 1) :].tolist() for number, part in enumerate(np.split(ids, ends))]
-    return str(tokenizer.eos_token).join(tokenizer.decode(part, skip_special_tokens=True) for part in parts)
 
 
 def _write_jsonl(records: Iterator[Mapping[str, Any]], path: Path) -> Path:

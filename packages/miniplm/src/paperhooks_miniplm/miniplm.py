@@ -1,7 +1,7 @@
 """Difference sampling as a method of ``paperhooks.select``: the laptop's way, in one call.
 
 >>> chosen = paperhooks.select(
-...     "miniplm", corpus="corpus.jsonl", teacher=large, reference=small, ratio=0.5, out="run/"
+...     "miniplm", corpus="corpus.jsonl", tokenizer=tokenizer, teacher=large, reference=small, ratio=0.5, out="run/"
 ... )  # doctest: +SKIP
 
 The corpus is a ``.jsonl`` file, records in memory, or :func:`paperhooks_miniplm.open_corpus` of anything else. For
@@ -98,7 +98,8 @@ class MiniPLM:
 
 def _bytes(example: Example) -> int:
     """Bytes of an example's text, -1 where unknown."""
-    return int(example.record.get("n_bytes", -1)) if example.text is None else len(example.text.encode())
+    given = example.record.get("n_bytes")
+    return len(example.text.encode()) if example.text is not None else -1 if given is None else int(given)
 
 
 def _longest(views: Sequence[ModelView]) -> int:

@@ -54,7 +54,7 @@ class Plan:
     read_bytes, written_bytes
         Ids read by each model (4 bytes a token), and scores left by all.
     student_flops
-        Training one student of ``student`` parameters on ``kept`` of the tokens: 6 a parameter and token.
+        Training the student that was asked about on its share of the tokens: 6 a parameter and token.
     estimated
         Whether tokens were counted in a sample of the rows only.
     """
@@ -87,9 +87,11 @@ class Plan:
         about = "about " if self.estimated else ""
         lines = [f"{self.rows} rows, {about}{self.tokens} tokens, {self.workers} worker{'s' * (self.workers > 1)}"]
         for model in self.models:
-            rate = f"{model.tokens_per_second:.0f} tokens/s, {model.hours:.2f} h" if model.hours else "not measured"
+            rate = (
+                f"{model.tokens_per_second:.0f} tokens/s, {_duration(model.hours)}" if model.hours else "not measured"
+            )
             lines.append(f"{model.name}: {model.parameters / 1e6:.1f} M parameters, {model.flops:.3g} FLOPs, {rate}")
-        hours = f"{self.hours:.2f} h" if self.measured else "hours not measured"
+        hours = _duration(self.hours) if self.measured else "time not measured"
         lines.append(
             f"in all: {self.flops:.3g} FLOPs, {hours}, reads {self.read_bytes / 1e6:.1f} MB a model, writes "
             f"{self.written_bytes / 1e6:.1f} MB"
@@ -109,6 +111,7 @@ def plan(
     tokenizer: Any = None,
     max_length: int = 1024,
     over_long: OverLong = "truncate",
+    mask_after_end: bool = True,
     batch_tokens: int | None = None,
     sample_rows: int = 16,
     workers: int = 1,
@@ -119,7 +122,8 @@ def plan(
 
     Of files of records tokens are counted in 1,024 rows where lengths are not known; a stream is read to its end.
 
-    :param rows, max_length, over_long, batch_tokens: as for :func:`paperhooks_miniplm.score`.
+    :param rows, tokenizer, max_length, over_long, mask_after_end, batch_tokens: as for
+        :func:`paperhooks_miniplm.score`.
     :param sample_rows: rows, spread over the corpus, that the rate is measured on; 0 measures nothing.
     :param workers: how many share the rows. :param student: parameters of a student to compare with, and the share of
         the corpus that it would be trained on, ``kept``.
@@ -132,7 +136,8 @@ def plan(
     sample = [row.ids for row in rows.read(_spread(size, sample_rows))] if size and sample_rows else []
     planned = []
     for name, model in models.items():
-        likelihood = LogLikelihood(model, end_token(model, tokenizer), max_length, over_long, batch_tokens)
+        end = end_token(model, tokenizer) if mask_after_end else None
+        likelihood = LogLikelihood(model, end, max_length, over_long, batch_tokens)
         rate = _rate(likelihood, sample)
         flops = scale * forward_flops(view_of(model), lengths)
         hours = tokens / rate / 3600 if rate else 0.0
@@ -140,6 +145,10 @@ def plan(
     written = _SCORE_BYTES * size * len(models)
     student_flops = 6.0 * student * kept * tokens
     return Plan(size, tokens, 4 * tokens, written, tuple(planned), workers, student_flops, len(counted) < size)
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.2f} h" if hours >= 0.1 else f"{3600 * hours:.0f} s"
 
 
 def _spread(size: int, count: int) -> list[int]:

@@ -12,9 +12,18 @@ from typing import Any, Final
 
 import numpy as np
 from paperhooks import DataError
-from paperhooks.provenance import hash_json
+from paperhooks.provenance import hash_json, plain
 
-from paperhooks_miniplm.records import Document, Fields, Record, Records, from_hub, read_records
+from paperhooks_miniplm.records import (
+    Document,
+    Fields,
+    Record,
+    Records,
+    file_digest,
+    from_hub,
+    read_records,
+    record_files,
+)
 from paperhooks_miniplm.rows import Row
 
 __all__ = ["RecordRows", "RowMaker", "StreamRows", "columns_of", "encode", "has_ids", "tokenizer_digest"]
@@ -192,7 +201,8 @@ class StreamRows:
 
     :param source: as for :func:`read_documents`; also iterables of ids and :class:`Row`. One that can be read only
         once, as a generator, cannot go back.
-    :param name: what to call it; with the first records, what a scoring folder knows it by.
+    :param name: what to call it; with its first records what a scoring folder knows it by, unless it is a local file,
+        which is known by its content.
     :param tokenizer, text_field, domain_field, add_bos, add_eos: as for :func:`open_rows`.
     """
 
@@ -290,23 +300,28 @@ class StreamRows:
         return found
 
     def __getstate__(self) -> dict[str, Any]:
+        if isinstance(self._source, Iterator):
+            raise TypeError(f"{self.name} can be read only once, so it cannot be copied; give a file or a dataset")
         return {**self.__dict__, "_cursor": None, "_position": 0, "_sure": True}
 
     def fingerprint(self) -> dict[str, Any]:
-        """What it is called, how its first records read, and how all are made into rows; the others are not known."""
+        """What makes its rows, and what is known of it: a local file's content, else its name and its beginning."""
         if self._sample is None:
             first = self._peeked()
             digest = hashlib.sha256("\n".join(_as_text(record) for _, record in first).encode("utf-8", "replace"))
             self._sample = digest.hexdigest(), bool(first) and has_ids(first[0][1])
         digest_of_first, ids = self._sample
-        return {"stream": self.name, "begins": digest_of_first, **self._maker.describe(ids)}
+        known = {"begins": digest_of_first, **self._maker.describe(ids)}
+        if isinstance(self._source, str | Path):
+            return {"files": [file_digest(file) for file in record_files(Path(self._source))], **known}
+        return {"stream": self.name, **known}
 
     def _peeked(self) -> list[Record]:
-        """The first records; where reading has not begun, they stay to be read."""
-        if self._cursor is not None:
-            if isinstance(self._source, Iterator):
-                raise DataError(f"{self.name} was read from already; score it before anything else, or give a file")
+        """The first records; of what can be read only once they stay to be read."""
+        if not isinstance(self._source, Iterator):
             return list(islice(read_records(self._source, columns_of(self._maker.fields)), _PEEKED))
+        if self._cursor is not None:
+            raise DataError(f"{self.name} was read from already; score it before anything else, or give a file")
         self._begin(0)
         first: list[Record] = list(islice(self._cursor or (), _PEEKED))
         self._cursor = chain(first, self._cursor or ())
@@ -316,7 +331,8 @@ class StreamRows:
 def _as_text(record: Any) -> str:
     if isinstance(record, Row):
         return f"{record.ids.tolist()} {record.domain}"
-    return hash_json(record) if isinstance(record, Mapping) else str(record)
+    # Escaped, for a record may hold halves of characters in fields that are not used.
+    return json.dumps(plain(record), sort_keys=True)
 
 
 def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -12,11 +12,11 @@ from paperhooks import DataError
 from paperhooks.report import Block, Code, Columns, Figure, Heading, Paragraph, RunFolder, Table
 
 from paperhooks_miniplm.differing import Difference
-from paperhooks_miniplm.exporting import check_corpus
 from paperhooks_miniplm.figures import UNITS, kept_figure, scatter_figure, score_figure
 from paperhooks_miniplm.ranking import Array
-from paperhooks_miniplm.rows import RowSource, count_rows
+from paperhooks_miniplm.rows import RowSource, check_corpus, count_rows
 from paperhooks_miniplm.selecting import Selection
+from paperhooks_miniplm.texts import text_of
 
 __all__ = ["Kept", "kept_by_domain", "report"]
 
@@ -189,5 +189,5 @@ def _shown(rows: Array, difference: Difference, source: RowSource, tokenizer: An
 def _text(ids: Array, tokenizer: Any) -> str:
     if tokenizer is None:
         return " ".join(map(str, ids[:60].tolist())) + (" ..." if len(ids) > 60 else "")
-    text = str(tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+    text = text_of(ids, tokenizer)
     return text[:_SHOWN] + (" ..." if len(text) > _SHOWN else "")

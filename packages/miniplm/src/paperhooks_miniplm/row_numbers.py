@@ -8,7 +8,7 @@ import numpy as np
 from paperhooks import DataError
 
 from paperhooks_miniplm.record_rows import StreamRows
-from paperhooks_miniplm.rows import RowSource, count_rows
+from paperhooks_miniplm.rows import RowSource, check_corpus, count_rows
 from paperhooks_miniplm.selecting import Selection
 
 __all__ = ["row_numbers"]
@@ -23,6 +23,8 @@ def row_numbers(source: RowSource, rows: Any) -> np.ndarray[Any, Any] | None:
     """
     if rows is None:
         return None
+    if isinstance(rows, Selection):
+        check_corpus(rows.about, source)
     found = np.asarray(rows.rows if isinstance(rows, Selection) else rows)
     if found.ndim != 1 or (len(found) and found.dtype.kind not in "iub"):
         raise DataError(

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from paperhooks import DataError
 
-__all__ = ["MemoryRows", "Row", "RowSource", "count_rows", "same_rows"]
+__all__ = ["MemoryRows", "Row", "RowSource", "check_corpus", "count_rows", "same_rows"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +58,13 @@ def same_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two fingerprints are of the same records, whatever tokenizer makes rows of them."""
     ignored = ("tokenizer", "first", "last", "domain")
     return all(one.get(key) == other.get(key) for key in {**one, **other} if key not in ignored)
+
+
+def check_corpus(about: Mapping[str, Any], source: RowSource) -> None:
+    """Raise DataError where ``about`` a difference or a selection says that it is of other rows than ``source``."""
+    known = about.get("corpus")
+    if known and not same_rows(known, source.fingerprint()):
+        raise DataError(f"the scores are of another corpus than {source.name}; name the one that was scored")
 
 
 def count_rows(source: RowSource) -> int:

@@ -41,9 +41,7 @@ Columns: TypeAlias = dict[str, np.ndarray[Any, Any]]
 
 #: A larger share of rows that are NaN or infinite means that something is wrong.
 MOST_BAD: Final = 0.001
-#: Of a stream that many rows are taken to come when the share is judged before its end.
-_EXPECTED: Final = 10_000
-_DTYPES: Final = {"nll": np.float64, "count": np.int64, "n_bytes": np.int64, "cut": np.bool_}
+_DTYPES: Final = {"nll": np.dtype("f8"), "count": np.dtype("i8"), "n_bytes": np.dtype("i8"), "cut": np.dtype("?")}
 logger = logging.getLogger(__name__)
 
 
@@ -119,8 +117,8 @@ def merge(out: str | Path, *, missing_ok: bool = False, most_bad: float = MOST_B
         found = _joined(folder, manifest, missing_ok)
         if found is None:
             return None
-        stop_if_bad(found["nll"], len(found["nll"]), most_bad)
         write_columns(file, found, manifest["run"])
+    stop_if_bad(int(np.isnan(found["nll"]).sum()), len(found["nll"]), most_bad)
     return Scores(**found, manifest=manifest)
 
 
@@ -163,15 +161,13 @@ def note_end(folder: Path, rows: int) -> None:
     (folder / "ends" / str(rows)).touch()
 
 
-def stop_if_bad(nll: np.ndarray[Any, Any], total: int | None, most_bad: float, seen: int = 0) -> int:
-    """How many rows are NaN, with ``seen`` from before; DataError for more than a share of the corpus, and than one."""
-    bad = seen + int(np.isnan(nll).sum())
-    if bad > max(1.0, most_bad * (_EXPECTED if total is None else total)):
+def stop_if_bad(bad: int, rows: int, most_bad: float) -> None:
+    """Raise DataError for more NaN or infinite rows than a share of ``rows``, and than one."""
+    if bad > max(1.0, most_bad * rows):
         raise DataError(
             f"{bad} rows gave NaN or infinity, more than {most_bad:.1%} of the corpus: load the model in bfloat16 or "
             "float32, look at those rows, or allow more with most_bad="
         )
-    return bad
 
 
 def unit_file(folder: Path, number: int) -> Path:
@@ -188,7 +184,7 @@ def read_columns(file: Path, run: str) -> Columns | None:
     except (SafetensorError, OSError) as error:
         logger.warning("%s is damaged (%s) and is computed again", file, error)
         return None
-    if header.get("run") == run and set(columns) == set(_DTYPES):
+    if header.get("run") == run and {name: each.dtype for name, each in columns.items()} == _DTYPES:
         return columns
     logger.warning("%s does not belong to this run and is computed again", file)
     return None

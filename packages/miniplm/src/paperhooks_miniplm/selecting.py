@@ -35,13 +35,16 @@ class Selection:
     cut
         The lowest score that is kept (NaN for none).
     about
-        Plain data: how it was chosen, and what was left out.
+        Plain data: how it was chosen, of which corpus, and what was left out.
+    scores
+        Scores of the kept rows, float32 [K], or None where they are not known.
     """
 
     rows: Array
     total: int
     cut: float
     about: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    scores: Array | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -110,7 +113,7 @@ def select(
         "corpus": scores.about.get("corpus") if isinstance(scores, Difference) else None,
         "unscored": sum(int(np.isnan(values[block]).sum()) for block in blocks(n)),
     }  # fmt: skip
-    return Selection(rows, n, float(kept.min()) if len(kept) else math.nan, plain(about))
+    return Selection(rows, n, float(kept.min()) if len(kept) else math.nan, plain(about), kept)
 
 
 def _check(

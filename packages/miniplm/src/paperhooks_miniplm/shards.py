@@ -81,6 +81,15 @@ class Shards:
         """Type of the ids in the files: of the first one."""
         return self._shards[0].dtype
 
+    @property
+    def in_packing_order(self) -> bool:
+        """Whether each row goes on where the row before it in its domain stopped: as ``pack.json`` beside them says."""
+        try:
+            about = json.loads((self.folder / "pack.json").read_text(encoding="utf-8"))
+            return about["settings"]["shuffle_seed"] is None and about["report"]["duplicates"] == 0
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
     def __len__(self) -> int:
         return int(self._last - self._first)
 
@@ -112,7 +121,8 @@ class Shards:
         """Domain of each row, str objects [N], or None where the folder does not say."""
         if not any(shard.about.exists() for shard in self._shards):
             return None
-        return self._joined([shard.open().domains() for shard in self._shards])
+        found = self._joined([shard.open().domains() for shard in self._shards])
+        return found if any(found) else None
 
     def _joined(self, parts: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         return np.concatenate(parts)[self._first : self._last]

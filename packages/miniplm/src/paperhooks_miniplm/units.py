@@ -7,9 +7,11 @@ most; any number of workers may go on.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
+import time
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,7 +25,7 @@ from paperhooks.ranks import Ranks
 from torch import nn
 from tqdm import tqdm
 
-from paperhooks_miniplm.duplicates import duplicates_of
+from paperhooks_miniplm.duplicates import stand_in
 from paperhooks_miniplm.manifests import differing_field, read_manifest
 from paperhooks_miniplm.record_rows import StreamRows
 from paperhooks_miniplm.rows import Row, RowSource
@@ -43,7 +45,11 @@ from paperhooks_miniplm.sources import open_rows
 
 __all__ = ["end_token", "score", "workers"]
 
-_SCHEMA: Final = 1
+_SCHEMA: Final = 2
+#: Of a stream at least so many rows are taken to come when the share of those without a score is judged.
+_EXPECTED: Final = 10_000
+#: Seconds after which a file that is half written belongs to a worker that was killed.
+_STALE: Final = 3600
 
 
 def score(
@@ -83,7 +89,7 @@ def score(
     :raises DataError: data or a folder that cannot be used, or too many rows without a score.
     """
     folder, (index, count) = Path(out), _worker(worker)
-    rows, trained_on = open_rows(rows, tokenizer), _known_rows(trained_on, tokenizer)
+    rows, trained_on = open_rows(rows, tokenizer), _opened(trained_on, tokenizer)
     likelihood = LogLikelihood(
         model,
         end_token(model, tokenizer, end) if mask_after_end else None,
@@ -96,7 +102,7 @@ def score(
     _begin(folder, manifest)
     if index == 0 and isinstance(trained_on, RowSource):
         _warn_of_overlap(folder, rows, trained_on)
-    bad, total = 0, manifest["rows"]
+    bad, done, total = 0, 0, manifest["rows"]
     numbers: Iterable[int] = (
         itertools.count(index, count) if total is None else range(index, -(-total // unit_rows), count)
     )
@@ -108,7 +114,8 @@ def score(
             found = _unit(likelihood, read, first)
             if read:
                 write_columns(file, found, manifest["run"])
-        bad = stop_if_bad(found["nll"], total, most_bad, bad)
+        bad, done = bad + int(np.isnan(found["nll"]).sum()), done + len(found["nll"])
+        stop_if_bad(bad, max(done, _EXPECTED) if total is None else total, most_bad)
         if total is None and len(found["nll"]) < unit_rows:  # a stream ends here, or before
             note_end(folder, first + len(found["nll"]))
             break
@@ -121,7 +128,7 @@ def workers() -> tuple[int, int]:
     if ranks.count > 1:
         return ranks.index, ranks.count
     index, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    return (index, count) if 0 <= index < count else (0, 1)
+    return index, count
 
 
 def end_token(model: nn.Module, tokenizer: Any, end: int | Literal["auto"] | None = "auto") -> int | None:
@@ -146,8 +153,12 @@ def _worker(given: tuple[int, int] | None) -> tuple[int, int]:
     return index, count
 
 
-def _known_rows(trained_on: Any, tokenizer: Any) -> Any:
-    return open_rows(trained_on, tokenizer) if isinstance(trained_on, Path) else trained_on
+def _opened(trained_on: Any, tokenizer: Any) -> Any:
+    """Rows, where these are named; a text that names nothing is plain data."""
+    named = isinstance(trained_on, Path) or (
+        isinstance(trained_on, str) and (trained_on.startswith("hub:") or Path(trained_on).exists())
+    )
+    return open_rows(trained_on, tokenizer) if named else trained_on
 
 
 def _rows_of(rows: RowSource, start: int, stop: int) -> list[Row]:
@@ -194,6 +205,10 @@ def _begin(folder: Path, manifest: Mapping[str, Any]) -> None:
     file = folder / "manifest.json"
     if not file.exists():
         write_json(file, manifest)  # the same from every worker, and renamed into place
+    for left in (folder / "units").glob(".unit-*.part"):
+        with contextlib.suppress(OSError):  # another worker may be at it too
+            if time.time() - left.stat().st_mtime > _STALE:
+                left.unlink()
     there = read_manifest(folder)
     odd = differing_field(there, manifest)
     if odd:
@@ -210,8 +225,7 @@ def _warn_of_overlap(folder: Path, rows: RowSource, trained_on: RowSource) -> No
     file, known = folder / "overlap.json", trained_on.fingerprint()
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if found.get("trained_on") != plain(known):
-        shared = duplicates_of(rows, known=trained_on) & ~duplicates_of(rows)
-        found = {"trained_on": plain(known), "rows": int(shared.sum())}
+        found = {"trained_on": plain(known), "rows": int(stand_in(rows, trained_on).sum())}
         write_json(file, found)
     if found["rows"]:
         warnings.warn(
