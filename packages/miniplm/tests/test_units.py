@@ -155,6 +155,16 @@ def test_killed_workers_lose_one_unit_each_and_others_go_on(tmp_path: Path) -> N
     finish(start(tmp_path, 0, 1))  # and once more: nothing to do, and well
 
 
+def test_a_worker_takes_over_what_others_left(tmp_path: Path) -> None:
+    rows, model = MemoryRows(CHUNKS[:70]), golden.fresh("ref")
+    options = {"unit_rows": 16, **QUICK}
+    assert score(model, rows, tmp_path / "a", worker=(1, 3), **options) is None
+    made = {file: file.stat().st_mtime_ns for file in units(tmp_path / "a")}
+    found = score(model, rows, tmp_path / "a", worker=(0, 3), take_over=True, **options)
+    assert {file: file.stat().st_mtime_ns for file in made} == made
+    assert np.array_equal(found.nll, score(model, rows, tmp_path / "alone", **options).nll)
+
+
 def test_half_written_files_of_killed_workers_are_deleted_when_old(tmp_path: Path) -> None:
     rows, model = MemoryRows(CHUNKS[:4]), golden.fresh("ref")
     score(model, rows, tmp_path, **QUICK)

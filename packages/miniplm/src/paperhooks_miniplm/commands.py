@@ -129,6 +129,9 @@ def score(
     batch_tokens: BatchTokens = None,
     unit_rows: Annotated[int, typer.Option("--unit-rows", min=1, help="Rows a file.")] = 8192,
     worker: Annotated[str | None, typer.Option("--worker", help="INDEX/COUNT; torchrun sets it.")] = None,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="When its units are done, do those that other workers left.")
+    ] = False,
     trained_on: Annotated[
         str | None, typer.Option("--trained-on", help="Rows the model was trained on; warns of those it scores.")
     ] = None,
@@ -152,7 +155,7 @@ def score(
     found = run(
         loaded, rows, out, tokenizer=known, name=name, max_length=max_length, over_long=over_long,  # type: ignore[arg-type]
         batch_tokens=batch_tokens, unit_rows=unit_rows, worker=(index, count), mask_after_end=mask_after_end,
-        most_bad=most_bad,
+        most_bad=most_bad, take_over=take_over,
         trained_on=None if trained_on is None else _rows(trained_on, known, text_field, domain_field),
     )  # fmt: skip
     if found is None:

@@ -13,7 +13,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -69,6 +69,7 @@ def score(
     name: str = "",
     trained_on: Any = None,
     most_bad: float = MOST_BAD,
+    take_over: bool = False,
     progress: bool = True,
 ) -> Scores | None:
     """Score every row of a corpus with one model; returns the scores, or None while other workers have units to do.
@@ -86,6 +87,8 @@ def score(
         opened from, of whose rows those that it scores are counted and warned of (:class:`ScoringWarning`; not in a
         stream), or plain data. Recorded: a reference must not score its own texts.
     :param most_bad: share of rows that may give NaN or infinity, also in float32, before the run stops; one always may.
+    :param take_over: when its own units are done, also do those of other workers that are not there yet, for workers
+        that died; two may do the same one, which changes nothing. Not for streams.
     :raises DataError: data or a folder that cannot be used, or too many rows without a score.
     """
     folder, (index, count) = Path(out), _worker(worker)
@@ -103,10 +106,12 @@ def score(
     if index == 0 and isinstance(trained_on, RowSource):
         _warn_of_overlap(folder, rows, trained_on)
     bad, done, total = 0, 0, manifest["rows"]
-    numbers: Iterable[int] = (
-        itertools.count(index, count) if total is None else range(index, -(-total // unit_rows), count)
-    )
-    for number in tqdm(numbers, desc=name or "score", unit="unit", disable=not progress):
+    if total is None:
+        numbers, expected = _own(index, count), None
+    else:
+        units = -(-total // unit_rows)
+        numbers, expected = _units(folder, index, count, units, take_over), len(range(index, units, count))
+    for number in tqdm(numbers, desc=name or "score", total=expected, unit="unit", disable=not progress):
         file, first = unit_file(folder, number), number * unit_rows
         found = read_columns(file, manifest["run"])
         if found is None:
@@ -144,6 +149,20 @@ def end_token(model: nn.Module, tokenizer: Any, end: int | Literal["auto"] | Non
         if isinstance(token, int):
             return token
     raise DataError("neither tokenizer nor config name an end token; pass end=, or end=None to predict from all tokens")
+
+
+def _own(index: int, count: int) -> Iterator[int]:
+    """Units of a worker, without end."""
+    return itertools.count(index, count)
+
+
+def _units(folder: Path, index: int, count: int, total: int, take_over: bool) -> Iterator[int]:
+    """Units of a worker, then those of others that are missing, in an order of its own lest all do the same one."""
+    yield from range(index, total, count)
+    if take_over:
+        for number in np.random.default_rng(index).permutation(total).tolist():
+            if not unit_file(folder, number).exists():
+                yield number
 
 
 def _worker(given: tuple[int, int] | None) -> tuple[int, int]:
