@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,7 +25,7 @@ from statistics import mean, median
 from typing import Any, Final, NamedTuple
 
 import torch
-from paperhooks.testing.memory import forget_peak, resident
+from paperhooks.testing.memory import fresh_process, print_peak
 from paperhooks_mathneuro import Selection, Statistics, collect, sweep
 from paperhooks_testbed import documents, load_smollm2, problems
 from torch import Tensor, nn
@@ -271,22 +269,13 @@ def child(options: argparse.Namespace) -> None:
     work: Callable[[], Any] = partial(official_sweep, model, sides, ratios)
     if options.child == "package":
         work = partial(package_sweep, model, sides, ratios, options.batch)
-    reset, before = forget_peak(), resident("VmRSS")
-    seconds = cpu_seconds(work)
-    print(json.dumps({"cpu_s": seconds, "mib": (resident("VmHWM") - before) / 2**20, "reset": reset}))
+    print_peak(lambda: {"cpu_s": cpu_seconds(work)})
 
 
 def run_child(options: argparse.Namespace, way: str, samples: int, *more: str) -> dict[str, float]:
     """What :func:`child` prints in a fresh process."""
-    command = [sys.executable, __file__, "--child", way, "--dtype", options.dtype, "--samples", str(samples), *more]
-    command += ["--quick"] * options.quick
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"the run of {way} with {samples} samples failed with status {done.returncode}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    if not found["reset"]:
-        print(f"the peak could not be set back: memory of {way} may hold what loading the model took")
-    return found
+    words = ["--child", way, "--dtype", options.dtype, "--samples", str(samples), *more]
+    return fresh_process(__file__, *words, *["--quick"] * options.quick)
 
 
 def memory_and_sweep(options: argparse.Namespace, scale: Scale) -> dict[str, float]:

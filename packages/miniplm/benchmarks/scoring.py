@@ -23,9 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -34,7 +31,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from paperhooks.testing.memory import forget_peak, resident
+from paperhooks.testing.memory import fresh_process, print_peak
 from paperhooks_miniplm.scoring import LogLikelihood, labels_of
 from torch import Tensor
 from torch.nn import functional
@@ -254,27 +251,17 @@ def child(options: argparse.Namespace, scale: Scale) -> None:
     model = load(options.vocabulary, scale, options.dtype)
     # Further batches of the official way add nothing to its peak; the package gets rows for its largest batch.
     rows = packed(options.vocabulary, OFFICIAL_ROWS if options.child == "official" else scale.memory_rows)
-    reset, before = forget_peak(), resident("VmRSS")
     if options.child == "official":
-        official(model, rows)
+        print_peak(lambda: official(model, rows))
     else:
-        package(LogLikelihood(model, END, LIMIT), rows)
-    print(json.dumps({"mib": (resident("VmHWM") - before) / 2**20, "reset": reset}))
+        likelihood = LogLikelihood(model, END, LIMIT)
+        print_peak(lambda: package(likelihood, rows))
 
 
 def run_child(way: str, vocabulary: int, options: argparse.Namespace) -> float:
     """MiB that :func:`child` prints in a fresh process."""
-    command = [sys.executable, __file__, "--child", way, "--vocabulary", str(vocabulary), "--dtype", options.dtype]
-    command += ["--quick"] * options.quick
-    # Without this glibc keeps some of the freed blocks, and the peaks of equal runs differ by as much as 250 MiB.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
-    if done.returncode:
-        raise SystemExit(f"the run of {way} with {vocabulary} ids failed with status {done.returncode}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    if not found["reset"]:
-        print(f"the peak could not be set back: memory of {way} may hold what loading the model took")
-    return float(found["mib"])
+    words = ["--child", way, "--vocabulary", str(vocabulary), "--dtype", options.dtype]
+    return float(fresh_process(__file__, *words, *["--quick"] * options.quick)["mib"])
 
 
 def memory(vocabulary: int, options: argparse.Namespace) -> dict[str, float]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import resource
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["LargestTensor", "forget_peak", "resident"]
+__all__ = ["LargestTensor", "forget_peak", "fresh_process", "print_peak", "resident"]
 
 
 class LargestTensor(TorchDispatchMode):
@@ -49,3 +54,31 @@ def forget_peak() -> bool:
     except OSError:
         return False
     return resident("VmHWM") <= resident("VmRSS") + (1 << 20)
+
+
+def print_peak(work: Callable[[], Any]) -> None:
+    """Print one JSON line for :func:`fresh_process`: ``mib``, by how much ``work`` raised the peak of this process.
+
+    A mapping that ``work`` returns is printed with it.
+    """
+    reset, before = forget_peak(), resident("VmRSS")
+    result = work()
+    found = {"mib": (resident("VmHWM") - before) / 2**20, "reset": reset}
+    sys.stdout.write(json.dumps(found | (result if isinstance(result, dict) else {})) + "\n")
+
+
+def fresh_process(script: str | Path, *words: str) -> dict[str, Any]:
+    """What a Python script prints as its last line, as JSON, in a process of its own with an allocator that forgets.
+
+    Raises RuntimeError for a script that fails. Says on standard error where a peak could not be set back.
+    """
+    # Without this glibc keeps some of the freed blocks, and the peaks of equal runs differ by hundreds of MiB.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    command = [sys.executable, str(script), *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed with status {done.returncode}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if not found.get("reset", True):
+        sys.stderr.write(f"the peak could not be set back: memory of {' '.join(words)} may hold what loading took\n")
+    return found

@@ -1,8 +1,9 @@
 """Distillation in the training loop, never holding [B, T, V]: the Vanilla-KD loss (section 2.9) and other divergences.
 
 :class:`Distil` replaces the training loss by (1 - w) * LM + w * KD, as the official code has it; :class:`DistilTerm`
-leaves the loss to the model or to another method and adds w * KD. Both terms come from one run of the student's head, a
-chunk of positions at a time, and are computed again in the backward pass. They work in training, with
+leaves the loss to the model or to another method and adds w * KD. The terms come from one run of the student's head, a
+chunk of positions at a time; the first makes their gradient on the way, so that nothing is computed twice, the second
+computes them again in the backward pass. They work in training, with
 :class:`paperhooks.HooksTrainerMixin` or :func:`paperhooks.loss.compute_loss`;
 :func:`~paperhooks_miniplm.distillation_loss` gives the same on logits that are there.
 
@@ -22,7 +23,7 @@ from paperhooks.divergence import Divergence
 from paperhooks.engine import evaluation_mode
 from paperhooks.hidden import last_hidden_state, view_of
 from paperhooks.logprobs import Head, next_token_labels
-from paperhooks.rows import in_chunks, scatter_rows, target_rows
+from paperhooks.rows import in_chunks, scatter_rows, sum_in_chunks, target_rows
 from torch import Tensor, nn
 
 from paperhooks_miniplm.collating import sequence_means
@@ -30,7 +31,6 @@ from paperhooks_miniplm.divergences import (
     NO_TARGET,
     Measure,
     Reduction,
-    blended,
     check_ids,
     check_options,
     common_vocabulary,
@@ -60,7 +60,7 @@ class _Distillation:
     official_mask: bool = True
     eos_token_id: int | Sequence[int] | None = None
     vocabulary: int | None = None
-    chunk: int = 512
+    chunk: int = 128
     _heads: dict[int, Head] = field(default_factory=dict, init=False, repr=False)
     _teacher_head: Head | None = field(default=None, init=False, repr=False)
 
@@ -204,30 +204,35 @@ class Distil(_Distillation):
     @hookimpl
     def compute_loss(self, context: LossContext) -> Tensor:
         """(1 - w) * LM + w * KD of one micro-batch, normalised for the accumulated batch; notes both terms."""
-        labels = self._labels(context)
-        counted = labels != _IGNORE
-        terms = {name: self._reduced(context, values, counted) for name, values in self._terms(context, labels).items()}
-        for name, term in terms.items():
-            context.terms[f"loss/{self._name(context)}/{name}"] = term.detach()
-        return blended(terms["lm"], terms.get("kd"), self.weight)
-
-    def _terms(self, context: LossContext, labels: Tensor) -> dict[str, Tensor]:
-        """The LM term and, with a weight, the KD term of every position, float32 [B, T]."""
-        head, rows = self._head(context), target_rows(labels != _IGNORE)
+        labels, head = self._labels(context), self._head(context)
+        rows = target_rows(labels != _IGNORE)
         student = self._student_rows(context, rows)
         targets = labels.reshape(-1)[rows].to(student.device)
         check_ids(targets, head.vocabulary, "label", "student")
-        given = [student, self._teacher_rows(context.inputs, rows)] if self.weight > 0 else [student]
-        parts = in_chunks(self._chunk_function(head), self.chunk, targets, *given)
-        names = ("lm", "kd")[: parts.shape[-1]]
-        return {name: scatter_rows(parts[:, i], rows, labels.shape) for i, name in enumerate(names)}
+        given = [targets, self._teacher_rows(context.inputs, rows)] if self.weight > 0 else [targets]
+        weights = self._row_weights(context, labels != _IGNORE).reshape(-1)[rows].to(student.device)
+        factors = (1 - self.weight, self.weight)[: len(given)]
+        loss, values = sum_in_chunks(
+            self._chunk_function(head), self.chunk, weights, factors, student, *given,
+            parameters=list(head.module.parameters()),
+        )  # fmt: skip
+        for name, term in zip(("lm", "kd"), weights @ values, strict=False):
+            context.terms[f"loss/{self._name(context)}/{name}"] = term
+        return loss
+
+    def _row_weights(self, context: LossContext, counted: Tensor) -> Tensor:
+        """What each position counts in the reduced loss, float32 [B, T]: the reduction is linear in them."""
+        with torch.enable_grad():
+            values = torch.zeros(counted.shape, requires_grad=True)
+            reduced = self._reduced(context, values, counted.cpu())
+            return torch.autograd.grad(reduced, values)[0]
 
     def _chunk_function(self, head: Head) -> Callable[..., Tensor]:
         if self.weight == 0:
-            return lambda targets, h: surprise(head.logits(h), targets)[:, None]
+            return lambda h, targets: surprise(head.logits(h), targets)[:, None]
         other, measure = self._other_head(), self._measure(head.vocabulary)
 
-        def both(targets: Tensor, h: Tensor, g: Tensor) -> Tensor:
+        def both(h: Tensor, targets: Tensor, g: Tensor) -> Tensor:
             with torch.no_grad():
                 known = other.logits(g)
             logits = head.logits(h)
