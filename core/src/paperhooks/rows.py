@@ -53,8 +53,7 @@ def sum_in_chunks(
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1 row")
     if not torch.is_grad_enabled():
-        pieces = zip(*(torch.split(tensor, chunk) for tensor in (rows, *others)), strict=True)
-        values = torch.cat([function(*piece) for piece in pieces])
+        values = in_chunks(function, chunk, rows, *others)
         return (weights.to(values.device) @ _columns(values, factors)).sum(), values
     wanted = tuple(p for p in parameters if p.requires_grad)
     found: tuple[Tensor, Tensor] = _Sum.apply(  # type: ignore[no-untyped-call]

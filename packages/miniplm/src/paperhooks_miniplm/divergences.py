@@ -25,7 +25,6 @@ __all__ = [
     "DistillationLoss",
     "Measure",
     "Reduction",
-    "blended",
     "check_ids",
     "check_options",
     "common_vocabulary",
@@ -105,9 +104,9 @@ def distillation_loss(
     lm, kd, entropy = (scatter_rows(parts[:, i], rows, labels.shape) for i in range(3))
     (lm_mean, count), (kd_mean, _), (known, _) = (sequence_means(values, counted) for values in (lm, kd, entropy))
     if reduction == "token_mean":
-        loss = blended(lm.sum() / count.sum(), kd.sum() / count.sum(), weight)
+        loss = _blended(lm.sum() / count.sum(), kd.sum() / count.sum(), weight)
     else:
-        loss = blended(lm_mean[count > 0].mean(), kd_mean[count > 0].mean(), weight)
+        loss = _blended(lm_mean[count > 0].mean(), kd_mean[count > 0].mean(), weight)
     return DistillationLoss(loss, lm_mean, kd_mean, known, count)
 
 
@@ -150,10 +149,9 @@ def surprise(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.logsumexp(-1) - logits.gather(-1, targets[:, None])[:, 0]
 
 
-def blended(lm: Tensor, kd: Tensor | None, weight: float) -> Tensor:
-    """(1 - w) * LM + w * KD of scalars; without KD the LM term."""
+def _blended(lm: Tensor, kd: Tensor, weight: float) -> Tensor:
     # At the ends the other term must not turn an infinite value into NaN.
-    if kd is None or weight == 0:
+    if weight == 0:
         return lm
     return kd if weight == 1 else (1 - weight) * lm + weight * kd
 

@@ -74,7 +74,19 @@ def read_index(path: str | Path, source: RowSource | None = None) -> Array:
     :param source: the corpus it must belong to, checked by fingerprint.
     :raises DataError: a file of another kind, a damaged one, or one of another corpus.
     """
-    file = Path(path)
+    header, stored = _read(Path(path), source)
+    return _rows_in(header, stored)
+
+
+def load_selection(path: str | Path, source: RowSource) -> Selection:
+    """An exported index or bitmap as a selection of ``source`` again; raises what :func:`read_index` raises."""
+    header, stored = _read(Path(path), source)
+    scores = stored.get("scores")
+    cut = float("nan") if scores is None or not len(scores) else float(scores.min())
+    return Selection(_rows_in(header, stored), count_rows(source), cut, json.loads(header["about"]), scores)
+
+
+def _read(file: Path, source: RowSource | None) -> tuple[dict[str, str], dict[str, Array]]:
     try:
         header, stored = read_arrays(file)
     except (SafetensorError, OSError) as error:
@@ -83,18 +95,13 @@ def read_index(path: str | Path, source: RowSource | None = None) -> Array:
         raise DataError(f"{file} is no selection of miniplm; export writes one")
     if source is not None and not same_rows(json.loads(header["corpus"]), source.fingerprint()):
         raise DataError(f"{file} selects from another corpus than {source.name}")
+    return header, stored
+
+
+def _rows_in(header: Mapping[str, str], stored: Mapping[str, Array]) -> Array:
     if "rows" in stored:
         return stored["rows"]
     return np.flatnonzero(np.unpackbits(stored["bitmap"], count=int(header["total"]))).astype(np.int64)
-
-
-def load_selection(path: str | Path, source: RowSource) -> Selection:
-    """An exported index or bitmap as a selection of ``source`` again; raises what :func:`read_index` raises."""
-    rows = read_index(path, source)
-    header, stored = read_arrays(path)
-    scores = stored.get("scores")
-    cut = float("nan") if scores is None or not len(scores) else float(scores.min())
-    return Selection(rows, count_rows(source), cut, json.loads(header["about"]), scores)
 
 
 def _write_index(selection: Selection, source: RowSource, path: Path, format: str) -> Path:

@@ -23,7 +23,7 @@ from paperhooks.corpus import Example
 from torch import Tensor
 
 from paperhooks_miniplm.scores import Normalize, Scores
-from paperhooks_miniplm.scoring import LogLikelihood, OverLong, ScoringWarning
+from paperhooks_miniplm.scoring import LogLikelihood, OverLong, ScoringWarning, longest_readable
 from paperhooks_miniplm.units import end_token
 
 __all__ = ["MiniPLM"]
@@ -103,5 +103,5 @@ def _bytes(example: Example) -> int:
 
 
 def _longest(views: Sequence[ModelView]) -> int:
-    limits = [getattr(view.text_config, "max_position_embeddings", None) for view in views]
-    return min([1024, *(limit for limit in limits if isinstance(limit, int))])
+    limits = map(longest_readable, views)
+    return min([1024, *(limit for limit in limits if limit is not None)])

@@ -6,6 +6,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, Final
@@ -173,7 +174,11 @@ class RecordRows:
         return self._lengths
 
     def domains(self) -> np.ndarray[Any, Any] | None:
-        """Domain of each row, str objects [N], or None where no record says."""
+        """Domain of each row, str objects [N], or None where no record says; all records are read for it, once."""
+        return self._domains
+
+    @cached_property
+    def _domains(self) -> np.ndarray[Any, Any] | None:
         names: dict[str, str] = {}
         found = np.empty(len(self), dtype=object)
         for part in self._parts():
@@ -186,6 +191,10 @@ class RecordRows:
 
     def fingerprint(self) -> dict[str, Any]:
         """Hashes that change when the records or the tokenizer change."""
+        return dict(self._fingerprint)
+
+    @cached_property
+    def _fingerprint(self) -> dict[str, Any]:
         first: list[Record] = self._records.get([0]) if len(self) else []
         ids = bool(first) and has_ids(first[0][1])
         return {"rows": len(self), "records": self._records.fingerprint(), **self._maker.describe(ids)}
@@ -223,7 +232,6 @@ class StreamRows:
         self._cursor: Iterator[Record] | None = None
         self._position, self._sure = 0, True
         self._length: int | None = None
-        self._sample: tuple[str, bool] | None = None
         self._facts: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None] | None = None
 
     def __len__(self) -> int:
@@ -306,12 +314,13 @@ class StreamRows:
 
     def fingerprint(self) -> dict[str, Any]:
         """What makes its rows, and what is known of it: a local file's content, else its name and its beginning."""
-        if self._sample is None:
-            first = self._peeked()
-            digest = hashlib.sha256("\n".join(_as_text(record) for _, record in first).encode("utf-8", "replace"))
-            self._sample = digest.hexdigest(), bool(first) and has_ids(first[0][1])
-        digest_of_first, ids = self._sample
-        known = {"begins": digest_of_first, **self._maker.describe(ids)}
+        return dict(self._fingerprint)
+
+    @cached_property
+    def _fingerprint(self) -> dict[str, Any]:
+        first = self._peeked()
+        digest = hashlib.sha256("\n".join(_as_text(record) for _, record in first).encode("utf-8", "replace"))
+        known = {"begins": digest.hexdigest(), **self._maker.describe(bool(first) and has_ids(first[0][1]))}
         if isinstance(self._source, str | Path):
             return {"files": [file_digest(file) for file in record_files(Path(self._source))], **known}
         return {"stream": self.name, **known}

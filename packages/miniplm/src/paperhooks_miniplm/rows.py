@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -51,7 +52,7 @@ class RowSource(Protocol):
         """Domain of each row, str [N], or None where nobody said."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """Plain data that changes when the rows change."""
+        """Plain data that changes when the rows change; of an object it is taken once."""
 
 
 def same_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -107,6 +108,10 @@ class MemoryRows:
 
     def fingerprint(self) -> dict[str, Any]:
         """See :class:`RowSource`."""
+        return dict(self._fingerprint)
+
+    @cached_property
+    def _fingerprint(self) -> dict[str, Any]:
         digest = hashlib.sha256()
         for row in self._rows:
             digest.update(len(row.ids).to_bytes(8, "little"))

@@ -23,7 +23,7 @@ from paperhooks.hidden import last_hidden_state, view_of
 from paperhooks.logprobs import Head, token_logprobs
 from torch import Tensor, nn
 
-__all__ = ["LogLikelihood", "OverLong", "RowScores", "ScoringWarning", "fitted", "labels_of"]
+__all__ = ["LogLikelihood", "OverLong", "RowScores", "ScoringWarning", "fitted", "labels_of", "longest_readable"]
 
 #: What happens to rows longer than the model may read: cut (and counted), read in pieces, or refused.
 OverLong: TypeAlias = Literal["truncate", "split", "error"]
@@ -137,8 +137,8 @@ class LogLikelihood:
         self._budget = _default_batch(self.view) if self.batch_tokens is None else self.batch_tokens
         if min(self.max_length, self._budget, self.chunk) < 1:
             raise DataError("max_length, batch_tokens and chunk must be at least 1")
-        limit = getattr(self.view.text_config, "max_position_embeddings", None)
-        if isinstance(limit, int) and self.max_length > limit:
+        limit = longest_readable(self.view)
+        if limit is not None and self.max_length > limit:
             raise DataError(f"max_length is {self.max_length}, but the model reads at most {limit} tokens")
         self._head = None if self.full_logits else _head(self.view)
 
@@ -262,6 +262,12 @@ def check_ids(rows: Sequence[np.ndarray[Any, Any]], vocabulary: int, first: int 
                 f"row {first + number} has the id {wrong}, but the model knows {vocabulary}; was the corpus made with "
                 "another tokenizer?"
             )
+
+
+def longest_readable(view: ModelView) -> int | None:
+    """Most tokens that a model can read, or None where its config sets no limit."""
+    limit = getattr(view.text_config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
 
 
 def _default_batch(view: ModelView) -> int:

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -130,8 +131,15 @@ class Shards:
     def fingerprint(self, *, whole: bool = False) -> dict[str, Any]:
         """Sizes and hashes that change when the rows change.
 
-        :param whole: hash all bytes; otherwise of a ``.bin`` above 64 MiB pieces that make up as much.
+        :param whole: hash all bytes; otherwise, once, of a ``.bin`` above 64 MiB pieces that make up as much.
         """
+        return self._hashed(whole=True) if whole else dict(self._fingerprint)
+
+    @cached_property
+    def _fingerprint(self) -> dict[str, Any]:
+        return self._hashed(whole=False)
+
+    def _hashed(self, *, whole: bool) -> dict[str, Any]:
         files = [file for shard in self._shards for file in (shard.bin, shard.idx, shard.about) if file.exists()]
         digests = {file.name: file_digest(file, whole=whole or file.suffix == ".idx") for file in files}
         size = sum(shard.bin.stat().st_size for shard in self._shards)

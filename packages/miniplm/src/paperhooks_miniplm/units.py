@@ -13,7 +13,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -106,12 +106,12 @@ def score(
     if index == 0 and isinstance(trained_on, RowSource):
         _warn_of_overlap(folder, rows, trained_on)
     bad, done, total = 0, 0, manifest["rows"]
-    if total is None:
-        numbers, expected = _own(index, count), None
-    else:
+    own: Iterable[int] = itertools.count(index, count)
+    left: Iterable[int] = ()
+    if total is not None:
         units = -(-total // unit_rows)
-        numbers, expected = _units(folder, index, count, units, take_over), len(range(index, units, count))
-    for number in tqdm(numbers, desc=name or "score", total=expected, unit="unit", disable=not progress):
+        own, left = range(index, units, count), _left(folder, index, units) if take_over else ()
+    for number in itertools.chain(tqdm(own, desc=name or "score", unit="unit", disable=not progress), left):
         file, first = unit_file(folder, number), number * unit_rows
         found = read_columns(file, manifest["run"])
         if found is None:
@@ -151,18 +151,10 @@ def end_token(model: nn.Module, tokenizer: Any, end: int | Literal["auto"] | Non
     raise DataError("neither tokenizer nor config name an end token; pass end=, or end=None to predict from all tokens")
 
 
-def _own(index: int, count: int) -> Iterator[int]:
-    """Units of a worker, without end."""
-    return itertools.count(index, count)
-
-
-def _units(folder: Path, index: int, count: int, total: int, take_over: bool) -> Iterator[int]:
-    """Units of a worker, then those of others that are missing, in an order of its own lest all do the same one."""
-    yield from range(index, total, count)
-    if take_over:
-        for number in np.random.default_rng(index).permutation(total).tolist():
-            if not unit_file(folder, number).exists():
-                yield number
+def _left(folder: Path, index: int, units: int) -> Iterator[int]:
+    """Units that are missing, in an order of this worker's own lest all that are done take the same one."""
+    order = np.random.default_rng(index).permutation(units).tolist()
+    return (number for number in order if not unit_file(folder, number).exists())
 
 
 def _worker(given: tuple[int, int] | None) -> tuple[int, int]:
