@@ -13,6 +13,7 @@ from paperhooks import HookError, UnsupportedGeneration, attach
 from paperhooks.inputs import LayerInputs
 from paperhooks.runtime import Call, Site
 from paperhooks.selection import SelectedLayer, TokenTrack, compact, compact_labels, gather_mask, take_rows
+from paperhooks.tokens.row_state import Attendance
 from paperhooks.testing import TEXT_FAMILIES, tiny_llama, tiny_text
 from transformers import DynamicCache, StaticCache
 
@@ -359,7 +360,7 @@ def test_caches_that_cannot_hold_a_selection_are_refused():
 
 def test_a_crop_that_rows_do_not_share_is_refused():
     layer = SelectedLayer()
-    layer.pending = TokenTrack(torch.tensor([[0, 3], [0, 1]]), None, 4, 0, None)
+    layer.announce(Attendance(), TokenTrack(torch.tensor([[0, 3], [0, 1]]), None, 4, 0, None))
     layer.update(torch.zeros(2, 1, 2, 4), torch.zeros(2, 1, 2, 4))
     with pytest.raises(UnsupportedGeneration, match="kept different numbers"):
         layer.crop(-2)

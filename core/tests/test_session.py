@@ -522,7 +522,7 @@ class _FlipRows:
 
 def test_a_decoder_that_keeps_keyword_arguments_to_itself_is_noticed(monkeypatch):
     """A decoder of an unknown family that looks open but is not: an error, not silent idleness."""
-    monkeypatch.setattr("paperhooks.modelview.CLOSED_LAYERS", ())
+    monkeypatch.setattr("paperhooks.compat.CLOSED_LAYERS", ())
     with pytest.raises(UnsupportedModel, match="does not hand keyword arguments"):  # noqa: SIM117
         with attach(tiny_text("bloom"), Quiet()) as session:
             session.view.model(IDS)
@@ -557,15 +557,16 @@ def test_several_sessions_on_several_models():
 
 
 def test_an_untested_transformers_is_warned_about_once(monkeypatch):
-    from paperhooks import session
+    from paperhooks import session, versions
 
+    newest = versions.tested("transformers")[-1]
     monkeypatch.setattr("importlib.metadata.version", lambda name: "6.1.0")
-    session._warn_untested_transformers.cache_clear()
-    with pytest.warns(UserWarning, match=r"tested with transformers >=5.23,<6, this is 6.1.0"):
-        session._warn_untested_transformers()
-    session._warn_untested_transformers()
+    session._warn_untested.cache_clear()
+    with pytest.warns(UserWarning, match=rf"tested with transformers .* to {newest}, this is 6.1.0"):
+        session._warn_untested()
+    session._warn_untested()
     monkeypatch.undo()
-    session._warn_untested_transformers.cache_clear()
+    session._warn_untested.cache_clear()
 
 
 def test_public_names_resolve():

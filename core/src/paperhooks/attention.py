@@ -1,22 +1,68 @@
 """A layer's queries and keys, computed from its hidden states, for methods that rank tokens before the layer runs.
 
-Modules are called, weights are never read: adapters, quantised layers and sharded weights all work.
+Modules are called, weights are never read: adapters, quantised layers and sharded weights all work. Ranking is float32
+whatever surrounds it: autocast is switched off inside.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from paperhooks.errors import UnsupportedModel
+from paperhooks.errors import HookError, UnsupportedModel
+from paperhooks.models.modules import compute_dtype, device_of
 from paperhooks.modelview import ModelView
 
-__all__ = ["AttentionParts", "attention_parts", "attention_rows", "queries_and_keys"]
+if TYPE_CHECKING:
+    from paperhooks.inputs import LayerInputs
+    from paperhooks.runtime import Site
+
+__all__ = [
+    "AttentionParts",
+    "attention_from",
+    "attention_parts",
+    "attention_rows",
+    "full_precision",
+    "queries_and_keys",
+]
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """A context without autocast on ``device``: what is ranked inside is ranked in the dtypes that are written down."""
+    if not torch.amp.autocast_mode.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def attention_from(site: Site, inputs: LayerInputs, rows: Tensor) -> Tensor:
+    """How much attention some tokens pay to every token alive in the layer that is about to run, averaged over heads.
+
+    What a method ranks tokens by, in the coordinates of this layer: rows and columns count the tokens alive
+    (``inputs.image_mask`` tells which of them are visual).
+
+    :param rows: int64 [B, m], the tokens that look.
+    :return: float32 [B, m, n] without gradient; each row sums to 1 over the real tokens up to itself.
+    :raises HookError: rows of another dtype or shape. :raises UnsupportedModel: the layer has no separate query and key
+        projections.
+    """
+    batch, length = inputs.hidden_states.shape[:2]
+    if rows.dtype != torch.int64 or rows.ndim != 2 or rows.shape[0] != batch:
+        raise HookError(f"layer {site.index}: rows are {rows.dtype} {list(rows.shape)}; expected int64 [B={batch}, m]")
+    hidden = inputs.hidden_states.detach()
+    with torch.no_grad(), full_precision(hidden.device):
+        q, k = queries_and_keys(site.view, site.index, hidden, inputs.position_embeddings, rows)
+        columns = torch.arange(length, device=k.device)
+        allowed = columns <= rows.to(k.device)[..., None]
+        real = inputs.padding_mask
+        if real is not None:
+            allowed = allowed & real.to(k.device)[:, None, :]
+        return attention_rows(q, k, attention_parts(site.view, site.index).scaling, allowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +122,30 @@ def queries_and_keys(
     parts = attention_parts(view, index)
     attention = view.attention(index)
     assert attention is not None  # attention_parts has raised otherwise
-    with view.onloaded(parts.norm), view.onloaded(attention):
-        device = next(parts.k_proj.parameters()).device
+    device = device_of(parts.k_proj, hidden_states.device)
+    with view.onloaded(parts.norm), view.onloaded(attention), full_precision(device):
         normed = parts.norm(hidden_states.to(device))
         rows = query_rows.to(device)[..., None].expand(-1, -1, normed.shape[-1])
-        q = _heads(parts.q_proj(normed.gather(1, rows)), parts.head_dim, parts.q_norm)
-        k = _heads(parts.k_proj(normed), parts.head_dim, parts.k_norm)
-    q, k = q.float(), k.float()  # before rotation and softmax, so that ties and rounding do not depend on the dtype
-    if position_embeddings is None or parts.rotate is None:
+        q = _heads(_project(parts.q_proj, normed.gather(1, rows)), parts.head_dim, parts.q_norm)
+        k = _heads(_project(parts.k_proj, normed), parts.head_dim, parts.k_norm)
+        return _rotated(parts, q.float(), k.float(), position_embeddings, query_rows.to(device))
+
+
+def _project(projection: nn.Module, x: Tensor) -> Tensor:
+    """``projection(x)`` in the projection's own dtype: without autocast nothing else brings the two together."""
+    dtype = compute_dtype(projection)
+    projected: Tensor = projection(x if dtype is None else x.to(dtype))
+    return projected
+
+
+def _rotated(
+    parts: AttentionParts, q: Tensor, k: Tensor, tables: tuple[Tensor, Tensor] | None, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rotated in float32, before softmax, so that ties and rounding do not depend on the model's dtype."""
+    if tables is None or parts.rotate is None:
         return q, k
-    cos, sin = (t.to(device).float().expand(k.shape[0], -1, -1) for t in position_embeddings)
-    picked = query_rows.to(device)[..., None].expand(-1, -1, cos.shape[-1])
+    cos, sin = (t.to(k.device).float().expand(k.shape[0], -1, -1) for t in tables)
+    picked = rows[..., None].expand(-1, -1, cos.shape[-1])
     # The models' function rotates a pair; no heads in the other place means no work for it.
     rotated: Tensor = parts.rotate(q, k[:, :0, :1], cos.gather(1, picked), sin.gather(1, picked))[0]
     return rotated, parts.rotate(q[:, :0, :1], k, cos, sin)[1]
@@ -106,7 +165,8 @@ def attention_rows(q: Tensor, k: Tensor, scaling: float, allowed: Tensor) -> Ten
     :return: float32 [B, m, n]. The largest intermediate is [B, Hq, m, n].
     """
     groups = q.shape[1] // k.shape[1]
-    grouped: Tensor = q.unflatten(1, (k.shape[1], groups))  # [B, Hk, g, m, h]
-    scores = (grouped @ k[:, :, None].transpose(-1, -2)).flatten(1, 2) * scaling
-    scores = scores.masked_fill(~allowed[:, None], torch.finfo(scores.dtype).min)
-    return scores.softmax(-1).mean(1)
+    with full_precision(q.device):
+        grouped: Tensor = q.unflatten(1, (k.shape[1], groups))  # [B, Hk, g, m, h]
+        scores = (grouped @ k[:, :, None].transpose(-1, -2)).flatten(1, 2) * scaling
+        scores = scores.masked_fill(~allowed[:, None], torch.finfo(scores.dtype).min)
+        return scores.softmax(-1).mean(1)

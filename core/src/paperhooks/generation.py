@@ -3,119 +3,170 @@
 While a method with runtime hooks is attached, the model instance's ``generate`` is wrapped by a check that refuses
 every mode the method has not declared in its :class:`~paperhooks.Traits`. A mode that merely looks as if it worked
 (assisted decoding over a cache whose layers have different lengths, say) would otherwise give wrong tokens silently.
+
+Which modes are asked for is read off the settings as transformers itself merges them: arguments, a passed config, and
+the model's own config, which fills what the others leave open.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from paperhooks.compat import (
+    MASK_MAKER,
+    cache_parameter,
+    dynamic_cache,
+    find_cache,
+    generate_arguments,
+    is_cache,
+    made_mask_arguments,
+    make_mask_maker,
+    merged_generation,
+    preallocated,
+    set_cache,
+    version,
+)
 from paperhooks.errors import UnsupportedGeneration
 from paperhooks.info import Traits
-from paperhooks.runtime import GENERATE, Hook, cache_states
+from paperhooks.runtime import GENERATE, Hook, cache_states, check_token_mask
+from paperhooks.tokens.row_state import noted_states
 
-__all__ = ["MASK_MAKER", "CacheGuard", "GuardedGenerate", "MaskNotes", "check_cache", "check_generation", "leave_notes"]
-
-#: The attribute of a model that ``generate`` asks for 4-D masks when a cache is preallocated.
-MASK_MAKER = "create_masks_for_generate"
+__all__ = ["CacheGuard", "GuardedGenerate", "MaskNotes", "check_cache", "check_generation"]
 
 # Cache implementations that allocate their full length up front.
 _STATIC = ("static", "offloaded_static", "hybrid", "offloaded_hybrid", "sliding_window", "paged")
 #: What says the grids of pictures; ``generate`` uses it up before the first forward.
 _LAYOUT = ("image_sizes", "image_grid_thw")
-_ASSISTANTS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+#: Settings that ask for assisted decoding, and the argument that does.
+_DRAFTS = ("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+_ASSISTANT = "assistant_model"
+
+Rules = Sequence[tuple[str, Traits]]
 
 
 class GuardedGenerate:
-    """Stands in for ``model.generate`` while methods are attached; checks, then calls the original."""
+    """Stands in for ``model.generate`` while methods are attached; checks, then calls the original.
 
-    def __init__(self, model: nn.Module, inner: Callable[..., Any] | None, rules: Sequence[tuple[str, Traits]]) -> None:
+    Somebody else may wrap it in turn and keep it after the session has closed: then it passes calls on unchanged.
+    """
+
+    def __init__(self, model: nn.Module, inner: Callable[..., Any] | None, rules: Rules) -> None:
         self.model = model
         self.inner = inner
         self.rules = tuple(rules)
+        self.active = True
+        #: Threads with calls under way, and how many.
+        self.threads: Counter[int] = Counter()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "threads": Counter()}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        check_generation(self.model, self.rules, kwargs)
-        kwargs = leave_notes(self.model, args, kwargs)
+        if not self.active:
+            self._take_off()
+            return self._original(*args, **kwargs)
+        thread = threading.get_ident()
+        self.threads[thread] += 1
         try:
-            if self.inner is not None:
-                return self.inner(*args, **kwargs)
-            return type(self.model).generate(self.model, *args, **kwargs)  # type: ignore[attr-defined]
+            return self._checked(args, kwargs)
+        finally:
+            self.threads[thread] -= 1
+
+    def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = generate_arguments(self.model, args, kwargs)
+        settings = merged_generation(self.model, given)
+        name = cache_parameter(self.model.forward)
+        check_generation(self.rules, settings, given)
+        cache = find_cache(given, name)
+        if cache is not None:
+            check_cache(self.rules, cache)
+        notes = _notes(settings, given, cache)
+        if not notes:
+            return self._original(*args, **kwargs)
+        if cache is None:
+            cache = dynamic_cache(self.model)
+        kwargs = {key: value for key, value in kwargs.items() if key != "visual_mask"}
+        set_cache(kwargs, name, cache)
+        cache_states(cache)[GENERATE] = notes
+        try:
+            return self._original(*args, **kwargs)
         finally:  # a later turn over the same cache has a prompt of its own
-            getattr(kwargs.get("past_key_values"), "paperhooks_state", {}).pop(GENERATE, None)
+            noted_states(cache).pop(GENERATE, None)
+
+    def _take_off(self) -> None:
+        """After the session: whoever wrapped this and has put it back meant the function that was there before."""
+        if self.model.__dict__.get("generate") is self:
+            del self.model.__dict__["generate"]
+            if self.inner is not None:
+                self.model.__dict__["generate"] = self.inner
+
+    def _original(self, *args: Any, **kwargs: Any) -> Any:
+        if self.inner is not None:
+            return self.inner(*args, **kwargs)
+        return type(self.model).generate(self.model, *args, **kwargs)  # type: ignore[attr-defined]
 
 
-def check_generation(model: nn.Module, rules: Sequence[tuple[str, Traits]], kwargs: dict[str, Any]) -> None:
-    """Raise UnsupportedGeneration for the first mode that ``kwargs`` ask for and a method does not declare."""
-    setting = functools.partial(_setting, model, kwargs)
-    beams = setting("num_beams")
-    static = setting("cache_implementation")
-    assistant = _assistant(model, kwargs)
-    chunk = setting("prefill_chunk_size")
+def check_generation(rules: Rules, settings: Any, given: Mapping[str, Any]) -> None:
+    """Raise UnsupportedGeneration for the first mode that a call asks for and a method does not declare.
+
+    :param settings: the merged generation config. :param given: the call's arguments by name.
+    """
+    beams = getattr(settings, "num_beams", None)
+    static = getattr(settings, "cache_implementation", None)
+    assistant = _assistant(settings, given)
+    chunk = getattr(settings, "prefill_chunk_size", None)
     asked = [
-        ("beams", "beam search", f"num_beams={beams}", bool(beams and beams > 1), "leave num_beams at 1"),
-        (
-            "static_cache",
-            "a preallocated cache",
-            f"cache_implementation={static!r}",
-            static in _STATIC,
-            "leave cache_implementation unset",
-        ),
-        (
-            "assisted",
-            "assisted decoding",
-            f"{assistant}={_brief(setting(assistant)) if assistant else None}",
-            assistant is not None,
-            f"leave {assistant} unset",
-        ),
-        (
-            "chunked_prefill",
-            "chunked prefill",
-            f"prefill_chunk_size={chunk}",
-            bool(chunk),
-            "leave prefill_chunk_size unset",
-        ),
+        ("beams", "beam search", "num_beams", beams, bool(beams and beams > 1), "leave num_beams at 1"),
+        ("static_cache", "a preallocated cache", "cache_implementation", static, static in _STATIC, ""),
+        ("assisted", "assisted decoding", assistant or "", _draft(settings, given, assistant), bool(assistant), ""),
+        ("chunked_prefill", "chunked prefill", "prefill_chunk_size", chunk, bool(chunk), ""),
     ]
-    for trait, what, setting_text, used, remedy in asked:
+    for trait, what, name, value, used, remedy in asked:
         for method, traits in rules:
             if used and not getattr(traits, trait):
-                raise UnsupportedGeneration(f"{method} does not support {what} ({setting_text}); detach it or {remedy}")
-    if kwargs.get("past_key_values") is not None:
-        check_cache(rules, kwargs["past_key_values"])
+                raise UnsupportedGeneration(
+                    f"{method} does not support {what} ({name}={_brief(value)}); detach it or {remedy or f'leave {name} unset'}"
+                    f"{_origin(name, given)}"
+                )
 
 
-def leave_notes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Put on the cache what a forward inside ``generate`` cannot know: the prompt's length, its visual tokens, and the
-    sizes of its pictures.
+def _origin(name: str, given: Mapping[str, Any]) -> str:
+    """Where a setting comes from that the caller did not write; config of the model fills what a call leaves open."""
+    config = given.get("generation_config")
+    written = name in given or getattr(config, name, None) is not None
+    return "" if written else f" (it comes from model.generation_config: set model.generation_config.{name} to None)"
+
+
+def _notes(settings: Any, given: Mapping[str, Any], cache: Any) -> dict[str, Any]:
+    """What to put on the cache since a forward inside ``generate`` cannot know it: the prompt's length, its visual
+    tokens, and the sizes of its pictures. Empty where there is no need.
 
     The first forward of assisted decoding already holds draft tokens, and ``generate`` accepts no arguments that the
-    model's signature does not name and keeps those that its vision encoder takes. Without any need nothing is changed;
-    a cache of a kind that ``generate`` makes itself carries no sizes.
+    model's signature does not name and keeps those that its vision encoder takes. A cache of a kind that ``generate``
+    makes itself carries no sizes.
+
+    :raises DataError: a ``visual_mask`` that does not fit the prompt.
     """
-    visual, assistant = kwargs.get("visual_mask"), _assistant(model, kwargs)
-    layout = {name: kwargs[name] for name in _LAYOUT if kwargs.get(name) is not None}
-    own_cache = kwargs.get("past_key_values") is None
-    if own_cache and (_setting(model, kwargs, "cache_implementation") or _setting(model, kwargs, "use_cache") is False):
+    visual, assistant = given.get("visual_mask"), _assistant(settings, given)
+    layout = {name: given[name] for name in _LAYOUT if given.get(name) is not None}
+    if cache is None and (getattr(settings, "cache_implementation", None) or not getattr(settings, "use_cache", True)):
         layout = {}
     if assistant is None and visual is None and not layout:
-        return kwargs
-    kwargs = {name: value for name, value in kwargs.items() if name != "visual_mask"}
-    if own_cache:
-        from transformers import DynamicCache
-
-        kwargs["past_key_values"] = DynamicCache(config=model.config.get_text_config(decoder=True))  # type: ignore
-    prompts = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), kwargs.get("inputs"), *args[:1])
-    prompt = next((p for p in prompts if p is not None), None)
+        return {}
+    prompt = next((p for p in map(given.get, ("inputs_embeds", "input_ids", "inputs")) if p is not None), None)
     notes: dict[str, Any] = {"visual_mask": visual, "layout": layout}
-    if prompt is not None:
-        notes |= {"prompt_rows": prompt.shape[0]}
+    if isinstance(prompt, Tensor):
+        notes["prompt_rows"] = prompt.shape[0]
         if assistant is not None or visual is not None:
-            notes |= {"prompt_length": prompt.shape[1]}
-    cache_states(kwargs["past_key_values"])[GENERATE] = notes
-    return kwargs
+            notes["prompt_length"] = prompt.shape[1]
+        if visual is not None:
+            check_token_mask("visual_mask", visual, *prompt.shape[:2])
+    return notes
 
 
 class MaskNotes:
@@ -127,24 +178,32 @@ class MaskNotes:
     def __init__(self, inner: Callable[..., Any], previous: Callable[..., Any] | None) -> None:
         self.inner = inner
         self.previous = previous
+        self.active = True
 
     @classmethod
     def around(cls, model: nn.Module) -> MaskNotes:
         """A wrapper of what ``generate`` would use for ``model``."""
-        from transformers.masking_utils import create_masks_for_generate
-
-        return cls(getattr(model, MASK_MAKER, create_masks_for_generate), model.__dict__.get(MASK_MAKER))
+        return cls(make_mask_maker(model), model.__dict__.get(MASK_MAKER))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-        if cache is not None and (mask is None or mask.ndim == 2):
+        cache, mask = made_mask_arguments(kwargs)
+        if self.active and cache is not None and (mask is None or mask.ndim == 2):
             cache_states(cache).setdefault(GENERATE, {})["padding_mask"] = mask
         return self.inner(*args, **kwargs)
 
 
-def check_cache(rules: Sequence[tuple[str, Traits]], cache: Any) -> None:
-    """Raise UnsupportedGeneration when ``cache`` is preallocated and a method has not declared ``static_cache``."""
-    if not getattr(cache, "is_compileable", False):
+def check_cache(rules: Rules, cache: Any) -> None:
+    """Refuse a cache that the attached methods cannot work with.
+
+    :raises UnsupportedGeneration: it is preallocated and a method has not declared ``static_cache``, or it is no cache
+        of transformers' own kind, whose entries nobody here can follow.
+    """
+    if not is_cache(cache):
+        raise UnsupportedGeneration(
+            f"{', '.join(name for name, _ in rules)}: a {type(cache).__name__} is no Cache of {version()}; pass a "
+            "DynamicCache or none (generate_batch and paged caches do not go with attached methods)"
+        )
+    if not preallocated(cache):
         return
     for method, traits in rules:
         if not traits.static_cache:
@@ -154,27 +213,31 @@ def check_cache(rules: Sequence[tuple[str, Traits]], cache: Any) -> None:
 
 
 class CacheGuard(Hook):
-    """Forward pre-hook of the decoder that refuses preallocated caches."""
+    """Forward pre-hook of the decoder that refuses caches the methods do not support."""
 
-    def __init__(self, rules: tuple[tuple[str, Traits], ...]) -> None:
-        self.rules = rules
+    def __init__(self, rules: Rules, cache_name: str) -> None:
+        self.rules = tuple(rules)
+        self.cache_name = cache_name
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache = kwargs.get("past_key_values")
+        cache = find_cache(kwargs, self.cache_name)
         if cache is not None:
             check_cache(self.rules, cache)
 
 
-def _setting(model: nn.Module, kwargs: dict[str, Any], name: str) -> Any:
-    """What ``generate(**kwargs)`` will go by for one setting: the argument, else the generation config."""
-    config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
-    return kwargs[name] if name in kwargs else getattr(config, name, None)
+def _assistant(settings: Any, given: Mapping[str, Any]) -> str | None:
+    """The setting or argument that asks for assisted decoding, or None."""
+    if given.get(_ASSISTANT) is not None:
+        return _ASSISTANT
+    return next((name for name in _DRAFTS if getattr(settings, name, None)), None)
 
 
-def _assistant(model: nn.Module, kwargs: dict[str, Any]) -> str | None:
-    """The setting that asks for assisted decoding, or None."""
-    return next((name for name in _ASSISTANTS if _setting(model, kwargs, name)), None)
+def _draft(settings: Any, given: Mapping[str, Any], name: str | None) -> Any:
+    """The value of what :func:`_assistant` found; the class of an assistant model."""
+    if name == _ASSISTANT:
+        return type(given[_ASSISTANT])
+    return getattr(settings, name, None) if name else None
 
 
 def _brief(value: Any) -> str:
-    return type(value).__name__ if isinstance(value, nn.Module) else repr(value)
+    return value.__name__ if isinstance(value, type) else repr(value)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from paperhooks.errors import UnsupportedModel
+from paperhooks.models.wrappers import running_model
 from paperhooks.modelview import ModelView
 
 __all__ = ["absolute_positions", "last_hidden_state", "reading_hidden_states", "unwrapped", "view_of"]
@@ -26,18 +27,13 @@ _LOSS_INPUTS = ("labels", "shift_labels", "num_items_in_batch")
 
 
 def unwrapped(model: nn.Module) -> Any:
-    """The transformers model inside parallel and compiled wrappers."""
-    from accelerate.utils import extract_model_from_parallel
-
-    inner = extract_model_from_parallel(model, keep_torch_compile=False)
-    while inner is not model:
-        model, inner = inner, extract_model_from_parallel(inner, keep_torch_compile=False)
-    return inner
+    """The transformers model inside parallel, compiled and adapter wrappers; see :func:`running_model`."""
+    return running_model(model)
 
 
 def view_of(model: nn.Module | ModelView) -> ModelView:
     """A view of a model or of the model inside a wrapper; a view is returned as it is."""
-    return model if isinstance(model, ModelView) else ModelView.from_model(unwrapped(model))
+    return model if isinstance(model, ModelView) else ModelView.from_model(running_model(model))
 
 
 def last_hidden_state(model: nn.Module | ModelView, batch: Mapping[str, Any]) -> Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
+from paperhooks.compat import token_count
 from paperhooks.errors import HookError, did_you_mean
 from paperhooks.selection import TokenTrack, gather_mask, held_layer, take_rows
 
@@ -105,6 +106,10 @@ class LayerInputs(_Inputs):
         (cos, sin), each [B or 1, T, h], or None for models without rotary positions.
     cache
         The transformers Cache or None. Read only.
+    image_mask, padding_mask
+        bool [B, T] or None: which of the tokens still alive stand for image features, and which are real tokens (not
+        padding, not an empty slot). They count what this layer gets (living coordinates), as ``select`` does;
+        ``call.image_mask`` and ``call.padding_mask`` count what the model received.
     """
 
     __slots__ = (
@@ -145,9 +150,31 @@ class LayerInputs(_Inputs):
         return self._track
 
     @property
+    def image_mask(self) -> Tensor | None:
+        """bool [B, T]: which of the tokens alive stand for image features; None when that is not known."""
+        mask = self._call.image_mask
+        return None if mask is None else self._living(mask)
+
+    @property
+    def padding_mask(self) -> Tensor | None:
+        """bool [B, T]: False for padding and empty slots; None when every token alive is a real one."""
+        mask, length = self._call.padding_mask, self._call.query_length
+        track = self._track
+        if mask is None:
+            return None if track is None else track.valid
+        return self._living(mask[:, -length:].bool())
+
+    def _living(self, mask: Tensor) -> Tensor:
+        mask = mask.to(self.hidden_states.device)
+        if self._track is None:
+            return mask
+        alive = mask.gather(1, self._track.index.to(mask.device))
+        return alive if self._track.valid is None else alive & self._track.valid.to(mask.device)
+
+    @property
     def cached_length(self) -> int:
         """S: how many entries this layer's cache holds before this forward."""
-        return self.cache.get_seq_length(self._site.index) if self.cache is not None else 0
+        return token_count(self.cache, self._site.index) if self.cache is not None else 0
 
     def select(self, index: Tensor, valid: Tensor | None = None) -> LayerInputs:
         """Go on with only some tokens, in this layer and all layers after it.
@@ -155,17 +182,19 @@ class LayerInputs(_Inputs):
         Cuts hidden states, mask, rotary tables and positions, notes which columns the layers' caches will hold, and
         has the decoder's output restored to full length afterwards (dropped rows become zeros).
 
-        :param index: int64 [B, K], rows of the current T tokens to keep, ascending, on any device.
+        :param index: int64 [B, K], rows of the current T tokens to keep, ascending without repetition, on any device.
         :param valid: bool [B, K] or None. False marks an empty slot of a batch entry that keeps fewer than K tokens;
             what its index points at is ignored by attention from here on. None: every slot is a token.
-        :raises HookError: wrong shape or dtype, a model without 4-D or 2-D masks, or a method that did not declare
-            ``writes={"tokens"}``.
+        :raises HookError: wrong shape or dtype, rows that repeat, fall or lie outside, a model without 4-D or 2-D
+            masks, or a method that did not declare ``writes={"tokens"}``. The values of an index on an accelerator are
+            looked at once a session and layer, since reading them waits for the device.
         """
         self._check_selection(index, valid)
         hidden = self.hidden_states
         index = index.to(hidden.device)
         valid = valid.to(hidden.device) if valid is not None else None
-        before = self._track or TokenTrack.whole(hidden, self._call.past_length)
+        maskless = self.attention_mask is None
+        before = self._track or TokenTrack.whole(hidden, self._call.past_length, maskless)
         cached = self.cached_length
         new = self._copy()
         new._track = before.narrowed(index, valid, self._call.padding_mask)
@@ -217,6 +246,12 @@ class LayerInputs(_Inputs):
             raise HookError(
                 f"layer {self._site.index}: valid must be bool {list(index.shape)}, got {shape_text(valid)}"
             )
+        if self._site.looks_at(index) and (wrong := _wrong_rows(index, valid, length)):
+            raise HookError(
+                f"layer {self._site.index}: select() expected rows of the {length} tokens that this layer gets, ascending "
+                f"and each at most once, got {wrong}; rows of the whole sequence have to be brought to living "
+                "coordinates first (inputs.image_mask, inputs.padding_mask)"
+            )
 
     def dense_mask(self) -> Tensor:
         """The mask as bool [B, 1, T, S+T], True where a token may be attended to, whatever the kernel was given.
@@ -235,6 +270,16 @@ class LayerInputs(_Inputs):
             raise HookError("a ragged selection always carries a mask; a method has replaced it by None")
         dense = causal.expand(self.hidden_states.shape[0], 1, queries, keys)
         return dense & mask.to(torch.bool)[:, None, None, :] if mask is not None else dense
+
+
+def _wrong_rows(index: Tensor, valid: Tensor | None, length: int) -> str:
+    """The first row of an index int64 [B, K] that does not ascend inside ``length`` tokens, as text; empty slots aside."""
+    steps = index.diff(dim=1) <= 0
+    outside = (index < 0) | (index >= length)
+    if valid is not None:
+        steps = steps & valid[:, 1:] & valid[:, :-1]
+    bad = (steps.any(1) | outside.any(1)).tolist()
+    return str(index[bad.index(True)].tolist()) if any(bad) else ""
 
 
 def _with_cached(index: Tensor, cached: int) -> Tensor:

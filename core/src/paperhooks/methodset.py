@@ -28,6 +28,14 @@ Method: TypeAlias = object
 FORWARD: Final = frozenset({"pre_decoder", "pre_attention", "post_layer"})
 
 
+#: Hooks that never run in a session, and the function that runs them.
+_OFFLINE: Final = {
+    "compression": "paperhooks.compress",
+    "compression_levels": "paperhooks.compress",
+    "score_examples": "paperhooks.score or paperhooks.select",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Implementation:
     """One method's implementation of one hook; ``function`` takes all the hook's arguments, by position."""
@@ -74,6 +82,17 @@ class MethodSet:
         """The methods with hooks inside the forward."""
         return [name for name in self.methods if self.hooks(name) & FORWARD]
 
+    def check_attachable(self) -> None:
+        """Raise PluginIncompatible for a method none of whose hooks runs in a session."""
+        for name in self.methods:
+            offline = self.hooks(name) & set(_OFFLINE)
+            if offline == self.hooks(name):
+                verbs = ", ".join(sorted({_OFFLINE[hook] for hook in offline}))
+                raise PluginIncompatible(
+                    f"{name} has no hooks that run while it is attached (it implements {', '.join(sorted(offline))}); "
+                    f"use {verbs} with it"
+                )
+
     def rules(self) -> tuple[tuple[str, Traits], ...]:
         """Name and traits of the methods that the generation guards must ask.
 
@@ -106,7 +125,7 @@ class MethodSet:
         instance = self.methods[method]
         layers = traits_of(instance).layers
         if layers == "attention":
-            chosen = site.kind.endswith("attention")
+            chosen = site.attends
         elif isinstance(layers, str):
             chosen = True
         else:
@@ -117,6 +136,8 @@ class MethodSet:
     def sites(self, view: ModelView) -> list[Site]:
         """The decoder's layers; those where tokens may be missing, for some method drops them, are marked."""
         total = len(view.layers)
+        for name, method in self.methods.items():
+            _check_layers(name, traits_of(method).layers, view)
         sites = [Site(i, layer, total, view.layer_types[i], view) for i, layer in enumerate(view.layers)]
         droppers = [n for n, m in self.methods.items() if "tokens" in traits_of(m).writes]
         first = min((s.index for s in sites if any(self.selected(n, s) for n in droppers)), default=total)
@@ -138,6 +159,17 @@ class MethodSet:
         lines = [["layer", "kind", *names], whole, *merged]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join("  ".join(v.ljust(w) for v, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _check_layers(name: str, layers: Any, view: ModelView) -> None:
+    """Refuse indices that are no layers of this decoder: the method would silently be idle there."""
+    outside = (
+        [] if isinstance(layers, str) or callable(layers) else [i for i in layers if not 0 <= i < len(view.layers)]
+    )
+    if outside:
+        raise PluginIncompatible(
+            f"{name}: traits.layers names {outside}, but this {view.family} has layers 0 to {len(view.layers) - 1}"
+        )
 
 
 def _listed(hooks: set[str]) -> str:

@@ -1,37 +1,33 @@
 """Finds in a transformers model what methods need: decoder, layers, image tokens and their grids.
 
-The only module that knows model families. Everything here is looked up through public names where they exist; the two
-exceptions (the attention kernel a config carries, and the class that marks decoder layers) are held by a test that
-names the transformers version.
+The only module that knows model families; the names of transformers come from :mod:`paperhooks.compat`.
 """
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from paperhooks import compat
 from paperhooks.errors import UnsupportedModel
+from paperhooks.models.modules import onloaded
+from paperhooks.models.wrappers import running_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from paperhooks.weights import WeightJournal
 
-__all__ = ["GridPart", "ImageSpan", "LayerCall", "ModelView", "image_runs"]
+__all__ = ["GridPart", "ImageSpan", "ModelView", "image_runs"]
 
-ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
-#: Layers whose decoder keeps the caller's keyword arguments to itself, although their signature may look open.
-CLOSED_LAYERS = ("BloomBlock", "MambaBlock")
 #: Families whose decoder reshapes its output to the length of its input.
 FULL_LENGTH = ("gpt2",)
-CACHE_NAMES = ("past_key_values", "layer_past", "past_key_value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +60,6 @@ class ImageSpan:
     parts: tuple[GridPart, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class LayerCall:
-    """How a decoder names the arguments that it hands to its layers."""
-
-    names: tuple[str, ...]
-    cache: str
-
-    @classmethod
-    def of(cls, layer: nn.Module) -> LayerCall:
-        """Read the names off ``layer.forward``; raises UnsupportedModel where keyword arguments are not accepted."""
-        parameters = inspect.signature(layer.forward).parameters.values()
-        if type(layer).__name__ in CLOSED_LAYERS or not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            raise UnsupportedModel(
-                f"{type(layer).__name__} receives no keyword arguments of the model's caller, so per-forward state "
-                "cannot reach it; paperhooks needs a decoder that hands **kwargs down to its layers, which bloom and "
-                "mamba do not"
-            )
-        names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
-        return cls(names, next((n for n in CACHE_NAMES if n in names), CACHE_NAMES[0]))
-
-
 @dataclass(eq=False)
 class ModelView:
     """What core found in a model. Made by :meth:`from_model`; methods receive it as ``view``.
@@ -114,20 +89,21 @@ class ModelView:
 
     @classmethod
     def from_model(cls, model: nn.Module) -> ModelView:
-        """Look at ``model``, a stock transformers causal or vision-language model.
+        """Look at ``model``, a stock transformers causal or vision-language model, or a wrapper of one (PEFT, DDP).
 
-        Raises UnsupportedModel naming what was looked for when there is no config, no decoder or no decoder layers.
+        :raises UnsupportedModel: names what was looked for when there is no config, no decoder or no decoder layers.
         """
-        config = getattr(model, "config", None)
         if type(model).__name__ == "OptimizedModule":
             raise UnsupportedModel("this is what torch.compile returned; attach to the model itself, then compile it")
+        model = running_model(model)
+        config = getattr(model, "config", None)
         if config is None or not hasattr(model, "get_decoder"):
             found = type(model).__name__
             raise UnsupportedModel(f"expected a transformers model with .config and .get_decoder(), got {found}")
         if getattr(config, "is_encoder_decoder", False):
             raise UnsupportedModel(f"{type(model).__name__} is an encoder-decoder model; only decoders are supported")
         decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
-        layers = _find_layers(decoder)
+        layers = compat.find_layers(decoder)
         text_config = config.get_text_config(decoder=True)
         return cls(
             model=model,
@@ -137,7 +113,7 @@ class ModelView:
             text_config=text_config,
             family=str(config.model_type),
             image_token_ids=_image_token_ids(config),
-            layer_types=_layer_types(text_config, layers),
+            layer_types=compat.layer_types(text_config, layers),
         )
 
     def __getstate__(self) -> dict[str, object]:
@@ -147,7 +123,7 @@ class ModelView:
     @property
     def attention_kernel(self) -> str:
         """The attention implementation the decoder runs now: eager, sdpa, flash_attention_2, flex_attention, ..."""
-        return str(getattr(self.text_config, "_attn_implementation", None) or "eager")
+        return compat.attention_kernel(self.text_config)
 
     @property
     def flash(self) -> bool:
@@ -158,6 +134,15 @@ class ModelView:
     def rotary(self) -> nn.Module | None:
         """The decoder's rotary embedding module, or None for other kinds of positions."""
         return getattr(self.decoder, "rotary_emb", None)
+
+    def full_attention(self, index: int) -> bool:
+        """Whether layer ``index`` attends to the whole sequence, and not to a window or by other means."""
+        return compat.full_attention(self.layer_types[index])
+
+    @property
+    def sliding_window(self) -> int | None:
+        """How many tokens the decoder's sliding layers see; None when it has none."""
+        return compat.sliding_window(self.text_config, self.layer_types)
 
     @property
     def image_side(self) -> int | None:
@@ -199,24 +184,16 @@ class ModelView:
 
     def attention(self, index: int) -> nn.Module | None:
         """The self-attention module of layer ``index``, or None for a layer without one."""
-        return next((m for n, m in self.layers[index].named_children() if n in ATTENTION_NAMES), None)
+        return compat.attention_module(self.layers[index])
 
     def modules(self, pattern: str) -> Iterator[tuple[str, nn.Module]]:
         """Modules of the model whose qualified name matches the regular expression ``pattern`` in full."""
         expression = re.compile(pattern)
         return ((name, module) for name, module in self.model.named_modules() if expression.fullmatch(name))
 
-    @contextmanager
-    def onloaded(self, module: nn.Module) -> Iterator[None]:
+    def onloaded(self, module: nn.Module) -> AbstractContextManager[None]:
         """A context in which ``module``'s weights are real even if accelerate offloads them between forwards."""
-        hooks: list[Any] = [m._hf_hook for m in module.modules() if hasattr(m, "_hf_hook")]
-        with ExitStack() as stack:
-            if hooks:
-                from accelerate.utils import align_module_device
-
-                for part in module.modules():
-                    stack.enter_context(align_module_device(part, execution_device=hooks[0].execution_device))
-            yield
+        return onloaded(module)
 
     def image_mask(self, input_ids: Tensor) -> Tensor:
         """Which tokens of ``input_ids`` [B, T] stand for image features; bool [B, T]."""
@@ -224,6 +201,19 @@ class ModelView:
         for token in self.image_token_ids:
             mask = mask | (input_ids == token)
         return mask
+
+    def image_mask_of_embeddings(self, embeds: Tensor) -> Tensor | None:
+        """Which of ``inputs_embeds`` [B, T, D] are still the embedding of an image token; bool [B, T], or None for none.
+
+        So transformers itself finds where features go when it is called with embeddings and pictures.
+        """
+        embed = self.model.get_input_embeddings()  # type: ignore[operator]
+        mask = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+        with torch.no_grad():
+            for token in self.image_token_ids:
+                vector = embed(torch.tensor([token], device=embeds.device)).to(embeds)
+                mask |= (embeds == vector).all(-1)
+        return mask if bool(mask.any()) else None
 
     def image_spans(
         self, input_ids: Tensor | None, inputs: Mapping[str, Any] | None = None, *, mask: Tensor | None = None
@@ -242,34 +232,10 @@ class ModelView:
         return [span for run in image_runs(mask) for span in _split_run(run, layouts, self)]
 
 
-def _find_layers(decoder: nn.Module) -> tuple[nn.Module, ...]:
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    lists = [tuple(m) for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
-    found = [m for m in lists if all(isinstance(layer, GradientCheckpointingLayer) for layer in m)]
-    if not found:
-        seen = sorted({type(m[0]).__name__ for m in lists}) or ["no ModuleList"]
-        raise UnsupportedModel(
-            f"{type(decoder).__name__} has no list of decoder layers: looked for a ModuleList whose members are all "
-            f"GradientCheckpointingLayer (transformers >= 5.23), found {', '.join(seen)}"
-        )
-    return max(found, key=len)
-
-
 def _image_token_ids(config: Any) -> tuple[int, ...]:
     names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
     ids = (getattr(config, name, None) for name in names)
     return tuple(dict.fromkeys(i for i in ids if isinstance(i, int)))
-
-
-def _layer_types(text_config: Any, layers: tuple[nn.Module, ...]) -> tuple[str, ...]:
-    declared = getattr(text_config, "layer_types", None)
-    if declared is not None and len(declared) >= len(layers):
-        return tuple(declared[: len(layers)])
-    sliding = getattr(text_config, "sliding_window", None) is not None
-    kind = "sliding_attention" if sliding else "full_attention"
-    has = [any(n in ATTENTION_NAMES for n, _ in layer.named_children()) for layer in layers]
-    return tuple(kind if attention else "other" for attention in has)
 
 
 def image_runs(mask: Tensor) -> list[tuple[int, int, int]]:
@@ -302,10 +268,8 @@ def _qwen_layout(thw: list[int], merge: int) -> _Layout:
 
 def _llava_next_layout(config: Any, size: list[int]) -> _Layout:
     """The base image's grid, then the unpadded grid of tiles with a newline token at the end of every row."""
-    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
-
     side = config.vision_config.image_size // config.vision_config.patch_size
-    tiles = get_anyres_image_grid_shape(tuple(size), config.image_grid_pinpoints, config.vision_config.image_size)
+    tiles = compat.anyres_tiles((size[0], size[1]), config.image_grid_pinpoints, config.vision_config.image_size)
     rows, cols = tiles[0] * side, tiles[1] * side
     if size[1] / size[0] > cols / rows:
         rows -= 2 * ((rows - round(size[0] * (cols / size[1]), 7).__int__()) // 2)

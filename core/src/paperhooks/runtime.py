@@ -7,23 +7,33 @@ stored on modules, globally or per thread. The classes hold no closures, so an a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from paperhooks.compat import attends
+from paperhooks.errors import DataError
+from paperhooks.tokens.row_state import Attendance, RowState, attend, cache_states, noted_states, row_states
+
 if TYPE_CHECKING:
     from paperhooks.modelview import ModelView
     from paperhooks.selection import TokenTrack
 
-__all__ = ["CALL", "GENERATE", "Call", "Chain", "Flags", "Hook", "Site", "cache_states"]
+__all__ = ["CALL", "GENERATE", "OWN_ARGUMENTS", "Call", "Chain", "Flags", "Hook", "Site", "cache_states"]
 
 #: The keyword under which the state of a forward travels.
 CALL = "paperhooks_call"
 
 #: Under which name ``generate`` leaves notes for :class:`Call` on the cache.
 GENERATE = "generate"
+
+#: Arguments of a model call that are for methods and that the model itself does not know.
+OWN_ARGUMENTS = ("visual_mask", "target_mask")
+
+#: Arguments of a model call that bring pictures.
+_PICTURES = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
 
 Function = Callable[..., Any]
 
@@ -41,6 +51,22 @@ class Site:
     selects: bool = False
     #: What the attention kernel takes a missing mask to mean: causal, or (prefix language models) no mask at all.
     causal: bool = True
+    _looked: list[bool] = field(default_factory=list, repr=False)
+
+    def looks_at(self, index: Tensor) -> bool:
+        """Whether the values of a selection are checked now: always on the CPU, elsewhere at the first one."""
+        if torch.compiler.is_compiling():
+            return False
+        if index.device.type == "cpu":
+            return True
+        first = not self._looked
+        self._looked[:] = [True]
+        return first
+
+    @property
+    def attends(self) -> bool:
+        """Whether the layer has self-attention."""
+        return attends(self.kind)
 
 
 class Call:
@@ -50,9 +76,9 @@ class Call:
         int64 [B, T] as the model received them, or None.
     padding_mask
         The 2-D attention mask [B, P+T] (1: token, 0: padding), or None when the caller gave none or another form.
-    query_length, past_length
-        T and P, the tokens of this forward and before it. With a preallocated cache P is a tensor of no dimensions on
-        the cache's device: reading it as a number waits for the device.
+    rows, query_length, past_length
+        B, T and P: the rows, the tokens of this forward and those before it. With a preallocated cache P is a tensor of
+        no dimensions on the cache's device: reading it as a number waits for the device.
     mask_prepared
         The 4-D attention mask of this forward was made by ``generate`` out of ``padding_mask``, not by the caller.
     training
@@ -61,12 +87,17 @@ class Call:
         The keyword arguments of the model call.
     cache
         The transformers Cache, or None; known from the decoder's or the first layer's call on.
+
+    All masks here count the tokens that the model received (original coordinates). What a layer still has of them is
+    told by the inputs of its hook (:class:`paperhooks.LayerInputs`).
     """
 
     __slots__ = (
         "_cacheless",
         "_image_mask",
+        "_row_states",
         "_states",
+        "attendance",
         "cache",
         "input_ids",
         "inputs",
@@ -77,6 +108,7 @@ class Call:
         "past_length",
         "query_length",
         "rope_memo",
+        "rows",
         "track",
         "training",
         "view",
@@ -91,15 +123,35 @@ class Call:
         mask = inputs.get("attention_mask")
         self.padding_mask: Tensor | None = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         self.cache: Any = None
+        self.rows = 0
         self.query_length = 0
         self.past_length = 0
         self.track: TokenTrack | None = None
         self.mask_memo: Any = None
         self.rope_memo: Any = None
-        self._image_mask: Tensor | None = inputs.get("visual_mask")
+        self.attendance = Attendance()
+        self._image_mask: Tensor | None = None
         self.mask_prepared = False
         self._states: dict[object, dict[str, Any]] = {}
         self._cacheless: dict[str, dict[str, Any]] = {}
+        self._row_states: dict[str, RowState] = {}
+
+    def enter(self, tokens: Tensor, cache: Any, past: Any) -> None:
+        """The decoder begins: ``tokens`` [B, T] or [B, T, D] on top of ``past`` cached ones.
+
+        :raises DataError: ``visual_mask`` or ``target_mask`` are not bool [B, T].
+        """
+        self.cache = cache
+        self.rows, self.query_length = tokens.shape[:2]
+        # A preallocated cache hands out the very tensor that it counts on in.
+        self.past_length = past.clone() if isinstance(past, Tensor) else past
+        for name in OWN_ARGUMENTS:
+            if self.inputs.get(name) is not None:
+                check_token_mask(name, self.inputs[name], self.rows, self.query_length)
+        if cache is not None:
+            attend(cache, self.attendance)
+            if self.padding_mask is None:
+                self._take_prepared_mask()
 
     @property
     def is_prefill(self) -> bool:
@@ -122,13 +174,41 @@ class Call:
         """bool [B, T]: which tokens of this forward stand for image features; None when that is not known.
 
         It is the ``visual_mask`` argument of the model call (or of ``generate``, for the prompt) if there is one, else
-        read off ``input_ids``.
+        read off ``input_ids``, else off ``inputs_embeds`` that still hold the embedding of the image token, where
+        pictures come with them.
         """
-        if self._image_mask is None and self.cache is not None and self.past_length == 0:
-            self._image_mask = self._generates_mask()
-        if self._image_mask is None and self.input_ids is not None and self.view.image_token_ids:
-            self._image_mask = self.view.image_mask(self.input_ids)
+        if self._image_mask is None:
+            self._image_mask = self._find_image_mask()
         return self._image_mask
+
+    def _find_image_mask(self) -> Tensor | None:
+        given: Tensor | None = self.inputs.get("visual_mask")
+        if given is not None:
+            return given
+        noted = self._generates_mask()
+        if noted is not None or not self.view.image_token_ids:
+            return noted
+        if self.input_ids is not None:
+            return self.view.image_mask(self.input_ids)
+        embeds = self.inputs.get("inputs_embeds")
+        pictures = any(self.inputs.get(name) is not None for name in _PICTURES)
+        return self.view.image_mask_of_embeddings(embeds) if embeds is not None and pictures else None
+
+    @property
+    def target_mask(self) -> Tensor | None:
+        """bool [B, T]: which tokens the training loss asks for; None when that is not known.
+
+        Read off ``labels`` (or ``shift_labels``), else the ``target_mask`` or ``completion_mask`` argument of the model
+        call, for losses that are computed outside of the model from its logits.
+        """
+        if self.labels is not None:
+            return self.labels != -100
+        shifted: Tensor | None = self.inputs.get("shift_labels")
+        if shifted is not None:
+            return torch.nn.functional.pad(shifted[:, :-1] != -100, (1, 0), value=False)
+        found = (self.inputs.get(name) for name in ("target_mask", "completion_mask"))
+        mask: Tensor | None = next((m for m in found if m is not None), None)
+        return None if mask is None else mask.bool()
 
     @property
     def image_layout(self) -> dict[str, Any]:
@@ -139,28 +219,30 @@ class Call:
         """
         notes = self._notes()
         found: dict[str, Any] = {}
-        rows = self.input_ids.shape[0] if self.input_ids is not None else 0
-        prompts = notes.get("prompt_rows") or rows
+        prompts = notes.get("prompt_rows") or self.rows
         for name, value in notes.get("layout", {}).items():
-            if rows == prompts:
+            if self.rows == prompts:
                 found[name] = value
-            elif len(value) == prompts and rows % prompts == 0:
-                found[name] = torch.as_tensor(value).repeat_interleave(rows // prompts, dim=0)
+            elif len(value) == prompts and self.rows % prompts == 0:
+                found[name] = torch.as_tensor(value).repeat_interleave(self.rows // prompts, dim=0)
         return found | {n: self.inputs[n] for n in ("image_sizes", "image_grid_thw") if self.inputs.get(n) is not None}
 
     def _notes(self) -> dict[str, Any]:
         """What ``generate`` left on the cache for this forward."""
-        states: dict[str, dict[str, Any]] = getattr(self.cache, "paperhooks_state", None) or {}
-        return states.get(GENERATE, {})
+        return noted_states(self.cache).get(GENERATE, {})
 
     def _generates_mask(self) -> Tensor | None:
-        """The ``visual_mask`` given to ``generate``, fitted to beams and drafts."""
+        """The part of the ``visual_mask`` given to ``generate`` that is read now, for beams and with drafts."""
         mask: Tensor | None = self._notes().get("visual_mask")
-        if mask is None or self.query_length < mask.shape[1]:
+        if mask is None or not isinstance(self.past_length, int) or self.past_length >= mask.shape[1]:
             return None
-        rows = self.input_ids.shape[0] if self.input_ids is not None else mask.shape[0]
-        mask = mask.repeat_interleave(max(1, rows // mask.shape[0]), dim=0)
-        return torch.nn.functional.pad(mask, (0, self.query_length - mask.shape[1]), value=False)
+        if self.rows % mask.shape[0]:
+            raise DataError(
+                f"visual_mask was given to generate with {mask.shape[0]} rows, and the model is called with {self.rows}"
+            )
+        mask = mask.repeat_interleave(self.rows // mask.shape[0], dim=0)
+        part = mask[:, self.past_length : self.past_length + self.query_length]
+        return torch.nn.functional.pad(part, (0, self.query_length - part.shape[1]), value=False)
 
     @property
     def kept(self) -> tuple[Tensor, Tensor | None] | None:
@@ -174,12 +256,29 @@ class Call:
     def cache_state(self, owner: str) -> dict[str, Any]:
         """A dict of ``owner``'s own that lives on the cache: copied with it, freed with it.
 
-        Without a cache it lives as long as this forward, and goes over to the cache that the decoder may return.
+        For what holds for the whole sequence. Tensors with a row for every row of the cache belong into
+        :meth:`row_state`, which follows when rows are reordered. Without a cache the dict lives as long as this forward,
+        and goes over to the cache that the decoder may return.
         """
         if self.cache is None:
             return self._cacheless.setdefault(owner, {})
         self.settle(self.cache)
         return cache_states(self.cache).setdefault(owner, {})
+
+    def row_state(self, owner: str, needed: str = "") -> RowState:
+        """Tensors of ``owner``'s own with a row for every row of the cache, which follow its rows and its length.
+
+        :param needed: what goes wrong when the cache is used without the method, as the end of a sentence. While the
+            state holds anything, a forward over this cache that does not ask for it is refused with these words. Ask in
+            every forward.
+        """
+        self.attendance.served.add(owner)
+        if self.cache is None:
+            return self._row_states.setdefault(owner, RowState(owner, needed))
+        self.settle(self.cache)
+        state = row_states(self.cache).setdefault(owner, RowState(owner, needed))
+        attend(self.cache, self.attendance)
+        return state
 
     def settle(self, cache: Any) -> None:
         """Move what was noted before there was a cache to ``cache``."""
@@ -187,8 +286,12 @@ class Call:
             for owner, state in self._cacheless.items():
                 cache_states(cache).setdefault(owner, {}).update(state)
             self._cacheless = {}
+        if self._row_states:
+            row_states(cache).update(self._row_states)
+            self._row_states = {}
+            attend(cache, self.attendance)
 
-    def take_prepared_mask(self) -> None:
+    def _take_prepared_mask(self) -> None:
         """Learn from ``generate`` the 2-D mask out of which it made a 4-D one for a preallocated cache."""
         notes = self._notes()
         if "padding_mask" in notes:
@@ -196,12 +299,17 @@ class Call:
             self.mask_prepared = True
 
 
-def cache_states(cache: Any) -> dict[str, dict[str, Any]]:
-    """What methods and core keep on a cache object, by owner; put there empty at the first use."""
-    states: dict[str, dict[str, Any]] | None = getattr(cache, "paperhooks_state", None)
-    if states is None:
-        states = cache.paperhooks_state = {}
-    return states
+def check_token_mask(name: str, mask: Any, rows: int, length: int) -> None:
+    """Refuse a mask that does not say yes or no to every token of a call.
+
+    :raises DataError: ``mask`` is not bool [rows, length]; names what was found and what was expected.
+    """
+    found = f"{str(mask.dtype).removeprefix('torch.')} {list(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != (rows, length):
+        raise DataError(
+            f"{name} is {found}; expected bool [{rows}, {length}], one entry for every token that the model is called "
+            "with (the prompt as it is after image placeholders were expanded, every row of the batch)"
+        )
 
 
 class Chain:
@@ -225,19 +333,26 @@ class Chain:
 class Flags:
     """What a session's hooks tell it.
 
-    fired, arrived
-        Whether any hook inside the forward ran, and whether state reached a layer.
-    trained, asked
-        Whether the model was called in training mode with gradient, and whether loss hooks were ever asked.
+    fired, arrived, checked
+        Whether any hook inside the forward ran, whether state reached a layer, and whether it was looked at how a layer
+        is called.
+    trained, asked, warned
+        Whether the model was called in training mode with gradient, whether loss hooks were ever asked, and whether it
+        was said that they were not.
+    closing
+        The session is being closed: calls that begin now run without it.
     """
 
-    __slots__ = ("arrived", "asked", "fired", "trained")
+    __slots__ = ("arrived", "asked", "checked", "closing", "fired", "trained", "warned")
 
     def __init__(self) -> None:
         self.fired = False
         self.arrived = False
+        self.checked = False
         self.trained = False
         self.asked = False
+        self.warned = False
+        self.closing = False
 
 
 class Hook:

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
 
+from paperhooks.compat import DynamicLayer, new_layer
 from paperhooks.errors import HookError, UnsupportedGeneration
+from paperhooks.tokens.row_state import Attendance
 
 __all__ = [
     "SelectedLayer",
@@ -136,11 +137,22 @@ class TokenTrack:
         T and P.
     real
         bool [B, T] or None: False for padding tokens.
+    maskless
+        The attention kernel was given no mask where the selection began, so later tokens need none either.
     """
 
-    __slots__ = ("columns", "index", "length", "past", "real", "valid")
+    __slots__ = ("columns", "index", "length", "maskless", "past", "real", "valid")
 
-    def __init__(self, index: Tensor, valid: Tensor | None, length: int, past: int, real: Tensor | None) -> None:
+    def __init__(
+        self,
+        index: Tensor,
+        valid: Tensor | None,
+        length: int,
+        past: int,
+        real: Tensor | None,
+        maskless: bool = False,
+    ) -> None:
+        self.maskless = maskless
         self.index = index
         self.valid = valid
         self.length = length
@@ -150,10 +162,11 @@ class TokenTrack:
         self.columns = index + past if past else index
 
     @classmethod
-    def whole(cls, hidden_states: Tensor, past: int) -> TokenTrack:
+    def whole(cls, hidden_states: Tensor, past: int, maskless: bool = False) -> TokenTrack:
         """The track of a forward from which nothing has been dropped."""
         batch, length = hidden_states.shape[:2]
-        return cls(torch.arange(length, device=hidden_states.device).expand(batch, length), None, length, past, None)
+        index = torch.arange(length, device=hidden_states.device).expand(batch, length)
+        return cls(index, None, length, past, None, maskless)
 
     def narrowed(self, index: Tensor, valid: Tensor | None, padding_mask: Tensor | None) -> TokenTrack:
         """The track after keeping only rows ``index`` [B, K] of the tokens now alive."""
@@ -161,7 +174,7 @@ class TokenTrack:
             survived = self.valid.gather(1, index)
             valid = survived if valid is None else valid & survived
         real = padding_mask[:, -self.length :].to(index.device, torch.bool) if padding_mask is not None else None
-        return TokenTrack(self.index.gather(1, index), valid, self.length, self.past, real)
+        return TokenTrack(self.index.gather(1, index), valid, self.length, self.past, real, self.maskless)
 
     def alive(self) -> Tensor:
         """int64 [B, n]: 1 for every slot that holds a real token, 0 for empty slots and padding."""
@@ -207,6 +220,9 @@ class SelectedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not 
 
     Its entries are ``prefix`` followed by the contiguous columns ``tail`` to ``total - 1``. Decoding only moves
     ``total``: no tensor is touched until somebody needs the columns.
+
+    Masks are fitted to such a layer by hooks. Without them it takes single tokens where no mask is needed (nothing was
+    padded, no row kept fewer tokens, a kernel that is given none), which is right, and refuses everything else.
     """
 
     def __init__(self, total: int = 0) -> None:
@@ -217,15 +233,21 @@ class SelectedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not 
         self.total = total
         self.lost: Tensor | None = None  # int64 [B]: real tokens that selection kept out of this layer
         self.pending: TokenTrack | None = None
+        self.attendance: Attendance | None = None
+        self.maskless = True  # no mask was needed so far
 
     @classmethod
     def adopt(cls, layer: DynamicLayer) -> SelectedLayer:
         """Take over the keys and values of a plain dynamic layer that holds the whole sequence so far."""
         new = cls(total=layer.get_seq_length())
-        if layer.is_initialized:
-            new.keys, new.values = layer.keys, layer.values
-            new.dtype, new.device, new.is_initialized = layer.dtype, layer.device, True
+        new.__dict__.update(vars(layer))
         return new
+
+    def announce(self, attendance: Attendance, track: TokenTrack | None = None) -> None:
+        """A forward with hooks is about to fill this layer, with the tokens of ``track`` or with all of them."""
+        self.attendance = attendance
+        if track is not None:
+            self.pending = track
 
     def columns(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """``index`` int64 [B, S] and ``valid`` bool [B, S] (or None: all) of the entries held now."""
@@ -241,7 +263,13 @@ class SelectedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not 
         return torch.cat([prefix, tail], dim=1), valid
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append keys and values [B, H, n, h]; the columns are those announced in ``pending``, else the next ones."""
+        """Append keys and values [B, H, n, h]; the columns are those announced in ``pending``, else the next ones.
+
+        :raises UnsupportedGeneration: no hook has fitted the mask, and one is needed.
+        """
+        if self.attendance is None or not self.attendance.open:
+            self.pending = None
+            self._check_alone(key_states.shape[-2])
         if self.pending is None:
             self.total += key_states.shape[-2]
         else:
@@ -250,7 +278,16 @@ class SelectedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not 
         updated: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
         return updated
 
+    def _check_alone(self, tokens: int) -> None:
+        if self.prefix is not None and (tokens > 1 or not self.maskless or self.prefix_valid is not None):
+            raise UnsupportedGeneration(
+                f"this layer of the cache holds a selection of tokens ({self.prefix.shape[1]} of {self.tail} at the last "
+                "selection), which a method made that is not attached now, so that masks of the whole sequence do not "
+                "fit it. Go on inside the session, attach the method again with the same options, or fill a new cache"
+            )
+
     def _append(self, track: TokenTrack) -> None:
+        self.maskless = self.maskless and track.maskless
         lost = track.dropped()
         self.lost = lost if self.lost is None else self.lost + lost
         if self.total:  # earlier turns
@@ -294,8 +331,8 @@ class SelectedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not 
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.prefix = self.prefix_valid = self.lost = self.pending = None
-        self.tail = self.total = 0
+        self.prefix = self.prefix_valid = self.lost = self.pending = self.attendance = None
+        self.tail, self.total, self.maskless = 0, 0, True
 
     def _rows(self, change: Any) -> None:
         for name in ("prefix", "prefix_valid", "lost"):
@@ -342,7 +379,7 @@ def selected_layer(cache: Any, index: int) -> SelectedLayer:
     """
     layers = cache.layers
     while len(layers) <= index:  # a cache made without a config grows layer by layer
-        layers.append((getattr(cache, "layer_class_to_replicate", None) or DynamicLayer)())
+        layers.append(new_layer(cache))
     layer = layers[index]
     if type(layer) is DynamicLayer:
         layer = layers[index] = SelectedLayer.adopt(layer)

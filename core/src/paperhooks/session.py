@@ -10,37 +10,47 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
-import inspect
 import logging
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Self
 
 import torch
-from packaging.specifiers import SpecifierSet
 from torch import nn
 
-from paperhooks.errors import HookError, PluginConflict, UnsupportedModel
-from paperhooks.generation import MASK_MAKER, CacheGuard, GuardedGenerate, MaskNotes
+from paperhooks.compat import LOSS_FUNCTION, MASK_MAKER, LayerCall, cache_parameter, keyword_parameters
+from paperhooks.errors import HookError, PluginConflict, UnsupportedGeneration
+from paperhooks.generation import CacheGuard, GuardedGenerate, MaskNotes
 from paperhooks.hookspecs import LOSS_HOOKS
 from paperhooks.inputs import shape_text
 from paperhooks.methodset import Implementation, Method, MethodSet
-from paperhooks.modelview import LayerCall, ModelView
+from paperhooks.models.wrappers import running_model
+from paperhooks.modelview import ModelView
 from paperhooks.runtime import Flags, Hook, Site
-from paperhooks.torchhooks import CompactLoss, DecoderEnter, DecoderExit, LayerEnter, LayerExit, ModelEnter, StateExit
+from paperhooks.sessions.removal import open_session, own_hooks, strip, strip_hooks
+from paperhooks.sessions.running import threads_inside
+from paperhooks.sessions.undo import InstanceAttribute, UndoStack
+from paperhooks.torchhooks import (
+    CompactLoss,
+    DecoderEnter,
+    DecoderExit,
+    LayerEnter,
+    LayerExit,
+    ModelEnter,
+    TrainingWatch,
+)
+from paperhooks.versions import untested
 
 __all__ = ["Implementation", "Session", "active_session", "attach", "strip"]
 
 log = logging.getLogger("paperhooks.session")
 
 _LOCK = threading.RLock()
-_MISSING: Final = object()
-
-#: transformers versions whose layer calls the test suite has seen.
-TESTED_TRANSFORMERS: Final = ">=5.23,<6"
+#: How often a closing session looks whether calls of other threads have ended, in seconds.
+_POLL: Final = 0.002
 
 
 class _Traced:
@@ -74,97 +84,105 @@ class Session:
         self.closed = False
         self._set = methods
         self._flags = Flags()
-        self._undo: list[tuple[str, Callable[[], object]]] = []
+        self._undo = UndoStack()
+        self._attributes: list[InstanceAttribute] = []
+        self._guard: GuardedGenerate | None = None
+        #: Methods whose teardown is still to run, in the order of their setup.
+        self._begun: list[str] = []
         self._open()
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        begun: list[str] = []
         try:
+            in_forward = bool(self._set.in_forward())
+            names = keyword_parameters(self.view.model) if in_forward else ()
+            # First of all and undone last: by it a session whose opening or closing was interrupted can be found.
+            self._hook(self.view.model, "forward_pre", ModelEnter(self.view, names, self, in_forward, self._flags))
             for implementation in self._set.implementations("setup"):
-                begun.append(implementation.method)
+                self._begun.append(implementation.method)
                 self.view.writer = implementation.method
                 implementation.function(self.view)
                 self._take_deferred()
-            self._register()
+            self._begun = [i.method for i in self._set.implementations("teardown")]
+            self._register(in_forward)
         except BaseException as exc:
+            self._teardown()
+            self._unwind()
+            strip_hooks(self.view.model)  # one that was registered when an interrupt came, and not yet noted
             self.closed = True
-            for error in self._teardown(begun) + self._unwind():
+            for error in self._undo.errors:
                 exc.add_note(f"paperhooks: while undoing: {error!r}")
             raise
 
     def _take_deferred(self) -> None:
-        self._undo.extend(("deferred callback", undo) for undo in self.view.deferred)
-        self.view.deferred.clear()
+        while self.view.deferred:
+            self._undo.push("deferred callback", self.view.deferred[0])
+            del self.view.deferred[0]
 
-    def _register(self) -> None:
+    def _register(self, in_forward: bool) -> None:
         view, methods = self.view, self._set
-        in_forward = bool(methods.in_forward())
-        names = _parameters(view.model) if in_forward else ()
-        self._hook(view.model, "forward_pre", ModelEnter(view, names, self, in_forward, self._flags))
         if in_forward:
-            self._guard()
+            self._guard_generation()
             base = getattr(view.model, "base_model", view.model)
             if base is not view.model and base is not view.decoder:
-                self._hook(base, "forward_pre", ModelEnter(view, _parameters(base), None, in_forward, self._flags))
-            entry = methods.chain("pre_decoder")
-            self._hook(view.decoder, "forward_pre", DecoderEnter(view, _parameters(view.decoder), entry, self._flags))
-            if entry:
-                self._hook(view.decoder, "forward", StateExit())
+                names = keyword_parameters(base)
+                self._hook(base, "forward_pre", ModelEnter(view, names, None, in_forward, self._flags))
+            cache_name = cache_parameter(view.decoder.forward)
+            entry = DecoderEnter(
+                view, keyword_parameters(view.decoder), cache_name, methods.chain("pre_decoder"), self._flags
+            )
+            self._hook(view.decoder, "forward_pre", entry)
             self._register_layers(methods.sites(view))
             self._discard_compiled_code()
         if view.compact_loss:
-            self._instance_attribute("_loss_function", CompactLoss(_loss_function(view.model)))
+            previous = view.model.__dict__.get(LOSS_FUNCTION)
+            self._instance_attribute(LOSS_FUNCTION, CompactLoss(_loss_function(view.model), previous))
+        if self._with_loss_hooks():
+            self._hook(view.model, "forward", TrainingWatch(self._flags, _never_asked(self._with_loss_hooks())))
 
     def _register_layers(self, sites: list[Site]) -> None:
-        hooked = False
+        hooked = entries = False
         for site in sites:
             names = LayerCall.of(site.layer)
             entry, leaving = self._set.chain("pre_attention", site), self._set.chain("post_layer", site)
             restores = site.selects and site.index == site.n_layers - 1
             if entry or site.selects:
                 self._hook(site.layer, "forward_pre", LayerEnter(site, names, entry, self._flags))
+                entries = entries or site.attends
             if leaving or restores:
                 hook = LayerExit(site, leaving, self._flags, restores, self.view.compact_loss)
                 self._hook(site.layer, "forward", hook)
             hooked = hooked or bool(entry or leaving)
-        if hooked:
-            self._hook(self.view.decoder, "forward", DecoderExit(self._flags))
+        self._hook(self.view.decoder, "forward", DecoderExit(self._flags, hooked, entries), always=True)
 
     def _discard_compiled_code(self) -> None:
         """Compiled code does not guard on hooks: what was compiled before would silently ignore them."""
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()
-            self._undo.append(("compiler reset", torch.compiler.reset))
+            self._undo.push("compiler reset", torch.compiler.reset)
             log.info("compiled code was discarded, since it would not see the hooks")
 
-    def _guard(self) -> None:
+    def _guard_generation(self) -> None:
         model, rules = self.view.model, self._set.rules()
         if hasattr(model, "generate"):
-            self._instance_attribute("generate", GuardedGenerate(model, model.__dict__.get("generate"), rules))
+            self._guard = GuardedGenerate(model, model.__dict__.get("generate"), rules)
+            self._instance_attribute("generate", self._guard)
             self._instance_attribute(MASK_MAKER, MaskNotes.around(model))
-        self._hook(self.view.decoder, "forward_pre", CacheGuard(rules))
+        self._hook(self.view.decoder, "forward_pre", CacheGuard(rules, cache_parameter(self.view.decoder.forward)))
 
-    def _hook(self, module: nn.Module, kind: str, hook: Hook) -> None:
+    def _hook(self, module: nn.Module, kind: str, hook: Hook, *, always: bool = False) -> None:
         if kind == "forward_pre":
             handle = module.register_forward_pre_hook(hook, with_kwargs=True)  # type: ignore[arg-type]
         else:
-            handle = module.register_forward_hook(hook, with_kwargs=True, prepend=True)  # type: ignore[arg-type]
-        self._undo.append((f"{type(hook).__name__} on {type(module).__name__}", handle.remove))
+            handle = module.register_forward_hook(hook, with_kwargs=True, prepend=True, always_call=always)  # type: ignore[arg-type]
+        self._undo.push(f"{type(hook).__name__} on {type(module).__name__}", handle.remove)
 
     def _instance_attribute(self, name: str, value: object) -> None:
-        model = self.view.model
-        before = model.__dict__.get(name, _MISSING)
-        model.__dict__[name] = value
-
-        def undo() -> None:
-            if before is _MISSING:
-                model.__dict__.pop(name, None)
-            else:
-                model.__dict__[name] = before
-
-        self._undo.append((f"instance attribute {name}", undo))
+        attribute = InstanceAttribute(self.view.model, name, value)
+        self._undo.push(f"instance attribute {name}", attribute.undo)
+        self._attributes.append(attribute)
+        attribute.set()
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
@@ -183,7 +201,7 @@ class Session:
     @contextlib.contextmanager
     def trace(self) -> Iterator[None]:
         """While the context is open, log every runtime hook call as one line to ``paperhooks.trace`` (level INFO)."""
-        chains = [h.chain for h in _own_hooks(self.view.model) if hasattr(h, "chain")]
+        chains = [h.chain for h in own_hooks(self.view.model) if hasattr(h, "chain")]
         before = [chain.functions for chain in chains]
         try:
             for chain in chains:
@@ -198,49 +216,80 @@ class Session:
     def _with_loss_hooks(self) -> list[str]:
         return list(dict.fromkeys(i.method for name in LOSS_HOOKS for i in self._set.implementations(name)))
 
+    def generating(self) -> bool:
+        """Whether this thread is inside a ``generate`` of the model that began while the session was open."""
+        return self._guard is not None and self._guard.threads[threading.get_ident()] > 0
+
     # -- closing ---------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Undo everything, last in first out. Closing twice is fine.
 
-        Every entry runs even if one raises; errors of ``teardown`` and of undo entries are raised together as an
-        ExceptionGroup. Warns when no hook ever ran, and when the model was trained without its loss hooks.
+        Calls of the model that other threads have under way are waited for: they end as they began. Calls that begin
+        meanwhile run without the methods. Every entry runs even if one raises; errors of ``teardown`` and of undo entries
+        are raised together as an ExceptionGroup. An interrupt (KeyboardInterrupt, SystemExit) leaves the session open;
+        close it again, or call ``paperhooks.strip(model)``, to go on where it stopped: a ``teardown`` or deferred
+        callback that was interrupted runs once more. Warns of what could not be undone because somebody else has
+        written there, when no hook ever ran, and when the model was trained without its loss hooks.
+
+        :raises UnsupportedGeneration: called inside a call of the model in the same thread.
         """
+        if self.closed:
+            return
+        self._wait_for_calls()
         with _LOCK:
             if self.closed:
                 return
+            self._teardown()
+            self._unwind()
             self.closed = True
-            errors = self._teardown(list(self.methods)) + self._unwind()
-        if not self._flags.fired and self._set.in_forward():
-            warnings.warn(_never_fired(self.methods), stacklevel=2)
-        if self._flags.trained and not self._flags.asked and (left_out := self._with_loss_hooks()):
-            warnings.warn(_never_asked(left_out), stacklevel=2)
-        if errors:
-            raise ExceptionGroup("paperhooks: errors while detaching; everything else was undone", errors)
+        self._warn_at_the_end()
+        if self._undo.errors:
+            raise ExceptionGroup(
+                "paperhooks: errors while detaching; everything else was undone", list(self._undo.errors)
+            )
 
-    def _teardown(self, begun: list[str]) -> list[Exception]:
-        errors = []
-        for implementation in reversed([i for i in self._set.implementations("teardown") if i.method in begun]):
+    def _wait_for_calls(self) -> None:
+        inside = threads_inside(self.view.model)
+        if threading.get_ident() in inside:
+            raise UnsupportedGeneration(
+                f"the session of {', '.join(self.methods)} was closed inside a call of its model, which would go on "
+                "without the methods; close it after the call has returned"
+            )
+        self._flags.closing = True
+        if self._guard is not None:
+            self._guard.active = False
+        if inside:
+            log.info("closing waits for %d thread(s) that are inside a call of the model", len(inside))
+        while threads_inside(self.view.model):
+            time.sleep(_POLL)
+
+    def _teardown(self) -> None:
+        teardowns = {i.method: i.function for i in self._set.implementations("teardown")}
+        while self._begun:
+            name = self._begun[-1]
             try:
-                implementation.function(self.view)
+                if name in teardowns:
+                    teardowns[name](self.view)
             except Exception as exc:
-                exc.add_note(f"paperhooks: raised in teardown of {implementation.method!r}")
-                errors.append(exc)
-        return errors
+                exc.add_note(f"paperhooks: raised in teardown of {name!r}")
+                self._undo.errors.append(exc)
+            self._begun.pop()
 
-    def _unwind(self) -> list[Exception]:
+    def _unwind(self) -> None:
         self._take_deferred()
         if self.view._journal is not None:
-            self._undo.append(("weight journal", self.view._journal.undo))
-        errors = []
-        while self._undo:
-            label, undo = self._undo.pop()
-            try:
-                undo()
-            except Exception as exc:
-                exc.add_note(f"paperhooks: raised while undoing: {label}")
-                errors.append(exc)
-        return errors
+            self._undo.push("weight journal", self.view._journal.undo)  # finds nothing left the second time
+        self._undo.unwind()
+
+    def _warn_at_the_end(self) -> None:
+        for left in filter(None, (attribute.left for attribute in self._attributes)):
+            warnings.warn(left, stacklevel=3)
+        if not self._flags.fired and self._set.in_forward():
+            warnings.warn(_never_fired(self.methods), stacklevel=3)
+        if self._flags.trained and not (self._flags.asked or self._flags.warned):
+            if left_out := self._with_loss_hooks():
+                warnings.warn(_never_asked(left_out), stacklevel=3)
 
     def __enter__(self) -> Self:
         return self
@@ -263,92 +312,39 @@ class Session:
 def attach(model: nn.Module, *methods: str | Method) -> Session:
     """Attach methods to a stock transformers model.
 
-    :param model: any supported model, on any device, before ``torch.compile``.
+    :param model: any supported model, on any device, before ``torch.compile``; or a wrapper of one (PEFT,
+        DistributedDataParallel, a value head): the methods go to the model inside, whoever calls it.
     :param methods: plugin names (``"pyramiddrop"``, ``"plugin/method"``) or configured method instances, in the order
         in which their hooks shall run.
     :return: the open session; close it, or use it as a context manager.
     :raises PluginNotFound: an unknown name. :raises PluginConflict: methods that exclude each other, or a model that is
-        attached already. :raises PluginIncompatible: an object that is no method. :raises UnsupportedModel: core or a
-        method cannot work with this model. Whatever is raised, nothing stays attached.
+        attached already or is being called. :raises PluginIncompatible: an object that is no method, or one without hooks
+        that run in a session. :raises UnsupportedModel: core or a method cannot work with this model, or it is none.
+        Whatever is raised, nothing stays attached.
     """
-    _warn_untested_transformers()
+    _warn_untested()
+    inner = running_model(model)
     chosen = MethodSet(methods)
+    chosen.check_attachable()
     with _LOCK:
-        if _own_hooks(model):
+        if own_hooks(model):
             raise PluginConflict(
                 f"{type(model).__name__} is attached already; close that session first, or pass all methods to one "
                 "attach(model, first, second) so that their order is defined (paperhooks.strip(model) clears a copy)"
             )
+        if threads_inside(inner):
+            raise PluginConflict(
+                f"{type(inner).__name__} is being called right now, and would change in the middle of that call; attach "
+                "before it or after it"
+            )
         session = Session(model, chosen)
-    log.info("attached %s to %s", ", ".join(session.methods), type(model).__name__)
+    log.info("attached %s to %s", ", ".join(session.methods), type(inner).__name__)
     return session
 
 
 def active_session(model: nn.Module) -> Session | None:
-    """The open session of ``model``, or None. A copy of an attached model has hooks but no session."""
-    return next((h.session for h in model._forward_pre_hooks.values() if isinstance(h, ModelEnter) and h.session), None)
-
-
-def strip(model: nn.Module) -> int:
-    """Remove every trace of paperhooks from ``model``, for example from a copy of an attached model.
-
-    An open session of the model is closed first. Returns how many hooks and instance attributes were removed.
-    """
-    session = active_session(model)
-    if session is not None:
-        removed = len(_own_hooks(model))
-        session.close()
-        return removed
-    removed = 0
-    for module in model.modules():
-        for table in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [k for k, h in table.items() if isinstance(h, Hook)]:
-                del table[key]
-                for flags in _hook_flags(module):
-                    flags.pop(key, None)
-                removed += 1
-    guard = model.__dict__.get("generate")
-    if isinstance(guard, GuardedGenerate):
-        del model.__dict__["generate"]
-        if guard.inner is not None:
-            model.__dict__["generate"] = guard.inner
-        removed += 1
-    maker = model.__dict__.get(MASK_MAKER)
-    if isinstance(maker, MaskNotes):
-        del model.__dict__[MASK_MAKER]
-        if maker.previous is not None:
-            model.__dict__[MASK_MAKER] = maker.previous
-        removed += 1
-    return removed + _strip_loss(model)
-
-
-def _strip_loss(model: nn.Module) -> int:
-    loss = model.__dict__.get("_loss_function")
-    if not isinstance(loss, CompactLoss):
-        return 0
-    del model.__dict__["_loss_function"]
-    if getattr(type(model), "loss_function", None) is None or model.loss_function is not loss.inner:
-        model.__dict__["_loss_function"] = loss.inner
-    return 1
-
-
-def _hook_flags(module: nn.Module) -> list[dict[int, Any]]:
-    names = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
-    return [getattr(module, n) for n in names if hasattr(module, n)]
-
-
-def _own_hooks(model: nn.Module) -> list[Any]:
-    tables = (t for m in model.modules() for t in (m._forward_pre_hooks, m._forward_hooks))
-    return [hook for table in tables for hook in table.values() if isinstance(hook, Hook)]
-
-
-def _parameters(module: nn.Module) -> tuple[str, ...]:
-    parameters = inspect.signature(module.forward).parameters.values()
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        raise UnsupportedModel(
-            f"{type(module).__name__}.forward takes no **kwargs, so per-forward state cannot reach the layers"
-        )
-    return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+    """The open session of ``model`` (or of the model inside a wrapper), or None. A copy of an attached model has none."""
+    return open_session(model)
 
 
 def _loss_function(model: nn.Module) -> Callable[..., Any]:
@@ -359,15 +355,10 @@ def _loss_function(model: nn.Module) -> Callable[..., Any]:
 
 
 @functools.cache
-def _warn_untested_transformers() -> None:
-    """Once a process: the layer call that hooks rely on is held by tests for these versions only."""
-    version = importlib.metadata.version("transformers")
-    if not SpecifierSet(TESTED_TRANSFORMERS, prereleases=True).contains(version):
-        warnings.warn(
-            f"paperhooks is tested with transformers {TESTED_TRANSFORMERS}, this is {version}; hooks may not run as "
-            "described, so compare a few outputs",
-            stacklevel=3,
-        )
+def _warn_untested() -> None:
+    """Once a process: what hooks rely on is held by tests for these versions only."""
+    if message := untested():
+        warnings.warn(message, stacklevel=3)
 
 
 def _never_asked(methods: Iterable[str]) -> str:

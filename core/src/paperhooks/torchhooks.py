@@ -6,14 +6,25 @@ arguments back. They are ordinary forward hooks; a copy of an attached model car
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from paperhooks.compat import (
+    SAFE_CHECKPOINTING,
+    LayerCall,
+    checkpointed,
+    find_cache,
+    returned_cache,
+    strange_caches,
+    token_count,
+    version,
+)
 from paperhooks.errors import HookError, UnsupportedModel
 from paperhooks.inputs import DecoderInputs, LayerInputs, shape_text
-from paperhooks.runtime import CALL, Call, Chain, Flags, Function, Hook, Site
+from paperhooks.runtime import CALL, OWN_ARGUMENTS, Call, Chain, Flags, Function, Hook, Site
 from paperhooks.selection import (
     SelectedLayer,
     TokenTrack,
@@ -24,12 +35,13 @@ from paperhooks.selection import (
     selected_layer,
     take_rows,
 )
+from paperhooks.tokens.row_state import bound_owners, left_alone
 
 if TYPE_CHECKING:
-    from paperhooks.modelview import LayerCall, ModelView
+    from paperhooks.modelview import ModelView
     from paperhooks.session import Session
 
-__all__ = ["CompactLoss", "DecoderEnter", "DecoderExit", "LayerEnter", "LayerExit", "ModelEnter", "StateExit"]
+__all__ = ["CompactLoss", "DecoderEnter", "DecoderExit", "LayerEnter", "LayerExit", "ModelEnter", "TrainingWatch"]
 
 
 def named_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -42,7 +54,8 @@ class ModelEnter(Hook):
 
     A copy of an attached model (deepcopy, pickle) keeps its hooks but belongs to no session. A session without hooks
     inside the forward leaves every call as it is (``starts`` False). A second one stands on the model without its head,
-    which some callers use directly; inside a call of the whole model it finds the Call and does nothing.
+    which some callers use directly; inside a call of the whole model it finds the Call and does nothing. A call that
+    begins while the session is being closed runs without it, unless it belongs to a ``generate`` under way.
     """
 
     def __init__(
@@ -58,23 +71,35 @@ class ModelEnter(Hook):
         return {**self.__dict__, "session": None}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.flags.closing and not (self.session is not None and self.session.generating()):
+            return None
         if module.training and torch.is_grad_enabled():
             self.flags.trained = True
+            if self.starts and not SAFE_CHECKPOINTING and any(map(checkpointed, self.view.layers)):
+                raise _unsafe_checkpointing()
         if not self.starts or CALL in kwargs:
             return None
         inputs = named_arguments(args, kwargs, self.names)
         call = Call(self.view, inputs, module.training)
-        kwargs = {name: value for name, value in kwargs.items() if name != "visual_mask"}
+        kwargs = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
         kwargs[CALL] = call
         return args, kwargs
+
+
+def _unsafe_checkpointing() -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{version()} runs the hooks of a layer again when gradient checkpointing recomputes it, on state that later "
+        "layers have changed; train without checkpointing while methods are attached, or use transformers 5.23 or newer"
+    )
 
 
 class DecoderEnter(Hook):
     """Forward pre-hook of the decoder: lengths, cache, and the ``pre_decoder`` chain."""
 
-    def __init__(self, view: ModelView, names: tuple[str, ...], chain: Chain, flags: Flags) -> None:
+    def __init__(self, view: ModelView, names: tuple[str, ...], cache_name: str, chain: Chain, flags: Flags) -> None:
         self.view = view
         self.names = names
+        self.cache_name = cache_name
         self.chain = chain
         self.flags = flags
 
@@ -82,20 +107,19 @@ class DecoderEnter(Hook):
         given = named_arguments(args, kwargs, self.names)
         call = given.get(CALL)
         if call is None:  # the decoder was called without the model around it
+            if self.flags.closing:
+                return None
             call = given[CALL] = Call(self.view, dict(given), module.training)
-            given.pop("visual_mask", None)
-        cache = given.get("past_key_values")
+            for name in OWN_ARGUMENTS:
+                given.pop(name, None)
+        cache = find_cache(given, self.cache_name)
         tokens = given.get("inputs_embeds")
         tokens = given.get("input_ids") if tokens is None else tokens
         if tokens is None:
             return None
-        call.cache = cache
-        call.query_length = tokens.shape[1]
-        past = cache.get_seq_length() if cache is not None else 0
-        # A preallocated cache hands out the very tensor that it counts on in.
-        call.past_length = past.clone() if isinstance(past, Tensor) else past
-        if call.padding_mask is None and cache is not None:
-            call.take_prepared_mask()
+        if not self.flags.arrived and (strange := strange_caches(given, self.cache_name)):
+            raise unknown_call(module, f"a cache arrives as {strange[0]!r}, a name that is not known")
+        call.enter(tokens, cache, token_count(cache) if cache is not None else 0)
         if self.chain:
             self.flags.fired = True
             self._run(call, given, cache)
@@ -124,23 +148,16 @@ class DecoderEnter(Hook):
                 given[f] = getattr(inputs, f)
 
 
-class StateExit(Hook):
-    """Forward hook of the decoder: per-sequence state goes over to a cache that the decoder made itself."""
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        call, cache = kwargs.get(CALL), getattr(output, "past_key_values", None)
-        if call is not None and cache is not None:
-            call.settle(cache)
-
-
 class LayerEnter(Hook):
     """Forward pre-hook of a decoder layer: follows earlier selections, then runs the ``pre_attention`` chain."""
 
     def __init__(self, site: Site, names: LayerCall, chain: Chain, flags: Flags) -> None:
         self.site = site
         self.selects = site.selects
+        self.call_names = names
         self.names = names.names
         self.cache_name = names.cache
+        self.rotary_name = names.rotary
         self.chain = chain
         self.flags = flags
 
@@ -148,19 +165,22 @@ class LayerEnter(Hook):
         call = kwargs.get(CALL)
         if call is None:
             return None
-        if not self.flags.arrived:
-            self.flags.fired = self.flags.arrived = True
         if len(args) > 1:
             kwargs = named_arguments(args, kwargs, self.names)
         hidden = args[0] if args else kwargs[self.names[0]]
         cache = kwargs.get(self.cache_name)
+        if not self.flags.checked:
+            check_layer_call(self.site, self.call_names, call, hidden, kwargs)
+            self.flags.fired = self.flags.arrived = self.flags.checked = True
         if cache is not None:
             call.cache = cache
+        elif call.cache is not None and self.site.attends:
+            raise unknown_call(module, f"the decoder has a cache, but hands its layer none as {self.cache_name!r}")
         start = LayerInputs(
             hidden,
             kwargs.get("attention_mask"),
             kwargs.get("position_ids"),
-            kwargs.get("position_embeddings"),
+            kwargs.get(self.rotary_name),
             cache,
             self.site,
             call,
@@ -185,7 +205,7 @@ class LayerEnter(Hook):
         kwargs["attention_mask"] = inputs.attention_mask
         track = inputs.track
         if inputs.position_embeddings is not None:
-            kwargs["position_embeddings"] = inputs.position_embeddings
+            kwargs[self.rotary_name] = inputs.position_embeddings
         if "position_ids" in kwargs:
             # Flash attention reads a jump in the positions as the start of another packed sequence.
             gaps = track is not None and inputs.position_embeddings is not None
@@ -193,7 +213,7 @@ class LayerEnter(Hook):
         if track is not None:
             call.track = track
             if inputs.cache is not None:
-                selected_layer(inputs.cache, self.site.index).pending = track
+                selected_layer(inputs.cache, self.site.index).announce(call.attendance, track)
         return (inputs.hidden_states,), kwargs
 
 
@@ -201,6 +221,8 @@ def follow(inputs: LayerInputs, call: Call, site: Site) -> LayerInputs:
     """Fit what the decoder hands to a layer (made for the full sequence) to the tokens alive and the layer's cache."""
     track = call.track
     layer = held_layer(inputs.cache, site.index)
+    if layer is not None:
+        layer.announce(call.attendance)
     held = layer if layer is not None and layer.total else None
     if track is None and (held is None or (inputs.attention_mask is None and held.prefix_valid is None)):
         return inputs
@@ -291,27 +313,103 @@ class LayerExit(Hook):
 
 
 class DecoderExit(Hook):
-    """Forward hook of the decoder: notices one that does not hand keyword arguments to its layers.
+    """Forward hook of the decoder, called after errors too: what a forward leaves behind is put in order.
 
-    There every hook would silently be idle.
+    State goes over to a cache that the decoder made itself. A decoder that does not hand keyword arguments to its
+    layers, or a cache that no layer showed, is noticed: there every hook would silently be idle or wrong. So is a cache
+    whose state no method of this session asked for.
     """
 
-    def __init__(self, flags: Flags) -> None:
+    def __init__(self, flags: Flags, layers: bool, entries: bool) -> None:
         self.flags = flags
+        self.layers = layers  # whether any layer has hooks
+        self.entries = entries  # whether hooks look at what a layer with attention is called with
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if not self.flags.arrived:
+        call = kwargs.get(CALL)
+        if call is None:
+            return
+        call.attendance.open = False
+        if output is None:  # an error is on its way
+            return
+        if self.layers and not self.flags.arrived:
             raise UnsupportedModel(
                 f"{type(module).__name__} does not hand keyword arguments down to its layers, so no layer hook ran; "
                 "this model is not supported"
             )
+        if call.cache is None:
+            self._take(module, call, returned_cache(output))
+        elif (owners := bound_owners(call.cache)) and (
+            missing := [o for o in owners if o not in call.attendance.served]
+        ):
+            raise left_alone(call.cache, missing)
+
+    def _take(self, module: nn.Module, call: Call, cache: Any) -> None:
+        if cache is None:
+            return
+        if self.entries:
+            raise unknown_call(module, "it returns a cache that it handed to none of its layers under a known name")
+        call.settle(cache)
+
+
+def check_layer_call(site: Site, names: LayerCall, call: Call, hidden: Any, kwargs: dict[str, Any]) -> None:
+    """Whether a layer is called as hooks expect it; once a session, in its first forward.
+
+    :raises UnsupportedModel: names the version and what is missing.
+    """
+    layer = site.layer
+    if not isinstance(hidden, Tensor) or hidden.ndim != 3 or hidden.shape[:2] != (call.rows, call.query_length):
+        found = shape_text(hidden)
+        raise unknown_call(
+            layer, f"{names.names[0]!r} is {found}, not hidden states [{call.rows}, {call.query_length}, D]"
+        )
+    if strange := strange_caches(kwargs, names.cache):
+        raise unknown_call(layer, f"a cache arrives as {strange[0]!r}, a name that is not known")
+    if names.mask not in kwargs and names.mask not in names.names:
+        raise unknown_call(layer, f"it is handed no {names.mask!r}")
+    if site.attends and site.view.rotary is not None and kwargs.get(names.rotary) is None:
+        raise unknown_call(layer, f"the decoder has rotary positions, but hands none as {names.rotary!r}")
+
+
+def unknown_call(module: nn.Module, what: str) -> UnsupportedModel:
+    """The error for a model whose parts are called in a way that core does not know."""
+    return UnsupportedModel(
+        f"{type(module).__name__} of {version()} is called in a way that paperhooks does not know: {what}; use a version "
+        "that `paperhooks doctor` lists as tested"
+    )
+
+
+class TrainingWatch(Hook):
+    """Forward hook of the model in a session with loss hooks: notices the first backward pass that they have no part in.
+
+    A stock Trainer, or a loop of the user's own, takes the model's loss and would train as without the method.
+    """
+
+    def __init__(self, flags: Flags, message: str) -> None:
+        self.flags = flags
+        self.message = message
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self.flags.asked or self.flags.warned or not (module.training and torch.is_grad_enabled()):
+            return
+        found = (getattr(output, name, None) for name in ("loss", "logits", "last_hidden_state"))
+        tensor = next((t for t in found if isinstance(t, Tensor) and t.requires_grad), None)
+        if tensor is not None:
+            tensor.register_hook(self.notice)
+
+    def notice(self, gradient: Tensor) -> None:
+        """Warn, once a session."""
+        if not self.flags.asked and not self.flags.warned:
+            self.flags.warned = True
+            warnings.warn(self.message, stacklevel=2)
 
 
 class CompactLoss(Hook):
     """The model's loss function while a method asked for the loss on kept tokens only."""
 
-    def __init__(self, inner: Function) -> None:
+    def __init__(self, inner: Function, previous: Function | None) -> None:
         self.inner = inner
+        self.previous = previous  # what the instance itself had there
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = kwargs.pop(CALL, None)

@@ -233,15 +233,17 @@ def test_packed_documents_see_only_themselves():
 def test_pictures_beside_embeddings():
     model = tiny_vlm("llava", layers=2)
     embeds = model.get_input_embeddings()(vlm_inputs(model, ONE)["input_ids"])
-    given = {"inputs_embeds": embeds, "mm_encoder_outputs": vlm_inputs(model, ONE)["mm_encoder_outputs"]}
-    refused(model, DataError, "pass input_ids, or visual_mask", inputs=given)
+    pictures = {"mm_encoder_outputs": vlm_inputs(model, ONE)["mm_encoder_outputs"]}
+    with attach(model, CCA()), torch.no_grad():  # placeholders are still there, as transformers itself looks for them
+        found = model(inputs_embeds=embeds, **pictures).logits
+        torch.testing.assert_close(found, model(**vlm_inputs(model, ONE)).logits)
     with attach(model, CCA()), torch.no_grad(), pytest.warns(UserWarning, match="nothing changes; pass visual_mask"):
         model(inputs_embeds=embeds)
     short = torch.ones(1, 3, dtype=torch.bool)
     refused(
         model,
         DataError,
-        r"visual_mask is \[1, 3\]; expected \[B, 24\]",
+        r"visual_mask is bool \[1, 3\]; expected bool \[1, 24\]",
         inputs={"inputs_embeds": embeds, "visual_mask": short},
     )
 

@@ -15,22 +15,25 @@ from typing import Any, ClassVar
 
 import torch
 from paperhooks import Call, DecoderInputs, ModelView, Traits, hookimpl
+from paperhooks.compat import key_count, preallocated
 from paperhooks.errors import DataError
+from paperhooks.options import flag, function_or_choice, optional
 from torch import Tensor, nn
 
 from paperhooks_cca.checkpoint import mark, read_mark
 from paperhooks_cca.geometry import Grid, grouped, token_order
-from paperhooks_cca.images import Resolver, check_model, find_images
+from paperhooks_cca.images import Resolver, check_model, find_images, grid_option
 from paperhooks_cca.inputs import check_labels, check_order, check_positions, check_window, padding_of, tokens_of
 from paperhooks_cca.masks import attention_mask, check_kernel, key_order
-from paperhooks_cca.schemes import Scheme, levels, scheme_name
+from paperhooks_cca.schemes import SCHEMES, Scheme, levels, scheme_name
 
 __all__ = ["CCA"]
 
 log = logging.getLogger("paperhooks.cca")
 
-#: Under which name the state of a sequence lies on its cache.
+#: Under which name the state of a sequence lies on its cache, and why a cache that has one needs the method.
 _STATE = "cca"
+_NEEDED = "text behind its images goes on at positions that count rings, where the plain model counts patches"
 
 
 @dataclass(eq=False)
@@ -54,7 +57,8 @@ class CCA:
     under its feet, and warns once. While attached, ``model.config`` carries the settings, so that a checkpoint saved in
     training says how it was trained.
 
-    Raises ValueError for an unknown scheme or a grid without cells, or when neither positions nor mask are applied.
+    :raises ValueError: an option that cannot be meant (names it, its value and what is expected), or neither positions
+        nor mask to apply.
     """
 
     scheme: str | Scheme = "concentric"
@@ -75,13 +79,12 @@ class CCA:
     )
 
     def __post_init__(self) -> None:
-        scheme_name(self.scheme)
+        self.scheme = function_or_choice("scheme", self.scheme, tuple(SCHEMES))
+        for name in ("apply_positions", "apply_mask", "tiles", "strict"):
+            setattr(self, name, flag(name, getattr(self, name)))
         if not (self.apply_positions or self.apply_mask):
             raise ValueError("apply_positions=False and apply_mask=False leave nothing to do; use scheme='raster'")
-        if self.grid is not None and not callable(self.grid):
-            if len(self.grid) != 2 or min(self.grid) < 1:
-                raise ValueError(f"grid={self.grid!r}; expected (H, W), both at least 1, or a function")
-            self.grid = (int(self.grid[0]), int(self.grid[1]))
+        self.grid = optional(grid_option, "grid", self.grid)
         self._foreign = False  # attached to a model that does not say it was trained this way
         self._warned: set[str] = set()
 
@@ -138,8 +141,6 @@ class CCA:
         if images is None:
             self._warn_blind(view, call)
         past = int(call.past_length)
-        if past == 0:
-            call.cache_state(_STATE).clear()
         if not images:
             if past == 0:
                 call.cache_state(_STATE)["text"] = True
@@ -149,19 +150,13 @@ class CCA:
 
     def _text(self, call: Call, inputs: DecoderInputs) -> DecoderInputs | None:
         """Text behind an image: the next positions. Nothing is read from the device."""
-        state = call.cache_state(_STATE)
-        if "offset" not in state or not self.apply_positions:
+        if not self.apply_positions:
             return None
         past: Any = call.past_length
-        if isinstance(past, int) and past < state["floor"]:
-            if past == 0:  # emptied and used anew
-                state.clear()
-                return None
-            raise DataError(
-                f"the cache was cut back to {past} tokens, into an image that ends at {state['floor']}; cut it behind "
-                "the image, or start anew"
-            )
-        offset = _for_rows(state["offset"], tokens_of(inputs).shape[0])
+        state = call.row_state(_STATE, _NEEDED).at(past, call.rows)
+        if state is None:
+            return None
+        offset = state["offset"].to(tokens_of(inputs).device)
         if call.query_length == 1:
             return inputs.replace(position_ids=(offset + past)[:, None])
         ahead = torch.arange(call.query_length, device=offset.device)
@@ -177,8 +172,7 @@ class CCA:
         groups = grouped(images, tokens.device)
         check_order(groups, real)
         check_labels(call, groups, self._warn)
-        state = call.cache_state(_STATE)
-        start = self._start(state, real_past, batch, past, tokens.device)
+        start = self._start(call, real_past, past)
         order, following = token_order(groups, real, start, self.scheme)
         documents = call.inputs.get("document_ids")
         if self.apply_positions:
@@ -187,8 +181,9 @@ class CCA:
             )
             placed = inputs.position_ids if trusted else order
             if not trusted:  # a caller who counts goes on counting
-                state["offset"] = following - (past + length)
-                state["floor"] = past + max(column + grid[0] * grid[1] for _, column, grid in images)
+                first = past + min(column for _, column, _ in images)
+                stop = past + max(column + grid[0] * grid[1] for _, column, grid in images)
+                call.row_state(_STATE, _NEEDED).note(first, stop, offset=following - (past + length))
         else:
             placed = inputs.position_ids
         return inputs.replace(
@@ -230,15 +225,14 @@ class CCA:
             dtype=dtype,
         )
 
-    def _start(
-        self, state: dict[str, Any], real_past: Tensor | None, batch: int, past: int, device: torch.device
-    ) -> Tensor | int:
+    def _start(self, call: Call, real_past: Tensor | None, past: int) -> Tensor | int:
         """The position of the first token: behind what the cache holds."""
+        state = call.row_state(_STATE, _NEEDED).at(past, call.rows) if self.apply_positions else None
         if past == 0:
             return 0
-        if "offset" in state:
-            return _for_rows(state["offset"], batch).to(device) + past
-        if "text" not in state:
+        if state is not None:
+            return state["offset"] + past
+        if "text" not in call.cache_state(_STATE):
             self._warn(
                 "cache",
                 "cca was attached after this cache was filled: what it holds keeps raster positions, and new images "
@@ -264,7 +258,7 @@ class CCA:
             )
 
     def _warn_blind(self, view: ModelView, call: Call) -> None:
-        if "offset" not in call.cache_state(_STATE) and (view.image_token_ids or self.grid is not None):
+        if not call.row_state(_STATE, _NEEDED) and (view.image_token_ids or self.grid is not None):
             self._warn(
                 "blind",
                 "called with inputs_embeds and no input_ids, so it is not known which tokens are visual and nothing "
@@ -272,20 +266,6 @@ class CCA:
             )
 
 
-def _for_rows(offset: Tensor, batch: int) -> Tensor:
-    """The offset of every row; beams repeat the rows of a prompt."""
-    if offset.shape[0] == batch:
-        return offset
-    if batch % offset.shape[0]:
-        raise DataError(
-            f"cca: the cache was filled with {offset.shape[0]} rows and is used with {batch}; use it with the rows it "
-            "was filled with"
-        )
-    return offset.repeat_interleave(batch // offset.shape[0])
-
-
 def _keys(call: Call, held: int) -> int:
     """How many keys the attention kernel will see: all slots of a preallocated cache, else what is held."""
-    if not getattr(call.cache, "is_compileable", False):
-        return held
-    return int(call.cache.get_mask_sizes(call.query_length, 0)[0])
+    return key_count(call.cache, call.query_length) if preallocated(call.cache) else held

@@ -1,0 +1,1 @@
+"""Finding the model that really runs, and what its modules are asked for."""

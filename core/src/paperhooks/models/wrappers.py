@@ -1,0 +1,44 @@
+"""The model that really runs inside what a user holds: adapters, parallel and compiled wrappers, value heads.
+
+A wrapper's ``generate`` often goes straight to the model inside, so that hooks on the wrapper never run; and a wrapper
+may lengthen the sequence before the model sees it. Methods belong to the model inside, whoever calls it.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from paperhooks.compat import PreTrainedModel
+from paperhooks.errors import UnsupportedModel
+
+__all__ = ["running_model"]
+
+
+def running_model(model: object) -> nn.Module:
+    """The transformers model that runs when ``model`` is called; ``model`` itself when it wraps none.
+
+    :raises UnsupportedModel: it is no module, or wraps several models; says which object to give.
+    """
+    if not isinstance(model, nn.Module):
+        hint = "load it first, for example with AutoModelForCausalLM.from_pretrained"
+        raise UnsupportedModel(
+            f"expected a loaded transformers model, got {type(model).__name__} {model!r:.60}; {hint}"
+        )
+    found = _outermost(model, "")
+    if len(found) > 1:
+        places = ", ".join(f"model.{place} ({type(inner).__name__})" for place, inner in found)
+        raise UnsupportedModel(
+            f"{type(model).__name__} wraps several models: {places}; give the one that the method is for"
+        )
+    return found[0][1] if found else model
+
+
+def _outermost(module: nn.Module, place: str) -> list[tuple[str, nn.Module]]:
+    """The transformers models in ``module`` that are in no other one, with their places."""
+    if isinstance(module, PreTrainedModel):
+        return [(place, module)]
+    found: dict[int, tuple[str, nn.Module]] = {}
+    for name, child in module.named_children():
+        for where, inner in _outermost(child, f"{place}.{name}" if place else name):
+            found.setdefault(id(inner), (where, inner))
+    return list(found.values())

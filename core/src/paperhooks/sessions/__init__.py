@@ -1,0 +1,1 @@
+"""What a session is made of: calls under way, undoing, removal from copies."""

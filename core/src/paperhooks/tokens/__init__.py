@@ -1,0 +1,1 @@
+"""Tokens that leave the sequence, and what is kept on a cache for its rows."""
