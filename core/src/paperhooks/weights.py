@@ -2,7 +2,8 @@
 
 Every edit of a parameter goes through a :class:`WeightJournal`, which keeps what was there before: a clone at the first
 dense edit, or only indices and values when an edit touches few entries. :meth:`WeightJournal.undo` puts every bit back
-in place, so tied weights stay tied and optimisers keep their parameters.
+in place, so tied weights stay tied and optimisers keep their parameters. What others have written since (an optimiser
+step, a merged adapter, a loaded state) is left to them and named.
 
 >>> from torch import nn
 >>> layer = nn.Linear(2, 2)
@@ -16,74 +17,64 @@ True
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Final
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from paperhooks.artefacts import Artefact
 from paperhooks.errors import ModelError, PluginConflict, UnsupportedModel, did_you_mean
+from paperhooks.journal_entries import Change, Digests, Values, bits, put, take, written_in_full
 
 __all__ = ["Artefact", "Change", "WeightJournal"]
 
-#: Edits move bits, not numbers: arithmetic could change the payload of a NaN, and not every dtype can be indexed.
-_BITS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+@dataclass(frozen=True)
+class _Left:
+    """What :meth:`WeightJournal.undo` has not restored of one parameter, in words, and whether it could have been."""
+
+    text: str
+    impossible: bool = False
 
 
-@dataclass(eq=False)
-class Change:
-    """What the journal knows of one edited parameter.
+@dataclass(frozen=True)
+class _Here:
+    """The parameters of a model now, by each of their names, and the names of each."""
 
-    name, names
-        Qualified name, and all names under which it occurs (several for tied weights).
-    method
-        Who edits it.
-    index
-        Flat row-major positions int64 [n], sorted, whose old values are kept; None when the whole tensor is kept.
-    saved
-        The old values: [n], or the parameter's shape.
-    """
+    parameters: dict[str, nn.Parameter]
+    names: dict[int, set[str]]
 
-    parameter: nn.Parameter = field(repr=False)
-    name: str
-    names: tuple[str, ...]
-    method: str
-    index: Tensor | None = field(repr=False)
-    saved: Tensor = field(repr=False)
+    @classmethod
+    def of(cls, model: nn.Module) -> _Here:
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        names: dict[int, set[str]] = {}
+        for name, parameter in parameters.items():
+            names.setdefault(id(parameter), set()).add(name)
+        return cls(parameters, names)
 
-    @property
-    def entries(self) -> int:
-        """How many entries of the parameter are kept."""
-        return self.saved.numel()
+    def exchanged(self, change: Change) -> tuple[str, ...]:
+        """Names of the edited parameter that the model uses for another one; all of them when it is not there at all.
 
-    def original(self) -> Tensor:
-        """The whole parameter as it was: a new tensor of its shape."""
-        if self.index is None:
-            return self.saved.clone()
-        whole = self.parameter.detach().clone()
-        _put(whole, self.index, self.saved)
-        return whole
+        A parameter may have moved to another name, as below a wrapper; then it is still there.
+        """
+        names = self.names.get(id(change.parameter), set())
+        if not names:
+            return change.names
+        others = tuple(name for name in change.names if name in self.parameters and name not in names)
+        return others if len(names) < len(change.names) else ()
 
-    def restore(self) -> None:
-        """Put the old values back in place; raises ModelError when the parameter has got another shape or dtype."""
-        now, then = self.parameter, self.saved
-        if now.dtype != then.dtype or (self.index is None and now.shape != then.shape) or now.is_meta:
-            raise ModelError(
-                f"{self.name} is {now.dtype} {list(now.shape)} on {now.device} now, but was edited as {then.dtype}; "
-                "undo edits before moving the model to another dtype or shape"
-            )
-        with torch.no_grad():
-            if self.index is None:
-                _bits(now.detach()).copy_(_bits(then))
-            else:
-                _put(now.detach(), self.index, then)
+    def offloaded(self, names: tuple[str, ...]) -> bool:
+        """Whether one of the names is that of a parameter without values."""
+        return any(name in self.parameters and self.parameters[name].is_meta for name in names)
 
 
 class WeightJournal:
     """Edits parameters of ``model`` and undoes them bit for bit.
 
-    While edits are open, a parameter belongs to the method that edited it first.
+    While edits are open, a parameter belongs to the method that edited it first. An interrupt (KeyboardInterrupt,
+    SystemExit) at any point of an edit or of :meth:`undo` leaves a journal whose :meth:`undo` finishes the work.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -91,37 +82,44 @@ class WeightJournal:
         #: Who writes when an edit names no method.
         self.writer = ""
         self._changes: dict[int, Change] = {}
+        self._left: dict[int, _Left] = {}
 
     @property
     def changed(self) -> dict[str, Change]:
-        """Name to :class:`Change` of every edited parameter, in the order of the first edits."""
+        """Name to :class:`Change` of every edited parameter, in the order of the first edits.
+
+        A change says how things were when it was asked for; a later edit makes a new one.
+        """
         return {change.name: change for change in self._changes.values()}
 
     def write(self, target: str | nn.Parameter, values: Tensor, *, method: str = "") -> None:
         """Replace a whole parameter.
+
+        So that :meth:`undo` can tell later whether the values are still there, those of up to 65,536 entries are kept,
+        and larger ones are hashed: SHA-256 over the values in the parameter's dtype and in the narrower ones to which
+        models are cast, on the CPU, at about 1 GB/s. That is twice the parameter's bytes, and a third time where it has
+        been edited before.
 
         :param target: qualified name, or the parameter itself.
         :param values: the parameter's shape; rounded to its dtype once.
         :param method: the writing method's name (default: :attr:`writer`), which keeps two methods from editing one
             parameter.
         :raises LookupError: no such parameter. :raises ValueError: another shape. :raises UnsupportedModel: a parameter
-            that is not plain floating point. :raises PluginConflict: another method has edited it.
+            that is not plain floating point. :raises PluginConflict: another method has edited it. :raises ModelError:
+            it has got another shape since an earlier edit.
         """
         parameter, change = self._open(target, method)
         if values.shape != parameter.shape:
             raise ValueError(f"values for {self._label(target)} are {list(values.shape)}, not {list(parameter.shape)}")
-        if change is None:
-            self._note(parameter, method, None, parameter.detach().clone())
-        elif change.index is not None:
-            change.saved, change.index = change.original(), None
-        new = values.detach().to(parameter.dtype)
-        if new.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr():
-            new = new.clone()  # such as a transpose of the parameter itself
-        with torch.no_grad():
-            _bits(parameter.detach()).copy_(_bits(new))
+        new = _for_parameter(values, parameter)
+        now = parameter.detach()
+        change = self._new(parameter, method, None, now.clone()) if change is None else change.followed().whole()
+        self._commit(change, written_in_full(new), lambda: bits(now).copy_(bits(new)))
 
     def write_sparse(self, target: str | nn.Parameter, index: Tensor, values: Tensor, *, method: str = "") -> None:
-        """Replace some entries; only their old values are kept.
+        """Replace some entries; only their old and new values are kept.
+
+        On a parameter that was written as a whole before, it costs what :meth:`write` costs.
 
         :param index: flat row-major positions int64 [n], each at most once.
         :param values: [n]; rounded to the parameter's dtype once.
@@ -132,9 +130,16 @@ class WeightJournal:
         index = _checked_index(index, parameter, self._label(target))
         if values.shape != index.shape:
             raise ValueError(f"{self._label(target)}: {list(values.shape)} values for {len(index)} positions")
-        self._keep(parameter, change, index, method)
-        with torch.no_grad():
-            _put(parameter.detach(), index, values.detach().to(parameter.device, parameter.dtype))
+        index, order = index.sort()
+        new, now = take(_for_parameter(values, parameter), order), parameter.detach()
+        if change is None:
+            change = self._new(parameter, method, index, take(now, index))
+        else:
+            change = change.followed().covering(index)
+        after = change.current().clone()
+        put(after, index if change.index is None else torch.searchsorted(change.index, index), new)
+        written = written_in_full(after) if change.index is None else Values(after)
+        self._commit(change, written, lambda: put(now, index, new))
 
     def scale_sparse(self, target: str | nn.Parameter, index: Tensor, factor: float, *, method: str = "") -> None:
         """Multiply some entries by ``factor``, in float32 (float64 for such weights), rounded once.
@@ -143,7 +148,7 @@ class WeightJournal:
         """
         parameter, _ = self._open(target, method)
         index = _checked_index(index, parameter, self._label(target))
-        old = _take(parameter.detach(), index)
+        old = take(parameter.detach(), index)
         wide = old.double() if old.dtype == torch.float64 else old.float()
         self.write_sparse(parameter, index, wide * factor if factor else torch.zeros_like(wide), method=method)
 
@@ -152,31 +157,45 @@ class WeightJournal:
         self._open(target, method)
 
     def original(self, target: str | nn.Parameter) -> Tensor:
-        """A copy of the parameter as it was before any edit."""
+        """A copy of the parameter as it was before any edit, in the dtype and on the device that it has now.
+
+        Raises ModelError when it has got another shape since it was edited.
+        """
         parameter = self._find(target)
         change = self._changes.get(id(parameter))
         return parameter.detach().clone() if change is None else change.original()
 
     def undo(self) -> None:
-        """Put all old values back, last edited first; the journal is empty afterwards.
+        """Put the old values back wherever the edit is still there, last edited first; the journal is empty then.
 
-        Every parameter is tried. Raises ModelError (or a group of them) for those that cannot be restored.
+        An edit is still there where a parameter holds, bit for bit, what was written last: entry by entry, or, for
+        dense edits of more than 65,536 entries, in blocks of so many. Where the model was cast since, the old values
+        are cast likewise. What somebody else has written is theirs: it stays, and one UserWarning names each such
+        parameter with the number of its entries. So it is with a parameter that the model has exchanged for another
+        Parameter object: nothing is written to the new one, and the edited one is restored for whoever has kept it.
+
+        :raises ModelError: a parameter is on the meta device, so that undoing is impossible; or restoring one failed,
+            as for want of memory. All others are restored first, and those that failed stay in the journal for another
+            try. The error then names what the warning would have named.
         """
-        errors: list[Exception] = []
-        while self._changes:
-            _, change = self._changes.popitem()
+        here = _Here.of(self.model)
+        failed: dict[str, Exception] = {}
+        for key in reversed(list(self._changes)):
+            change = self._changes[key]
             try:
-                change.restore()
+                left = _undone(change, here)
             except Exception as error:
-                errors.append(error)
-        if len(errors) == 1:
-            raise errors[0]
-        if errors:
-            raise ExceptionGroup("paperhooks: some weights could not be restored", errors)
+                failed[change.name] = error
+                continue
+            if left is not None:
+                self._left[key] = left
+            del self._changes[key]
+        self._tell(failed)
 
     def keep(self) -> None:
         """Make all edits final: forget what was there before."""
         self._changes.clear()
+        self._left.clear()
 
     def _find(self, target: str | nn.Parameter) -> nn.Parameter:
         if isinstance(target, str):
@@ -195,30 +214,42 @@ class WeightJournal:
     def _open(self, target: str | nn.Parameter, method: str) -> tuple[nn.Parameter, Change | None]:
         parameter, method = self._find(target), method or self.writer
         change = self._changes.get(id(parameter))
-        if change is None:
-            _check_plain(parameter, self._label(target))
-        elif change.method != method:
+        _check_plain(parameter, self._label(target))
+        if change is not None and change.method != method:
             raise PluginConflict(
                 f"{method or 'an unnamed method'} writes {change.name}, which {change.method or 'an unnamed method'} "
                 "has edited; undo those edits or make them final (journal.keep()) first"
             )
         return parameter, change
 
-    def _keep(self, parameter: nn.Parameter, change: Change | None, index: Tensor, method: str) -> None:
-        """Save the old values at the positions of ``index`` that are not saved yet."""
-        if change is None:
-            order = index.sort().values
-            self._note(parameter, method, order, _take(parameter.detach(), order))
-        elif change.index is not None:
-            new = index[~torch.isin(index, change.index.to(index.device))]
-            merged = torch.cat([change.index.to(index.device), new])
-            values = torch.cat([_bits(change.saved.to(index.device)), _bits(_take(parameter.detach(), new))])
-            order = merged.argsort()
-            change.index, change.saved = merged[order], values[order].view(parameter.dtype)
-
-    def _note(self, parameter: nn.Parameter, method: str, index: Tensor | None, saved: Tensor) -> None:
+    def _new(self, parameter: nn.Parameter, method: str, index: Tensor | None, saved: Tensor) -> Change:
         names = self._names(parameter)
-        self._changes[id(parameter)] = Change(parameter, names[0], names, method or self.writer, index, saved)
+        return Change(parameter, names[0], names, method or self.writer, parameter.shape, index, saved)
+
+    def _commit(self, change: Change, written: Values | Digests, write: Callable[[], object]) -> None:
+        """Write, with a record beside it that is right at every moment: it admits both values until one is sure."""
+        key = id(change.parameter)
+        self._changes[key] = replace(change, written=(*change.written, written))
+        write()
+        self._changes[key] = replace(change, written=(written,))
+
+    def _tell(self, failed: dict[str, Exception]) -> None:
+        """Name once what was not restored: in a ModelError where anything was impossible, else in a warning."""
+        errors = [left.text for left in self._left.values() if left.impossible]
+        errors += [f"{name} could not be restored ({error!r}); undo again" for name, error in failed.items()]
+        theirs = _theirs([left.text for left in self._left.values() if not left.impossible])
+        if errors:
+            try:
+                raise ModelError("; ".join([*errors, *theirs])) from next(iter(failed.values()), None)
+            finally:
+                self._left.clear()
+        for text in theirs:
+            try:
+                warnings.warn(text, stacklevel=3)
+            except UserWarning:  # where warnings are errors
+                self._left.clear()
+                raise
+        self._left.clear()
 
     def _names(self, parameter: Tensor) -> tuple[str, ...]:
         return tuple(n for n, p in self.model.named_parameters(remove_duplicate=False) if p is parameter)
@@ -227,18 +258,42 @@ class WeightJournal:
         return target if isinstance(target, str) else next(iter(self._names(target)), "a parameter")
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    """The tensor's storage seen as integers of the same size and strides."""
-    return tensor.view(_BITS[tensor.element_size()])
+def _undone(change: Change, here: _Here) -> _Left | None:
+    """Restore one parameter, and say what was not restored."""
+    if change.parameter.is_meta:
+        return _Left(_offloaded(change.name), impossible=True)
+    found, gone = change.restore(), here.exchanged(change)
+    if here.offloaded(gone):
+        return _Left(_offloaded(change.name), impossible=True)
+    reasons = [f"{found} of {change.entries} edited entries"] if found else []
+    known = here.parameters
+    reasons += [f"{name} is {'another Parameter now' if name in known else 'no longer in the model'}" for name in gone]
+    return _Left(f"{change.name} ({'; '.join(reasons)})") if reasons else None
 
 
-def _take(tensor: Tensor, index: Tensor) -> Tensor:
-    return _bits(tensor)[torch.unravel_index(index.to(tensor.device), tensor.shape)].view(tensor.dtype)
+def _offloaded(name: str) -> str:
+    return (
+        f"{name} is on the meta device now (offloaded), so its edit could not be undone; undo edits before offloading, "
+        "or load the model again"
+    )
 
 
-def _put(tensor: Tensor, index: Tensor, values: Tensor) -> None:
-    where = torch.unravel_index(index.to(tensor.device), tensor.shape)
-    _bits(tensor)[where] = _bits(values.to(tensor.device))
+def _theirs(texts: list[str]) -> list[str]:
+    if not texts:
+        return []
+    return [
+        "undo of weight edits left alone what others have written since (an optimiser step, a merged adapter, a loaded "
+        f"state, assigned data): {', '.join(texts)}. All else has its old values. What was written may have been made "
+        "from edited values: load the weights again if the old ones are wanted. Undo edits before such a step (close "
+        "the session), or make them final with journal.keep()"
+    ]
+
+
+def _for_parameter(values: Tensor, parameter: nn.Parameter) -> Tensor:
+    """The values rounded to the parameter's dtype on its device, in memory that is not the parameter's."""
+    new = values.detach().to(parameter.device, parameter.dtype)
+    shared = new.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
+    return new.clone() if shared else new  # such as a transpose of the parameter itself
 
 
 def _checked_index(index: Tensor, parameter: nn.Parameter, label: str) -> Tensor:
