@@ -8,9 +8,11 @@ imports torch: listing the installed plugins must stay instant.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
+
+from paperhooks.options import flag, function_or_choice, optional, refused, text, whole, whole_list
 
 #: Version of the hook contract in :mod:`paperhooks.hookspecs`. New optional arguments and new hooks keep the number.
 HOOK_API: Final = 1
@@ -47,6 +49,8 @@ class Traits:
         Gradients through the method are right; ``torch.compile`` of an attached model works with ``fullgraph=True``.
     devices, dtypes, attention, parallel
         What the test suite ran on, for the registry. They refuse nothing.
+
+    Raises ValueError naming a field whose value cannot be meant.
     """
 
     layers: LayerSelector = "all"
@@ -63,17 +67,37 @@ class Traits:
     parallel: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        writes = frozenset(self.writes)
-        object.__setattr__(self, "writes", writes)
-        unknown = sorted(writes - WRITES)
+        checked: dict[str, Any] = {"layers": _layers(self.layers), "writes": frozenset(_words("writes", self.writes))}
+        unknown = sorted(checked["writes"] - WRITES)
         if unknown:
             raise ValueError(f"Traits.writes has unknown entries {unknown}; allowed are {sorted(WRITES)}")
-        if isinstance(self.layers, str) and self.layers not in ("all", "attention"):
-            raise ValueError(f"Traits.layers is {self.layers!r}; expected 'all', 'attention', indices or a predicate")
+        checked |= {name: flag(f"Traits.{name}", getattr(self, name)) for name in MODES}
+        checked |= {name: tuple(_words(name, getattr(self, name))) for name in _LISTS}
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+
+def _layers(layers: Any) -> Any:
+    """The layer selector with indices as a tuple of numbers. Which indices a model has is known when attaching."""
+    if isinstance(layers, str) or callable(layers) or not isinstance(layers, Iterable):
+        try:
+            return function_or_choice("Traits.layers", layers, ("all", "attention"))
+        except ValueError:
+            raise refused("Traits.layers", layers, "'all', 'attention', indices or a predicate") from None
+    return tuple(whole_list("Traits.layers", layers, at_least=0))
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """A field that lists words; a bare string would be a list of letters."""
+    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
+        raise refused(f"Traits.{name}", value, "a list of words")
+    return [text(f"each of Traits.{name}", word) for word in value]
 
 
 #: The modes of :class:`Traits` that are plain yes/no declarations, in the order the registry lists them.
 MODES: Final = ("training", "compile", "beams", "assisted", "static_cache", "chunked_prefill")
+#: Those that list words.
+_LISTS: Final = ("devices", "dtypes", "attention", "parallel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +112,9 @@ class Paper:
     code: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("arxiv", "title", "authors", "venue", "code"):
+            text(f"Paper.{name}", getattr(self, name))
+        object.__setattr__(self, "year", optional(whole, "Paper.year", self.year))
         if self.arxiv and not _ARXIV.fullmatch(self.arxiv):
             raise ValueError(f"Paper.arxiv is {self.arxiv!r}; expected an identifier such as '2410.17247'")
 
@@ -132,6 +159,7 @@ class PluginInfo:
     claims: str | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"PluginInfo.name is {self.name!r}; expected kebab-case such as 'pyramiddrop'")
         if not 0 < len(self.summary) < 100:
@@ -141,3 +169,14 @@ class PluginInfo:
         for where, target in [*self.methods.items(), ("hooks", self.hooks), ("demo", self.demo)]:
             if target is not None and not _TARGET.fullmatch(target):
                 raise ValueError(f"{self.name}: {where} is {target!r}; expected 'package.module:Name'")
+
+    def _check_types(self) -> None:
+        for name in ("name", "summary"):
+            text(f"PluginInfo.{name}", getattr(self, name))
+        for name in ("hooks", "demo", "claims"):
+            optional(text, f"PluginInfo.{name} of {self.name!r}", getattr(self, name))
+        object.__setattr__(self, "api", whole(f"PluginInfo.api of {self.name!r}", self.api))
+        if not isinstance(self.methods, Mapping) or not all(isinstance(t, str) for t in self.methods.values()):
+            raise refused(f"PluginInfo.methods of {self.name!r}", self.methods, "names to 'package.module:Name'")
+        if self.paper is not None and not isinstance(self.paper, Paper):
+            raise refused(f"PluginInfo.paper of {self.name!r}", self.paper, "a paperhooks.info.Paper, or None")
