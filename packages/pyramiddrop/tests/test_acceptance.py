@@ -398,13 +398,13 @@ def test_ranking_projects_one_query_row_and_never_builds_n_by_n():
     ("stages", "message"),
     [
         ({}, "at least one drop layer"),
-        ({0: 0.5}, "first drop layer is 0"),
-        ({4: 0.5, 2: 0.25}, "increase strictly"),
+        ({0: 0.5}, "drop layer of stages is 0; expected a whole number of at least 1"),
+        ({4: 0.5, 2: 0.25}, r"stages is \{4: 0.5, 2: 0.25\}: drop layers must increase strictly"),
         ({2: 0.25, 4: 0.5}, "must not increase"),
-        ({2: 1.5}, "got 1.5"),
-        ({2: -0.1}, "got -0.1"),
-        ({2.5: 0.5}, "integers, got 2.5"),
-        ({True: 0.5}, "integers, got True"),
+        ({2: 1.5}, "keep ratio of stages is 1.5; expected a number from 0 to 1"),
+        ({2: -0.1}, "keep ratio of stages is -0.1"),
+        ({2.5: 0.5}, "drop layer of stages is 2.5"),
+        ({True: 0.5}, "drop layer of stages is True"),
     ],
 )
 def test_bad_schedules_are_refused_at_construction(stages, message):
@@ -414,12 +414,12 @@ def test_bad_schedules_are_refused_at_construction(stages, message):
 
 def test_bad_options_are_refused_at_construction():
     for options, message in [
-        ({"positions": "keep"}, "positions='keep'"),
-        ({"query": "first"}, "query='first'"),
-        ({"scope": "batch"}, "scope='batch'"),
-        ({"rank": "lasttoken"}, "rank='lasttoken' is no known policy"),
-        ({"ratio": 2.0}, "got 2.0"),
-        ({"min_visual_tokens": -1}, "min_visual_tokens=-1"),
+        ({"positions": "keep"}, "positions is 'keep'; expected 'preserve' or 'renumber'"),
+        ({"query": "first"}, "query is 'first'; expected 'auto', 'last' or a function"),
+        ({"scope": "batch"}, "scope is 'batch'"),
+        ({"rank": "lasttoken"}, "rank is 'lasttoken'; expected 'last_token', .*did you mean 'last_token'"),
+        ({"ratio": 2.0}, "ratio is 2.0"),
+        ({"min_visual_tokens": -1}, "min_visual_tokens is -1; expected a whole number of at least 0"),
         ({"stages": {2: 0.5}, "layers": [2]}, "not both"),
         ({"ratios": [0.5]}, "need layers"),
         ({"layers": [2, 4], "ratios": [0.5]}, "as many keep ratios, got 1"),

@@ -17,11 +17,32 @@ from typing import Any, ClassVar, Literal
 import torch
 from paperhooks import Call, LayerInputs, ModelView, PluginIncompatible, Site, Traits, UnsupportedModel, hookimpl
 from paperhooks.attention import attention_parts
+from paperhooks.options import (
+    choice,
+    flag,
+    function_or_choice,
+    number,
+    number_list,
+    optional,
+    refused,
+    shown,
+    whole,
+    whole_list,
+)
 from paperhooks.selection import compact
 from torch import Tensor
 
-from paperhooks_pyramiddrop.plan import Plan, Query, make_plan
-from paperhooks_pyramiddrop.rank import Policy, Ranking, choose, policy_of
+from paperhooks_pyramiddrop.plan import Alive, Plan, Query, make_plan
+from paperhooks_pyramiddrop.rank import (
+    Policy,
+    Ranking,
+    choose,
+    key_norm,
+    last_token,
+    policy_of,
+    ranked,
+    states_of,
+)
 from paperhooks_pyramiddrop.schedule import Schedule
 
 __all__ = ["Drop", "PaperPyramidDrop", "PyramidDrop", "RandomDrop"]
@@ -57,8 +78,9 @@ class PyramidDrop:
         ``"preserve"``: kept tokens keep their rotary positions, which equals masking the dropped ones. ``"renumber"``:
         positions are counted anew without gaps, as in the official code; excludes other methods that set positions.
     query
-        Which rows rank: ``"auto"`` (the ends of all instructions where labels are given, else the last token),
-        ``"last"``, or a function of the :class:`~paperhooks.Call` that returns bool [B, T].
+        Which rows rank: ``"auto"`` (the ends of all instructions where labels or a ``target_mask`` are given, else the
+        last token), ``"last"``, or a function of the :class:`~paperhooks.Call` that returns bool [B, T]. They are
+        looked up anew in what survives at every stage: in place of a dropped row ranks the nearest one before it.
     rank
         ``"last_token"`` (the paper), ``"random"``, ``"mean_text"``, ``"key_norm"``, or a function of a
         :class:`~paperhooks_pyramiddrop.rank.Ranking`.
@@ -67,7 +89,7 @@ class PyramidDrop:
     min_visual_tokens
         Lower bound for what a stage keeps (of a segment, with ``scope="segment"``).
     protect_queries
-        Never drop a row that ranks, or that predicts a labelled token.
+        Never drop a row that ranks, or that predicts a labelled token. False is the official code's way.
     restore_outputs
         Give logits their full length back (dropped rows are zeros). False: in training with labels the loss is computed
         on the kept tokens only, which saves memory.
@@ -78,7 +100,9 @@ class PyramidDrop:
     record
         A list that every drop is appended to as a :class:`Drop`, for pictures and analysis.
 
-    Raises ValueError naming the value for a malformed schedule or option.
+    Numbers of numpy and torch are taken for what they are worth.
+
+    :raises ValueError: an option that cannot be meant; names it, its value and what is expected.
     """
 
     stages: Mapping[int, float] | int = 4
@@ -106,29 +130,47 @@ class PyramidDrop:
     )
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("positions", ("preserve", "renumber")),
-            ("query", ("auto", "last")),
-            ("scope", ("sample", "segment")),
-        ):
-            if getattr(self, name) not in allowed and not (name == "query" and callable(self.query)):
-                raise ValueError(f"{name}={getattr(self, name)!r}; expected one of {', '.join(map(repr, allowed))}")
-        if self.min_visual_tokens < 0:
-            raise ValueError(f"min_visual_tokens={self.min_visual_tokens}; expected 0 or more")
-        if isinstance(self.stages, Mapping) and (self.layers is not None or self.ratios is not None):
-            raise ValueError("give drop layers either in stages={layer: ratio} or in layers=[...], not both")
-        if self.ratios is not None and self.layers is None:
-            raise ValueError(f"ratios={list(self.ratios)} need layers=[...] of the same length")
-        if self._even:  # the split waits for the model's depth; its ratio need not
-            Schedule((1,), (self.ratio,))
-        else:
-            self._explicit()
+        self._check_options()
+        self._check_schedule()
         self._schedules: dict[int, Schedule] = {}  # by depth: one method may serve models of several depths
         if self.positions == "renumber":  # then it excludes other methods that set positions
             self.__dict__["traits"] = _RENUMBERING
         self._policy = policy_of(self.rank)
         self._generator = torch.Generator().manual_seed(self.seed)
-        self._warned = False
+        self._warned: set[str] = set()
+
+    def _check_options(self) -> None:
+        self.ratio = number("ratio", self.ratio, low=0, high=1)
+        self.positions = choice("positions", self.positions, ("preserve", "renumber"))
+        self.query = function_or_choice("query", self.query, ("auto", "last"))
+        self.scope = choice("scope", self.scope, ("sample", "segment"))
+        self.min_visual_tokens = whole("min_visual_tokens", self.min_visual_tokens, at_least=0)
+        for name in ("protect_queries", "restore_outputs"):
+            setattr(self, name, flag(name, getattr(self, name)))
+        self.visual_token_ids = optional(whole_list, "visual_token_ids", self.visual_token_ids, at_least=0)
+        self.seed = whole("seed", self.seed, at_least=-(2**63), at_most=2**64 - 1)  # what torch's generators take
+        if self.record is not None and not hasattr(self.record, "append"):
+            raise refused("record", self.record, "a list that drops are appended to, or None")
+
+    def _check_schedule(self) -> None:
+        self.stages = _checked_stages(self.stages)
+        self.layers = optional(whole_list, "layers", self.layers, at_least=1)
+        self.ratios = optional(number_list, "ratios", self.ratios, low=0, high=1)
+        if isinstance(self.stages, Mapping) and (self.layers is not None or self.ratios is not None):
+            raise ValueError("give drop layers either in stages={layer: ratio} or in layers=[...], not both")
+        if self.ratios is not None and self.layers is None:
+            raise ValueError(f"ratios is {self.ratios}; they need layers=[...] of the same length")
+        if not self._even:  # the even split waits for the model's depth
+            self._named_schedule()
+
+    def _named_schedule(self) -> None:
+        """The explicit schedule; what is wrong with it is said with the options that it comes from."""
+        names = ("stages",) if self.layers is None else ("layers", "ratios")[: 1 + (self.ratios is not None)]
+        try:
+            self._explicit()
+        except ValueError as error:
+            given = ", ".join(f"{name} is {shown(getattr(self, name))}" for name in names)
+            raise ValueError(f"{given}: {error}") from None
 
     # -- attaching -------------------------------------------------------------------------------------------------
 
@@ -137,7 +179,7 @@ class PyramidDrop:
         """Fix the schedule for this decoder's depth and check that its layers can be ranked and shortened."""
         schedule = self.schedule_for(len(view.layers))
         first = schedule.layers[0]
-        odd = [i for i in range(first, len(view.layers)) if view.layer_types[i] != "full_attention"]
+        odd = [i for i in range(first, len(view.layers)) if not view.full_attention(i)]
         if odd:
             raise UnsupportedModel(
                 f"pyramiddrop needs full attention in every layer from the first drop ({first}) on; layer {odd[0]} of "
@@ -158,7 +200,7 @@ class PyramidDrop:
                 f"positions='renumber' is not defined for {view.family}, whose positions are not plain rotary counts; "
                 "use positions='preserve'"
             )
-        if self._policy.__name__ in ("last_token", "key_norm"):
+        if self._policy is last_token or self._policy is key_norm:
             for layer in schedule.layers:
                 attention_parts(view, layer)
         if not self.restore_outputs:
@@ -201,7 +243,7 @@ class PyramidDrop:
         now = self._renumbered(site, call, inputs) if renumber else inputs
         if call.query_length > 1 and site.index in layers:
             plan = self._plan(call, inputs)
-            dropped = self._drop(site, plan, now, layers.index(site.index)) if plan else None
+            dropped = self._drop(site, call, plan, now, layers.index(site.index)) if plan else None
             if dropped is not None:
                 return self._renumbered(site, call, dropped) if renumber else dropped
         return now if renumber else None
@@ -214,43 +256,46 @@ class PyramidDrop:
             if visual is None:
                 self._warn_blind(call)
             else:
-                state["plan"] = make_plan(call, inputs, visual, self.query, self.scope, self.protect_queries)
-        plan: Plan | None = state.get("plan")
-        return plan
+                state["plan"] = plan = make_plan(call, inputs, visual, self.query, self.scope, self.protect_queries)
+                self._warn_exposed(call, plan)
+        found: Plan | None = state.get("plan")
+        return found
 
     def _visual(self, call: Call) -> Tensor | None:
         if self.visual_token_ids is None or call.input_ids is None or call.inputs.get("visual_mask") is not None:
             return call.image_mask
         return torch.isin(call.input_ids, torch.tensor(self.visual_token_ids, device=call.input_ids.device))
 
-    def _drop(self, site: Site, plan: Plan, inputs: LayerInputs, stage: int) -> LayerInputs | None:
-        ratio = self.schedule_for(site.n_layers).ratios[stage]
-        counts = plan.keep_counts(ratio, self.min_visual_tokens)
-        if counts == plan.segment_counts:
+    def _drop(self, site: Site, call: Call, plan: Plan, inputs: LayerInputs, stage: int) -> LayerInputs | None:
+        state = call.state(self)
+        now = plan.alive(inputs.track, inputs.hidden_states, own=inputs.track is state.get("track"))
+        counts = plan.keep_counts(self.schedule_for(site.n_layers).ratios[stage], self.min_visual_tokens, now.census)
+        if counts == now.census.segments:
             return None
-        now = plan.alive(inputs.track, inputs.hidden_states)
-        with torch.no_grad():
-            scores = self._policy(
-                Ranking(
-                    view=site.view,
-                    layer=site.index,
-                    hidden_states=inputs.hidden_states.detach(),
-                    position_embeddings=inputs.position_embeddings,
-                    query_rows=now.query_rows,
-                    query_valid=now.query_valid,
-                    real=now.real,
-                    visual=now.segments > 0,
-                    generator=self._generator,
-                )
-            ).to(now.real.device)
-            limits = torch.tensor(counts, device=now.real.device)
-            keep = choose(scores, now.segments, now.protected, limits) & now.real
-            alive = plan.alive_counts(counts)
-            index, valid = compact(keep, max(1, *alive), plan.align)
+        scores = ranked(self._policy, self._ranking(site, inputs, now)).to(now.real.device)
+        limits = torch.tensor(counts, device=now.real.device)
+        keep = choose(scores, now.segments, now.protected, limits) & now.real
+        alive = now.census.alive_counts(counts)
+        index, valid = compact(keep, max(1, *alive), plan.align)
         if self.record is not None:
             self.record.append(_recorded(site.index, keep, scores, now.segments > 0, now.index, plan.length))
         full = min(alive) == index.shape[1]  # every row fills every slot
-        return inputs.select(index, None if full else valid)
+        dropped = inputs.select(index, None if full else valid)
+        state["track"] = dropped.track
+        return dropped
+
+    def _ranking(self, site: Site, inputs: LayerInputs, now: Alive) -> Ranking:
+        return Ranking(
+            view=site.view,
+            layer=site.index,
+            hidden_states=states_of(site, inputs.hidden_states),
+            position_embeddings=inputs.position_embeddings,
+            query_rows=now.query_rows,
+            query_valid=now.query_valid,
+            real=now.real,
+            visual=now.segments > 0,
+            generator=self._generator,
+        )
 
     def _renumbered(self, site: Site, call: Call, inputs: LayerInputs) -> LayerInputs:
         """Positions 0, 1, 2, ... over the tokens alive; in decoding the length of this layer's cache."""
@@ -265,13 +310,43 @@ class PyramidDrop:
         return inputs.replace(position_embeddings=memo[2])
 
     def _warn_blind(self, call: Call) -> None:
-        if not self._warned and call.view.image_token_ids:
-            self._warned = True
-            warnings.warn(
-                "pyramiddrop: called with inputs_embeds and no input_ids, so it is not known which tokens are visual "
-                "and nothing is dropped; pass visual_mask (bool [B, T]) to the model call",
-                stacklevel=2,
+        if call.view.image_token_ids:
+            self._warn(
+                "blind",
+                "called with inputs_embeds and no input_ids, so it is not known which tokens are visual and nothing is "
+                "dropped; pass visual_mask (bool [B, T]) to the model call",
             )
+
+    def _warn_exposed(self, call: Call, plan: Plan | None) -> None:
+        """Outputs of dropped rows are zeros, which nobody may take for a prediction."""
+        realigned = call.labels is not None and not self.restore_outputs
+        if plan is not None and plan.exposed and not realigned:
+            self._warn(
+                "exposed",
+                "an image stands right before the end of the prompt or before a label, and protect_queries=False lets "
+                "the row that predicts the next token be dropped: its logits are zeros then. Use protect_queries=True, "
+                "or in training restore_outputs=False, which leaves dropped rows out of the loss",
+            )
+
+    def _warn(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(f"pyramiddrop: {message}", stacklevel=2)
+
+
+def _checked_stages(stages: Any) -> dict[int, float] | int:
+    if isinstance(stages, Mapping):
+        drops = {
+            whole("a drop layer of stages", layer, at_least=1): number("a keep ratio of stages", ratio, low=0, high=1)
+            for layer, ratio in stages.items()
+        }
+        if drops and len(drops) == len(stages):
+            return drops
+        raise refused("stages", stages, "at least one drop layer, and each once")
+    try:
+        return whole("stages", stages, at_least=2)
+    except ValueError as error:
+        raise ValueError(f"{error}, or {{layer: ratio}}") from None
 
 
 _RENUMBERING = dataclasses.replace(PyramidDrop.traits, writes=frozenset({"tokens", "positions"}))

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
-from paperhooks.attention import attention_parts, attention_rows, queries_and_keys
+from paperhooks import HookError, Site
+from paperhooks.attention import attention_parts, attention_rows, full_precision, queries_and_keys
 from paperhooks.modelview import ModelView
+from paperhooks.options import function_or_choice
 from torch import Tensor
 
-__all__ = ["POLICIES", "Policy", "Ranking", "choose", "last_token"]
+__all__ = ["POLICIES", "Policy", "Ranking", "choose", "key_norm", "last_token", "policy_of", "ranked", "states_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +114,34 @@ def choose(scores: Tensor, segments: Tensor, protected: Tensor, keep: Tensor) ->
 
 
 def policy_of(rank: str | Policy) -> Policy:
-    """A policy by name, or the function itself. Raises ValueError naming the known ones."""
-    if callable(rank):
-        return rank
-    if rank not in POLICIES:
-        raise ValueError(f"rank={rank!r} is no known policy; use one of {', '.join(POLICIES)} or a function")
-    return POLICIES[rank]
+    """A policy by name, or whatever can be called. Raises ValueError naming the known ones."""
+    found = function_or_choice("rank", rank, tuple(POLICIES))
+    return POLICIES[found] if isinstance(found, str) else found
+
+
+def states_of(site: Site, hidden_states: Tensor) -> Tensor:
+    """What a layer is about to receive, without gradient and under autocast in no lower precision than its weights."""
+    states = hidden_states.detach()
+    if not torch.is_autocast_enabled(states.device.type):
+        return states
+    dtypes = (p.dtype for p in site.layer.parameters() if p.ndim > 1 and p.is_floating_point() and p.element_size() > 1)
+    return states.to(torch.promote_types(states.dtype, next(dtypes, states.dtype)))
+
+
+def ranked(policy: Policy, ranking: Ranking) -> Tensor:
+    """The scores that a policy gives, float [B, n], without gradient and in full precision.
+
+    Autocast around the model's forward does not reach into a policy: the same states rank alike with it and without.
+
+    :raises HookError: the policy gives anything but a number for every token.
+    """
+    with torch.no_grad(), full_precision(ranking.hidden_states.device):
+        scores: Any = policy(ranking)
+    expected = list(ranking.real.shape)
+    if isinstance(scores, Tensor) and list(scores.shape) == expected and not scores.is_complex():
+        return scores if scores.is_floating_point() else scores.float()
+    tensor = isinstance(scores, Tensor)
+    found = f"{str(scores.dtype).removeprefix('torch.')} {list(scores.shape)}" if tensor else type(scores).__name__
+    raise HookError(
+        f"pyramiddrop: rank at layer {ranking.layer} returned {found}; expected float {expected}, a score a token"
+    )

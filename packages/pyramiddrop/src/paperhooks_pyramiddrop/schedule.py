@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from paperhooks.options import number, number_list, whole, whole_list
+
 __all__ = ["DecoderShape", "Savings", "Schedule", "solve_ratio"]
 
 
@@ -64,11 +66,8 @@ class Schedule:
     ratios: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not self.layers:
-            raise ValueError("a schedule needs at least one drop layer, got none")
-        for layer in self.layers:
-            if isinstance(layer, bool) or not isinstance(layer, int):
-                raise ValueError(f"drop layers must be integers, got {layer!r} in {list(self.layers)}")
+        object.__setattr__(self, "layers", tuple(whole_list("layers", self.layers)))
+        object.__setattr__(self, "ratios", tuple(number_list("ratios", self.ratios, low=0, high=1)))
         if self.layers[0] < 1:
             raise ValueError(
                 f"the first drop layer is {self.layers[0]}; layer 0 must see every token, so it has to be 1 or later"
@@ -77,9 +76,6 @@ class Schedule:
             raise ValueError(f"drop layers must increase strictly, got {list(self.layers)}")
         if len(self.ratios) != len(self.layers):
             raise ValueError(f"{len(self.layers)} drop layers need as many keep ratios, got {len(self.ratios)}")
-        for ratio in self.ratios:
-            if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
-                raise ValueError(f"keep ratios are shares of the original tokens, between 0 and 1; got {ratio!r}")
         if any(b > a for a, b in itertools.pairwise(self.ratios)):
             raise ValueError(f"keep ratios are cumulative and must not increase, got {list(self.ratios)}")
 
@@ -91,7 +87,8 @@ class Schedule:
     @classmethod
     def powers(cls, layers: Sequence[int], ratio: float) -> Schedule:
         """The given layers with ratios ``ratio``, ``ratio**2``, ... (the paper's lambda)."""
-        return cls(tuple(layers), tuple(ratio ** (s + 1) for s in range(len(layers))))
+        chosen, share = whole_list("layers", layers), number("ratio", ratio, low=0, high=1)
+        return cls(tuple(chosen), tuple(share ** (s + 1) for s in range(len(chosen))))
 
     @classmethod
     def even(cls, n_layers: int, stages: int = 4, ratio: float = 0.5) -> Schedule:
@@ -99,7 +96,7 @@ class Schedule:
 
         :raises ValueError: fewer than 2 stages, or more than the layers allow.
         """
-        if not 2 <= stages <= n_layers:
+        if not 2 <= whole("stages", stages) <= n_layers:
             raise ValueError(f"stages must be between 2 and the number of layers ({n_layers}), got {stages}")
         return cls.powers([s * (n_layers // stages) for s in range(1, stages)], ratio)
 
