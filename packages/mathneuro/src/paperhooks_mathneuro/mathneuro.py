@@ -7,25 +7,43 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar, Final, get_args
 
 from paperhooks import Artefact, CompressionRequest, DataError, ModelView, Traits, hookimpl
+from paperhooks.options import choice, flag, number, optional, pattern, refused, text, whole
 
 from paperhooks_mathneuro.collecting import TokenScope, collect
-from paperhooks_mathneuro.editing import Rounding, check_scale, edit
+from paperhooks_mathneuro.editing import Rounding, edit
+from paperhooks_mathneuro.expressions import set_names
 from paperhooks_mathneuro.matrices import HeadChoice
 from paperhooks_mathneuro.overlapping import shares
 from paperhooks_mathneuro.scoring import Granularity
 from paperhooks_mathneuro.selecting import Combine, Mode, select
-from paperhooks_mathneuro.statistics import Aggregate, Statistics
+from paperhooks_mathneuro.statistics import AGGREGATES, Aggregate, Statistics
 from paperhooks_mathneuro.texts import TEMPLATE
 
 __all__ = ["MathNeuro"]
 
 _TARGET: Final = "target"
+_CHOICES: Final = {
+    "mode": get_args(Mode),
+    "token_scope": get_args(TokenScope),
+    "aggregate": AGGREGATES,
+    "granularity": get_args(Granularity),
+    "combine": get_args(Combine),
+    "rounding": get_args(Rounding),
+}
+
+
+def _set_expression(name: str, value: object) -> str:
+    written = text(name, value)
+    try:
+        set_names(written)
+    except DataError as error:
+        raise ValueError(f"{name} is {value!r}; {error}") from None
+    return written
 
 
 @dataclass(eq=False)
@@ -48,7 +66,7 @@ class MathNeuro:
         See :func:`paperhooks_mathneuro.collect`, :func:`~paperhooks_mathneuro.sweep` and
         :func:`~paperhooks_mathneuro.apply`. Without a ``head``, it is left out in exact mode.
 
-    Raises ValueError for values that are out of range.
+    :raises ValueError: an option that cannot be meant; names it, its value and what is expected.
     """
 
     ratio: float = 0.05
@@ -76,9 +94,31 @@ class MathNeuro:
     )
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.ratio) and 0 < self.ratio <= 1):
-            raise ValueError(f"ratio is {self.ratio}; a share of a matrix lies above 0 and is at most 1")
-        check_scale(self.scale, self.rounding)
+        self._check_numbers()
+        self._check_words()
+        self.truncate = flag("truncate", self.truncate)
+        if self.mode == "compat" and self.aggregate != "sum_of_norms":
+            expected = "'sum_of_norms' with mode='compat', since the official code sums norms"
+            raise refused("aggregate", self.aggregate, expected)
+
+    def _check_numbers(self) -> None:
+        self.ratio = number("ratio", self.ratio, above=0, high=1)
+        self.scale = number("scale", self.scale)
+        self.batch_size = whole("batch_size", self.batch_size, at_least=1)
+        for name in ("reference_ratio", "max_isolated"):
+            setattr(self, name, optional(number, name, getattr(self, name), above=0, high=1))
+        for name in ("samples", "max_length"):
+            setattr(self, name, optional(whole, name, getattr(self, name), at_least=1))
+
+    def _check_words(self) -> None:
+        for name, words in _CHOICES.items():
+            setattr(self, name, choice(name, getattr(self, name), words))
+        for name in ("include", "exclude"):
+            setattr(self, name, optional(pattern, name, getattr(self, name)))
+        self.head = optional(choice, "head", self.head, get_args(HeadChoice))
+        self.expression = optional(_set_expression, "expression", self.expression)
+        if "{question}" not in text("template", self.template):
+            raise refused("template", self.template, "text with {question} where the question belongs")
 
     @hookimpl
     def compression(self, view: ModelView, request: CompressionRequest) -> Artefact:

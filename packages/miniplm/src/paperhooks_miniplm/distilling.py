@@ -13,7 +13,7 @@ Letters: B rows, T tokens, V vocabulary, n positions with a target.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final
 
@@ -23,6 +23,7 @@ from paperhooks.divergence import Divergence
 from paperhooks.engine import evaluation_mode
 from paperhooks.hidden import last_hidden_state, view_of
 from paperhooks.logprobs import Head, next_token_labels
+from paperhooks.options import flag, number, optional, whole, whole_list
 from paperhooks.rows import in_chunks, scatter_rows, sum_in_chunks, target_rows
 from torch import Tensor, nn
 
@@ -65,9 +66,15 @@ class _Distillation:
     _teacher_head: Head | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_options(self.divergence, self.beta, self.temperature, self.reduction)
-        if self.chunk < 1:
-            raise ValueError(f"chunk is {self.chunk}; it must be at least 1 position")
+        if self.teacher is not None:
+            self._known_teacher()
+        self.divergence, self.beta, self.temperature, self.reduction = check_options(
+            self.divergence, self.beta, self.temperature, self.reduction
+        )
+        self.official_mask = flag("official_mask", self.official_mask)
+        self.eos_token_id = optional(_token_ids, "eos_token_id", self.eos_token_id)
+        self.vocabulary = optional(whole, "vocabulary", self.vocabulary, at_least=1)
+        self.chunk = whole("chunk", self.chunk, at_least=1)
 
     @hookimpl
     def setup(self, view: ModelView) -> None:
@@ -189,7 +196,8 @@ class Distil(_Distillation):
 
     Logs ``loss/<method>/lm`` and ``loss/<method>/kd``, both without their weights.
 
-    :raises ValueError: options out of range. :raises PluginIncompatible: no teacher, when attached.
+    :raises ValueError: an option that cannot be meant. :raises PluginIncompatible: a teacher that is no model, or none
+        when attached.
     :raises DataError: vocabularies that differ (when attached), ids that the teacher does not have, or a batch in which
         nothing is predicted.
     """
@@ -198,8 +206,7 @@ class Distil(_Distillation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.weight <= 1:
-            raise ValueError(f"weight is {self.weight}; it must lie between 0 and 1")
+        self.weight = number("weight", self.weight, low=0, high=1)
 
     @hookimpl
     def compute_loss(self, context: LossContext) -> Tensor:
@@ -258,8 +265,7 @@ class DistilTerm(_Distillation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.weight >= 0:
-            raise ValueError(f"weight is {self.weight}; it must be at least 0")
+        self.weight = number("weight", self.weight, low=0)
 
     @hookimpl
     def loss_terms(self, context: LossContext) -> dict[str, Tensor] | None:
@@ -289,6 +295,15 @@ class DistilTerm(_Distillation):
             return measure(logits, known.to(logits.device))
 
         return divergence, self.chunk, student, taught
+
+
+def _token_ids(name: str, value: Any) -> int | list[int]:
+    try:
+        return whole(name, value, at_least=0)
+    except ValueError as error:
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise ValueError(f"{error}, a list of them") from None
+    return whole_list(name, value, at_least=0)
 
 
 def _moved(value: Any, model: nn.Module) -> Any:

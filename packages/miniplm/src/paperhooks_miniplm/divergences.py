@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias, get_args
 import torch
 from paperhooks import DataError
 from paperhooks.divergence import Divergence, divergence_of
-from paperhooks.errors import did_you_mean
+from paperhooks.options import choice, number
 from paperhooks.rows import in_chunks, scatter_rows, target_rows
 from torch import Tensor
 
@@ -85,9 +85,8 @@ def distillation_loss(
     :raises ValueError: options out of range. :raises DataError: shapes or vocabularies that do not fit, or nothing
         that counts.
     """
-    if not 0 <= weight <= 1:
-        raise ValueError(f"weight is {weight}; it must lie between 0 and 1")
-    check_options(divergence, beta, temperature, reduction)
+    weight = number("weight", weight, low=0, high=1)
+    divergence, beta, temperature, reduction = check_options(divergence, beta, temperature, reduction)
     counted = _counted(student_logits, teacher_logits, labels, mask)
     size = common_vocabulary(student_logits.shape[-1], teacher_logits.shape[-1], vocabulary)
     measure = Measure(divergence, beta, temperature, size)
@@ -156,15 +155,17 @@ def _blended(lm: Tensor, kd: Tensor, weight: float) -> Tensor:
     return kd if weight == 1 else (1 - weight) * lm + weight * kd
 
 
-def check_options(divergence: str, beta: float, temperature: float, reduction: str) -> None:
-    """Raise ValueError for an unknown word, a beta outside [0, 1] or a temperature that is not above 0."""
-    for name, value, known in (("divergence", divergence, Divergence), ("reduction", reduction, Reduction)):
-        if value not in get_args(known):
-            raise ValueError(f"{name} is {value!r}; {did_you_mean(value, get_args(known))}")
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta is {beta}; it must lie between 0 and 1")
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it must be above 0")
+def check_options(
+    divergence: Divergence, beta: float, temperature: float, reduction: Reduction
+) -> tuple[Divergence, float, float, Reduction]:
+    """The options as plain values. Raises ValueError for an unknown word, a beta outside [0, 1] or a temperature that
+    is not above 0."""
+    return (
+        choice("divergence", divergence, get_args(Divergence)),
+        number("beta", beta, low=0, high=1),
+        number("temperature", temperature, above=0),
+        choice("reduction", reduction, get_args(Reduction)),
+    )
 
 
 def common_vocabulary(student: int, teacher: int, wanted: int | None) -> int:

@@ -14,12 +14,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, get_args
 
 import numpy as np
 import torch
 from paperhooks import DataError, ModelView, Traits, hookimpl
 from paperhooks.corpus import Example
+from paperhooks.options import choice, flag, optional, whole
 from torch import Tensor
 
 from paperhooks_miniplm.scores import Normalize, Scores
@@ -47,6 +48,8 @@ class MiniPLM:
     batch_tokens, chunk
         Rows times longest row of a batch (by default 2,048 on a CPU, 16,384 elsewhere), and positions that a head sees
         at once.
+
+    :raises ValueError: an option that cannot be meant; names it, its value and what is expected.
     """
 
     normalize: Normalize = "mean"
@@ -59,6 +62,18 @@ class MiniPLM:
 
     traits: ClassVar[Traits] = Traits(dtypes=("float32", "bfloat16", "float16"))
     _known: dict[str, LogLikelihood] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.normalize = choice("normalize", self.normalize, get_args(Normalize))
+        self.over_long = choice("over_long", self.over_long, get_args(OverLong))
+        for name in ("max_length", "batch_tokens"):
+            setattr(self, name, optional(whole, name, getattr(self, name), at_least=1))
+        self.chunk = whole("chunk", self.chunk, at_least=1)
+        self.append_end = flag("append_end", self.append_end)
+        if isinstance(self.end, str):
+            self.end = choice("end", self.end, ("auto",), also="a token id")
+        else:
+            self.end = optional(whole, "end", self.end, at_least=0)
 
     @hookimpl
     def score_examples(self, views: Mapping[str, ModelView], examples: Sequence[Example]) -> Tensor:
