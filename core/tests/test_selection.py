@@ -13,8 +13,8 @@ from paperhooks import HookError, UnsupportedGeneration, attach
 from paperhooks.inputs import LayerInputs
 from paperhooks.runtime import Call, Site
 from paperhooks.selection import SelectedLayer, TokenTrack, compact, compact_labels, gather_mask, take_rows
-from paperhooks.tokens.row_state import Attendance
 from paperhooks.testing import TEXT_FAMILIES, tiny_llama, tiny_text
+from paperhooks.tokens.row_state import Attendance
 from transformers import DynamicCache, StaticCache
 
 LAYER = 2
@@ -63,6 +63,18 @@ def test_prefill_and_decoding_equal_the_oracle(family, attn):
             torch.testing.assert_close(logits[:, -1], expected[:, -1], atol=2e-5, rtol=1e-4)
             assert cache.get_seq_length() == 13 + step
             assert cache.get_seq_length(LAYER) == kept + 1 + step
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_a_selection_before_the_first_layer_keeps_counting_the_whole_sequence(attn):
+    ids, mask = prompts(12)
+    keep = choose(mask)
+    model, oracle = tiny_llama(attn_implementation=attn), tiny_llama(attn_implementation="eager")
+    with attach(model, KeepRows(0, keep)), torch.no_grad():
+        tokens = model.generate(ids, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    with torch.no_grad():
+        expected = mask_oracle(oracle, tokens[:, :-1], keep, 0)[:, 11:].argmax(-1)
+    assert tokens[:, 12:].tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])

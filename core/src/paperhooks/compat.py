@@ -76,8 +76,8 @@ CLOSED_LAYERS: Final = ("BloomBlock", "MambaBlock")
 MASK_MAKER: Final = "create_masks_for_generate"
 #: The attribute of a model instance that takes the place of its loss function.
 LOSS_FUNCTION: Final = "_loss_function"
-#: Whether a checkpointed layer leaves its hooks outside of what is computed again (transformers 5.23 and newer). Before,
-#: layers wrapped ``Module.__call__``, so that the recomputation ran hooks a second time on state changed meanwhile.
+#: Whether a checkpointed layer leaves its hooks outside of what is computed again (transformers 5.23 and newer).
+#: Before, layers wrapped ``Module.__call__``: the recomputation ran hooks a second time, on state changed meanwhile.
 SAFE_CHECKPOINTING: Final = "__call__" not in vars(GradientCheckpointingLayer)
 #: Methods of a cache that change its rows or its length.
 CACHE_CHANGES: Final = ("reorder_cache", "batch_repeat_interleave", "batch_select_indices", "crop", "reset")

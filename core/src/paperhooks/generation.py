@@ -11,7 +11,6 @@ the model's own config, which fills what the others leave open.
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -60,22 +59,26 @@ class GuardedGenerate:
         self.inner = inner
         self.rules = tuple(rules)
         self.active = True
-        #: Threads with calls under way, and how many.
-        self.threads: Counter[int] = Counter()
+        #: How many calls each thread has under way; threads without any are not in it.
+        self.threads: dict[int, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "threads": Counter()}
+        return {**self.__dict__, "threads": {}}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.active:
             self._take_off()
             return self._original(*args, **kwargs)
         thread = threading.get_ident()
-        self.threads[thread] += 1
+        before = self.threads.get(thread, 0)
+        self.threads[thread] = before + 1
         try:
             return self._checked(args, kwargs)
         finally:
-            self.threads[thread] -= 1
+            if before:
+                self.threads[thread] = before
+            else:
+                self.threads.pop(thread, None)
 
     def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = generate_arguments(self.model, args, kwargs)
@@ -130,8 +133,8 @@ def check_generation(rules: Rules, settings: Any, given: Mapping[str, Any]) -> N
         for method, traits in rules:
             if used and not getattr(traits, trait):
                 raise UnsupportedGeneration(
-                    f"{method} does not support {what} ({name}={_brief(value)}); detach it or {remedy or f'leave {name} unset'}"
-                    f"{_origin(name, given)}"
+                    f"{method} does not support {what} ({name}={_brief(value)}); detach it or "
+                    f"{remedy or f'leave {name} unset'}{_origin(name, given)}"
                 )
 
 

@@ -174,7 +174,10 @@ class LayerInputs(_Inputs):
     @property
     def cached_length(self) -> int:
         """S: how many entries this layer's cache holds before this forward."""
-        return token_count(self.cache, self._site.index) if self.cache is not None else 0
+        held = held_layer(self.cache, self._site.index)
+        if held is not None:
+            return held.entries
+        return int(token_count(self.cache, self._site.index)) if self.cache is not None else 0
 
     def select(self, index: Tensor, valid: Tensor | None = None) -> LayerInputs:
         """Go on with only some tokens, in this layer and all layers after it.
@@ -248,9 +251,9 @@ class LayerInputs(_Inputs):
             )
         if self._site.looks_at(index) and (wrong := _wrong_rows(index, valid, length)):
             raise HookError(
-                f"layer {self._site.index}: select() expected rows of the {length} tokens that this layer gets, ascending "
-                f"and each at most once, got {wrong}; rows of the whole sequence have to be brought to living "
-                "coordinates first (inputs.image_mask, inputs.padding_mask)"
+                f"layer {self._site.index}: select() expected rows of the {length} tokens that this layer gets, "
+                f"ascending and each at most once, got {wrong}; rows of the whole sequence have to be brought to "
+                "living coordinates first (inputs.image_mask, inputs.padding_mask)"
             )
 
     def dense_mask(self) -> Tensor:
@@ -273,7 +276,7 @@ class LayerInputs(_Inputs):
 
 
 def _wrong_rows(index: Tensor, valid: Tensor | None, length: int) -> str:
-    """The first row of an index int64 [B, K] that does not ascend inside ``length`` tokens, as text; empty slots aside."""
+    """The first row of an index int64 [B, K] that does not ascend inside ``length`` tokens; empty slots aside."""
     steps = index.diff(dim=1) <= 0
     outside = (index < 0) | (index >= length)
     if valid is not None:

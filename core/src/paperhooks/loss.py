@@ -172,7 +172,7 @@ def compute_loss(session: Session, context: LossContext) -> Tensor:
 
     :raises HookError: a result that is no scalar floating-point tensor.
     """
-    session._flags.asked = True
+    session.note_asked()
     loss = None
     for hook in session.implementations("compute_loss"):
         with _blame("compute_loss", hook):

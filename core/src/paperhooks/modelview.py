@@ -203,7 +203,7 @@ class ModelView:
         return mask
 
     def image_mask_of_embeddings(self, embeds: Tensor) -> Tensor | None:
-        """Which of ``inputs_embeds`` [B, T, D] are still the embedding of an image token; bool [B, T], or None for none.
+        """Which of ``inputs_embeds`` [B, T, D] are still the embedding of an image token: bool [B, T], None for none.
 
         So transformers itself finds where features go when it is called with embeddings and pictures.
         """

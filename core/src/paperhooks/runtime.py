@@ -125,7 +125,7 @@ class Call:
         self.cache: Any = None
         self.rows = 0
         self.query_length = 0
-        self.past_length = 0
+        self.past_length: Any = 0
         self.track: TokenTrack | None = None
         self.mask_memo: Any = None
         self.rope_memo: Any = None
@@ -156,12 +156,12 @@ class Call:
     @property
     def is_prefill(self) -> bool:
         """Nothing was cached before this forward."""
-        return self.past_length == 0
+        return bool(self.past_length == 0)
 
     @property
     def is_decode(self) -> bool:
         """One new token on top of a cache."""
-        return self.past_length > 0 and self.query_length == 1
+        return bool(self.past_length > 0 and self.query_length == 1)
 
     @property
     def draft_length(self) -> int:
@@ -257,8 +257,8 @@ class Call:
         """A dict of ``owner``'s own that lives on the cache: copied with it, freed with it.
 
         For what holds for the whole sequence. Tensors with a row for every row of the cache belong into
-        :meth:`row_state`, which follows when rows are reordered. Without a cache the dict lives as long as this forward,
-        and goes over to the cache that the decoder may return.
+        :meth:`row_state`, which follows when rows are reordered. Without a cache the dict lives as long as this
+        forward, and goes over to the cache that the decoder may return.
         """
         if self.cache is None:
             return self._cacheless.setdefault(owner, {})

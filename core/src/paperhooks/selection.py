@@ -225,8 +225,9 @@ class SelectedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not 
     padded, no row kept fewer tokens, a kernel that is given none), which is right, and refuses everything else.
     """
 
-    def __init__(self, total: int = 0) -> None:
+    def __init__(self, total: int = 0, first: bool = False) -> None:
         super().__init__()
+        self.first = first
         self.prefix: Tensor | None = None  # int64 [B, S0]
         self.prefix_valid: Tensor | None = None  # bool [B, S0]
         self.tail = 0
@@ -237,9 +238,9 @@ class SelectedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not 
         self.maskless = True  # no mask was needed so far
 
     @classmethod
-    def adopt(cls, layer: DynamicLayer) -> SelectedLayer:
+    def adopt(cls, layer: DynamicLayer, first: bool = False) -> SelectedLayer:
         """Take over the keys and values of a plain dynamic layer that holds the whole sequence so far."""
-        new = cls(total=layer.get_seq_length())
+        new = cls(layer.get_seq_length(), first)
         new.__dict__.update(vars(layer))
         return new
 
@@ -248,6 +249,16 @@ class SelectedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not 
         self.attendance = attendance
         if track is not None:
             self.pending = track
+
+    @property
+    def entries(self) -> int:
+        """S: how many keys this layer holds."""
+        return int(self.keys.shape[-2]) if self.is_initialized else 0
+
+    def get_seq_length(self) -> int:
+        """How many entries this layer holds; the first layer tells how many tokens the whole sequence has, by which the
+        model counts positions on."""
+        return self.total if self.first else self.entries
 
     def columns(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """``index`` int64 [B, S] and ``valid`` bool [B, S] (or None: all) of the entries held now."""
@@ -281,9 +292,10 @@ class SelectedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not 
     def _check_alone(self, tokens: int) -> None:
         if self.prefix is not None and (tokens > 1 or not self.maskless or self.prefix_valid is not None):
             raise UnsupportedGeneration(
-                f"this layer of the cache holds a selection of tokens ({self.prefix.shape[1]} of {self.tail} at the last "
-                "selection), which a method made that is not attached now, so that masks of the whole sequence do not "
-                "fit it. Go on inside the session, attach the method again with the same options, or fill a new cache"
+                f"this layer of the cache holds a selection of tokens ({self.prefix.shape[1]} of {self.tail} at the "
+                "last selection), which a method made that is not attached now, so that masks of the whole sequence do "
+                "not fit it. Go on inside the session, attach the method again with the same options, or fill a new "
+                "cache"
             )
 
     def _append(self, track: TokenTrack) -> None:
@@ -382,7 +394,7 @@ def selected_layer(cache: Any, index: int) -> SelectedLayer:
         layers.append(new_layer(cache))
     layer = layers[index]
     if type(layer) is DynamicLayer:
-        layer = layers[index] = SelectedLayer.adopt(layer)
+        layer = layers[index] = SelectedLayer.adopt(layer, index == 0)
     if not isinstance(layer, SelectedLayer):
         raise UnsupportedGeneration(
             f"token selection needs a DynamicCache with plain layers; layer {index} of this {type(cache).__name__} is "

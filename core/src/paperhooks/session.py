@@ -218,7 +218,16 @@ class Session:
 
     def generating(self) -> bool:
         """Whether this thread is inside a ``generate`` of the model that began while the session was open."""
-        return self._guard is not None and self._guard.threads[threading.get_ident()] > 0
+        return self._guard is not None and threading.get_ident() in self._guard.threads
+
+    @property
+    def runs_in_forward(self) -> bool:
+        """Whether any method has hooks inside the forward."""
+        return bool(self._set.in_forward())
+
+    def note_asked(self) -> None:
+        """A training loop has asked for the loss with this session's hooks."""
+        self._flags.asked = True
 
     # -- closing ---------------------------------------------------------------------------------------------------
 
@@ -226,11 +235,11 @@ class Session:
         """Undo everything, last in first out. Closing twice is fine.
 
         Calls of the model that other threads have under way are waited for: they end as they began. Calls that begin
-        meanwhile run without the methods. Every entry runs even if one raises; errors of ``teardown`` and of undo entries
-        are raised together as an ExceptionGroup. An interrupt (KeyboardInterrupt, SystemExit) leaves the session open;
-        close it again, or call ``paperhooks.strip(model)``, to go on where it stopped: a ``teardown`` or deferred
-        callback that was interrupted runs once more. Warns of what could not be undone because somebody else has
-        written there, when no hook ever ran, and when the model was trained without its loss hooks.
+        meanwhile run without the methods. Every entry runs even if one raises; errors of ``teardown`` and of undo
+        entries are raised together as an ExceptionGroup. An interrupt (KeyboardInterrupt, SystemExit) leaves the
+        session open; close it again, or call ``paperhooks.strip(model)``, to go on where it stopped: a ``teardown`` or
+        deferred callback that was interrupted runs once more. Warns of what could not be undone because somebody else
+        has written there, when no hook ever ran, and when the model was trained without its loss hooks.
 
         :raises UnsupportedGeneration: called inside a call of the model in the same thread.
         """
@@ -250,7 +259,7 @@ class Session:
             )
 
     def _wait_for_calls(self) -> None:
-        inside = threads_inside(self.view.model)
+        inside = self._threads()
         if threading.get_ident() in inside:
             raise UnsupportedGeneration(
                 f"the session of {', '.join(self.methods)} was closed inside a call of its model, which would go on "
@@ -261,8 +270,13 @@ class Session:
             self._guard.active = False
         if inside:
             log.info("closing waits for %d thread(s) that are inside a call of the model", len(inside))
-        while threads_inside(self.view.model):
+        while self._threads():
             time.sleep(_POLL)
+
+    def _threads(self) -> set[int]:
+        """The threads that are inside a call of the model now."""
+        guarded = list(self._guard.threads) if self._guard is not None else []
+        return {*threads_inside(self.view.model), *guarded}
 
     def _teardown(self) -> None:
         teardowns = {i.method: i.function for i in self._set.implementations("teardown")}
@@ -287,9 +301,9 @@ class Session:
             warnings.warn(left, stacklevel=3)
         if not self._flags.fired and self._set.in_forward():
             warnings.warn(_never_fired(self.methods), stacklevel=3)
-        if self._flags.trained and not (self._flags.asked or self._flags.warned):
-            if left_out := self._with_loss_hooks():
-                warnings.warn(_never_asked(left_out), stacklevel=3)
+        unasked = self._flags.trained and not (self._flags.asked or self._flags.warned)
+        if unasked and (left_out := self._with_loss_hooks()):
+            warnings.warn(_never_asked(left_out), stacklevel=3)
 
     def __enter__(self) -> Self:
         return self
@@ -317,10 +331,11 @@ def attach(model: nn.Module, *methods: str | Method) -> Session:
     :param methods: plugin names (``"pyramiddrop"``, ``"plugin/method"``) or configured method instances, in the order
         in which their hooks shall run.
     :return: the open session; close it, or use it as a context manager.
-    :raises PluginNotFound: an unknown name. :raises PluginConflict: methods that exclude each other, or a model that is
-        attached already or is being called. :raises PluginIncompatible: an object that is no method, or one without hooks
-        that run in a session. :raises UnsupportedModel: core or a method cannot work with this model, or it is none.
-        Whatever is raised, nothing stays attached.
+    :raises PluginNotFound: an unknown name.
+    :raises PluginConflict: methods that exclude each other, or a model that is attached already or is being called.
+    :raises PluginIncompatible: an object that is no method, or one without hooks that run in a session.
+    :raises UnsupportedModel: core or a method cannot work with this model, or it is none. Whatever is raised, nothing
+        stays attached.
     """
     _warn_untested()
     inner = running_model(model)
@@ -334,8 +349,8 @@ def attach(model: nn.Module, *methods: str | Method) -> Session:
             )
         if threads_inside(inner):
             raise PluginConflict(
-                f"{type(inner).__name__} is being called right now, and would change in the middle of that call; attach "
-                "before it or after it"
+                f"{type(inner).__name__} is being called right now, and would change in the middle of that call; "
+                "attach before it or after it"
             )
         session = Session(model, chosen)
     log.info("attached %s to %s", ", ".join(session.methods), type(inner).__name__)
@@ -343,7 +358,7 @@ def attach(model: nn.Module, *methods: str | Method) -> Session:
 
 
 def active_session(model: nn.Module) -> Session | None:
-    """The open session of ``model`` (or of the model inside a wrapper), or None. A copy of an attached model has none."""
+    """The open session of ``model`` (or of the model inside a wrapper), or None. A copy has hooks but no session."""
     return open_session(model)
 
 

@@ -25,16 +25,9 @@ from paperhooks.compat import (
 from paperhooks.errors import HookError, UnsupportedModel
 from paperhooks.inputs import DecoderInputs, LayerInputs, shape_text
 from paperhooks.runtime import CALL, OWN_ARGUMENTS, Call, Chain, Flags, Function, Hook, Site
-from paperhooks.selection import (
-    SelectedLayer,
-    TokenTrack,
-    compact_labels,
-    concat_valid,
-    gather_mask,
-    held_layer,
-    selected_layer,
-    take_rows,
-)
+from paperhooks.selection import compact_labels, selected_layer
+from paperhooks.sessions.followed_tokens import follow
+from paperhooks.sessions.layer_check import check_layer_call, unknown_call
 from paperhooks.tokens.row_state import bound_owners, left_alone
 
 if TYPE_CHECKING:
@@ -217,61 +210,6 @@ class LayerEnter(Hook):
         return (inputs.hidden_states,), kwargs
 
 
-def follow(inputs: LayerInputs, call: Call, site: Site) -> LayerInputs:
-    """Fit what the decoder hands to a layer (made for the full sequence) to the tokens alive and the layer's cache."""
-    track = call.track
-    layer = held_layer(inputs.cache, site.index)
-    if layer is not None:
-        layer.announce(call.attendance)
-    held = layer if layer is not None and layer.total else None
-    if track is None and (held is None or (inputs.attention_mask is None and held.prefix_valid is None)):
-        return inputs
-    fitted = inputs.replace(attention_mask=_followed_mask(inputs, call, track, held, site))
-    if track is None:
-        return fitted
-    fitted._track = track
-    if inputs.position_ids is not None:
-        fitted.position_ids = take_rows(inputs.position_ids, track.index)
-    if inputs.position_embeddings is not None:
-        fitted.position_embeddings = _followed_rope(inputs.position_embeddings, call, track)
-    return fitted
-
-
-def _followed_rope(tables: tuple[Tensor, Tensor], call: Call, track: TokenTrack) -> tuple[Tensor, Tensor]:
-    memo = call.rope_memo
-    if memo is None or memo[0] is not tables[0] or memo[1] is not track:
-        cos, sin = (take_rows(table, track.index) for table in tables)
-        memo = call.rope_memo = (tables[0], track, (cos, sin))
-    result: tuple[Tensor, Tensor] = memo[2]
-    return result
-
-
-def _followed_mask(
-    inputs: LayerInputs, call: Call, track: TokenTrack | None, held: SelectedLayer | None, site: Site
-) -> Any:
-    """Gather the mask once for all layers of a stage: they share the mask, the track and the cached columns."""
-    mask, prefix, total = inputs.attention_mask, held.prefix if held else None, held.total if held else 0
-    memo = call.mask_memo
-    if memo is not None and memo[0] is mask and memo[1] is track and memo[2] is prefix and memo[3] == total:
-        return memo[4]
-    now = track or TokenTrack.whole(inputs.hidden_states, call.past_length)
-    batch, device = inputs.hidden_states.shape[0], now.index.device
-    before = held or SelectedLayer(total=call.past_length)
-    columns, valid = before.columns(batch, device)
-    gathered = gather_mask(
-        mask,
-        rows=now.index,
-        columns=torch.cat([columns, now.columns], dim=1) if columns.shape[1] else now.columns,
-        row_valid=now.valid,
-        column_valid=concat_valid(valid, columns, now),
-        offset=call.past_length,
-        flash=site.view.flash,
-        causal=site.causal,
-    )
-    call.mask_memo = (mask, track, prefix, total, gathered)
-    return gathered
-
-
 class LayerExit(Hook):
     """Forward hook of a decoder layer: runs the ``post_layer`` chain.
 
@@ -352,35 +290,8 @@ class DecoderExit(Hook):
         call.settle(cache)
 
 
-def check_layer_call(site: Site, names: LayerCall, call: Call, hidden: Any, kwargs: dict[str, Any]) -> None:
-    """Whether a layer is called as hooks expect it; once a session, in its first forward.
-
-    :raises UnsupportedModel: names the version and what is missing.
-    """
-    layer = site.layer
-    if not isinstance(hidden, Tensor) or hidden.ndim != 3 or hidden.shape[:2] != (call.rows, call.query_length):
-        found = shape_text(hidden)
-        raise unknown_call(
-            layer, f"{names.names[0]!r} is {found}, not hidden states [{call.rows}, {call.query_length}, D]"
-        )
-    if strange := strange_caches(kwargs, names.cache):
-        raise unknown_call(layer, f"a cache arrives as {strange[0]!r}, a name that is not known")
-    if names.mask not in kwargs and names.mask not in names.names:
-        raise unknown_call(layer, f"it is handed no {names.mask!r}")
-    if site.attends and site.view.rotary is not None and kwargs.get(names.rotary) is None:
-        raise unknown_call(layer, f"the decoder has rotary positions, but hands none as {names.rotary!r}")
-
-
-def unknown_call(module: nn.Module, what: str) -> UnsupportedModel:
-    """The error for a model whose parts are called in a way that core does not know."""
-    return UnsupportedModel(
-        f"{type(module).__name__} of {version()} is called in a way that paperhooks does not know: {what}; use a version "
-        "that `paperhooks doctor` lists as tested"
-    )
-
-
 class TrainingWatch(Hook):
-    """Forward hook of the model in a session with loss hooks: notices the first backward pass that they have no part in.
+    """Forward hook of the model in a session with loss hooks: notices the first backward pass without them.
 
     A stock Trainer, or a loop of the user's own, takes the model's loss and would train as without the method.
     """

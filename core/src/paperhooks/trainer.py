@@ -39,6 +39,14 @@ def _counts(batch: Mapping[str, Any]) -> list[int]:
     return [batch_targets(batch), batch_rows(batch), batch_target_rows(batch)]
 
 
+def _with_target_mask(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The batch with its targets beside the labels, which label smoothing takes away before the model is called."""
+    labels = inputs.get("labels")
+    if not isinstance(labels, Tensor) or labels.ndim != 2:
+        return inputs
+    return {**inputs, "target_mask": labels != -100}
+
+
 class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-ignore]
     """Put before Trainer: ``class MyTrainer(HooksTrainerMixin, Trainer)``. Attach methods to the model, then train.
 
@@ -57,6 +65,8 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
     ) -> Any:
         """The loss of one micro-batch, with hooks if there are any. See ``Trainer.compute_loss``."""
         session = find_session(model)
+        if session is not None and session.runs_in_forward and self.label_smoother is not None:
+            inputs = _with_target_mask(inputs)
         if session is None or not has_loss_hooks(session):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         context = self._loss_context(model, inputs, num_items_in_batch)

@@ -77,5 +77,5 @@ class InstanceAttribute:
             return ""
         return (
             f"model.{self.name} was {found} while attached, and is left as it is; if it calls what was there before, "
-            f"that passes calls on unchanged now. Take it off yourself, innermost first, to have the old model.{self.name}"
+            f"that passes calls on unchanged now. Take it off yourself to have the old model.{self.name}"
         )

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 #: The attributes of a cache under which core keeps things; a copy of the cache carries them along.
-_STATES, _ROWS, _ATTENDANCE = "paperhooks_state", "paperhooks_rows", "paperhooks_attendance"
+_STATES, _ROWS = "paperhooks_state", "paperhooks_rows"
 
 
 class Attendance:
@@ -77,7 +77,7 @@ class RowState:
         """Keep ``tensors`` [B, ...] as what holds behind token ``stop``.
 
         :param start: where the tokens begin that they come from, such as an image's: a cache that is cut back to
-            ``start`` or before forgets them, and one that is cut between ``start`` and ``stop`` is refused from then on.
+            ``start`` or before forgets them, and one cut between ``start`` and ``stop`` is refused from then on.
         """
         self._entries.append(_Entry(start, stop, tensors))
 
@@ -104,9 +104,9 @@ class RowState:
         for tensor in entry.tensors.values():
             if tensor.shape[0] != rows:
                 raise DataError(
-                    f"{self.owner}: the cache was filled with {tensor.shape[0]} rows and is used with {rows}; change its "
-                    "rows with its own methods (reorder_cache, batch_select_indices, batch_repeat_interleave), so that "
-                    "what is kept for each row can follow"
+                    f"{self.owner}: the cache was filled with {tensor.shape[0]} rows and is used with {rows}; change "
+                    "its rows with its own methods (reorder_cache, batch_select_indices, batch_repeat_interleave), so "
+                    "that what is kept for each row can follow"
                 )
         return entry.tensors
 
@@ -141,29 +141,38 @@ def noted_states(cache: Any) -> dict[str, dict[str, Any]]:
     return getattr(cache, _STATES, None) or {}
 
 
+@dataclass(slots=True)
+class _Rows:
+    """The row states of a cache and who uses it now. A shallow copy of a cache shares them, as it shares the layers."""
+
+    states: dict[str, RowState]
+    attendance: Attendance | None = None
+
+
 def row_states(cache: Any) -> dict[str, RowState]:
     """The row states on a cache, by owner; the first use makes the cache tell them what happens to its rows."""
-    states: dict[str, RowState] | None = getattr(cache, _ROWS, None)
-    if states is None:
-        states = {}
-        setattr(cache, _ROWS, states)
+    rows: _Rows | None = getattr(cache, _ROWS, None)
+    if rows is None:
+        rows = _Rows({})
+        setattr(cache, _ROWS, rows)
         for name in CACHE_CHANGES:
             if hasattr(cache, name):
                 setattr(cache, name, _Followed(cache, name, cache.__dict__.get(name)))
         cache.update = _Attended(cache, cache.__dict__.get("update"))
-    return states
+    return rows.states
 
 
 def bound_owners(cache: Any) -> list[str]:
     """Whose method a forward over this cache needs."""
-    states: dict[str, RowState] = getattr(cache, _ROWS, None) or {}
-    return [owner for owner, state in states.items() if state and state.needed]
+    rows: _Rows | None = getattr(cache, _ROWS, None)
+    return [] if rows is None else [owner for owner, state in rows.states.items() if state and state.needed]
 
 
 def attend(cache: Any, attendance: Attendance) -> None:
     """Note on a cache that holds row states that a forward with methods attached uses it now."""
-    if hasattr(cache, _ROWS):
-        setattr(cache, _ATTENDANCE, attendance)
+    rows: _Rows | None = getattr(cache, _ROWS, None)
+    if rows is not None:
+        rows.attendance = attendance
 
 
 class _OnCache:
@@ -188,7 +197,7 @@ class _Followed(_OnCache):
         result = self.call(*args, **kwargs)
         states = list(row_states(self.cache).values())
         if self.name in ("crop", "reset"):
-            length = 0 if self.name == "reset" else _length(self.cache)
+            length = 0 if self.name == "reset" else int(token_count(self.cache))
             for state in states:
                 state.cut(length)
             return result
@@ -204,13 +213,6 @@ def _row_change(name: str, value: Any) -> Callable[[Tensor], Tensor]:
     return lambda x: x.index_select(0, torch.as_tensor(value, dtype=torch.int64, device=x.device))
 
 
-def _length(cache: Any) -> int:
-    """Tokens of the whole sequence, also where layer 0 holds a selection of them."""
-    layers = getattr(cache, "layers", ())
-    total = getattr(layers[0], "total", None) if layers else None
-    return int(token_count(cache)) if total is None else int(total)
-
-
 class _Attended(_OnCache):
     """``update`` of a cache that must not be used without the methods it was filled under."""
 
@@ -218,7 +220,7 @@ class _Attended(_OnCache):
         super().__init__(cache, "update", inner)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        attendance: Attendance | None = getattr(self.cache, _ATTENDANCE, None)
+        attendance = getattr(self.cache, _ROWS).attendance
         if (attendance is None or not attendance.open) and (owners := bound_owners(self.cache)):
             raise left_alone(self.cache, owners)
         return self.call(*args, **kwargs)

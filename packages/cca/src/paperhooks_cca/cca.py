@@ -167,7 +167,7 @@ class CCA:
     ) -> DecoderInputs:
         """Positions by level, the mask by the same order, and what later forwards need."""
         tokens = tokens_of(inputs)
-        batch, length = tokens.shape[:2]
+        length = tokens.shape[1]
         real_past, real = padding_of(call, inputs, past)
         groups = grouped(images, tokens.device)
         check_order(groups, real)
