@@ -25,17 +25,21 @@ def mark(model: nn.Module, settings: Mapping[str, Any]) -> Callable[[], None]:
     """Write settings into ``model.config``, from where ``save_pretrained`` takes them to ``config.json``.
 
     A session does this while it is open. Call it yourself to keep the mark after the session: ``mark(model,
-    method.settings)``. Returns a function that puts the config back.
+    method.settings)``. Returns a function that puts the config back; it leaves alone what others have written since, be
+    it another mark or other plugins' entries.
     """
     config: Any = model.config
     before = getattr(config, _ATTRIBUTE, None)
-    setattr(config, _ATTRIBUTE, {**(before or {}), _NAME: dict(settings)})
+    own = dict(settings)
+    written = {**(before or {}), _NAME: own}
+    setattr(config, _ATTRIBUTE, written)
 
     def undo() -> None:
-        if before is None:
-            delattr(config, _ATTRIBUTE)
-        else:
-            setattr(config, _ATTRIBUTE, before)
+        marks = getattr(config, _ATTRIBUTE, None)
+        if not isinstance(marks, Mapping) or marks.get(_NAME) is not own:
+            return
+        earlier = {_NAME: before[_NAME]} if before and _NAME in before else {}
+        _put(config, before if marks is written else {**_others(marks), **earlier} or None)
 
     return undo
 
@@ -45,8 +49,15 @@ def unmark(model: nn.Module) -> None:
     marks = getattr(model.config, _ATTRIBUTE, None)
     if not isinstance(marks, Mapping) or _NAME not in marks:
         return
-    left = {name: entry for name, entry in marks.items() if name != _NAME}
-    if left:
-        setattr(model.config, _ATTRIBUTE, left)
+    _put(model.config, _others(marks) or None)
+
+
+def _others(marks: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: entry for name, entry in marks.items() if name != _NAME}
+
+
+def _put(config: Any, marks: Mapping[str, Any] | None) -> None:
+    if marks is None:
+        delattr(config, _ATTRIBUTE)
     else:
-        delattr(model.config, _ATTRIBUTE)
+        setattr(config, _ATTRIBUTE, marks)

@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 from paperhooks import Call, ModelView, UnsupportedModel
 from paperhooks.errors import DataError
 from paperhooks.modelview import ImageSpan, image_runs
-from torch import Tensor
+from paperhooks.options import refused, shown, whole_list
 
 from paperhooks_cca.geometry import Grid, grouped_spans, split_runs
 
-__all__ = ["Resolver", "check_model", "find_images"]
+__all__ = ["Resolver", "check_model", "find_images", "grid_option"]
 
 #: Says where the images of a forward are; for models whose layout is not known here.
 Resolver: TypeAlias = Callable[[ModelView, Call], Sequence[ImageSpan]]
@@ -23,6 +23,17 @@ _ONE_GRID = ("llava", "vipllava")
 _TILED = ("llava_next", "llava_onevision", "internvl", "idefics3", "smolvlm")
 #: Image tokens see each other in both directions by design.
 _BIDIRECTIONAL = ("paligemma", "gemma3", "gemma3n", "gemma4", "colpali")
+
+
+def grid_option(name: str, value: Any) -> Any:
+    """An option that says the grid of every image: (H, W) as whole numbers, or a function. Raises ValueError."""
+    if callable(value):
+        return value
+    try:
+        height, width = whole_list(name, value, at_least=1)
+    except ValueError:
+        raise refused(name, value, "(H, W), two whole numbers of at least 1, or a function") from None
+    return height, width
 
 
 def check_model(
@@ -71,11 +82,11 @@ def check_model(
 def find_images(view: ModelView, call: Call, grid: Grid | Resolver | None) -> list[tuple[int, int, Grid]] | None:
     """The images of this forward as (row, start, grid); None when it is not known which tokens are images.
 
-    :raises DataError: image tokens that are no whole grids, video tokens, a visual_mask of another shape, or pictures
-        without anything that says where their tokens are.
+    :raises DataError: image tokens that are no whole grids, video tokens, pictures without anything that says where
+        their tokens are, or a grid function that gives anything but spans inside this forward.
     """
     if callable(grid):
-        return grouped_spans(grid(view, call))
+        return _resolved(grid, view, call)
     mask = call.image_mask
     if mask is None:
         if call.input_ids is None and any(name in call.inputs for name in ("pixel_values", "mm_encoder_outputs")):
@@ -84,7 +95,7 @@ def find_images(view: ModelView, call: Call, grid: Grid | Resolver | None) -> li
                 "visual_mask (bool [B, T]) beside inputs_embeds"
             )
         return None
-    _check_mask(view, call, mask)
+    _check_videos(view, call)
     drafts = call.draft_length
     if drafts:  # prompt lookup may propose image tokens, which are words like others
         mask = mask.clone()
@@ -101,11 +112,28 @@ def _class_token(config: Any) -> bool:
     return getattr(config, "vision_feature_select_strategy", "default") == "full" and "siglip" not in tower
 
 
-def _check_mask(view: ModelView, call: Call, mask: Tensor) -> None:
-    if mask.ndim != 2 or mask.shape[1] != call.query_length:
+def _resolved(grid: Resolver, view: ModelView, call: Call) -> list[tuple[int, int, Grid]]:
+    """What a grid function says, checked: spans of image tokens inside the forward that do not overlap."""
+    spans: Any = grid(view, call)
+    if not isinstance(spans, Sequence) or not all(isinstance(span, ImageSpan) for span in spans):
         raise DataError(
-            f"visual_mask is {list(mask.shape)}; expected [B, {call.query_length}], one entry a token of this forward"
+            f"cca: the grid function returned {shown(spans)}; expected a list of paperhooks.modelview.ImageSpan, empty "
+            "where there is no image"
         )
+    images = grouped_spans(spans)
+    ends = [0] * call.rows
+    for row, start, (height, width) in sorted(images):
+        stop = start + height * width
+        if not 0 <= row < call.rows or start < ends[row] or stop > call.query_length:
+            raise DataError(
+                f"cca: the grid function puts {height} x {width} image tokens into columns {start} to {stop} of row "
+                f"{row}; this forward has {call.rows} rows of {call.query_length} tokens, and images do not overlap"
+            )
+        ends[row] = stop
+    return images
+
+
+def _check_videos(view: ModelView, call: Call) -> None:
     video = getattr(view.config, "video_token_id", None)
     video = getattr(view.config, "video_token_index", None) if video is None else video
     if video is not None and call.input_ids is not None and bool((call.input_ids == video).any()):

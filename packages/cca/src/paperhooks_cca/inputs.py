@@ -104,8 +104,8 @@ def check_labels(call: Call, groups: Sequence[ImageGroup], warn: Callable[[str, 
 
 def check_window(view: ModelView, length: int) -> None:
     """:raises UnsupportedModel: a layer whose sliding window is shorter than the sequence."""
-    window = getattr(view.text_config, "sliding_window", None)
-    if window is not None and length > window and "sliding_attention" in view.layer_types:
+    window = view.sliding_window
+    if window is not None and length > window:
         raise UnsupportedModel(
             f"{view.family} has layers with a sliding window of {window} tokens, and this sequence has {length}; one "
             "mask for all layers would lift the window, so cca refuses. Use shorter inputs"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from paperhooks import UnsupportedModel
+from paperhooks import DataError, UnsupportedModel
+from paperhooks.compat import block_mask
 from torch import Tensor
 
 __all__ = ["KERNELS", "attention_mask", "check_kernel", "key_order"]
@@ -56,7 +57,13 @@ def attention_mask(
     :param order: int64 [B, T] of the queries. :param keys: int64 [B, S], from :func:`key_order`.
     :param real: bool [B, S], False for padding keys, or None.
     :param documents: document number of the queries [B, T] and of the keys [B, S], for packed rows.
+    :raises DataError: document numbers of another shape.
     """
+    if documents is not None and (documents[0].shape != order.shape or documents[1].shape != keys.shape):
+        raise DataError(
+            f"document_ids is {list(documents[0].shape)}; expected the document number of every token, "
+            f"{list(order.shape)}"
+        )
     if kernel == "flex_attention":
         return _block_mask(order, keys, real, documents)
     if kernel == "sdpa":
@@ -80,8 +87,6 @@ def _closed(mask: Tensor, real: Tensor | None, documents: tuple[Tensor, Tensor] 
 
 
 def _block_mask(order: Tensor, keys: Tensor, real: Tensor | None, documents: tuple[Tensor, Tensor] | None) -> Any:
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-
     def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         allowed = keys[batch, key] <= order[batch, query]
         if real is not None:
@@ -90,12 +95,4 @@ def _block_mask(order: Tensor, keys: Tensor, real: Tensor | None, documents: tup
             allowed = allowed & (documents[1][batch, key] == documents[0][batch, query])
         return allowed
 
-    make = ALL_MASK_ATTENTION_FUNCTIONS["flex_attention"]
-    return make(
-        batch_size=order.shape[0],
-        q_length=order.shape[1],
-        kv_length=keys.shape[1],
-        mask_function=rule,
-        attention_mask=None,
-        device=order.device,
-    )
+    return block_mask(rule, order.shape[0], order.shape[1], keys.shape[1], order.device)

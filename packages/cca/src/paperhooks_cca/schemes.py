@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
-from paperhooks.errors import did_you_mean
+from paperhooks.options import function_or_choice
 from torch import Tensor
 
 __all__ = [
@@ -81,37 +81,53 @@ SCHEMES: dict[str, Scheme] = {
 
 
 def scheme_name(scheme: str | Scheme) -> str:
-    """The name of a scheme; a function goes by its own. Raises ValueError for an unknown name."""
-    if not isinstance(scheme, str):
-        return getattr(scheme, "__name__", type(scheme).__name__)
-    if scheme not in SCHEMES:
-        raise ValueError(f"scheme={scheme!r} is unknown; {did_you_mean(scheme, SCHEMES)}")
-    return scheme
+    """The name of a scheme; a function goes by its own. Raises ValueError for what is neither."""
+    known = function_or_choice("scheme", scheme, tuple(SCHEMES))
+    return known if isinstance(known, str) else getattr(known, "__name__", type(known).__name__)
 
 
-@lru_cache(maxsize=256)
 def order_table(scheme: str | Scheme, height: int, width: int, device: torch.device | None = None) -> Tensor:
     """The flat table int64 [H * W] of a scheme on ``device``; made once a grid and device. Do not write to it.
 
     :raises ValueError: an unknown scheme, an empty grid, or a function that returns no int64 [H, W] table of levels
         0, 1, ... without a gap.
     """
-    make = SCHEMES[scheme_name(scheme)] if isinstance(scheme, str) else scheme
+    return (_kept_table if _hashable(scheme) else _table)(scheme, height, width, device)
+
+
+def levels(scheme: str | Scheme, height: int, width: int) -> int:
+    """How many positions an image of H x W patches takes under ``scheme``."""
+    return (_kept_levels if _hashable(scheme) else _levels)(scheme, height, width)
+
+
+def _table(scheme: str | Scheme, height: int, width: int, device: torch.device | None) -> Tensor:
+    name = scheme_name(scheme)
+    make: Any = SCHEMES[name] if isinstance(scheme, str) else scheme
     table = make(height, width)
-    if table.dtype != torch.int64 or tuple(table.shape) != (height, width):
-        raise ValueError(
-            f"scheme {scheme_name(scheme)!r} returned {table.dtype} {list(table.shape)}; "
-            f"expected int64 [{height}, {width}]"
-        )
+    tensor = isinstance(table, Tensor)
+    if not tensor or table.dtype != torch.int64 or tuple(table.shape) != (height, width):
+        found = f"{table.dtype} {list(table.shape)}" if tensor else type(table).__name__
+        raise ValueError(f"scheme {name!r} returned {found}; expected int64 [{height}, {width}]")
     if not torch.equal(table.unique(), torch.arange(int(table.max()) + 1)):
-        raise ValueError(f"scheme {scheme_name(scheme)!r} leaves levels of a {height} x {width} grid empty")
+        raise ValueError(f"scheme {name!r} leaves levels of a {height} x {width} grid empty")
     return table.flatten().to(device)
 
 
-@lru_cache(maxsize=256)
-def levels(scheme: str | Scheme, height: int, width: int) -> int:
-    """How many positions an image of H x W patches takes under ``scheme``."""
+def _levels(scheme: str | Scheme, height: int, width: int) -> int:
     return int(order_table(scheme, height, width).max()) + 1
+
+
+def _hashable(scheme: object) -> bool:
+    """Whether tables of a scheme can be kept; callable objects that cannot be hashed are asked anew every time."""
+    try:
+        hash(scheme)
+    except TypeError:
+        return False
+    return True
+
+
+_kept_table = lru_cache(maxsize=256)(_table)
+_kept_levels = lru_cache(maxsize=256)(_levels)
 
 
 def ring_permutation(height: int, width: int, scheme: str | Scheme = "concentric") -> Tensor:
