@@ -1,0 +1,187 @@
+"""Processes that form a group of ``torch.distributed`` for a test, and leave it in order.
+
+    def train(folder):  # at the top of a module; runs in every process
+        ...
+        return torch.distributed.get_rank()
+
+    assert run_ranks(train, tmp_path, count=2) == [0, 1]
+
+A process that ends while its group stands has threads that outlive the interpreter, and now and then aborts.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import runpy
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from paperhooks.testing.failures import Failure, is_echo
+from paperhooks.testing.processes import LIMIT, Processes
+
+__all__ = ["run_ranks"]
+
+
+def run_ranks(
+    target: Callable[..., Any] | str | Path,
+    *arguments: Any,
+    count: int = 2,
+    launcher: Literal["", "torchrun"] = "",
+    limit: float = LIMIT,
+    environment: Mapping[str, str | None] | None = None,
+) -> list[Any]:
+    """Call a function in ``count`` processes that form a gloo group; returns what each rank's call returned.
+
+    Every process has ``RANK``, ``WORLD_SIZE`` and their like, and this process' ``sys.path``. The group meets in a
+    file, so that no port can be taken, and is destroyed when all have returned, or where one has failed.
+
+    :param target: a function at the top of a module, or the path of a script, whose words are the arguments.
+    :param arguments: what JSON can say; paths arrive as texts. The function returns what JSON can say, a script None.
+    :param launcher: with "torchrun" that starts the processes, and they form a group themselves (as a Trainer does).
+    :param limit: seconds for all of it. :param environment: variables that differ from this process'; None removes.
+    :raises ChildError: a rank failed, or was not done in time; it is named, and its own error comes first.
+    :raises ValueError: the target is no such function, or an argument is nothing that JSON can say.
+    """
+    with _Ranks(count, limit) as ranks:
+        ranks.order(target, arguments, group=not launcher)
+        ranks.begin(launcher, environment or {})
+        ranks.wait()
+        return ranks.values()
+
+
+class _Ranks(Processes):
+    """The processes of :func:`run_ranks`; each leaves its value or its error as a file."""
+
+    def __init__(self, count: int, limit: float) -> None:
+        super().__init__(limit)
+        self.names = [f"rank {rank} of {count}" for rank in range(count)]
+
+    def __enter__(self) -> _Ranks:
+        return self
+
+    def order(self, target: Callable[..., Any] | str | Path, arguments: tuple[Any, ...], group: bool) -> None:
+        order = {"target": _named(target), "arguments": arguments, "group": group, "limit": self.limit}
+        try:
+            text = json.dumps(order, default=os.fspath)
+        except TypeError as error:
+            raise ValueError(f"arguments are {arguments!r}; expected what JSON can say, and paths") from error
+        (self.folder / "order.json").write_text(text, encoding="utf-8")
+
+    def begin(self, launcher: str, environment: Mapping[str, str | None]) -> None:
+        count, worker = len(self.names), ("-m", "paperhooks.testing.ranks", self.folder)
+        paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **environment}
+        if launcher:  # standalone: the launcher's store takes a free port itself, and all use that store
+            options = ("--standalone", f"--nproc-per-node={count}")
+            self.start("-m", "torch.distributed.run", *options, *worker, name=launcher, environment=paths)
+            return
+        shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+        for rank, name in enumerate(self.names):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            self.start(*worker, name=name, environment={**paths, **shared, **own})
+
+    def values(self) -> list[Any]:
+        files = [self._left(rank, "value") for rank in range(len(self.names))]
+        return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+    def unfinished(self) -> list[str]:
+        left = [(name, self._left(n, "value"), self._left(n, "error")) for n, name in enumerate(self.names)]
+        return [name for name, *files in left if not any(file.exists() for file in files)] or super().unfinished()
+
+    def failures(self) -> list[Failure]:
+        found = {}
+        for rank, name in enumerate(self.names):
+            if (file := self._left(rank, "error")).exists():
+                told = json.loads(file.read_text(encoding="utf-8"))
+                headline = f"{name} failed: {told['error']}"
+                found[name] = Failure(headline, told["text"], told["when"], int(is_echo(told["error"])))
+        known = any(failure.depth == 0 for failure in found.values())
+        others = zip([child.name for child in self.children if child.status], super().failures(), strict=True)
+        # A launcher that fails tells nothing new, unless a rank died without a word.
+        silent = [
+            Failure(each.headline, each.text, each.when, 2 if known and name not in self.names else each.depth)
+            for name, each in others
+            if name not in found
+        ]
+        return [*found.values(), *silent]
+
+    def _left(self, rank: int, what: str) -> Path:
+        return self.folder / f"rank-{rank}.{what}"
+
+
+def _named(target: Callable[..., Any] | str | Path) -> str:
+    """The path of a script, or MODULE:FUNCTION."""
+    if isinstance(target, str | Path):
+        return str(Path(target).resolve())
+    module, name = getattr(target, "__module__", ""), getattr(target, "__qualname__", "")
+    if module == "__main__" or getattr(sys.modules.get(module), name, None) is not target:
+        raise ValueError(f"target is {target!r}; expected a function at the top of a module that can be imported")
+    return f"{module}:{name}"
+
+
+# -- inside a rank ---------------------------------------------------------------------------------------------------
+
+
+def _work(folder: Path, rank: str) -> None:
+    """What each process runs."""
+    order = json.loads((folder / "order.json").read_text(encoding="utf-8"))
+    with _group(folder if order["group"] else None, order["limit"], folder / f"rank-{rank}.error"):
+        value = json.dumps(_called(order["target"], order["arguments"]))
+        _write(folder / f"rank-{rank}.value", value)
+
+
+def _called(target: str, arguments: list[Any]) -> Any:
+    if target.endswith(".py"):
+        sys.argv = [target, *map(str, arguments)]
+        sys.path.insert(0, str(Path(target).parent))
+        runpy.run_path(target, run_name="__main__")
+        return None
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)(*arguments)
+
+
+@contextmanager
+def _group(folder: Path | None, limit: float, file: Path) -> Iterator[None]:
+    """A gloo group that is left in order; an error is written down before the others can learn of it."""
+    from torch import distributed
+
+    try:
+        if folder is not None:
+            distributed.init_process_group(
+                "gloo", init_method=(folder / "group").as_uri(), rank=int(os.environ["RANK"]),
+                world_size=int(os.environ["WORLD_SIZE"]), timeout=timedelta(seconds=limit),
+            )  # fmt: skip
+        yield
+        gc.collect()  # a wrapper in a reference cycle would keep threads of the group until the interpreter ends
+        if distributed.is_initialized():
+            distributed.barrier()
+    except BaseException as error:
+        told = {"when": time.time(), "error": _line(error), "text": traceback.format_exc()}
+        _write(file, json.dumps(told))
+        raise
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all: another process may look at any time."""
+    part = file.with_suffix(f"{file.suffix}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
+
+
+if __name__ == "__main__":
+    _work(Path(sys.argv[1]), os.environ["RANK"])
