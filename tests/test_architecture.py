@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ast
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from paperhooks.testing.processes import run_python
 from repository import CORE, PACKAGES, PLUGINS, ROOT, TESTBED, imports, sources, tree
 
 FILES = sources(*PACKAGES)
@@ -190,10 +189,7 @@ HEAVY = ["torch", "transformers", "accelerate", "matplotlib", "numpy"]
 def loaded_after(code: str) -> set[str]:
     """Which heavy packages a fresh interpreter has loaded after running code."""
     script = f"import sys\n{code}\nprint('loaded:', *[m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True,
-        env={key: value for key, value in os.environ.items() if not key.startswith("PAPERHOOKS_")},
-    )  # fmt: skip
+    done = run_python("-c", script, environment={key: None for key in os.environ if key.startswith("PAPERHOOKS_")})
     return set(done.stderr.rpartition("loaded:")[2].split())
 
 

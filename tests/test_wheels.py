@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import email
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+from paperhooks.testing.processes import run_python
 from repository import CORE, PACKAGES, PLUGINS, Package
 
 pytest.importorskip("build")
@@ -21,9 +20,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A package, its wheel (built from its sdist) and its sdist."""
     package: Package = request.param
     out = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(package.folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_python("-m", "build", "--no-isolation", "--outdir", out, package.folder)
     return package, next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
 
 

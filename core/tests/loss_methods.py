@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import paperhooks
 import torch
 from paperhooks import HooksTrainerMixin, Traits, hookimpl
 from paperhooks.logprobs import Head, next_token_labels, sequence_logprobs
 from paperhooks.testing.tiny import tiny_llama
+from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments
 
 
@@ -141,20 +143,12 @@ def fresh() -> Any:
     return tiny_llama(layers=2)
 
 
-if __name__ == "__main__":  # one of two processes: train, then leave weights and log
-    import json
-    import sys
-
-    import paperhooks
-    from safetensors.torch import save_file
-
-    name, out, averaged = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "average"
-    model = fresh()
-    session = paperhooks.attach(model, *[cls() for cls in METHODS[name]]) if METHODS[name] else None
-    run = trainer(model, out, batch=2, accumulation=2, average_tokens_across_devices=averaged)
-    run.train()
-    if run.is_world_process_zero():
-        save_file({n: p.detach().clone() for n, p in model.named_parameters()}, out / "weights.safetensors")
-        (out / "log.json").write_text(json.dumps(run.state.log_history))
-    if session is not None:
-        session.close()
+def train(name: str, out: str) -> list[dict[str, Any]]:
+    """One of two processes: train on a share of each batch; the first one leaves the weights. Returns the log."""
+    model, folder = fresh(), Path(out)
+    with paperhooks.attach(model, *[cls() for cls in METHODS[name]]):
+        run = trainer(model, folder, batch=2, accumulation=2, average_tokens_across_devices=True)
+        run.train()
+        if run.is_world_process_zero():
+            save_file({n: p.detach().clone() for n, p in model.named_parameters()}, folder / "weights.safetensors")
+    return run.state.log_history

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 import sys
 
 import paperhooks
@@ -16,6 +15,7 @@ from paperhooks.errors import (
     PluginIncompatible,
     PluginNotFound,
 )
+from paperhooks.testing.processes import run_python
 from plugins.fake_site import FakeSite, info_source
 
 pytest_plugins = ["plugins.fixtures"]
@@ -238,6 +238,6 @@ def test_import_and_listing_load_neither_torch_nor_transformers(site: FakeSite) 
         "heavy = sorted({'torch', 'transformers', 'numpy', 'matplotlib', 'typer', 'rich'} & set(sys.modules))\n"
         "print(names, heavy)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = run_python("-c", code)
     assert "t-one" in done.stdout
     assert done.stdout.rstrip().endswith("[]"), done.stdout

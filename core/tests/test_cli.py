@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,6 +12,7 @@ import pytest
 from paperhooks.cli import main
 from paperhooks.commands.options import build_methods, parse_method, parse_value, read_records
 from paperhooks.errors import DataError
+from paperhooks.testing.processes import run_python
 from plugins.fake_site import FakeSite, info_source
 
 pytest_plugins = ["plugins.fixtures"]
@@ -425,7 +425,7 @@ def save_tokenizer(folder: Path) -> None:
 
 def test_without_typer_the_extra_is_named() -> None:
     code = "import sys; sys.modules['typer'] = None; import paperhooks.cli; paperhooks.cli.main(['plugins'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = run_python("-c", code, check=False)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].endswith("install it with: pip install 'paperhooks[cli]'")
     assert "Traceback" not in done.stderr

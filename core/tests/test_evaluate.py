@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +28,7 @@ from paperhooks.errors import DataError, PluginBroken, PluginConflict, PluginNot
 from paperhooks.evaluation import evaluate
 from paperhooks.intervals import wilson_interval
 from paperhooks.tasks import Document, Parsed, Task, TaskInfo, available_tasks, load_task
+from paperhooks.testing.processes import run_python
 from paperhooks.transformers_backend import TransformersBackend
 from plugins.fake_site import FakeSite, info_source
 
@@ -419,9 +417,8 @@ evaluate(CallableBackend(lambda request: request.prompt), None, Echo(), data=sys
 
 def test_two_hash_seeds_give_the_same_bytes(data: Path, tmp_path: Path) -> None:
     for seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": seed}
-        arguments = [sys.executable, "-c", BYTES, str(data), str(tmp_path / seed), str(Path(__file__).parent)]
-        subprocess.run(arguments, check=True, env=environment, timeout=120)
+        words = ("-c", BYTES, data, tmp_path / seed, Path(__file__).parent)
+        run_python(*words, environment={"PYTHONHASHSEED": seed})
     assert untimed(tmp_path / "1") == untimed(tmp_path / "2")
     for name in ("scores.csv", "documents.jsonl", "report.md", "groups.svg"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
@@ -477,8 +474,7 @@ def test_importing_what_a_task_needs_loads_nothing_heavy() -> None:
         "import sys, paperhooks.tasks, paperhooks.engine, paperhooks.evaluation\n"
         "print(sorted({'torch', 'transformers', 'datasets', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == "[]"
+    assert run_python("-c", code).stdout.strip() == "[]"
 
 
 def test_the_fingerprint_tells_class_version_and_options() -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from paperhooks.errors import PaperhooksError
 from paperhooks.evaluation import evaluate
 from paperhooks.ranks import Ranks, share
 from paperhooks.tasks import Document
+from paperhooks.testing.ranks import run_ranks
 
 quick = partial(evaluate, report=False)
 
@@ -62,60 +60,33 @@ def test_shards_run_by_hand_make_one_result(data: Path, tmp_path: Path) -> None:
     assert backend.asked == []
 
 
-PROCESS = """
-import json, sys
-rank, port, data, out, fails, tests = sys.argv[1:]
-sys.path.insert(0, tests)
-import torch.distributed as dist
-dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=int(rank), world_size=2)
-from evaluation_tasks import Echo
-from paperhooks.backends import CallableBackend
-from paperhooks.evaluation import evaluate
-
-def say(request):
-    return request.prompt
-
 class Breaks(CallableBackend):
+    """Loses its device on one rank."""
+
     def answer(self, prompts):
-        if fails == rank:
-            raise RuntimeError("lost its device")
-        return super().answer(prompts)
-
-try:
-    result = evaluate(Breaks(say), None, Echo(), data=data, out=out, report=False)
-    print(json.dumps([result.answered, result.headline.value]))
-except Exception as error:
-    print(f"{type(error).__name__}: {error}")
-dist.destroy_process_group()
-"""
+        raise RuntimeError("lost its device")
 
 
-def processes(data: Path, out: Path, fails: str = "") -> list[str]:
-    """What two ranks print."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    tests = str(Path(__file__).parent)
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(rank), str(port), str(data), str(out), fails, tests],
-            stdout=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    return [process.communicate(timeout=120)[0].strip() for process in started]
+def evaluated(data: str, out: str, fails: int) -> list[float] | str:
+    """What a rank ends with: documents answered and the headline's value, or its error."""
+    backend = Breaks if Ranks().index == fails else CallableBackend
+    try:
+        result = quick(backend(say), None, Echo(), data=data, out=out)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return [result.answered, result.headline.value]
 
 
 def test_two_processes_share_a_run_and_an_error_of_one_ends_it_for_both(data: Path, tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
-    broken = processes(data, run, fails="1")
+    broken = run_ranks(evaluated, data, run, 1)
     assert broken == [
         "PaperhooksError: the evaluation failed on rank 1: RuntimeError: lost its device",
         "RuntimeError: lost its device",
     ]
-    told = processes(data, run)
+    told = run_ranks(evaluated, data, run, -1)
     fresh = quick(CallableBackend(say), None, Echo(), data=data, out=whole)
-    assert told == [json.dumps([20, fresh.headline.value])] * 2
+    assert told == [[20, fresh.headline.value]] * 2
     assert untimed(run) == untimed(whole)
     ids = [{row["id"] for row in rows_of(run, f"samples-{rank}-of-2.jsonl")} for rank in range(2)]
     assert not ids[0] & ids[1]

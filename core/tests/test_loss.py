@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +19,14 @@ from loss_methods import (
     collate,
     examples,
     fresh,
+    train,
     trainer,
 )
 from paperhooks import HookError, LossContext, PluginConflict, Traits, hookimpl
 from paperhooks.logprobs import next_token_labels, sequence_logprobs
 from paperhooks.loss import batch_target_rows, compute_loss, find_session
 from paperhooks.modelview import ModelView
+from paperhooks.testing.ranks import run_ranks
 from safetensors.torch import load_file
 from transformers import Trainer
 
@@ -331,23 +329,11 @@ def test_the_mixin_is_public() -> None:
 # -- two processes --------------------------------------------------------------------------------------------------
 
 
-def test_two_processes_equal_one_big_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["", "torchrun"])
+def test_two_processes_equal_one_big_batch(tmp_path: Path, launcher: Any) -> None:
     name = "terms"  # the stock loss with a mean over tokens and a mean over sequences beside it
     wanted, whole = trained(name, tmp_path / "one")
-    script = Path(__file__).with_name("loss_methods.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    paths = os.pathsep.join([str(script.parent), *(p for p in sys.path if p)])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, name, str(tmp_path), "average"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    log, _ = run_ranks(train, name, tmp_path, launcher=launcher)
     same(load_file(tmp_path / "weights.safetensors"), wanted)
-    log = json.loads((tmp_path / "log.json").read_text())
     for key in (k for k in whole[0] if k.startswith("loss")):
         assert log[0][key] == pytest.approx(whole[0][key], rel=1e-5), key

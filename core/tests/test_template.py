@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 from paperhooks.catalog import Catalog
 from paperhooks.errors import DataError
 from paperhooks.template import create_project
+from paperhooks.testing.processes import run_python
 
 pytest_plugins = ["plugins.fixtures"]
 
@@ -41,10 +40,7 @@ def test_the_code_is_clean_for_ruff(project: Path) -> None:
     config = Path(__file__).parents[2] / "ruff.toml"
     settings = ["--config", str(config)] if config.is_file() else ["--isolated"]
     for command in (["check", "--no-cache", *settings], ["format", "--check", "--no-cache", *settings]):
-        done = subprocess.run(
-            [sys.executable, "-m", "ruff", *command, "."], capture_output=True, text=True, check=False, cwd=project
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        run_python("-m", "ruff", *command, ".", cwd=project)
 
 
 def test_listing_the_plugin_imports_no_torch(project: Path) -> None:
@@ -53,8 +49,7 @@ def test_listing_the_plugin_imports_no_torch(project: Path) -> None:
         "from paperhooks_my_method.plugin import PLUGIN\n"
         "print(PLUGIN.name, 'torch' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.split() == ["my-method", "False"]
+    assert run_python("-c", code).stdout.split() == ["my-method", "False"]
 
 
 def test_the_method_attaches_and_changes_the_model(project: Path, own_catalog: Catalog) -> None:
@@ -81,12 +76,8 @@ def test_the_method_attaches_and_changes_the_model(project: Path, own_catalog: C
 
 def test_its_own_tests_pass(project: Path) -> None:
     pytest.importorskip("paperhooks.testing")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(project)],
-        capture_output=True, text=True, timeout=300, check=False, cwd=project,
-        env={**os.environ, "PYTHONPATH": _with(project / "src")},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    words = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", project)
+    run_python(*words, cwd=project, environment={"PYTHONPATH": _with(project / "src")})
 
 
 def _with(folder: Path) -> str:

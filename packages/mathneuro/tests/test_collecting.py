@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -15,7 +12,9 @@ import paperhooks
 import pytest
 import torch
 from paperhooks import DataError, ModelError
+from paperhooks.ranks import Ranks
 from paperhooks.testing import fingerprint, tiny_text, tiny_vlm
+from paperhooks.testing.ranks import run_ranks
 from paperhooks_mathneuro import CoverageWarning, Statistics, collect, find_matrices, read_records, tokenized
 from paperhooks_mathneuro.norms import refined
 from torch import nn
@@ -477,45 +476,21 @@ def test_matrices_that_share_an_input_in_some_texts_only_are_kept_apart() -> Non
     assert factor.tolist() == pytest.approx([2, 1, 1, 1, 2])
 
 
-SCRIPT = """
-import sys, warnings, torch
-torch.set_num_threads(1)
-warnings.simplefilter("ignore")
-from accelerate import PartialState
-from paperhooks.testing import tiny_text
-from paperhooks_mathneuro import collect
-state = PartialState(cpu=True, backend="gloo")
-rows, model = eval(sys.argv[1]), tiny_text(sys.argv[2], layers=2)
-found = collect(model, rows, progress=False, batch_size=2, keep=sys.argv[3], out=sys.argv[4] or None)
-found.save(f"{sys.argv[5]}/rank{state.process_index}")
-state.destroy_process_group()
-"""
+def collected(family: str, keep: str, out: str, folder: str) -> None:
+    """One of several processes: collect a share of the texts, and store what all of them found."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CoverageWarning)
+        found = quick(tiny_text(family, layers=2), batch_size=2, keep=keep, out=out or None)
+    found.save(Path(folder) / f"rank{Ranks().index}")
 
 
 @pytest.mark.parametrize(("family", "keep", "resumed"), [("llama", "samples", True), ("mixtral", "sums", False)])
 def test_two_processes_end_with_the_same_statistics(tmp_path: Path, family: str, keep: str, resumed: bool) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = tmp_path / "collect.py"
-    script.write_text(SCRIPT)
     out = str(tmp_path / "out") if resumed else ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CoverageWarning)
         whole = quick(tiny_text(family, layers=2), keep=keep, batch_size=2)
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    import os
-
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(script), repr(ROWS), family, keep, out, str(tmp_path)],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    for process in started:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors
+    run_ranks(collected, family, keep, out, tmp_path)
     for rank in range(2):
         found = Statistics.load(tmp_path / f"rank{rank}.safetensors")
         assert len(found) == len(ROWS)

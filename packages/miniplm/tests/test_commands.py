@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import golden
@@ -15,6 +12,7 @@ import pytest
 from paperhooks import DataError
 from paperhooks.testing import tiny_text
 from paperhooks.testing.commands import commands_of
+from paperhooks.testing.processes import run_python
 from paperhooks_miniplm.converting import convert
 from paperhooks_miniplm.differing import Difference
 from paperhooks_miniplm.exporting import read_index
@@ -262,17 +260,16 @@ def test_what_cannot_be_done_is_said(worked, invoke, tmp_path: Path, words, stat
 def test_launchers_share_the_units(worked, tmp_path: Path, launcher: str) -> None:
     folder, _ = worked
     launch = {
-        "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        "accelerate": ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"),
+        "torchrun": ("torch.distributed.run", "--nproc-per-node", "2"),
+        # --cpu would start a single process
+        "accelerate": ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"),
     }
-    command = [
-        sys.executable, "-m", *launch[launcher], "-m", "paperhooks.cli", "miniplm", "score", MODELS["ref"], "--corpus",
-        str(folder / "packed"), "-o", str(tmp_path / "out"), "--max-length", "64", "--unit-rows", "500",
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_python(
+        "-m", *launch[launcher], "-m", "paperhooks.cli", "miniplm", "score", MODELS["ref"], "--corpus",
+        folder / "packed", "-o", tmp_path / "out", "--max-length", "64", "--unit-rows", "500",
+        environment={"PET_STANDALONE": "1"},  # torchrun's --standalone: its store takes a free port itself
+    )  # fmt: skip
+    assert done.stdout.count(f"{tmp_path / 'out'}: ") == 2, "each of the two says what it did"
     assert np.array_equal(Scores.load(tmp_path / "out").nll, Scores.load(folder / "ref").nll)
     made = {file.name for file in (tmp_path / "out" / "units").iterdir()}
     assert made == {f"unit-{n:06d}.safetensors" for n in range(4)}

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +13,16 @@ import pytest
 import torch
 from paperhooks import DataError, HooksTrainerMixin, LossContext, PluginIncompatible
 from paperhooks.loss import compute_loss
+from paperhooks.ranks import Ranks
 from paperhooks.testing import MethodContract, fingerprint, tiny_llama, tiny_text
 from paperhooks.testing.memory import LargestTensor
+from paperhooks.testing.ranks import run_ranks
 from paperhooks_miniplm.collating import collate
 from paperhooks_miniplm.distilling import Distil, DistilTerm
 from paperhooks_miniplm.divergences import distillation_loss
 from paperhooks_miniplm.rows import MemoryRows
 from paperhooks_miniplm.views import SelectedDataset, TrainingCollator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
 COLLATOR = TrainingCollator(0, max_length=golden.MAX_LENGTH)
@@ -490,23 +488,27 @@ def test_rows_without_target_do_not_count_in_an_accumulated_batch(kind, tmp_path
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-6)
 
 
+KINDS = {"distil": Distil, "distil-term": DistilTerm}
+
+
+def trained_together(kind: str, reduction: str, folder: str) -> list[dict]:
+    """One of two processes: train on two of four rows; the first one leaves the weights. Returns the log."""
+    method = KINDS[kind](golden.teacher(), reduction=reduction)
+    weights, log = trained(Path(folder) / "trainer", method, uneven(), per_device_train_batch_size=2)
+    if Ranks().first:
+        save_file({"weights": weights}, Path(folder) / "weights.safetensors")
+    return log
+
+
 @pytest.mark.parametrize(
-    ("kind", "reduction"), [("distil", "sequence_mean"), ("distil", "token_mean"), ("distil-term", "sequence_mean")]
+    ("kind", "reduction", "launcher"),
+    [("distil", "sequence_mean", ""), ("distil", "token_mean", "torchrun"), ("distil-term", "sequence_mean", "")],
 )
-def test_two_processes_equal_one_big_batch(kind: str, reduction: str, tmp_path: Path) -> None:
-    method = {"distil": Distil, "distil-term": DistilTerm}[kind](golden.teacher(), reduction=reduction)
+def test_two_processes_equal_one_big_batch(kind: str, reduction: str, launcher: Any, tmp_path: Path) -> None:
+    method = KINDS[kind](golden.teacher(), reduction=reduction)
     wanted, whole = trained(tmp_path / "one", method, uneven())
-    script = Path(__file__).with_name("distilling_process.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    paths = os.pathsep.join([str(script.parent), *(p for p in sys.path if p)])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, kind, reduction, str(tmp_path)],
-        env=environment, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    log, _ = run_ranks(trained_together, kind, reduction, tmp_path, launcher=launcher)
     torch.testing.assert_close(load_file(tmp_path / "weights.safetensors")["weights"], wanted, rtol=0, atol=1e-6)
-    log = json.loads((tmp_path / "log.json").read_text())
     for key in (key for key in whole[0] if key.startswith("loss")):
         assert log[0][key] == pytest.approx(whole[0][key], abs=1e-5), key
 

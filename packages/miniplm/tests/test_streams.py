@@ -201,7 +201,8 @@ def test_a_stream_trains_without_being_read_to_its_end_first(scored, workers: in
     with pytest.raises(TypeError):
         len(data.source)
     assert len(data) == len(chosen)
-    given = [item["input_ids"].tolist() for item in DataLoader(data, batch_size=None, num_workers=workers)]
+    loader = DataLoader(data, batch_size=None, num_workers=workers, timeout=120 if workers else 0)
+    given = [item["input_ids"].tolist() for item in loader]
     assert sorted(given) == sorted(golden.chunks()[row].tolist() for row in chosen)
     if not workers:
         assert given == [golden.chunks()[row].tolist() for row in chosen]

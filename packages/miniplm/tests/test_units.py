@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from paperhooks import DataError
+from paperhooks.testing.processes import Child, Processes
 from paperhooks_miniplm.differing import diff
 from paperhooks_miniplm.rows import MemoryRows, Row
 from paperhooks_miniplm.scores import Scores, merge, stop_if_bad
@@ -42,24 +41,27 @@ def score_slowly(self, rows, *, first=0):
     return plain(self, rows, first=first)
 scoring.LogLikelihood.score = score_slowly
 rows = MemoryRows(golden.packing()["a_no_bos"]["chunks"][:300])
-print("go", flush=True)
 score(golden.fresh("ref"), rows, sys.argv[1], end=0, max_length=64, unit_rows=32, progress=False)
 """
 
 
-def start(folder: Path, rank: int, count: int, slow: float = 0.0) -> subprocess.Popen:
+def start(processes: Processes, folder: Path, count: int, slow: float = 0.0) -> list[Child]:
+    """So many workers, each of which knows its number and nothing of the others."""
     script = SCRIPT.format(tests=str(Path(__file__).parent))
-    environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", script, str(folder), str(slow)], env=environment, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    return [
+        processes.start(
+            "-c", script, folder, slow, name=f"worker {rank} of {count}",
+            environment={"RANK": str(rank), "WORLD_SIZE": str(count)},
+        )
+        for rank in range(count)
+    ]  # fmt: skip
 
 
-def finish(*processes: subprocess.Popen) -> None:
-    for process in processes:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors
+def work(folder: Path, count: int) -> None:
+    """Let so many workers work to their end."""
+    with Processes() as processes:
+        start(processes, folder, count)
+        processes.wait()
 
 
 def units(folder: Path) -> list[Path]:
@@ -128,7 +130,7 @@ def test_a_damaged_unit_is_made_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_workers_share_a_corpus_without_waiting(tmp_path: Path, count: int) -> None:
-    finish(*(start(tmp_path, rank, count) for rank in range(count)))
+    work(tmp_path, count)
     wanted = score(golden.fresh("ref"), MemoryRows(CHUNKS[:300]), tmp_path / "alone", unit_rows=32, **QUICK)
     assert np.array_equal(Scores.load(tmp_path).nll, wanted.nll)
     assert len(units(tmp_path)) == 10
@@ -136,23 +138,24 @@ def test_workers_share_a_corpus_without_waiting(tmp_path: Path, count: int) -> N
 
 def test_killed_workers_lose_one_unit_each_and_others_go_on(tmp_path: Path) -> None:
     """Two workers are killed in the middle; three go on; nothing is made twice, and the result is that of one."""
-    killed = [start(tmp_path, rank, 2, slow=0.4) for rank in range(2)]
-    deadline = time.monotonic() + 120
-    while len(units(tmp_path)) < 3 and time.monotonic() < deadline and any(p.poll() is None for p in killed):
-        time.sleep(0.02)
-    for process in killed:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    with Processes() as processes:
+        killed = start(processes, tmp_path, 2, slow=1.0)
+        deadline = time.monotonic() + 120
+        while len(units(tmp_path)) < 3 and time.monotonic() < deadline and any(c.status is None for c in killed):
+            time.sleep(0.02)
+        for child in killed:
+            child.kill()
+        assert [child.status for child in killed] == [-signal.SIGKILL] * 2, "\n".join(c.stderr for c in killed)
     kept = {file: file.stat().st_mtime_ns for file in units(tmp_path)}
     assert 3 <= len(kept) < 10
     assert not (tmp_path / "scores.safetensors").exists()
-    finish(*(start(tmp_path, rank, 3) for rank in range(3)))
+    work(tmp_path, 3)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     wanted = score(golden.fresh("ref"), MemoryRows(CHUNKS[:300]), tmp_path / "alone", unit_rows=32, **QUICK)
     found = Scores.load(tmp_path)
     assert np.array_equal(found.nll, wanted.nll)
     assert np.array_equal(found.count, wanted.count)
-    finish(start(tmp_path, 0, 1))  # and once more: nothing to do, and well
+    work(tmp_path, 1)  # and once more: nothing to do, and well
 
 
 def test_a_worker_takes_over_what_others_left(tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ def test_wrong_row_numbers_are_named(rows, words) -> None:
 def test_spawned_workers_give_what_the_process_itself_gives() -> None:
     data = pickle.loads(pickle.dumps(SelectedDataset(source(), [9, 8, 7, 6])))
     alone = DataLoader(data, batch_size=2, collate_fn=COLLATOR)
-    loader = DataLoader(data, batch_size=2, collate_fn=COLLATOR, num_workers=1, multiprocessing_context="spawn")
+    options = {"num_workers": 1, "multiprocessing_context": "spawn", "timeout": 120}
+    loader = DataLoader(data, batch_size=2, collate_fn=COLLATOR, **options)
     for one, two in zip(alone, loader, strict=True):
         assert torch.equal(one["input_ids"], two["input_ids"])
 
@@ -99,7 +100,7 @@ def test_ranks_share_the_rows_and_get_equally_many() -> None:
 @pytest.mark.parametrize("block", [1, 4, 7])
 def test_workers_give_every_row_once(block: int) -> None:
     stream = StreamDataset(source(), range(3, 20), block=block)
-    loader = DataLoader(stream, batch_size=4, num_workers=2, collate_fn=same)
+    loader = DataLoader(stream, batch_size=4, num_workers=2, collate_fn=same, timeout=120)
     batches = [firsts(batch) for batch in loader]
     found = [row for batch in batches for row in batch]
     assert sorted(found) == list(range(3, 20)) == firsts(stream)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import paperhooks_testbed
 import pytest
+from paperhooks.testing.processes import run_python
 
 
 def test_every_public_name_can_be_had():
@@ -23,8 +22,7 @@ def _order(name: str) -> tuple[int, str]:
 
 def test_importing_loads_neither_torch_nor_transformers():
     code = "import sys, paperhooks_testbed; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    assert run_python("-c", code).stdout.strip() == "[]"
 
 
 def test_unknown_names_are_attribute_errors():
