@@ -181,6 +181,18 @@ def test_plugins_import_the_test_bed_only_where_it_is_used(package) -> None:
     assert findings(imported(package.module), sources(package)), "the rule finds nothing at all"
 
 
+TESTS = [
+    file for folder in [ROOT, *(package.folder for package in PACKAGES)] for file in (folder / "tests").rglob("*.py")
+]
+
+
+def test_tests_start_processes_by_the_helper_alone() -> None:
+    """Limits, ports, groups that are left in order, and nothing that stays behind: paperhooks.testing.processes."""
+    rule = imported("subprocess", "multiprocessing")
+    assert findings(rule, [CORE.source / "testing" / "processes.py"]), "the rule finds nothing at all"
+    assert findings(rule, TESTS) == {}
+
+
 # -- what importing costs ----------------------------------------------------------------------------------------------
 
 HEAVY = ["torch", "transformers", "accelerate", "matplotlib", "numpy"]
