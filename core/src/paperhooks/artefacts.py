@@ -190,12 +190,12 @@ class Artefact:
         opened = journal if journal is not None else WeightJournal(model)
         for name in self.edits:
             opened.check(name, method=self.method)
+        self.journal = opened  # before the first write, so that an interrupt half-way can be undone
         for name, edit in self.edits.items():
             if edit.index is None:
                 opened.write(name, edit.values, method=self.method)
             else:
                 opened.write_sparse(name, edit.index, edit.values, method=self.method)
-        self.journal = opened
         return opened
 
     def undo(self) -> None:

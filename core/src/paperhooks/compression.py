@@ -173,7 +173,7 @@ def compress(
         with evaluation_mode(model):
             return _run(view, request, methods)
     except BaseException:
-        view.journal.undo()
+        view.journal.abandon()
         raise
 
 

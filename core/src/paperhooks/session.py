@@ -243,20 +243,27 @@ class Session:
 
         :raises UnsupportedGeneration: called inside a call of the model in the same thread.
         """
+        if self._close():
+            self._warn_of_what_never_ran()
+
+    def _close(self) -> bool:
+        """Undo everything; False when that was done before."""
         if self.closed:
-            return
+            return False
         self._wait_for_calls()
         with _LOCK:
             if self.closed:
-                return
+                return False
             self._teardown()
             self._unwind()
             self.closed = True
-        self._warn_at_the_end()
+        for left in filter(None, (attribute.left for attribute in self._attributes)):
+            warnings.warn(left, stacklevel=3)
         if self._undo.errors:
             raise ExceptionGroup(
                 "paperhooks: errors while detaching; everything else was undone", list(self._undo.errors)
             )
+        return True
 
     def _wait_for_calls(self) -> None:
         inside = self._threads()
@@ -296,9 +303,7 @@ class Session:
             self._undo.push("weight journal", self.view._journal.undo)  # finds nothing left the second time
         self._undo.unwind()
 
-    def _warn_at_the_end(self) -> None:
-        for left in filter(None, (attribute.left for attribute in self._attributes)):
-            warnings.warn(left, stacklevel=3)
+    def _warn_of_what_never_ran(self) -> None:
         if not self._flags.fired and self._set.in_forward():
             warnings.warn(_never_fired(self.methods), stacklevel=3)
         unasked = self._flags.trained and not (self._flags.asked or self._flags.warned)
@@ -312,12 +317,14 @@ class Session:
         if exc is None:
             self.close()
             return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an error came first; that hooks did not run is no news
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
             try:
-                self.close()
+                self._close()  # an error came first; that hooks did not run is no news
             except ExceptionGroup as group:
                 exc.add_note(f"paperhooks: while detaching: {group.exceptions!r}")
+        for warning in said:
+            exc.add_note(f"paperhooks: while detaching: {warning.message}")
 
     def __repr__(self) -> str:
         return f"<Session of {', '.join(self.methods)} on {type(self.view.model).__name__}>"

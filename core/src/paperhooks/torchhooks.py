@@ -303,7 +303,7 @@ class TrainingWatch(Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self.flags.asked or self.flags.warned or not (module.training and torch.is_grad_enabled()):
             return
-        found = (getattr(output, name, None) for name in ("loss", "logits", "last_hidden_state"))
+        found = (getattr(output, name, None) for name in ("logits", "loss", "last_hidden_state"))
         tensor = next((t for t in found if isinstance(t, Tensor) and t.requires_grad), None)
         if tensor is not None:
             tensor.register_hook(self.notice)

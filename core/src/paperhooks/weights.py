@@ -192,6 +192,21 @@ class WeightJournal:
             del self._changes[key]
         self._tell(failed)
 
+    def abandon(self) -> None:
+        """Undo to the end, while an error is on its way: a further interrupt does not leave edits behind.
+
+        The interrupt is raised again when all is undone. Raises what :meth:`undo` raises.
+        """
+        interrupt: BaseException | None = None
+        while True:
+            try:
+                self.undo()
+                break
+            except (KeyboardInterrupt, SystemExit) as again:
+                interrupt = again
+        if interrupt is not None:
+            raise interrupt
+
     def keep(self) -> None:
         """Make all edits final: forget what was there before."""
         self._changes.clear()

@@ -64,9 +64,9 @@ class Surgery:
         """Put every old value back, bit for bit. Raises ModelError when that was done before."""
         if not self.active:
             raise ModelError(f"{self.selection.label} is not applied now; apply it before undoing it")
+        self.journal.undo()  # first: an interrupt leaves the rest to another call
         self.active = False
         _APPLIED.pop(self.model, None)
-        self.journal.undo()
 
     def artefact(self) -> Artefact:
         """The edit as an artefact that makes it on the same weights elsewhere; of the size of the selection."""
@@ -81,7 +81,7 @@ class Surgery:
         forward = self.artefact()
         edits = {
             name: Edit(
-                self.journal.changed[name].saved.cpu().clone(),
+                self.journal.changed[name].saved.to(edit.values.dtype).cpu().clone(),
                 edit.index,
                 edit.shape,
                 before=edit.after,
@@ -139,7 +139,7 @@ def apply(
     try:
         edit(surgery.journal, selection, scale, rounding=rounding, seed=seed, surgery=surgery)
     except BaseException:
-        surgery.journal.undo()
+        surgery.journal.abandon()
         raise
     _APPLIED[model] = surgery
     return surgery

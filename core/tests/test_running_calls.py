@@ -1,0 +1,134 @@
+"""A running call is never switched under its feet: closing waits, attaching refuses, nothing is closed from inside."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+import pytest
+import torch
+from methods import Damp
+from paperhooks import PluginConflict, Traits, UnsupportedGeneration, attach, hookimpl
+from paperhooks.sessions.running import threads_inside
+from paperhooks.testing import fingerprint, tiny_llama
+from transformers import StoppingCriteria
+
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
+
+
+class Gate(StoppingCriteria):
+    """Stops a generation at its second token until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+
+    def __call__(self, input_ids, scores, **kwargs):
+        if input_ids.shape[1] == IDS.shape[1] + 2:
+            self.reached.set()
+            assert self.opened.wait(60)
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+def generate(model, gate, found):
+    found.append(model.generate(IDS, max_new_tokens=8, min_new_tokens=8, do_sample=False, stopping_criteria=[gate]))
+
+
+@pytest.mark.timeout(120)
+def test_the_block_is_left_while_a_thread_still_generates():
+    model, gate, found = tiny_llama(), Gate(), []
+    model.generate(IDS, max_new_tokens=2)
+    before = fingerprint(model)
+    with attach(model, Damp(0.5)):
+        expected = model.generate(IDS, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+        thread = threading.Thread(target=generate, args=(model, gate, found))
+        thread.start()
+        assert gate.reached.wait(60)
+        assert thread.ident in threads_inside(model)
+        threading.Timer(0.3, gate.opened.set).start()
+    thread.join(60)
+    assert found[0].tolist() == expected.tolist()
+    assert fingerprint(model).differences(before) == []
+    assert threads_inside(model) == []
+
+
+@pytest.mark.timeout(120)
+def test_calls_that_begin_while_closing_waits_run_without_the_method():
+    model, gate, found = tiny_llama(), Gate(), []
+    plain = model(IDS).logits
+    session = attach(model, Damp(0.5))
+    thread = threading.Thread(target=generate, args=(model, gate, found))
+    thread.start()
+    assert gate.reached.wait(60)
+    closing = threading.Thread(target=session.close)
+    closing.start()
+    while not session._flags.closing:
+        time.sleep(0.001)
+    assert torch.equal(model(IDS).logits, plain)
+    assert model.generate(IDS, max_new_tokens=2).shape == (1, 7)
+    assert not session.closed
+    gate.opened.set()
+    closing.join(60)
+    thread.join(60)
+    assert session.closed
+    assert not torch.equal(found[0], model.generate(IDS, max_new_tokens=8, min_new_tokens=8, do_sample=False))
+
+
+@pytest.mark.timeout(120)
+def test_attaching_in_the_middle_of_a_call_is_refused():
+    model, gate, found = tiny_llama(), Gate(), []
+    thread = threading.Thread(target=generate, args=(model, gate, found))
+    thread.start()
+    assert gate.reached.wait(60)
+    with pytest.raises(PluginConflict, match="is being called right now"):
+        attach(model, Damp(0.5))
+    other = tiny_llama()
+    with attach(other, Damp(0.5)):
+        other(IDS)
+    gate.opened.set()
+    thread.join(60)
+    with attach(model, Damp(0.5)):
+        model(IDS)
+
+
+def test_closing_inside_a_call_is_refused():
+    @dataclass(eq=False)
+    class Closer:
+        traits = Traits()
+
+        @hookimpl
+        def post_layer(self, hidden_states):
+            session.close()
+
+    class Stop(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            second.close()
+
+    model = tiny_llama()
+    session = attach(model, Closer())
+    with pytest.raises(UnsupportedGeneration, match="closed inside a call of its model"):
+        model(IDS)
+    session.close()
+    second = attach(model, Damp())
+    with pytest.raises(UnsupportedGeneration, match="closed inside a call of its model"):
+        model.generate(IDS, max_new_tokens=3, stopping_criteria=[Stop()])
+    model(IDS)
+    second.close()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_an_error_in_a_call_leaves_nothing_to_wait_for():
+    model = tiny_llama()
+    with attach(model, Damp()):
+        for error in (KeyboardInterrupt, ZeroDivisionError):
+
+            def fail(*_, error=error):
+                raise error
+
+            handle = model.model.layers[1].register_forward_pre_hook(fail)
+            with pytest.raises(error):
+                model.generate(IDS, max_new_tokens=2)
+            with pytest.raises(error):
+                model(IDS)
+            handle.remove()
+        model(IDS)
