@@ -12,8 +12,9 @@ from methods import KeepRows, mask_oracle
 from paperhooks import HookError, UnsupportedGeneration, attach
 from paperhooks.inputs import LayerInputs
 from paperhooks.runtime import Call, Site
-from paperhooks.selection import SelectedLayer, TokenTrack, compact, compact_labels, gather_mask, take_rows
+from paperhooks.selection import SelectedLayer, TokenTrack, compact, compact_labels
 from paperhooks.testing import TEXT_FAMILIES, tiny_llama, tiny_text
+from paperhooks.tokens.masks import gather_mask, take_rows
 from paperhooks.tokens.row_state import Attendance
 from transformers import DynamicCache, StaticCache
 

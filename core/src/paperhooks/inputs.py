@@ -13,7 +13,8 @@ from torch import Tensor
 
 from paperhooks.compat import token_count
 from paperhooks.errors import HookError, did_you_mean
-from paperhooks.selection import TokenTrack, gather_mask, held_layer, take_rows
+from paperhooks.selection import TokenTrack, held_layer
+from paperhooks.tokens.masks import gather_mask, take_rows
 
 if TYPE_CHECKING:
     from paperhooks.runtime import Call, Site

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from paperhooks.inputs import LayerInputs
 from paperhooks.runtime import Call, Site
-from paperhooks.selection import SelectedLayer, TokenTrack, concat_valid, gather_mask, held_layer, take_rows
+from paperhooks.selection import SelectedLayer, TokenTrack, concat_valid, held_layer
+from paperhooks.tokens.masks import gather_mask, take_rows
 
 __all__ = ["follow"]
 
