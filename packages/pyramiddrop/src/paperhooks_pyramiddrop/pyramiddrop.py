@@ -15,7 +15,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from paperhooks import Call, LayerInputs, ModelView, PluginIncompatible, Site, Traits, UnsupportedModel, hookimpl
+from paperhooks import (
+    Call,
+    LayerInputs,
+    ModelView,
+    PluginIncompatible,
+    Site,
+    Traits,
+    UnsupportedGeneration,
+    UnsupportedModel,
+    hookimpl,
+)
 from paperhooks.attention import attention_parts
 from paperhooks.options import (
     choice,
@@ -46,6 +56,11 @@ from paperhooks_pyramiddrop.rank import (
 from paperhooks_pyramiddrop.schedule import Schedule
 
 __all__ = ["Drop", "PaperPyramidDrop", "PyramidDrop", "RandomDrop"]
+
+
+#: Under which name a cache carries the mark that its positions were renumbered, and why it needs the method then.
+_STATE = "pyramiddrop with renumbered positions"
+_NEEDED = "every layer counts positions on from the tokens that it kept, where the plain model counts all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +297,9 @@ class PyramidDrop:
         full = min(alive) == index.shape[1]  # every row fills every slot
         dropped = inputs.select(index, None if full else valid)
         state["track"] = dropped.track
+        if self.positions == "renumber":
+            past = int(call.past_length)
+            call.row_state(_STATE, _NEEDED).note(past, past + plan.length)
         return dropped
 
     def _ranking(self, site: Site, inputs: LayerInputs, now: Alive) -> Ranking:
@@ -300,9 +318,15 @@ class PyramidDrop:
     def _renumbered(self, site: Site, call: Call, inputs: LayerInputs) -> LayerInputs:
         """Positions 0, 1, 2, ... over the tokens alive; in decoding the length of this layer's cache."""
         stage = sum(r <= site.index for r in self.schedule_for(site.n_layers).layers)
+        marked = call.row_state(_STATE, _NEEDED)
         state = call.state(self)
         memo = state.get("rotary")
         if memo is None or memo[0] is not inputs.track or memo[1] != stage:
+            if not marked and inputs.cached_length != call.past_length:
+                raise UnsupportedGeneration(
+                    f"layer {site.index}: this cache holds a selection of tokens at preserved positions, which "
+                    "positions='renumber' would count anew; go on with positions='preserve', or fill a new cache"
+                )
             rotary = site.view.rotary
             assert rotary is not None  # setup has refused models without
             tables = rotary(inputs.hidden_states, position_ids=inputs.compact_positions())

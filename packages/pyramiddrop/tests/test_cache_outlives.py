@@ -1,0 +1,60 @@
+"""A cache filled while dropping, used after the session, in another one, or under other positions: right or refused."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from paperhooks import UnsupportedGeneration, attach
+from paperhooks.compat import cache_parameter, dynamic_cache
+from paperhooks.testing import tiny_vlm, vlm_inputs
+from paperhooks_pyramiddrop import PaperPyramidDrop, PyramidDrop
+from torch import Tensor
+
+STAGES = {2: 0.5, 4: 0.25}
+STEP = torch.tensor([[7]])
+
+
+def read(model: Any, cache: Any, **inputs: Any) -> Tensor:
+    with torch.no_grad():
+        return model(**inputs, **{cache_parameter(model.forward): cache}).logits[:, -1]
+
+
+def prompt(model: Any, method: Any) -> tuple[Any, Tensor]:
+    """A cache that holds a prompt read under ``method``, and the logits of the next token inside the session."""
+    cache = dynamic_cache(model)
+    with attach(model, method):
+        read(model, cache, **vlm_inputs(model, ((3, 16, 9),)))
+        inside = read(model, copy.deepcopy(cache), input_ids=STEP)
+    return cache, inside
+
+
+def test_preserved_positions_are_read_on_alone_token_by_token() -> None:
+    model = tiny_vlm("llava")
+    cache, inside = prompt(model, PyramidDrop(stages=STAGES))
+    torch.testing.assert_close(read(model, cache, input_ids=STEP), inside)
+    with pytest.raises(UnsupportedGeneration, match="holds a selection of tokens"):
+        read(model, cache, input_ids=STEP.expand(1, 3))
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_renumbered_positions_need_the_method(attn: str) -> None:
+    model = tiny_vlm("llava", attn_implementation=attn)
+    cache, inside = prompt(model, PaperPyramidDrop(stages=STAGES))
+    with pytest.raises(UnsupportedGeneration, match=r"renumbered positions was attached.*counts positions on"):
+        read(model, copy.deepcopy(cache), input_ids=STEP)
+    with pytest.raises(UnsupportedGeneration, match="renumbered positions"), attach(model, PyramidDrop(stages=STAGES)):
+        read(model, copy.deepcopy(cache), input_ids=STEP)
+    with attach(model, PaperPyramidDrop(stages=STAGES)):
+        torch.testing.assert_close(read(model, cache, input_ids=STEP), inside)
+
+
+def test_preserved_positions_are_not_counted_anew() -> None:
+    model = tiny_vlm("llava")
+    cache, _ = prompt(model, PyramidDrop(stages=STAGES))
+    with attach(model, PaperPyramidDrop(stages=STAGES)):
+        with pytest.raises(UnsupportedGeneration, match="at preserved positions, which positions='renumber'"):
+            read(model, cache, input_ids=STEP)
+        read(model, dynamic_cache(model), **vlm_inputs(model, ((3, 16, 9),)))
