@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from paperhooks import DataError, attach
+from paperhooks import DataError, HooksTrainerMixin, attach
+from paperhooks.compat import SAFE_CHECKPOINTING
 from paperhooks.testing import tiny_vlm, vlm_inputs
 from paperhooks_pyramiddrop import PyramidDrop, Ranking
 from paperhooks_pyramiddrop import rank as ranking
@@ -59,6 +60,7 @@ def test_training_without_labels_or_targets_is_refused():
         model(**batch_of(model)[0])
 
 
+@pytest.mark.skipif(not SAFE_CHECKPOINTING, reason="checkpointing is refused with this transformers")
 @pytest.mark.parametrize("checkpointing", [True, False], ids=["reentrant", "checkpointed"])
 def test_training_without_labels_is_refused_with_checkpointing_too(checkpointing):
     model = tiny_vlm().train()
@@ -86,6 +88,10 @@ class _Rows(torch.utils.data.Dataset):
         return {"input_ids": ids, "labels": ids.masked_fill(torch.arange(18) < 13, -100)}
 
 
+class MyTrainer(HooksTrainerMixin, Trainer):
+    """What the message recommends."""
+
+
 def test_a_trainer_that_takes_the_labels_away_is_told(tmp_path):
     """Label smoothing pops the labels before the model is called."""
     arguments = TrainingArguments(
@@ -97,6 +103,18 @@ def test_a_trainer_that_takes_the_labels_away_is_told(tmp_path):
         pytest.raises(DataError, match=r"label smoothing.*pass target_mask="),
     ):
         Trainer(model=model, args=arguments, train_dataset=_Rows()).train()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_mixin_hands_the_targets_over(tmp_path, smoothing):
+    """With label smoothing the rows that rank are those that rank without it."""
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=1, label_smoothing_factor=smoothing, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    seen = []
+    with attach(model := tiny_vlm(), spied(seen)):
+        MyTrainer(model=model, args=arguments, train_dataset=_Rows()).train()
+    assert seen == [[12, 12], [8, 8]]
 
 
 # -- functions of the caller's own -------------------------------------------------------------------------------------
