@@ -14,12 +14,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from paperhooks.compat import (
     MASK_MAKER,
     cache_parameter,
-    dynamic_cache,
     find_cache,
     generate_arguments,
     is_cache,
@@ -27,13 +27,11 @@ from paperhooks.compat import (
     make_mask_maker,
     merged_generation,
     preallocated,
-    set_cache,
     version,
 )
 from paperhooks.errors import UnsupportedGeneration
 from paperhooks.info import Traits
 from paperhooks.runtime import GENERATE, Hook, cache_states, check_token_mask
-from paperhooks.tokens.row_state import noted_states
 
 __all__ = ["CacheGuard", "GuardedGenerate", "MaskNotes", "check_cache", "check_generation"]
 
@@ -59,47 +57,46 @@ class GuardedGenerate:
         self.inner = inner
         self.rules = tuple(rules)
         self.active = True
-        #: How many calls each thread has under way; threads without any are not in it.
-        self.threads: dict[int, int] = {}
+        #: The notes of every thread's calls under way, the innermost last; threads without any are not in it.
+        self.calls: dict[int, list[dict[str, Any]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "threads": {}}
+        return {**self.__dict__, "calls": {}}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.active:
             self._take_off()
             return self._original(*args, **kwargs)
         thread = threading.get_ident()
-        before = self.threads.get(thread, 0)
-        self.threads[thread] = before + 1
+        stack = self.calls.setdefault(thread, [])
+        stack.append({})
         try:
-            return self._checked(args, kwargs)
+            stack[-1] = self._checked(args, kwargs)
+            return self._original(*args, **{name: value for name, value in kwargs.items() if name != "visual_mask"})
         finally:
-            if before:
-                self.threads[thread] = before
-            else:
-                self.threads.pop(thread, None)
+            stack.pop()
+            if not stack:
+                self.calls.pop(thread, None)
 
-    def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def inside(self) -> bool:
+        """Whether this thread is inside a call that began while the session was open."""
+        return threading.get_ident() in self.calls
+
+    def notes(self) -> dict[str, Any]:
+        """What a forward of this thread needs to know of the ``generate`` around it; empty outside of one."""
+        if not self.calls or torch.compiler.is_compiling():
+            return {}
+        stack = self.calls.get(threading.get_ident())
+        return stack[-1] if stack else {}
+
+    def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         given = generate_arguments(self.model, args, kwargs)
         settings = merged_generation(self.model, given)
-        name = cache_parameter(self.model.forward)
         check_generation(self.rules, settings, given)
-        cache = find_cache(given, name)
+        cache = find_cache(given, cache_parameter(self.model.forward))
         if cache is not None:
             check_cache(self.rules, cache)
-        notes = _notes(settings, given, cache)
-        if not notes:
-            return self._original(*args, **kwargs)
-        if cache is None:
-            cache = dynamic_cache(self.model)
-        kwargs = {key: value for key, value in kwargs.items() if key != "visual_mask"}
-        set_cache(kwargs, name, cache)
-        cache_states(cache)[GENERATE] = notes
-        try:
-            return self._original(*args, **kwargs)
-        finally:  # a later turn over the same cache has a prompt of its own
-            noted_states(cache).pop(GENERATE, None)
+        return _notes(settings, given)
 
     def _take_off(self) -> None:
         """After the session: whoever wrapped this and has put it back meant the function that was there before."""
@@ -145,27 +142,22 @@ def _origin(name: str, given: Mapping[str, Any]) -> str:
     return "" if written else f" (it comes from model.generation_config: set model.generation_config.{name} to None)"
 
 
-def _notes(settings: Any, given: Mapping[str, Any], cache: Any) -> dict[str, Any]:
-    """What to put on the cache since a forward inside ``generate`` cannot know it: the prompt's length, its visual
-    tokens, and the sizes of its pictures. Empty where there is no need.
+def _notes(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a forward inside ``generate`` cannot know: where the prompt ends, its visual tokens, its images' sizes.
 
-    The first forward of assisted decoding already holds draft tokens, and ``generate`` accepts no arguments that the
-    model's signature does not name and keeps those that its vision encoder takes. A cache of a kind that ``generate``
-    makes itself carries no sizes.
+    The first forward of assisted decoding already holds draft tokens, and without a cache every forward holds all that
+    was generated. ``generate`` accepts no arguments that the model's signature does not name, and keeps those that its
+    vision encoder takes.
 
     :raises DataError: a ``visual_mask`` that does not fit the prompt.
     """
-    visual, assistant = given.get("visual_mask"), _assistant(settings, given)
-    layout = {name: given[name] for name in _LAYOUT if given.get(name) is not None}
-    if cache is None and (getattr(settings, "cache_implementation", None) or not getattr(settings, "use_cache", True)):
-        layout = {}
-    if assistant is None and visual is None and not layout:
-        return {}
+    visual = given.get("visual_mask")
+    notes: dict[str, Any] = {"visual_mask": visual}
+    notes["layout"] = {name: given[name] for name in _LAYOUT if given.get(name) is not None}
     prompt = next((p for p in map(given.get, ("inputs_embeds", "input_ids", "inputs")) if p is not None), None)
-    notes: dict[str, Any] = {"visual_mask": visual, "layout": layout}
     if isinstance(prompt, Tensor):
         notes["prompt_rows"] = prompt.shape[0]
-        if assistant is not None or visual is not None:
+        if _assistant(settings, given) is not None or getattr(settings, "use_cache", True) is False:
             notes["prompt_length"] = prompt.shape[1]
         if visual is not None:
             check_token_mask("visual_mask", visual, *prompt.shape[:2])
@@ -191,7 +183,7 @@ class MaskNotes:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         cache, mask = made_mask_arguments(kwargs)
         if self.active and cache is not None and (mask is None or mask.ndim == 2):
-            cache_states(cache).setdefault(GENERATE, {})["padding_mask"] = mask
+            cache_states(cache)[GENERATE] = {"padding_mask": mask}
         return self.inner(*args, **kwargs)
 
 

@@ -26,7 +26,7 @@ __all__ = ["CALL", "GENERATE", "OWN_ARGUMENTS", "Call", "Chain", "Flags", "Hook"
 #: The keyword under which the state of a forward travels.
 CALL = "paperhooks_call"
 
-#: Under which name ``generate`` leaves notes for :class:`Call` on the cache.
+#: Under which name the maker of 4-D masks leaves the 2-D mask on a cache, for :class:`Call`.
 GENERATE = "generate"
 
 #: Arguments of a model call that are for methods and that the model itself does not know.
@@ -95,6 +95,7 @@ class Call:
     __slots__ = (
         "_cacheless",
         "_image_mask",
+        "_notes",
         "_row_states",
         "_states",
         "attendance",
@@ -114,8 +115,11 @@ class Call:
         "view",
     )
 
-    def __init__(self, view: ModelView, inputs: dict[str, Any], training: bool) -> None:
+    def __init__(
+        self, view: ModelView, inputs: dict[str, Any], training: bool, notes: dict[str, Any] | None = None
+    ) -> None:
         self.view = view
+        self._notes = notes or {}
         self.inputs = inputs
         self.training = training
         self.input_ids: Tensor | None = inputs.get("input_ids")
@@ -165,8 +169,9 @@ class Call:
 
     @property
     def draft_length(self) -> int:
-        """How many tokens at the end of this forward assisted decoding only proposes (0 without it)."""
-        prompt = self._notes().get("prompt_length")
+        """How many tokens at the end of this forward are behind the prompt of ``generate``: what assisted decoding only
+        proposes, or, without a cache, what was generated so far. 0 elsewhere."""
+        prompt = self._notes.get("prompt_length")
         return 0 if prompt is None else max(0, min(self.query_length, self.past_length + self.query_length - prompt))
 
     @property
@@ -217,8 +222,7 @@ class Call:
         From the model call, or noted by ``generate``, which uses them up before the first forward. For beams they are
         repeated where every prompt has one image, and left out where it has several.
         """
-        notes = self._notes()
-        found: dict[str, Any] = {}
+        notes, found = self._notes, dict[str, Any]()
         prompts = notes.get("prompt_rows") or self.rows
         for name, value in notes.get("layout", {}).items():
             if self.rows == prompts:
@@ -227,13 +231,9 @@ class Call:
                 found[name] = torch.as_tensor(value).repeat_interleave(self.rows // prompts, dim=0)
         return found | {n: self.inputs[n] for n in ("image_sizes", "image_grid_thw") if self.inputs.get(n) is not None}
 
-    def _notes(self) -> dict[str, Any]:
-        """What ``generate`` left on the cache for this forward."""
-        return noted_states(self.cache).get(GENERATE, {})
-
     def _generates_mask(self) -> Tensor | None:
         """The part of the ``visual_mask`` given to ``generate`` that is read now, for beams and with drafts."""
-        mask: Tensor | None = self._notes().get("visual_mask")
+        mask: Tensor | None = self._notes.get("visual_mask")
         if mask is None or not isinstance(self.past_length, int) or self.past_length >= mask.shape[1]:
             return None
         if self.rows % mask.shape[0]:
@@ -293,7 +293,7 @@ class Call:
 
     def _take_prepared_mask(self) -> None:
         """Learn from ``generate`` the 2-D mask out of which it made a 4-D one for a preallocated cache."""
-        notes = self._notes()
+        notes = noted_states(self.cache).get(GENERATE, {})
         if "padding_mask" in notes:
             self.padding_mask = notes.pop("padding_mask")
             self.mask_prepared = True

@@ -98,7 +98,8 @@ class Session:
             in_forward = bool(self._set.in_forward())
             names = keyword_parameters(self.view.model) if in_forward else ()
             # First of all and undone last: by it a session whose opening or closing was interrupted can be found.
-            self._hook(self.view.model, "forward_pre", ModelEnter(self.view, names, self, in_forward, self._flags))
+            self._entry = ModelEnter(self.view, names, self, in_forward, self._flags)
+            self._hook(self.view.model, "forward_pre", self._entry)
             for implementation in self._set.implementations("setup"):
                 self._begun.append(implementation.method)
                 self.view.writer = implementation.method
@@ -166,7 +167,7 @@ class Session:
     def _guard_generation(self) -> None:
         model, rules = self.view.model, self._set.rules()
         if hasattr(model, "generate"):
-            self._guard = GuardedGenerate(model, model.__dict__.get("generate"), rules)
+            self._guard = self._entry.guard = GuardedGenerate(model, model.__dict__.get("generate"), rules)
             self._instance_attribute("generate", self._guard)
             self._instance_attribute(MASK_MAKER, MaskNotes.around(model))
         self._hook(self.view.decoder, "forward_pre", CacheGuard(rules, cache_parameter(self.view.decoder.forward)))
@@ -215,10 +216,6 @@ class Session:
 
     def _with_loss_hooks(self) -> list[str]:
         return list(dict.fromkeys(i.method for name in LOSS_HOOKS for i in self._set.implementations(name)))
-
-    def generating(self) -> bool:
-        """Whether this thread is inside a ``generate`` of the model that began while the session was open."""
-        return self._guard is not None and threading.get_ident() in self._guard.threads
 
     @property
     def runs_in_forward(self) -> bool:
@@ -282,7 +279,7 @@ class Session:
 
     def _threads(self) -> set[int]:
         """The threads that are inside a call of the model now."""
-        guarded = list(self._guard.threads) if self._guard is not None else []
+        guarded = list(self._guard.calls) if self._guard is not None else []
         return {*threads_inside(self.view.model), *guarded}
 
     def _teardown(self) -> None:

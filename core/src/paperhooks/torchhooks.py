@@ -31,6 +31,7 @@ from paperhooks.sessions.layer_check import check_layer_call, unknown_call
 from paperhooks.tokens.row_state import bound_owners, left_alone
 
 if TYPE_CHECKING:
+    from paperhooks.generation import GuardedGenerate
     from paperhooks.modelview import ModelView
     from paperhooks.session import Session
 
@@ -54,6 +55,7 @@ class ModelEnter(Hook):
     def __init__(
         self, view: ModelView, names: tuple[str, ...], session: Session | None, starts: bool, flags: Flags
     ) -> None:
+        self.guard: GuardedGenerate | None = None  # known once the model's generate is guarded
         self.view = view
         self.names = names
         self.session = session
@@ -64,7 +66,7 @@ class ModelEnter(Hook):
         return {**self.__dict__, "session": None}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.flags.closing and not (self.session is not None and self.session.generating()):
+        if self.flags.closing and not (self.guard is not None and self.guard.inside()):
             return None
         if module.training and torch.is_grad_enabled():
             self.flags.trained = True
@@ -73,7 +75,7 @@ class ModelEnter(Hook):
         if not self.starts or CALL in kwargs:
             return None
         inputs = named_arguments(args, kwargs, self.names)
-        call = Call(self.view, inputs, module.training)
+        call = Call(self.view, inputs, module.training, self.guard.notes() if self.guard is not None else None)
         kwargs = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
         kwargs[CALL] = call
         return args, kwargs

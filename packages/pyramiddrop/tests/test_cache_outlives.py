@@ -51,6 +51,22 @@ def test_renumbered_positions_need_the_method(attn: str) -> None:
         torch.testing.assert_close(read(model, cache, input_ids=STEP), inside)
 
 
+@pytest.mark.parametrize("kind", [PyramidDrop, PaperPyramidDrop])
+@pytest.mark.parametrize("place", ["argument", "the model's config"])
+def test_generating_without_a_cache_ranks_by_the_prompts_end(kind: Any, place: str) -> None:
+    """Every step computes all anew; what was generated meanwhile must not choose the tokens."""
+    model = tiny_vlm("llava")
+    inputs = [vlm_inputs(model, ((3, 16, 9), (5, 16, 4))) for _ in range(2)]
+    options = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": [95]}  # no further images
+    with attach(model, kind(stages=STAGES)):
+        expected = model.generate(**inputs[0], **options)
+        if place == "argument":
+            options["use_cache"] = False
+        else:
+            model.generation_config.use_cache = False
+        assert model.generate(**inputs[1], **options).tolist() == expected.tolist()
+
+
 def test_preserved_positions_are_not_counted_anew() -> None:
     model = tiny_vlm("llava")
     cache, _ = prompt(model, PyramidDrop(stages=STAGES))
