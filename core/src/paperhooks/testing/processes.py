@@ -110,7 +110,7 @@ class Processes:
         environment: Mapping[str, str | None] | None = None,
         cwd: str | Path | None = None,
     ) -> Child:
-        """Start ``python WORDS``.
+        """Start ``python WORDS``. On Linux it ends with the thread that calls this, at the latest.
 
         :param name: what messages call it. :param environment: variables that differ from this process'; None removes.
         """
