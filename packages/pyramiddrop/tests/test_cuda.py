@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import golden
 import pytest
 import torch
 from paperhooks import attach
 from paperhooks.testing import tiny_vlm, vlm_inputs
-from paperhooks_pyramiddrop import PyramidDrop
+from paperhooks_pyramiddrop import POLICIES, PyramidDrop, Ranking
 from transformers import DynamicCache
 
 pytestmark = [
@@ -60,6 +62,24 @@ def test_half_precision_and_flash_agree_with_eager_float32(attn, dtype):
         got = model(**on_device(vlm_inputs(model, MIXED), dtype=dtype)).logits
     assert torch.isfinite(got.float()).all()
     torch.testing.assert_close(got[:, -1].float(), want[:, -1], atol=0.5, rtol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("policy", ["last_token", "mean_text", "key_norm"])
+@torch.no_grad()
+def test_autocast_does_not_reach_the_ranking_on_cuda(policy, dtype):
+    model, seen = tiny_vlm().cuda(), []
+
+    def spy(given: Ranking):
+        seen.append((given, POLICIES[policy](given)))
+        return seen[-1][1]
+
+    for seed in range(6):
+        with attach(model, PyramidDrop(stages=STAGES, rank=spy)), torch.autocast("cuda", dtype):
+            model(**on_device(vlm_inputs(model, MIXED, seed=seed)))
+    for given, scores in seen:
+        again = POLICIES[policy](replace(given, hidden_states=given.hidden_states.float()))
+        torch.testing.assert_close(scores, again, atol=1e-6, rtol=1e-6)
 
 
 @torch.no_grad()

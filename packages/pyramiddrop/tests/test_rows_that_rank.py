@@ -11,6 +11,7 @@ import paperhooks
 import pytest
 import torch
 from paperhooks import Traits, hookimpl
+from paperhooks.selection import compact
 from paperhooks.testing.tiny import image_outputs
 from paperhooks_pyramiddrop import Drop, PyramidDrop, RandomDrop, Ranking
 from paperhooks_pyramiddrop import rank as ranking
@@ -249,19 +250,25 @@ def test_labels_on_image_tokens_go_with_them():
 
 @dataclass(eq=False)
 class DropsText:
-    """Drops the last token of every prompt at layer 1."""
+    """Drops the first real token of a prompt at one layer, and the last one if asked."""
+
+    layer: int = 1
+    last: bool = False
 
     traits = Traits(writes=frozenset({"tokens"}), training=True)
 
     def selects_layer(self, site: Any) -> bool:
-        return site.index == 1
+        return site.index == self.layer
 
     @hookimpl
     def pre_attention(self, site: Any, call: Any, inputs: Any) -> Any:
         if call.query_length == 1:
             return None
-        batch, length = inputs.hidden_states.shape[:2]
-        return inputs.select(torch.arange(length - 1).expand(batch, -1))
+        real = inputs.padding_mask
+        place = real.long().cumsum(1)
+        keep = real & (place > 1) & ~(self.last & (place == real.sum(1, keepdim=True)))
+        index, valid = compact(keep, int(keep.sum(1).max()), "left" if bool(real[:, 0].all()) else "right")
+        return inputs.select(index, valid)
 
 
 @torch.no_grad()
@@ -274,11 +281,11 @@ def test_behind_a_method_that_drops_the_last_token_the_one_before_it_ranks():
         seen.append((given.query_rows[given.query_valid].tolist(), given.hidden_states.shape[1]))
         return ranking.last_token(given)
 
-    with paperhooks.attach(model, DropsText(), PyramidDrop(stages=STAGES, rank=spy, record=drops)):
+    with paperhooks.attach(model, DropsText(last=True), PyramidDrop(stages=STAGES, rank=spy, record=drops)):
         model(**batch, mm_encoder_outputs={"image": image_outputs(model, features)})
-    assert seen[0] == ([21, 21], 22)
-    assert [int(d.kept[0].sum()) for d in drops] == [6 + 8, 6 + 4, 6 + 2]
-    assert [int(d.kept[1].sum()) for d in drops] == [10 + 6, 10 + 3, 10 + 1]
+    assert seen[0] == ([20, 20], 21)
+    assert [int(d.kept[0].sum()) for d in drops] == [5 + 8, 5 + 4, 5 + 2]
+    assert [int(d.kept[1].sum()) for d in drops] == [9 + 6, 9 + 3, 9 + 1]
 
 
 @torch.no_grad()
@@ -289,3 +296,23 @@ def test_two_schedules_on_one_model_count_what_the_other_left():
     with paperhooks.attach(model, RandomDrop(stages={3: 0.25}), PyramidDrop(stages=STAGES, record=drops)):
         model(**batch, mm_encoder_outputs={"image": image_outputs(model, features)})
     assert [(d.kept & d.visual).sum(1).tolist() for d in drops] == [[8, 6], [2, 1]]
+
+
+@pytest.mark.parametrize("pad", ["left", "right"])
+@torch.no_grad()
+def test_between_its_stages_another_method_drops_text(pad):
+    """Ragged rows, counted anew at every stage that follows; each gives what it gives alone."""
+    shapes = ((3, 16, 4), (5, 12, 2), (1, 9, 8))
+    rows, features = captions(2, shapes)
+    model, found = golden.llava(), []
+    for batch, images in [(rows, features), *(([row], [image]) for row, image in zip(rows, features, strict=True))]:
+        inputs, drops = collated(batch, pad), []
+        del inputs["labels"]
+        with paperhooks.attach(model, PyramidDrop(stages={2: 0.5, 4: 0.25, 6: 0.2}, record=drops), DropsText(layer=3)):
+            logits = model(**inputs, mm_encoder_outputs={"image": image_outputs(model, images)}).logits
+        found.append((kept_by(drops, inputs), logits))
+    assert found[0][0] == [one[0][0] for one in found[1:]]
+    for row, (_, alone) in enumerate(found[1:]):
+        n = len(rows[row][0])
+        together = found[0][1][row, :n] if pad == "right" else found[0][1][row, -n:]
+        torch.testing.assert_close(together, alone[0], atol=1e-4, rtol=1e-4)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paperhooks_pyramiddrop.calibration import Calibration, calibrate
-    from paperhooks_pyramiddrop.pyramiddrop import Drop, PaperPyramidDrop, PyramidDrop, RandomDrop
+    from paperhooks_pyramiddrop.drops import Drop
+    from paperhooks_pyramiddrop.pyramiddrop import PaperPyramidDrop, PyramidDrop, RandomDrop
     from paperhooks_pyramiddrop.rank import POLICIES, Ranking
     from paperhooks_pyramiddrop.report import illustrate
     from paperhooks_pyramiddrop.schedule import DecoderShape, Savings, Schedule, solve_ratio
@@ -38,7 +39,7 @@ __all__ = [
 _LAZY = {
     "Calibration": "calibration",
     "DecoderShape": "schedule",
-    "Drop": "pyramiddrop",
+    "Drop": "drops",
     "POLICIES": "rank",
     "PaperPyramidDrop": "pyramiddrop",
     "PyramidDrop": "pyramiddrop",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-    from paperhooks_pyramiddrop.pyramiddrop import Drop
+    from paperhooks_pyramiddrop.drops import Drop
 
 __all__ = ["cost_figure", "overlay_figure", "staircase_figure"]
 

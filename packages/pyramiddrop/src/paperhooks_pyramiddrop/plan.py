@@ -99,10 +99,10 @@ class Plan:
             for first, left, ranks in rows
         ]
 
-    def alive(self, track: TokenTrack | None, hidden_states: Tensor, own: bool = True) -> Alive:
+    def alive(self, track: TokenTrack | None, hidden_states: Tensor, alone: bool = True) -> Alive:
         """This plan for the tokens that a layer still has.
 
-        :param own: no other method has dropped any of those that are missing.
+        :param alone: no other method has dropped any of those that are missing.
         """
         device, batch = hidden_states.device, hidden_states.shape[0]
         if track is None:
@@ -115,7 +115,7 @@ class Plan:
         def bring(x: Tensor) -> Tensor:
             return x.to(device).gather(1, index)
 
-        known = track is None or (own and not self.moving)
+        known = track is None or (alone and not self.moving)
         queries = bring(self.marked if known else self._looked_up(index, valid)) & valid
         real, segments, protected = (
             bring(self.real) & valid,

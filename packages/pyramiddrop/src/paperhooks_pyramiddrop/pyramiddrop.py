@@ -42,6 +42,7 @@ from paperhooks.options import (
 from paperhooks.selection import compact
 from torch import Tensor
 
+from paperhooks_pyramiddrop.drops import Drop, recorded
 from paperhooks_pyramiddrop.plan import Alive, Plan, Query, make_plan
 from paperhooks_pyramiddrop.rank import (
     Policy,
@@ -53,7 +54,7 @@ from paperhooks_pyramiddrop.rank import (
     ranked,
     states_of,
 )
-from paperhooks_pyramiddrop.schedule import Schedule
+from paperhooks_pyramiddrop.schedule import Schedule, checked_stages
 
 __all__ = ["Drop", "PaperPyramidDrop", "PyramidDrop", "RandomDrop"]
 
@@ -61,20 +62,6 @@ __all__ = ["Drop", "PaperPyramidDrop", "PyramidDrop", "RandomDrop"]
 #: Under which name a cache carries the mark that its positions were renumbered, and why it needs the method then.
 _STATE = "pyramiddrop with renumbered positions"
 _NEEDED = "every layer counts positions on from the tokens that it kept, where the plain model counts all"
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """One drop as it happened, on the CPU: what ``record`` collects.
-
-    layer; kept bool [B, T] in original coordinates; scores float32 [B, T] with NaN where nothing was scored; visual
-    bool [B, T].
-    """
-
-    layer: int
-    kept: Tensor
-    scores: Tensor
-    visual: Tensor
 
 
 @dataclass(eq=False)
@@ -168,7 +155,7 @@ class PyramidDrop:
             raise refused("record", self.record, "a list that drops are appended to, or None")
 
     def _check_schedule(self) -> None:
-        self.stages = _checked_stages(self.stages)
+        self.stages = checked_stages(self.stages)
         self.layers = optional(whole_list, "layers", self.layers, at_least=1)
         self.ratios = optional(number_list, "ratios", self.ratios, low=0, high=1)
         if isinstance(self.stages, Mapping) and (self.layers is not None or self.ratios is not None):
@@ -283,7 +270,8 @@ class PyramidDrop:
 
     def _drop(self, site: Site, call: Call, plan: Plan, inputs: LayerInputs, stage: int) -> LayerInputs | None:
         state = call.state(self)
-        now = plan.alive(inputs.track, inputs.hidden_states, own=inputs.track is state.get("track"))
+        state["alone"] = state.get("alone", True) and inputs.track is state.get("track")
+        now = plan.alive(inputs.track, inputs.hidden_states, alone=state["alone"])
         counts = plan.keep_counts(self.schedule_for(site.n_layers).ratios[stage], self.min_visual_tokens, now.census)
         if counts == now.census.segments:
             return None
@@ -293,13 +281,10 @@ class PyramidDrop:
         alive = now.census.alive_counts(counts)
         index, valid = compact(keep, max(1, *alive), plan.align)
         if self.record is not None:
-            self.record.append(_recorded(site.index, keep, scores, now.segments > 0, now.index, plan.length))
+            self.record.append(recorded(site.index, keep, scores, now.segments > 0, now.index, plan.length))
         full = min(alive) == index.shape[1]  # every row fills every slot
         dropped = inputs.select(index, None if full else valid)
         state["track"] = dropped.track
-        if self.positions == "renumber":
-            past = int(call.past_length)
-            call.row_state(_STATE, _NEEDED).note(past, past + plan.length)
         return dropped
 
     def _ranking(self, site: Site, inputs: LayerInputs, now: Alive) -> Ranking:
@@ -327,6 +312,10 @@ class PyramidDrop:
                     f"layer {site.index}: this cache holds a selection of tokens at preserved positions, which "
                     "positions='renumber' would count anew; go on with positions='preserve', or fill a new cache"
                 )
+            if inputs.track is not None and "marked" not in state:  # whoever dropped, from here on all is counted anew
+                past = int(call.past_length)
+                marked.note(past, past + call.query_length)
+                state["marked"] = True
             rotary = site.view.rotary
             assert rotary is not None  # setup has refused models without
             tables = rotary(inputs.hidden_states, position_ids=inputs.compact_positions())
@@ -358,21 +347,6 @@ class PyramidDrop:
             warnings.warn(f"pyramiddrop: {message}", stacklevel=2)
 
 
-def _checked_stages(stages: Any) -> dict[int, float] | int:
-    if isinstance(stages, Mapping):
-        drops = {
-            whole("a drop layer of stages", layer, at_least=1): number("a keep ratio of stages", ratio, low=0, high=1)
-            for layer, ratio in stages.items()
-        }
-        if drops and len(drops) == len(stages):
-            return drops
-        raise refused("stages", stages, "at least one drop layer, and each once")
-    try:
-        return whole("stages", stages, at_least=2)
-    except ValueError as error:
-        raise ValueError(f"{error}, or {{layer: ratio}}") from None
-
-
 _RENUMBERING = dataclasses.replace(PyramidDrop.traits, writes=frozenset({"tokens", "positions"}))
 
 
@@ -390,16 +364,3 @@ class RandomDrop(PyramidDrop):
     """The control: the same schedule, but which visual tokens stay is drawn at random."""
 
     rank: str | Policy = "random"
-
-
-def _recorded(layer: int, keep: Tensor, scores: Tensor, visual: Tensor, index: Tensor, length: int) -> Drop:
-    full: dict[str, Any] = {
-        "kept": torch.zeros(index.shape[0], length, dtype=torch.bool),
-        "scores": torch.full((index.shape[0], length), torch.nan),
-        "visual": torch.zeros(index.shape[0], length, dtype=torch.bool),
-    }
-    index = index.cpu()
-    full["kept"].scatter_(1, index, keep.cpu())
-    full["visual"].scatter_(1, index, visual.cpu())
-    full["scores"].scatter_(1, index, scores.detach().float().cpu().masked_fill(~visual.cpu(), torch.nan))
-    return Drop(layer, **full)

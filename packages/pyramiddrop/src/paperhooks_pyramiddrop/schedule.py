@@ -10,10 +10,11 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from paperhooks.options import number, number_list, whole, whole_list
+from paperhooks.options import number, number_list, refused, whole, whole_list
 
-__all__ = ["DecoderShape", "Savings", "Schedule", "solve_ratio"]
+__all__ = ["DecoderShape", "Savings", "Schedule", "checked_stages", "solve_ratio"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,25 @@ class Schedule:
             kv_bytes=kv * (sum(counts) + shape.layers * text_tokens),
             kv_bytes_before=kv * shape.layers * (tokens + text_tokens),
         )
+
+
+def checked_stages(stages: Any) -> dict[int, float] | int:
+    """The option ``stages`` as plain numbers: drop layers with their keep ratios, or a number of stages.
+
+    :raises ValueError: it is neither; names the value.
+    """
+    if isinstance(stages, Mapping):
+        drops = {
+            whole("a drop layer of stages", layer, at_least=1): number("a keep ratio of stages", ratio, low=0, high=1)
+            for layer, ratio in stages.items()
+        }
+        if drops and len(drops) == len(stages):
+            return drops
+        raise refused("stages", stages, "at least one drop layer, and each once")
+    try:
+        return whole("stages", stages, at_least=2)
+    except ValueError as error:
+        raise ValueError(f"{error}, or {{layer: ratio}}") from None
 
 
 def solve_ratio(layers: Sequence[int], n_layers: int, average: float, tokens: int = 576) -> float:
