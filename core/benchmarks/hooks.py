@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from paperhooks import Traits, attach, hookimpl
+from paperhooks.compat import cache_parameter
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 MODES = {"beams": True, "assisted": True, "static_cache": True, "chunked_prefill": True, "training": True}
@@ -153,14 +154,14 @@ def decode_share(method: Any, repeats: int) -> tuple[float, float, str]:
 
     def step(cache: DynamicCache) -> float:
         start = time.thread_time_ns()
-        model(torch.tensor([[5]]), past_key_values=cache)
+        model(torch.tensor([[5]]), **{cache_parameter(model.forward): cache})
         return (time.thread_time_ns() - start) / 1e6
 
     plain_times, ratios = [], []
     for _ in range(repeats):
         caches = [DynamicCache(config=model.config) for _ in range(2)]
         for cache in caches:
-            model(ids, past_key_values=cache)
+            model(ids, **{cache_parameter(model.forward): cache})
             step(cache)
         plain = statistics.median(step(caches[0]) for _ in range(5))
         with attach(model, method):

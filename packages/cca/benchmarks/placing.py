@@ -21,7 +21,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from paperhooks import attach
+from paperhooks import active_session, attach
+from paperhooks.compat import cache_parameter, returned_cache
 from paperhooks.modelview import image_runs
 from paperhooks.testing.tiny import image_outputs
 from paperhooks_cca import CCA, allowed_mask, positions, ring_table
@@ -115,12 +116,14 @@ def whole_forward(batch: int, length: int, repeats: int, layers: int, width: int
 
     with torch.no_grad():
         plain, ringed = in_turn(model, prefill, repeats)
+        caches = {False: returned_cache(prefill())}
         with attach(model, CCA()):
-            cache = prefill().past_key_values
+            caches[True] = returned_cache(prefill())
 
         def steps() -> Any:
+            cache = caches[active_session(model) is not None]
             for _ in range(8):
-                model(input_ids=token, past_key_values=cache)
+                model(input_ids=token, **{cache_parameter(model.forward): cache})
             cache.crop(-8)
 
         step_plain, step_cca = in_turn(model, steps, repeats)
