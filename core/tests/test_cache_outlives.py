@@ -188,3 +188,20 @@ def test_state_made_without_a_cache_goes_over_to_the_one_that_comes_back():
         torch.testing.assert_close(step(model, STEP.expand(2, 1), cache), expected)
     with pytest.raises(UnsupportedGeneration, match="filled while shifted"):
         step(model, STEP.expand(2, 1), cache)
+
+
+@pytest.mark.parametrize("looks", [True, False], ids=["with layer hooks", "alone"])
+def test_notes_of_a_sequence_reach_a_cache_that_the_decoder_makes(looks):
+    @dataclass(eq=False)
+    class Look:
+        traits = Traits()
+
+        @hookimpl
+        def pre_attention(self, inputs):
+            return None
+
+    model = tiny_llama()
+    with attach(model, Shifted(), *([Look()] if looks else [])), torch.no_grad():
+        cache = next(value for value in model(PROMPTS, use_cache=True).values() if isinstance(value, DynamicCache))
+        expected = step(model, STEP.expand(2, 1), filled(model))
+        torch.testing.assert_close(step(model, STEP.expand(2, 1), cache), expected)

@@ -123,15 +123,18 @@ class Batches(torch.utils.data.Dataset):
         return {"input_ids": ids, "labels": ids.masked_fill(torch.arange(4) < 2, -100)}
 
 
-def test_label_smoothing_leaves_the_targets_known(tmp_path):
+@pytest.mark.parametrize("taken", ["label smoothing", "a loss function"])
+def test_a_trainer_that_takes_the_labels_away_leaves_the_targets_known(tmp_path, taken):
     class HooksTrainer(HooksTrainerMixin, Trainer):
         pass
 
     model, method = tiny_llama(layers=1), Look()
     options = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": [], "max_steps": 2, "save_strategy": "no"}
+    if taken == "label smoothing":
+        options["label_smoothing_factor"] = 0.1
+    own = None if "label_smoothing_factor" in options else lambda outputs, labels, **_: outputs.logits.mean()
+    arguments = TrainingArguments(**options, disable_tqdm=True)
     with attach(model, method):
-        HooksTrainer(
-            model, TrainingArguments(**options, label_smoothing_factor=0.1, disable_tqdm=True), train_dataset=Batches()
-        ).train()
+        HooksTrainer(model, arguments, train_dataset=Batches(), compute_loss_func=own).train()
     assert method.targets
     assert all(mask[:, :2].sum() == 0 and mask[:, 2:].all() for mask in method.targets)

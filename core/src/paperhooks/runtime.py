@@ -186,13 +186,16 @@ class Call:
             self._image_mask = self._find_image_mask()
         return self._image_mask
 
-    def _find_image_mask(self) -> Tensor | None:
+    @property
+    def visual_mask(self) -> Tensor | None:
+        """bool [B, T]: the ``visual_mask`` that the caller gave to the model or to ``generate``, or None."""
         given: Tensor | None = self.inputs.get("visual_mask")
-        if given is not None:
+        return self._generates_mask() if given is None else given
+
+    def _find_image_mask(self) -> Tensor | None:
+        given = self.visual_mask
+        if given is not None or not self.view.image_token_ids:
             return given
-        noted = self._generates_mask()
-        if noted is not None or not self.view.image_token_ids:
-            return noted
         if self.input_ids is not None:
             return self.view.image_mask(self.input_ids)
         embeds = self.inputs.get("inputs_embeds")

@@ -279,9 +279,9 @@ class DecoderExit(Hook):
             )
         if call.cache is None:
             self._take(module, call, returned_cache(output))
-        elif (owners := bound_owners(call.cache)) and (
-            missing := [o for o in owners if o not in call.attendance.served]
-        ):
+            return
+        call.settle(call.cache)  # what was noted before the first layer showed a cache that the decoder made
+        if (owners := bound_owners(call.cache)) and (missing := [o for o in owners if o not in call.attendance.served]):
             raise left_alone(call.cache, missing)
 
     def _take(self, module: nn.Module, call: Call, cache: Any) -> None:

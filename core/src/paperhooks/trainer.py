@@ -40,7 +40,7 @@ def _counts(batch: Mapping[str, Any]) -> list[int]:
 
 
 def _with_target_mask(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The batch with its targets beside the labels, which label smoothing takes away before the model is called."""
+    """The batch with its targets beside the labels, which the Trainer takes away before it calls the model."""
     labels = inputs.get("labels")
     if not isinstance(labels, Tensor) or labels.ndim != 2:
         return inputs
@@ -65,7 +65,8 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
     ) -> Any:
         """The loss of one micro-batch, with hooks if there are any. See ``Trainer.compute_loss``."""
         session = find_session(model)
-        if session is not None and session.runs_in_forward and self.label_smoother is not None:
+        takes_labels = self.label_smoother is not None or self.compute_loss_func is not None
+        if session is not None and session.runs_in_forward and takes_labels:
             inputs = _with_target_mask(inputs)
         if session is None or not has_loss_hooks(session):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -119,7 +120,7 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
 
     def _divides(self, items: Tensor | int | None) -> bool:
         """Whether ``training_step`` will divide the loss by the accumulation steps."""
-        declared = self.loss_is_scaled_for_ga
+        declared = getattr(self, "loss_is_scaled_for_ga", None)  # since transformers 5.20
         if declared is not None:
             return not declared
         scaled = (self.model_accepts_loss_kwargs and items is not None) or self.compute_loss_func is not None

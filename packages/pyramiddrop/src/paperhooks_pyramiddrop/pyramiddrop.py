@@ -264,7 +264,7 @@ class PyramidDrop:
         return found
 
     def _visual(self, call: Call) -> Tensor | None:
-        if self.visual_token_ids is None or call.input_ids is None or call.inputs.get("visual_mask") is not None:
+        if self.visual_token_ids is None or call.input_ids is None or call.visual_mask is not None:
             return call.image_mask
         return torch.isin(call.input_ids, torch.tensor(self.visual_token_ids, device=call.input_ids.device))
 
