@@ -9,11 +9,12 @@ import pytest
 import torch
 from methods import KeepRows, mask_oracle
 from paperhooks import attach
-from paperhooks.testing import tiny_llama
+from paperhooks.testing import cache_argument, tiny_llama
 from transformers import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+CACHE = cache_argument(tiny_llama())
 LAYER = 2
 NAME = "flash_emulated"
 SEEN: list[tuple[int, ...] | None] = []
@@ -59,14 +60,14 @@ def test_prefill_and_decoding_equal_the_oracle(flash_llama, pad):
     stock = tiny_llama(attn_implementation="eager")
     cache = DynamicCache(config=flash_llama.config)
     with attach(flash_llama, KeepRows(LAYER, keep)):
-        logits = flash_llama(ids, attention_mask=mask, past_key_values=cache).logits
+        logits = flash_llama(ids, attention_mask=mask, **{CACHE: cache}).logits
         want = mask_oracle(stock, ids, keep, LAYER, attention_mask=mask)
         torch.testing.assert_close(logits[keep], want[keep], atol=2e-5, rtol=1e-4)
         text = ids
         for _ in range(3):
             text = torch.cat([text, (text[:, -2:-1] * 5 + 3) % 90], dim=1)
             mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-            logits = flash_llama(text[:, -1:], attention_mask=mask, past_key_values=cache).logits
+            logits = flash_llama(text[:, -1:], attention_mask=mask, **{CACHE: cache}).logits
             want = mask_oracle(stock, text, keep, LAYER, attention_mask=mask)
             torch.testing.assert_close(logits[:, -1], want[:, -1], atol=2e-5, rtol=1e-4)
     assert any(shape is not None for shape in SEEN)
@@ -77,7 +78,7 @@ def test_without_padding_the_kernel_gets_no_mask(flash_llama):
     ids = torch.arange(3, 15)[None]
     with attach(flash_llama, KeepRows(LAYER)):
         cache = DynamicCache(config=flash_llama.config)
-        flash_llama(ids, past_key_values=cache)
-        flash_llama(ids[:, :1], past_key_values=cache)
-        flash_llama(ids[:, :3], past_key_values=cache)
+        flash_llama(ids, **{CACHE: cache})
+        flash_llama(ids[:, :1], **{CACHE: cache})
+        flash_llama(ids[:, :3], **{CACHE: cache})
     assert SEEN == [None] * 12

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 from paperhooks import DataError, ModelView, Traits, UnsupportedModel, attach, hookimpl, strip
+from paperhooks.compat import returned_cache
 from paperhooks.errors import ModelError
 from paperhooks.runtime import cache_states
-from paperhooks.testing import fingerprint, tiny_llama, tiny_vlm, vlm_inputs
+from paperhooks.testing import cache_argument, fingerprint, tiny_llama, tiny_vlm, vlm_inputs
 from transformers import DynamicCache, StaticCache
 
 
@@ -31,6 +32,7 @@ class Counter:
         self.prepared.append(call.mask_prepared)
 
 
+CACHE = cache_argument(tiny_llama())
 IDS = torch.tensor([[0, 0, 5, 6, 7], [8, 9, 10, 11, 12]])
 MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
 
@@ -38,11 +40,11 @@ MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
 @pytest.mark.parametrize("own", [True, False], ids=["cache given", "cache made by the decoder"])
 def test_state_lives_on_the_cache_that_comes_back(own):
     model = tiny_llama()
-    given = {"past_key_values": DynamicCache(config=model.config)} if own else {}
+    given = {CACHE: DynamicCache(config=model.config)} if own else {}
     with attach(model, Counter()), torch.no_grad():
-        cache = model(IDS, attention_mask=MASK, use_cache=True, **given).past_key_values
+        cache = returned_cache(model(IDS, attention_mask=MASK, use_cache=True, **given))
         assert cache_states(cache)["counter"] == {"forwards": 1}
-        model(IDS[:, :1], past_key_values=cache)
+        model(IDS[:, :1], **{CACHE: cache})
         assert cache_states(cache)["counter"] == {"forwards": 2}
         model(IDS, use_cache=False)
     assert cache_states(cache)["counter"] == {"forwards": 2}
@@ -66,8 +68,8 @@ def test_a_mask_of_the_callers_own_is_not_taken_for_one_that_generate_made():
     mask = torch.ones(2, 1, 5, 8, dtype=torch.bool).tril()
     with attach(model, method), torch.no_grad():
         cache = StaticCache(config=model.config, max_cache_len=8)
-        model(IDS, attention_mask=mask, past_key_values=cache)
-        model(IDS[:, :1], attention_mask=torch.ones(2, 6), past_key_values=cache)
+        model(IDS, attention_mask=mask, **{CACHE: cache})
+        model(IDS[:, :1], attention_mask=torch.ones(2, 6), **{CACHE: cache})
     assert method.prepared == [False, False]
     assert method.padding[0] is None
     assert method.padding[1].shape == (2, 6)

@@ -13,11 +13,12 @@ from paperhooks import HookError, UnsupportedGeneration, attach
 from paperhooks.inputs import LayerInputs
 from paperhooks.runtime import Call, Site
 from paperhooks.selection import SelectedLayer, TokenTrack, compact, compact_labels
-from paperhooks.testing import TEXT_FAMILIES, tiny_llama, tiny_text
+from paperhooks.testing import TEXT_FAMILIES, cache_argument, tiny_llama, tiny_text
 from paperhooks.tokens.masks import gather_mask, take_rows
 from paperhooks.tokens.row_state import Attendance
 from transformers import DynamicCache, StaticCache
 
+CACHE = cache_argument(tiny_llama())
 LAYER = 2
 # RoPE families, absolute positions (gpt2, opt), partial rotary (gpt_neox), q/k norms (qwen3), experts (mixtral).
 FAMILIES = sorted(TEXT_FAMILIES.keys() - {"bloom", "gemma2", "gemma3"})
@@ -52,14 +53,14 @@ def test_prefill_and_decoding_equal_the_oracle(family, attn):
     oracle = tiny_text(family, attn_implementation="eager")
     cache = DynamicCache(config=model.config)
     with attach(model, KeepRows(LAYER, keep)):
-        logits = model(ids, past_key_values=cache).logits
+        logits = model(ids, **{CACHE: cache}).logits
         torch.testing.assert_close(logits[keep], mask_oracle(oracle, ids, keep, LAYER)[keep], atol=2e-5, rtol=1e-4)
         kept = int(keep.sum())
         assert [cache.get_seq_length(i) for i in range(4)] == [12, 12, kept, kept]
         text = ids
         for step in range(5):
             text = torch.cat([text, logits[:, -1:].argmax(-1)], dim=1)
-            logits = model(text[:, -1:], past_key_values=cache).logits
+            logits = model(text[:, -1:], **{CACHE: cache}).logits
             expected = mask_oracle(oracle, text, keep, LAYER)
             torch.testing.assert_close(logits[:, -1], expected[:, -1], atol=2e-5, rtol=1e-4)
             assert cache.get_seq_length() == 13 + step
@@ -88,7 +89,7 @@ def test_ragged_batches_with_padding(pad, attn):
     model, oracle = tiny_llama(attn_implementation=attn), tiny_llama(attn_implementation="eager")
     cache = DynamicCache(config=model.config)
     with attach(model, KeepRows(LAYER, keep)):
-        logits = model(ids, attention_mask=mask, past_key_values=cache).logits
+        logits = model(ids, attention_mask=mask, **{CACHE: cache}).logits
         expected = mask_oracle(oracle, ids, keep, LAYER, attention_mask=mask)
         torch.testing.assert_close(logits[keep], expected[keep], atol=2e-5, rtol=1e-4)
         text = ids
@@ -97,7 +98,7 @@ def test_ragged_batches_with_padding(pad, attn):
                 [text, torch.randint(3, 90, (3, 1), generator=torch.Generator().manual_seed(len(text[0])))], 1
             )
             mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-            logits = model(text[:, -1:], attention_mask=mask, past_key_values=cache).logits
+            logits = model(text[:, -1:], attention_mask=mask, **{CACHE: cache}).logits
             expected = mask_oracle(oracle, text, keep, LAYER, attention_mask=mask)
             torch.testing.assert_close(logits[:, -1], expected[:, -1], atol=2e-5, rtol=1e-4)
 
@@ -111,10 +112,10 @@ def test_several_tokens_over_the_cache_equal_one_by_one(attn):
     more = torch.randint(3, 90, (1, 4), generator=torch.Generator().manual_seed(3))
     with attach(model, KeepRows(LAYER, keep)):
         cache = DynamicCache(config=model.config)
-        model(ids, past_key_values=cache)
+        model(ids, **{CACHE: cache})
         twin = copy.deepcopy(cache)
-        together = model(more, past_key_values=cache).logits
-        single = torch.cat([model(more[:, i : i + 1], past_key_values=twin).logits for i in range(4)], dim=1)
+        together = model(more, **{CACHE: cache}).logits
+        single = torch.cat([model(more[:, i : i + 1], **{CACHE: twin}).logits for i in range(4)], dim=1)
     torch.testing.assert_close(together, single, atol=1e-5, rtol=1e-4)
 
 
@@ -129,10 +130,10 @@ def test_a_second_turn_that_selects_again(attn):
     cache = DynamicCache(config=model.config)
     method = _EveryTurn(LAYER, keep_one)
     with attach(model, method):
-        model(first, past_key_values=cache)
+        model(first, **{CACHE: cache})
         method.rows = keep_two
-        logits = model(second, past_key_values=cache).logits
-        third = model(torch.tensor([[7]]), past_key_values=cache).logits
+        logits = model(second, **{CACHE: cache}).logits
+        third = model(torch.tensor([[7]]), **{CACHE: cache}).logits
     keep = torch.cat([keep_one, keep_two], dim=1)
     whole = torch.cat([first, second, torch.tensor([[7]])], dim=1)
     expected = mask_oracle(oracle, whole, keep, LAYER)
@@ -168,7 +169,7 @@ def test_two_selections_on_the_way_compose():
     hidden = {}
     with attach(model, KeepRows(1, keep_one), Second(3, inner)):
         cache = DynamicCache(config=model.config)
-        logits = model(ids, past_key_values=cache).logits
+        logits = model(ids, **{CACHE: cache}).logits
         hidden["lengths"] = [cache.get_seq_length(i) for i in range(4)]
     assert hidden["lengths"] == [12, len(rows), len(rows), len(rows) - 1]
     assert (logits[~keep_two].abs().sum(-1) < logits[keep_two].abs().sum(-1).min()).all()
@@ -205,12 +206,12 @@ def test_cropping_into_generated_tokens_and_into_the_prompt(crop):
     model, oracle = tiny_llama(), tiny_llama(attn_implementation="eager")
     cache = DynamicCache(config=model.config)
     with attach(model, KeepRows(LAYER, keep)):
-        model(ids, past_key_values=cache)
-        model(more, past_key_values=cache)
+        model(ids, **{CACHE: cache})
+        model(more, **{CACHE: cache})
         cache.crop(-crop)
         left = torch.cat([ids, more], dim=1)[:, : 17 - crop]
         assert cache.get_seq_length() == 17 - crop
-        logits = model(torch.tensor([[9]]), past_key_values=cache).logits
+        logits = model(torch.tensor([[9]]), **{CACHE: cache}).logits
     expected = mask_oracle(oracle, torch.cat([left, torch.tensor([[9]])], 1), keep[:, : left.shape[1]], LAYER)
     torch.testing.assert_close(logits[:, -1], expected[:, -1], atol=2e-5, rtol=1e-4)
 
@@ -224,23 +225,26 @@ def test_the_cache_can_be_copied_repeated_reordered_and_narrowed():
     grown = torch.nn.functional.pad(mask, (0, 1), value=1)
     with attach(model, KeepRows(LAYER, keep)):
         cache = DynamicCache(config=model.config)
-        model(ids, attention_mask=mask, past_key_values=cache)
-        plain = model(token, attention_mask=grown, past_key_values=copy.deepcopy(cache)).logits
+        model(ids, attention_mask=mask, **{CACHE: cache})
+        plain = model(token, attention_mask=grown, **{CACHE: copy.deepcopy(cache)}).logits
         swapped = copy.deepcopy(cache)
         swapped.reorder_cache(torch.tensor([1, 0]))
-        got = model(token.flip(0), attention_mask=grown.flip(0), past_key_values=swapped).logits
+        got = model(token.flip(0), attention_mask=grown.flip(0), **{CACHE: swapped}).logits
         torch.testing.assert_close(got.flip(0), plain)
         doubled = copy.deepcopy(cache)
         doubled.batch_repeat_interleave(2)
         got = model(
-            token.repeat_interleave(2, 0), attention_mask=grown.repeat_interleave(2, 0), past_key_values=doubled
+            token.repeat_interleave(2, 0), attention_mask=grown.repeat_interleave(2, 0), **{CACHE: doubled}
         ).logits
         torch.testing.assert_close(got[::2], plain)
         cache.batch_select_indices(torch.tensor([1]))
-        got = model(token[1:], attention_mask=grown[1:], past_key_values=cache).logits
+        got = model(token[1:], attention_mask=grown[1:], **{CACHE: cache}).logits
         torch.testing.assert_close(got, plain[1:])
-        cache.reset()
-        assert cache.get_seq_length() == 0
+        stock = DynamicCache(config=model.config)
+        tiny_llama()(torch.cat([ids, token], dim=1)[1:], **{CACHE: stock})
+        for each in (cache, stock):
+            each.reset()
+        assert cache.get_seq_length() == stock.get_seq_length()  # 0, but before transformers 5.18
 
 
 @pytest.mark.parametrize("compact_loss", [False, True], ids=["restored", "compact"])
@@ -362,7 +366,7 @@ def test_caches_that_cannot_hold_a_selection_are_refused():
     with attach(model, KeepRows(LAYER)), torch.no_grad():
         cache = StaticCache(config=model.config, max_cache_len=16)
         with pytest.raises(UnsupportedGeneration, match="preallocated cache"):
-            model(ids, past_key_values=cache)
+            model(ids, **{CACHE: cache})
         model(ids)
     sliding = tiny_text("gemma3")
     with attach(sliding, KeepRows(LAYER)), torch.no_grad():

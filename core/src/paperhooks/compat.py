@@ -56,6 +56,7 @@ __all__ = [
     "new_layer",
     "preallocated",
     "returned_cache",
+    "set_attention_kernel",
     "set_cache",
     "sliding_window",
     "strange_caches",
@@ -261,6 +262,11 @@ def sliding_window(text_config: Any, kinds: Iterable[str]) -> int | None:
 def attention_kernel(text_config: Any) -> str:
     """The attention implementation a config carries: eager, sdpa, flash_attention_2, flex_attention, ..."""
     return str(getattr(text_config, "_attn_implementation", None) or "eager")
+
+
+def set_attention_kernel(config: Any, kernel: str) -> None:
+    """Choose the attention implementation of a config from which no model has been made yet."""
+    config._attn_implementation = kernel
 
 
 def attention_kernels() -> list[str]:

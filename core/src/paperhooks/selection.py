@@ -238,6 +238,7 @@ class SelectedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not 
 
         :raises UnsupportedGeneration: the cut falls where batch entries kept different numbers of tokens.
         """
+        tokens_to_remove = int(tokens_to_remove)  # before transformers 5.18 generate passes a tensor
         total = max(self.total - abs(tokens_to_remove), 0)
         if tokens_to_remove <= 0 and self.prefix is not None and total < self.tail and self.is_initialized:
             gone = self._entries_from(total)

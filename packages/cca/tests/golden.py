@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from paperhooks.testing.image_features import taking_features
 from paperhooks.testing.tiny import image_outputs
 from safetensors.torch import load_file
 from torch import Tensor
@@ -63,7 +64,7 @@ def llava(side: int, attn_implementation: str = "sdpa") -> LlavaForConditionalGe
     config._attn_implementation = attn_implementation
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = LlavaForConditionalGeneration(config).eval()
+        model = taking_features(LlavaForConditionalGeneration)(config).eval()
     weights = load_file(FOLDER / "tiny_llama.safetensors")
     renamed = {
         name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name: value

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from paperhooks.testing.image_features import taking_features
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
@@ -54,7 +55,7 @@ def llava(attn: str = "sdpa") -> LlavaForConditionalGeneration:
         "patch_size": 8,
     }
     with torch.random.fork_rng(devices=[]):
-        model = LlavaForConditionalGeneration(
+        model = taking_features(LlavaForConditionalGeneration)(
             LlavaConfig(
                 vision_config=vision,
                 text_config={"model_type": "llama", **config()},

@@ -14,10 +14,14 @@ import transformers
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from paperhooks.compat import cache_parameter, set_attention_kernel
+from paperhooks.testing.image_features import taking_features
+
 __all__ = [
     "IMAGE_TOKEN",
     "TEXT_FAMILIES",
     "VLM_FAMILIES",
+    "cache_argument",
     "tiny_llama",
     "tiny_llava",
     "tiny_text",
@@ -80,12 +84,12 @@ def _decoder_options(layers: int, heads: int, kv_heads: int) -> dict[str, Any]:
     }
 
 
-def _build(model_class: str, config: Any, seed: int, attn_implementation: str) -> Any:
+def _build(model_class: Any, config: Any, seed: int, attn_implementation: str) -> Any:
     """A model with random weights from ``seed``; the global random state is left as it was."""
-    config._attn_implementation = "eager" if config.model_type in _EAGER_ONLY else attn_implementation
+    set_attention_kernel(config, "eager" if config.model_type in _EAGER_ONLY else attn_implementation)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = getattr(transformers, model_class)(config).eval()
+        model = model_class(config).eval()
     generation = model.generation_config
     generation.pad_token_id, generation.bos_token_id, generation.eos_token_id = 0, 1, None
     return model
@@ -98,7 +102,7 @@ def tiny_text(
     config_class, model_class, extra = TEXT_FAMILIES[family]
     known = _decoder_options(layers, 4, 2 if family not in ("gpt2", "gpt_neox", "opt", "bloom") else 4)
     config = getattr(transformers, config_class)(**{**known, **extra, **options})
-    return _build(model_class, config, seed, attn_implementation)
+    return _build(getattr(transformers, model_class), config, seed, attn_implementation)
 
 
 def tiny_llama(**options: Any) -> Any:
@@ -109,6 +113,11 @@ def tiny_llama(**options: Any) -> Any:
 def tiny_llava(**options: Any) -> Any:
     """A tiny LLaVA; see :func:`tiny_vlm`."""
     return tiny_vlm("llava", **options)
+
+
+def cache_argument(model: Any) -> str:
+    """Under which name ``model`` takes a cache: it has changed, so tests write ``model(ids, **{name: cache})``."""
+    return cache_parameter(model.forward)
 
 
 def _vision(**options: Any) -> dict[str, Any]:
@@ -176,7 +185,9 @@ def _tiled(family: str, text: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         options = {"vision_config": vision, "text_config": language, "downsample_ratio": 0.5}
     else:
         language = {"model_type": "llama", **text}
-        options = {"vision_config": _vision(), "text_config": language, "scale_factor": 2}
+        # Four tokens a tile, as many as a patch has pixels in a row: smolvlm before 5.21 takes one for the other.
+        vision = _vision(image_size=16, patch_size=4)
+        options = {"vision_config": vision, "text_config": language, "scale_factor": 2}
     name = {"smolvlm": "SmolVLM", "idefics3": "Idefics3", "internvl": "InternVL"}[family]
     return name, {**options, "image_token_id": IMAGE_TOKEN}
 
@@ -211,7 +222,7 @@ def tiny_vlm(
 ) -> Any:
     """A tiny vision-language model of ``family`` (one of :data:`VLM_FAMILIES`), float32, in eval mode."""
     config, model_class = _vlm_config(family, layers, kv_heads)
-    return _build(model_class, config, seed, attn_implementation)
+    return _build(taking_features(getattr(transformers, model_class)), config, seed, attn_implementation)
 
 
 def vlm_inputs(
