@@ -14,11 +14,10 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,10 @@ from typing import Any
 import nox
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "tests"))
+import compat as versions
+from jobs import ENV, NOTHING_FOUND, Job, pytest_arguments
 
 nox.needs_version = ">=2024.4.15"
 nox.options.sessions = ["lint", "types", "tests", "wheels", "docs", "registry"]
@@ -38,8 +41,6 @@ NOX = ROOT / ".nox"
 BASE = NOX / "third-party"
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
-#: Two cores: two processes of one thread each are faster than one process of two threads on models this small.
-ENV = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 WORKERS = int(os.environ.get("PAPERHOOKS_JOBS", "2"))
 #: What the session ``floors`` runs: attaching, the contract, and what uses typer, rich, matplotlib and packaging.
 SMOKE = (
@@ -50,7 +51,6 @@ SMOKE = (
     "packages/pyramiddrop/tests/test_contract.py",
     "packages/testbed/tests/test_processor.py",
 )
-WANTED = "not slow and not cuda and not network"
 
 
 @dataclass(frozen=True)
@@ -190,50 +190,16 @@ def run(session: nox.Session, *command: str, **options: Any) -> None:
 # -- test processes ----------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Job:
-    """One pytest process; ``summary`` is its closing line."""
-
-    name: str
-    python: str
-    arguments: Sequence[str]
-    folder: Path = ROOT
-    summary: str = field(default="", init=False)
-    code: int = field(default=0, init=False)
-
-    def __call__(self) -> Job:
-        """Run it and print all it said at once, so that the output of two processes does not mix."""
-        say(f"nox > {self.name}: started")
-        begin = time.monotonic()
-        command = [self.python, "-m", "pytest", "--color=no", *self.arguments]
-        done = subprocess.run(
-            command, cwd=self.folder, env={**os.environ, **ENV}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
-        )  # fmt: skip
-        self.code = done.returncode
-        lines = done.stdout.rstrip().splitlines() or ["no output"]
-        self.summary = lines[-1].strip("= ")
-        say(f"\nnox > {self.name} ({time.monotonic() - begin:.0f} s)\n{done.stdout}")
-        return self
-
-
-def say(text: str) -> None:
-    """Print in one write, so that two threads do not share a line."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
 def run_jobs(session: nox.Session, jobs: Sequence[Job]) -> None:
     """Run test processes, a few at a time; fails when one fails or when none has found a test."""
     with ThreadPoolExecutor(WORKERS) as pool:
         done = list(pool.map(lambda job: job(), jobs))
     for job in done:
         session.log(f"{job.name}: {job.summary}")
-    nothing_found = 5
-    failed = [job.name for job in done if job.code not in (0, nothing_found)]
+    failed = [job.name for job in done if job.code not in (0, NOTHING_FOUND)]
     if failed:
         session.error(f"tests failed in {', '.join(failed)}")
-    if all(job.code == nothing_found for job in done):
+    if all(job.code == NOTHING_FOUND for job in done):
         session.error("no test was selected")
 
 
@@ -242,12 +208,6 @@ def test_folders() -> list[Path]:
     folders = [package.folder / "tests" for package in PACKAGES] + [ROOT / "tests"]
     found = [folder for folder in folders if any(folder.glob("test_*.py"))]
     return sorted(found, key=lambda folder: -sum(file.stat().st_size for file in folder.glob("*.py")))
-
-
-def pytest_arguments(posargs: Sequence[str], settings: Path = ROOT / "pyproject.toml") -> list[str]:
-    """Arguments of a test process; markers given by the user replace the usual choice."""
-    marked = [] if "-m" in posargs else ["-m", WANTED]
-    return ["-c", str(settings), *marked, *posargs]
 
 
 # -- sessions ----------------------------------------------------------------------------------------------------------
@@ -340,6 +300,48 @@ def floors(session: nox.Session) -> None:
     pip = (python_of(BASE), "-m", "pip", "--python", python, "install", "-q")
     session.run(*pip, "-c", str(lowest), *third_party("test"), external=True)
     run_jobs(session, [Job(f"floors: {name}", python, [*pytest_arguments(session.posargs), name]) for name in SMOKE])
+
+
+@nox.session(venv_backend="none")
+def compat(session: nox.Session) -> None:
+    """The tests on other versions of transformers, pluggy, peft and more, up to the newest that the index offers.
+
+    ``--quick``: contracts only. ``--ends``: transformers' floor, and its newest beyond the pin. A whole run writes
+    docs/versions.md and core's tested_versions.json, except in CI or with ``--check``, where it only compares.
+    """
+    base(session, "test", "models", "model-files")
+    quick, ends = "--quick" in session.posargs, "--ends" in session.posargs
+    offered = {name: versions.ask_index(python_of(BASE), name) for name in {*versions.RANGED, *versions.NEWEST}}
+    if not offered["transformers"]:
+        session.warn("the index did not say which versions of transformers there are; going on without the newest")
+    tried = [(each, varied(session, each)) for each in versions.matrix(offered, ends)]
+
+    def run_overlay(pair: tuple[versions.Overlay, str]) -> versions.Outcome:
+        return versions.Outcome(pair[0], [job() for job in versions.jobs(*pair, quick)])
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        outcomes = list(pool.map(run_overlay, tried))
+    session.log(f"versions\n{versions.report(outcomes)}")
+    if failed := [each.overlay.name for each in outcomes if not each.good and not each.overlay.beyond]:
+        session.error(f"tests failed on {', '.join(failed)}")
+    only_compare = "--check" in session.posargs or bool(os.environ.get("CI"))
+    if not (quick or ends) and (complaint := versions.settle(outcomes, only_compare)):
+        session.error(complaint)
+
+
+def varied(session: nox.Session, overlay_: versions.Overlay) -> str:
+    """The interpreter of an overlay with the packages editable and some libraries, with what they need, of its own."""
+    folder = NOX / "compat" / overlay_.name.replace(" ", "-")
+    stamp, held = folder / "installed", NOX / "compat" / "held.txt"
+    metadata = [(package.folder / "pyproject.toml").read_text(encoding="utf-8") for package in PACKAGES]
+    digest = fingerprint(str(ROOT), CONSTRAINTS.read_text(encoding="utf-8"), *overlay_.requirements, *metadata)
+    if not stamp.is_file() or stamp.read_text() != digest:
+        python = overlay(session, folder, *(part for p in PACKAGES for part in ("-e", str(p.folder))))
+        held.write_text(f"torch=={versions.pins()['torch']}\n")  # of everything else each overlay takes its own
+        pip = (python_of(BASE), "-m", "pip", "--python", python, "install", "-q", "-c", str(held))
+        session.run(*pip, *overlay_.requirements, external=True)
+        stamp.write_text(digest)
+    return python_of(folder)
 
 
 @nox.session(venv_backend="none")

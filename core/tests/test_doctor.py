@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
+from paperhooks import versions
 from paperhooks.catalog import Catalog, refresh
 from paperhooks.doctor import _requirement, examine
 from plugins.fake_site import FakeSite, info_source
@@ -25,8 +29,52 @@ def test_requirements_are_compared_with_what_is_installed(text: str, verdict: st
     assert found in check.found
 
 
+def installed(monkeypatch, **others: str | None) -> None:
+    """Lets some distributions look as if they were installed in other versions, or, with None, not at all."""
+    true = importlib.metadata.version
+
+    def version(name: str) -> str:
+        found = others.get(name, "")
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found or true(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+@pytest.mark.parametrize("name", ["transformers", "pluggy", "peft"])
+def test_a_version_outside_what_is_tested_is_a_problem(name: str, own_catalog: Catalog, monkeypatch) -> None:
+    newest = Version(versions.tested(name)[-1])
+    beyond = f"{newest.major}.{newest.minor + 1}.0"
+    for version, verdict in (
+        (versions.tested(name)[0], "ok"),
+        (f"{newest.major}.{newest.minor}.99", "ok"),
+        (beyond, "problem"),
+    ):
+        installed(monkeypatch, **{name: version})
+        (check,) = [each for each in examine(own_catalog) if each.subject == name]
+        assert check.verdict == verdict
+        assert check.found.startswith(version)
+        assert versions.tested_range(name) in check.found
+    assert check.fix == f"pip install '{name}=={newest}'"
+
+
+def test_what_is_older_than_the_metadata_allow_is_named_with_them(own_catalog: Catalog, monkeypatch) -> None:
+    installed(monkeypatch, transformers="5.3.0")
+    (check,) = [each for each in examine(own_catalog) if each.subject == "transformers"]
+    assert (check.verdict, check.found[:17]) == ("problem", "5.3.0 is outside ")
+    assert check.fix.startswith("pip install 'transformers")
+
+
+def test_peft_is_not_needed(own_catalog: Catalog, monkeypatch) -> None:
+    installed(monkeypatch, peft=None)
+    assert "peft" not in {check.subject for check in examine(own_catalog)}
+
+
 def test_an_empty_catalogue_is_a_note_not_a_problem(own_catalog: Catalog) -> None:
-    verdicts = {check.subject: check.verdict for check in examine(own_catalog)}
+    verdicts = {
+        check.subject: check.verdict for check in examine(own_catalog) if check.subject not in versions.varied()
+    }
     assert verdicts["plugins"] == "note"
     assert "problem" not in verdicts.values()
 

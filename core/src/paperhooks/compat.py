@@ -157,7 +157,7 @@ def is_cache(value: object) -> bool:
     return isinstance(value, Cache)
 
 
-def find_cache(arguments: Mapping[str, Any], name: str) -> Any:
+def find_cache(arguments: Mapping[str, Any], name: str = "") -> Any:
     """The cache among the arguments of a call: under ``name``, or under an older or newer name that callers use."""
     found = arguments.get(name)
     if found is not None:

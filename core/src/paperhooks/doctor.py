@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from paperhooks.catalog import Catalog, catalog
 from paperhooks.discovery import PluginStatus
 from paperhooks.info import HOOK_API
+from paperhooks.versions import tested, tested_range, untested, varied
 
 __all__ = ["Check", "Verdict", "examine"]
 
@@ -54,20 +55,38 @@ def _requirements() -> Iterator[Check]:
         fix = "pip install paperhooks (or pip install -e core in a checkout)"
         yield Check("installation", "note", "paperhooks runs from a folder, not as an installed package", fix)
         return
-    for text in wanted:
-        requirement = Requirement(text)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            yield _requirement(requirement)
+    needed = [r for r in map(Requirement, wanted) if r.marker is None or r.marker.evaluate({"extra": ""})]
+    yield from map(_requirement, needed)
+    for name in sorted(set(varied()) - {requirement.name for requirement in needed}):
+        if _installed(name):
+            yield _tested(name)
+
+
+def _installed(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _tested(distribution: str) -> Check:
+    """A library whose version fits, and whether the tests have seen that version."""
+    version, versions = importlib.metadata.version(distribution), tested(distribution)
+    if not versions:
+        return Check(distribution, "ok", version)
+    if not untested(distribution):
+        return Check(distribution, "ok", f"{version} (tested: {tested_range(distribution)})")
+    found = f"{version} is outside what paperhooks is tested with: {tested_range(distribution)}"
+    return Check(distribution, "problem", found, f"pip install '{distribution}=={versions[-1]}'")
 
 
 def _requirement(requirement: Requirement) -> Check:
     fix = f"pip install '{requirement.name}{requirement.specifier}'"
-    try:
-        version = importlib.metadata.version(requirement.name)
-    except importlib.metadata.PackageNotFoundError:
+    version = _installed(requirement.name)
+    if not version:
         return Check(requirement.name, "problem", f"missing; needed: {requirement.specifier or 'any'}", fix)
     if requirement.specifier.contains(version, prereleases=True):
-        return Check(requirement.name, "ok", version)
+        return _tested(requirement.name)
     return Check(requirement.name, "problem", f"{version} is outside {requirement.specifier}", fix)
 
 

@@ -120,7 +120,7 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
 
     def _divides(self, items: Tensor | int | None) -> bool:
         """Whether ``training_step`` will divide the loss by the accumulation steps."""
-        declared = getattr(self, "loss_is_scaled_for_ga", None)  # since transformers 5.20
+        declared = getattr(self, "loss_is_scaled_for_ga", None)  # since transformers 5.19
         if declared is not None:
             return not declared
         scaled = (self.model_accepts_loss_kwargs and items is not None) or self.compute_loss_func is not None

@@ -12,7 +12,7 @@ from functools import cache
 
 from packaging.version import InvalidVersion, Version
 
-__all__ = ["tested", "tested_range", "untested"]
+__all__ = ["tested", "tested_range", "untested", "varied"]
 
 
 @cache
@@ -20,6 +20,11 @@ def _table() -> dict[str, list[str]]:
     text = importlib.resources.files("paperhooks").joinpath("resources/tested_versions.json").read_text("utf-8")
     table: dict[str, list[str]] = json.loads(text)
     return table
+
+
+def varied() -> tuple[str, ...]:
+    """The distributions that are tested in several versions."""
+    return tuple(_table())
 
 
 def tested(distribution: str) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from paperhooks.compat import find_cache, token_count
+
 __all__ = ["taking_features"]
 
 _NAME: Final = "mm_encoder_outputs"
@@ -56,11 +58,12 @@ def _inner_forward(base: Any) -> Any:
     """The features take the place of what the vision tower would make."""
 
     def forward(self: Any, *args: Any, mm_encoder_outputs: Any = None, **kwargs: Any) -> Any:
+        features = mm_encoder_outputs["image"] if mm_encoder_outputs else None
         ids = kwargs.get("input_ids", args[0] if args else None)
-        features = mm_encoder_outputs["image"] if mm_encoder_outputs and ids is not None else None
-        if features is None or _times(features, ids == self.config.image_token_id) == 0:  # read in an earlier forward
+        images = None if ids is None else ids == self.config.image_token_id
+        if features is None or _read_before(features, images, kwargs):
             return base.forward(self, *args, **kwargs)
-        token = _HANDED.set(_of_repeated_rows(features, ids == self.config.image_token_id))
+        token = _HANDED.set(_of_repeated_rows(features, images))
         try:  # the pictures are looked at by nobody
             return base.forward(self, *args, **{**kwargs, "pixel_values": torch.zeros(1, 3, 2, 2)})
         finally:
@@ -74,25 +77,34 @@ def _get_image_features(self: Any, *args: Any, **kwargs: Any) -> Any:
     return self._base.get_image_features(self, *args, **kwargs) if handed is None else handed
 
 
+def _read_before(outputs: Any, images: Tensor | None, arguments: dict[str, Any]) -> bool:
+    """Whether this forward goes on behind the prompt: ``generate`` hands the features to all of them."""
+    cache = find_cache(arguments)
+    return cache is not None and int(token_count(cache)) > 0 and (images is None or _times(outputs, images) == 0)
+
+
 def _times(outputs: Any, images: Tensor) -> int:
     pooled = outputs.pooler_output
     return int(images.sum()) // (sum(map(len, pooled)) if isinstance(pooled, list) else pooled[..., 0].numel())
 
 
-def _of_repeated_rows(outputs: Any, images: Tensor) -> Any:
+def _of_repeated_rows(outputs: Any, images: Tensor | None) -> Any:
     """``outputs`` for the image tokens [B, T] of rows of which ``generate`` may have made several from each prompt."""
-    times = _times(outputs, images)
-    if times == 1:
-        return outputs
+    made = copy.copy(outputs)
+    if hasattr(outputs, "deepstack_features"):  # by image since 5.18
+        made.deepstack_features = [torch.cat(layer) for layer in outputs.deepstack_features]
+    if images is None or (times := _times(outputs, images)) < 2:
+        return made
     lengths = images.sum(1)[::times].tolist()
 
-    def repeat(features: Any) -> Any:
-        flat = torch.cat(features) if isinstance(features, list) else features.flatten(0, -2)
-        rows = torch.cat([row.repeat(times, 1) for row in flat.split(lengths)])
-        return [rows] if isinstance(features, list) else rows.reshape(-1, *features.shape[1:])
+    def repeat(flat: Tensor) -> Tensor:
+        return torch.cat([row.repeat(times, 1) for row in flat.split(lengths)])
 
-    repeated = copy.copy(outputs)
-    repeated.pooler_output = repeat(outputs.pooler_output)
+    pooled = outputs.pooler_output
+    if isinstance(pooled, list):
+        made.pooler_output = [repeat(torch.cat(pooled))]
+    else:
+        made.pooler_output = repeat(pooled.flatten(0, -2)).reshape(-1, *pooled.shape[1:])
     if hasattr(outputs, "deepstack_features"):
-        repeated.deepstack_features = [repeat(layer) for layer in outputs.deepstack_features]
-    return repeated
+        made.deepstack_features = [repeat(layer) for layer in made.deepstack_features]
+    return made
