@@ -26,9 +26,9 @@ import nox
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "tools"))
 import compat as versions
-from jobs import ENV, NOTHING_FOUND, Job, pytest_arguments
+from jobs import ENV, NOTHING_FOUND, Job, longest, pytest_arguments
 
 nox.needs_version = ">=2024.4.15"
 nox.options.sessions = ["lint", "types", "tests", "wheels", "docs", "registry"]
@@ -196,6 +196,8 @@ def run_jobs(session: nox.Session, jobs: Sequence[Job]) -> None:
         done = list(pool.map(lambda job: job(), jobs))
     for job in done:
         session.log(f"{job.name}: {job.summary}")
+    if slow := longest(done):
+        session.log(f"the tests that took longest\n{slow}")
     failed = [job.name for job in done if job.code not in (0, NOTHING_FOUND)]
     if failed:
         session.error(f"tests failed in {', '.join(failed)}")
@@ -314,13 +316,10 @@ def compat(session: nox.Session) -> None:
     offered = {name: versions.ask_index(python_of(BASE), name) for name in {*versions.RANGED, *versions.NEWEST}}
     if not offered["transformers"]:
         session.warn("the index did not say which versions of transformers there are; going on without the newest")
-    tried = [(each, varied(session, each)) for each in versions.matrix(offered, ends)]
-
-    def run_overlay(pair: tuple[versions.Overlay, str]) -> versions.Outcome:
-        return versions.Outcome(pair[0], [job() for job in versions.jobs(*pair, quick)])
-
+    overlays = versions.matrix(offered, ends)
+    outcomes = [versions.Outcome(each, versions.jobs(each, varied(session, each), quick)) for each in overlays]
     with ThreadPoolExecutor(WORKERS) as pool:
-        outcomes = list(pool.map(run_overlay, tried))
+        list(pool.map(lambda job: job(), [job for each in outcomes for job in each.jobs]))
     session.log(f"versions\n{versions.report(outcomes)}")
     if failed := [each.overlay.name for each in outcomes if not each.good and not each.overlay.beyond]:
         session.error(f"tests failed on {', '.join(failed)}")

@@ -14,6 +14,17 @@ from repository import CORE, PACKAGES, PLUGINS, ROOT, TESTBED, imports, sources,
 FILES = sources(*PACKAGES)
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FOREIGN = ("torch", "transformers", "accelerate", "tokenizers", "numpy")
+#: Names of transformers that have changed or may; core/src/paperhooks/compat.py alone spells them.
+CHANGING = {
+    "past_key_values", "past_key_value", "layer_past", "cache_params", "create_masks_for_generate",
+    "_prepare_generation_config", "_attn_implementation", "_loss_function", "is_compileable", "get_mask_sizes",
+}  # fmt: skip
+#: As strings only: core has a method and a field of these names.
+CHANGING_STRINGS = CHANGING | {"full_attention", "sliding_attention", "position_embeddings"}
+CHANGING_IMPORTS = (
+    "DynamicCache", "StaticCache", "DynamicLayer", "EncoderDecoderCache", "GradientCheckpointingLayer",
+    "cache_utils", "masking_utils", "modeling_layers",
+)  # fmt: skip
 GLOBAL_SEEDS = {"torch.manual_seed", "torch.seed", "random.seed", "numpy.random.seed", "np.random.seed"}
 
 
@@ -82,6 +93,23 @@ def global_seeds(module: ast.Module) -> list[str]:
     ]
 
 
+def strays(module: ast.Module) -> list[str]:
+    """Names of transformers that change, as strings, keywords, parameters, attributes or imports."""
+    found = [
+        (each.line, each.target)
+        for each in imports(module)
+        if each.top == "transformers" and set(each.target.split(".")) & set(CHANGING_IMPORTS)
+    ]
+    for node in ast.walk(module):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in CHANGING_STRINGS:
+            found.append((node.lineno, repr(node.value)))
+        elif isinstance(node, ast.keyword | ast.arg) and node.arg in CHANGING:
+            found.append((node.lineno, f"{node.arg}="))
+        elif isinstance(node, ast.Attribute) and node.attr in CHANGING:
+            found.append((node.lineno, ast.unparse(node)))
+    return [f"line {line}: {what}" for line, what in sorted(found)]
+
+
 def assertions(module: ast.Module) -> list[str]:
     """Assertions that check something; those that only tell a type checker what cannot be otherwise are fine.
 
@@ -114,10 +142,26 @@ def _narrows(test: ast.expr) -> bool:
         (patches, "import torch\nsetattr(torch.nn.Linear, 'forward', f)"),
         (patches, "def f():\n    from torch import nn\n    del nn.Linear.forward"),
         (global_seeds, "import torch\ntorch.manual_seed(0)"),
+        (strays, "def f(**kwargs):\n    return kwargs.get('past_key_values')"),
+        (strays, "def f(hidden_states, layer_past=None): ..."),
+        (strays, "model(ids, past_key_values=cache)"),
+        (strays, "cache = model(ids).past_key_values"),
+        (strays, "kwargs['position_embeddings'] = tables"),
+        (strays, "if kind == 'sliding_attention': ..."),
+        (strays, "kernel = getattr(config, '_attn_implementation', None)"),
+        (strays, "masks = cache.get_mask_sizes(1, 0)"),
+        (strays, "from transformers import StaticCache"),
+        (strays, "def f():\n    from transformers.masking_utils import create_causal_mask"),
+        (strays, "import transformers.cache_utils"),
     ],
 )
 def test_the_rules_find_what_they_forbid(rule, code: str) -> None:
     assert rule(ast.parse(code))
+
+
+def test_core_s_own_names_and_what_is_said_of_them_are_allowed() -> None:
+    code = "view.full_attention(3)\ninputs.replace(position_embeddings=tables)\nraise E('needs a DynamicCache')"
+    assert not strays(ast.parse(code))
 
 
 def test_seeding_inside_a_fork_is_allowed() -> None:
@@ -136,6 +180,16 @@ def findings(rule, files: list[Path]) -> dict[str, list[str]]:
 def test_no_file_breaks_a_rule(rule) -> None:
     files = [file for file in FILES if rule is not assertions or CORE.source / "testing" not in file.parents]
     assert findings(rule, files) == {}
+
+
+def test_names_of_transformers_that_change_stand_in_one_module() -> None:
+    """Where a stray is found, give ``compat`` a function or a constant for it."""
+    found = findings(strays, [file for file in FILES if file != CORE.source / "compat.py"])
+    # What a layer's inputs call their rotary tables is core's name: hooks write it.
+    inputs = found.pop(short(CORE.source / "inputs.py"), [])
+    assert [line for line in inputs if not line.endswith("'position_embeddings'")] == []
+    assert found == {}
+    assert strays(tree(CORE.source / "compat.py")), "the rule finds nothing at all"
 
 
 def test_modules_have_one_purpose_and_a_readable_size() -> None:

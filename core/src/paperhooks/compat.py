@@ -27,6 +27,7 @@ from paperhooks.errors import UnsupportedGeneration, UnsupportedModel
 __all__ = [
     "CACHE_CHANGES",
     "CLOSED_LAYERS",
+    "CONFIG_CIRCUMSTANCES",
     "LOSS_FUNCTION",
     "MASK_MAKER",
     "SAFE_CHECKPOINTING",
@@ -80,6 +81,15 @@ LOSS_FUNCTION: Final = "_loss_function"
 #: Whether a checkpointed layer leaves its hooks outside of what is computed again (transformers 5.23 and newer).
 #: Before, layers wrapped ``Module.__call__``: the recomputation ran hooks a second time, on state changed meanwhile.
 SAFE_CHECKPOINTING: Final = "__call__" not in vars(GradientCheckpointingLayer)
+#: Entries of a config that say where a model came from or how it runs, not what it is.
+CONFIG_CIRCUMSTANCES: Final = (
+    "_name_or_path",
+    "transformers_version",
+    "_attn_implementation",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+)
 #: Methods of a cache that change its rows or its length.
 CACHE_CHANGES: Final = ("reorder_cache", "batch_repeat_interleave", "batch_select_indices", "crop", "reset")
 

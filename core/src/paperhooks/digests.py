@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from paperhooks.compat import CONFIG_CIRCUMSTANCES
 from paperhooks.provenance import hash_json
 
 __all__ = ["config_digest", "tensor_digest"]
-
-#: Entries of a config that say where a model came from or how it runs, not what it is.
-_VOLATILE: Final = (
-    "_name_or_path",
-    "transformers_version",
-    "_attn_implementation",
-    "dtype",
-    "torch_dtype",
-    "use_cache",
-)
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -41,5 +32,5 @@ def config_digest(model: nn.Module) -> str:
 
 def _without_volatile(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _without_volatile(item) for key, item in value.items() if key not in _VOLATILE}
+        return {key: _without_volatile(item) for key, item in value.items() if key not in CONFIG_CIRCUMSTANCES}
     return value

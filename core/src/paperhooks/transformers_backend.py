@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from paperhooks.compat import attention_kernel
 from paperhooks.engine import Backend, Prompt, Reply, Request, evaluation_mode
 from paperhooks.methods import describe_method
 from paperhooks.prompts import make_prompt
@@ -64,7 +65,7 @@ class TransformersBackend(Backend):
             "name": getattr(config, "_name_or_path", "") or None,
             "revision": getattr(config, "_commit_hash", None),
             "device": str(self.model.device),
-            "attention": getattr(config, "_attn_implementation", None),
+            "attention": attention_kernel(config),
         }
 
     @contextmanager

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from paperhooks.compat import attention_kernel
 from transformers import LlavaForConditionalGeneration
 
 __all__ = ["attention_form", "hide_from_text", "hide_image"]
@@ -23,7 +24,7 @@ def attention_form(model: LlavaForConditionalGeneration, mask: torch.Tensor) -> 
     Raises:
         ValueError: for other attention implementations, which take no four-dimensional mask.
     """
-    kernel = model.config.text_config._attn_implementation
+    kernel = attention_kernel(model.config.text_config)
     if kernel == "sdpa":
         return mask
     if kernel == "eager":

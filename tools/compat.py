@@ -102,7 +102,8 @@ def floor(name: str) -> Version:
 
 def lowest(name: str, offered: dict[str, list[Version]]) -> Version:
     """The lowest version that the index offers within core's metadata; their floor itself when it offers none."""
-    return min((v for v in offered.get(name, []) if v >= floor(name)), default=floor(name))
+    first = floor(name)
+    return min((v for v in offered.get(name, []) if v >= first and v.major == first.major), default=first)
 
 
 def available(answer: str) -> list[Version]:
