@@ -235,9 +235,19 @@ def test_plugins_import_the_test_bed_only_where_it_is_used(package) -> None:
     assert findings(imported(package.module), sources(package)), "the rule finds nothing at all"
 
 
-TESTS = [
-    file for folder in [ROOT, *(package.folder for package in PACKAGES)] for file in (folder / "tests").rglob("*.py")
-]
+def tests_of(folder: Path) -> set[Path]:
+    """Its test modules and what they import from beside them; other files there are tools of the noxfile."""
+    found: set[Path] = set()
+    queue = [*folder.glob("test_*.py"), *folder.glob("conftest.py")]
+    while queue:
+        file = queue.pop()
+        if file not in found and file.is_file():
+            found.add(file)
+            queue += [folder / f"{each.top}.py" for each in imports(tree(file))]
+    return found
+
+
+TESTS = sorted(file for folder in [ROOT, *(p.folder for p in PACKAGES)] for file in tests_of(folder / "tests"))
 
 
 def test_tests_start_processes_by_the_helper_alone() -> None:
