@@ -14,6 +14,7 @@ import paperhooks
 import pytest
 from paperhooks import PluginInfo, Traits, UnsupportedModel, hookimpl
 from paperhooks.catalog import catalog
+from paperhooks.options import number, whole
 from paperhooks.testing import MethodContract, tiny_llama
 
 
@@ -21,7 +22,7 @@ from paperhooks.testing import MethodContract, tiny_llama
 class Damp:
     """Scale what deep layers return: h' = factor * h from layer ``first_layer`` on.
 
-    Raises ValueError for a factor that is not positive.
+    Raises ValueError for an option that cannot be meant; it names the option, its value and what is expected.
     """
 
     factor: float = 0.9
@@ -29,8 +30,8 @@ class Damp:
     traits = Traits(training=True, beams=True, assisted=True, static_cache=True, chunked_prefill=True)
 
     def __post_init__(self) -> None:
-        if self.factor <= 0:
-            raise ValueError(f"factor={self.factor}; expected a positive number")
+        self.factor = number("factor", self.factor, above=0)
+        self.first_layer = whole("first_layer", self.first_layer, at_least=0)
 
     @hookimpl
     def setup(self, view):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from paperhooks import ModelView, Traits, hookimpl
+from paperhooks.options import flag, number, whole
 from paperhooks.selection import compact
 
 _MODES = ("beams", "assisted", "static_cache", "chunked_prefill", "training", "compile")
@@ -19,6 +20,9 @@ class Damp:
 
     factor: float = 0.9
     traits = Traits(layers=lambda site: site.index >= 2, **EVERYTHING)
+
+    def __post_init__(self):
+        self.factor = number("factor", self.factor)
 
     @hookimpl
     def post_layer(self, hidden_states):
@@ -74,9 +78,13 @@ class KeepRows:
     """Goes on with given rows of the prompt from a layer on: the plainest token selection."""
 
     layer: int = 2
-    rows: Any = None  # bool [B, T] on the prompt, or a step: keep every n-th row and the last
+    rows: Any = None  # bool [B, T] on the prompt, or a step: keep every n-th token, counted from the last
     compact_loss: bool = False
     traits = Traits(writes=frozenset({"tokens"}), beams=True, assisted=True, training=True, compile=True)
+
+    def __post_init__(self):
+        self.layer = whole("layer", self.layer, at_least=0)
+        self.compact_loss = flag("compact_loss", self.compact_loss)
 
     def selects_layer(self, site):
         return site.index == self.layer
@@ -90,15 +98,20 @@ class KeepRows:
     def pre_attention(self, call, inputs):
         if call.query_length == 1 or call.past_length:
             return None
-        length = inputs.hidden_states.shape[1] - call.draft_length
-        batch = inputs.hidden_states.shape[0]
         if isinstance(self.rows, torch.Tensor):
             keep = self.rows
             index, valid = compact(keep, int(keep.sum(1).max()))
             return inputs.select(index, None if bool(valid.all()) else valid)
-        index = torch.arange(length - 1, -1, -(self.rows or 2)).flip(0)
-        index = torch.cat([index, torch.arange(length, length + call.draft_length)]).expand(batch, -1)
-        return inputs.select(index)
+        batch, length = inputs.hidden_states.shape[:2]
+        step, drafts, real = self.rows or 2, call.draft_length, inputs.padding_mask
+        prompt = length - drafts
+        if real is None:
+            index = torch.arange(prompt - 1, -1, -step).flip(0)
+            return inputs.select(torch.cat([index, torch.arange(prompt, length)]).expand(batch, -1))
+        to_come = real[:, :prompt].long().flip(1).cumsum(1).flip(1)  # 1 for the last real token of the prompt
+        keep = real.clone()
+        keep[:, :prompt] &= (to_come - 1) % step == 0
+        return inputs.select(*compact(keep, -(-prompt // step) + drafts))
 
 
 def mask_oracle(model, ids, keep, layer, attention_mask=None, inputs_embeds=None):

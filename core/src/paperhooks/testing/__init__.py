@@ -6,6 +6,7 @@ Load the fixtures with ``pytest_plugins = ["paperhooks.testing.fixtures"]``; not
 from __future__ import annotations
 
 from paperhooks.testing.contract import MethodContract
+from paperhooks.testing.dropper import Dropper
 from paperhooks.testing.fingerprint import Fingerprint, fingerprint
 from paperhooks.testing.tiny import (
     IMAGE_TOKEN,
@@ -23,6 +24,7 @@ __all__ = [
     "IMAGE_TOKEN",
     "TEXT_FAMILIES",
     "VLM_FAMILIES",
+    "Dropper",
     "Fingerprint",
     "MethodContract",
     "cache_argument",

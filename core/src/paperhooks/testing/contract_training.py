@@ -1,0 +1,133 @@
+"""The contract's checks of training: which gradients there are, and that they are the slope of the loss."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import pytest
+import torch
+from torch import Tensor
+
+from paperhooks.compat import SAFE_CHECKPOINTING
+from paperhooks.session import attach
+from paperhooks.testing.contract_material import Material
+from paperhooks.testing.tiny import IMAGE_TOKEN
+
+__all__ = ["TrainingChecks"]
+
+_UNTRAINED: Final = "declared: not for training"
+_STEPS: Final = (1e-2, 3e-3, 1e-3)
+
+
+class TrainingChecks(Material):
+    """What holds for gradients."""
+
+    @pytest.mark.filterwarnings("ignore:.*nobody asked for this session's loss:UserWarning")
+    @pytest.mark.parametrize("checkpointing", [None, True, False], ids=["plain", "reentrant", "checkpointed"])
+    def test_gradients(self, checkpointing: bool | None) -> None:
+        """Gradients with the method are finite, and checkpointing changes none of them."""
+        if not self.traits.training:
+            pytest.skip(_UNTRAINED)
+        if checkpointing is not None and not SAFE_CHECKPOINTING:
+            pytest.skip("this transformers runs hooks again in checkpointed layers, so core refuses to train with them")
+        plain = self._gradients(None)
+        got = plain if checkpointing is None else self._gradients(checkpointing)
+        assert got, "no parameter has a gradient while the method is attached: all are cut"
+        assert all(torch.isfinite(g).all() for g in got.values())
+        for name, gradient in plain.items():
+            assert name in got, f"{name} has a gradient, but none with checkpointing"
+            close = torch.allclose(got[name], gradient, atol=1e-6, rtol=1e-4)
+            assert close, f"the gradient of {name} is another with checkpointing"
+
+    @pytest.mark.filterwarnings("ignore:.*nobody asked for this session's loss:UserWarning")
+    def test_gradients_are_not_cut(self) -> None:
+        """No parameter that moves the loss has lost its gradient, compared with the model unattached.
+
+        Ranking without gradient is fine: what is chosen does not move with small steps. What a hook puts into the
+        hidden states must not come from ``no_grad`` or ``detach``.
+        """
+        if not self.traits.training:
+            pytest.skip(_UNTRAINED)
+        model = self.model().train()
+        self._loss(model, attached=False).backward()
+        plain = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+        model.zero_grad(set_to_none=True)
+        self._loss(model).backward()
+        cut = [n for n in plain if (g := model.get_parameter(n).grad) is None or not g.any()]
+        assert len(cut) < len(plain), "no parameter has a gradient while the method is attached: all are cut"
+        if cut and abs(self._slope(model, self._random(model, cut), _STEPS[0])) > 1e-4:
+            pytest.fail(
+                f"{len(cut)} of {len(plain)} gradients are cut while the method is attached, though the loss moves "
+                f"with their parameters, such as {cut[0]}; a hook computes under no_grad or detaches what it returns"
+            )
+        if self.exact_gradients:
+            self._check_slope(model, plain, _length(plain))
+            several = sum(gradient.numel() for gradient in plain.values())
+            self._check_slope(model, self._random(model, list(plain)), _length(plain) / math.sqrt(several))
+
+    def _check_slope(self, model: Any, direction: dict[str, Tensor], usual: float) -> None:
+        """The gradients along a direction are what two forwards say; ``usual``: how steep such a one often is."""
+        pairs = ((model.get_parameter(n).grad, way) for n, way in _unit(direction).items())
+        claimed = sum(float((g * way).sum()) for g, way in pairs if g is not None)
+        allowed = 2e-4 + 0.02 * abs(claimed) + 0.002 * usual
+        for step in _STEPS:  # a step may change what is chosen; then a smaller one tells
+            slope = self._slope(model, direction, step)
+            if abs(slope - claimed) <= allowed:
+                return
+        pytest.fail(
+            f"gradients are not the slope of the loss while the method is attached: along one direction they say "
+            f"{claimed:.5f}, and the loss itself changes by {slope:.5f}; a part of what a hook returns is cut off by "
+            "no_grad or detach (declare exact_gradients = False where that is the method)"
+        )
+
+    def _slope(self, model: Any, direction: dict[str, Tensor], step: float) -> float:
+        """How much the loss changes along a direction, by two forwards a small step to either side."""
+        unit = _unit(direction)
+        before = {name: model.get_parameter(name).detach().clone() for name in unit}
+        losses = []
+        with torch.no_grad():
+            for side in (step, -step):
+                for name, way in unit.items():
+                    model.get_parameter(name).copy_(before[name] + side * way)
+                losses.append(float(self._loss(model)))
+            for name, value in before.items():
+                model.get_parameter(name).copy_(value)
+        return (losses[0] - losses[1]) / (2 * step)
+
+    def _random(self, model: Any, names: list[str]) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        return {n: torch.randn(model.get_parameter(n).shape, generator=generator) for n in names}
+
+    def _loss(self, model: Any, attached: bool = True) -> Tensor:
+        """The model's own loss on a right-padded batch, with the method or without."""
+        inputs = self.inputs(model, pad="right")
+        labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+        if self.vision:
+            labels = labels.masked_fill(labels == IMAGE_TOKEN, -100)
+        labels[:, :2] = -100
+        if not attached:
+            return self._called(model, inputs, labels)
+        with attach(model, self.make()):
+            return self._called(model, inputs, labels)
+
+    def _called(self, model: Any, inputs: dict[str, Any], labels: Tensor) -> Tensor:
+        loss: Tensor = model(**inputs, labels=labels, use_cache=False).loss
+        return loss
+
+    def _gradients(self, reentrant: bool | None) -> dict[str, Tensor]:
+        model = self.model().train()
+        if reentrant is not None:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        self._loss(model).backward()  # after the session has closed
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def _length(direction: dict[str, Tensor]) -> float:
+    return math.sqrt(sum(float(way.pow(2).sum()) for way in direction.values()))
+
+
+def _unit(direction: dict[str, Tensor]) -> dict[str, Tensor]:
+    length = _length(direction)
+    return {name: way / length for name, way in direction.items()}

@@ -1,0 +1,72 @@
+"""Interrupts at chosen moments: KeyboardInterrupt raised at the k-th line that some source files run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import Any
+
+__all__ = ["LineTracer", "count_lines", "interrupted", "moments"]
+
+
+class LineTracer:
+    """A trace function that counts the lines run in ``files`` and raises KeyboardInterrupt at number ``at`` (from 1).
+
+    lines
+        How many were run so far. ``at=0`` never raises.
+    """
+
+    def __init__(self, files: Iterable[str], at: int = 0) -> None:
+        self.files = frozenset(files)
+        self.at = at
+        self.lines = 0
+
+    def __call__(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
+        """What ``sys.settrace`` is given: follows frames of the files only."""
+        return self._line if frame.f_code.co_filename in self.files else None
+
+    def _line(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any]:
+        if event == "line":
+            self.lines += 1
+            if self.lines == self.at:
+                raise KeyboardInterrupt(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+        return self._line
+
+    def run(self, work: Callable[[], object]) -> None:
+        """Run ``work`` under this trace function; a debugger's or a coverage tool's own is put back afterwards."""
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            work()
+        finally:
+            sys.settrace(before)
+
+
+def count_lines(work: Callable[[], object], files: Iterable[str]) -> int:
+    """How many lines of ``files`` a piece of work runs."""
+    tracer = LineTracer(files)
+    tracer.run(work)
+    return tracer.lines
+
+
+def interrupted(work: Callable[[], object], files: Iterable[str], at: int) -> str:
+    """Run ``work`` and interrupt it at line number ``at`` of ``files``.
+
+    :return: the place, as ``file:line``; empty when the work came to its end first.
+    """
+    tracer = LineTracer(files, at)
+    try:
+        tracer.run(work)
+    except KeyboardInterrupt as exc:
+        if tracer.lines != at:  # somebody pressed the keys
+            raise
+        return str(exc)
+    return ""
+
+
+def moments(lines: int, count: int) -> list[int]:
+    """``count`` line numbers spread evenly over 1 to ``lines``, both ends among them; all where there are fewer."""
+    if lines <= count:
+        return list(range(1, lines + 1))
+    return sorted({1 + round(i * (lines - 1) / (count - 1)) for i in range(count)})

@@ -1,0 +1,65 @@
+"""What is still in memory after forwards: tensors that nobody has let go of, and what a method gathers on itself."""
+
+from __future__ import annotations
+
+import gc
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Self
+
+import numpy
+from torch import Tensor, nn
+
+__all__ = ["NewTensors", "gathered"]
+
+
+class NewTensors:
+    """Inside ``with NewTensors() as new``, tells which tensors were made since and are still alive.
+
+    Objects that are older are set aside from Python's garbage collection meanwhile, so that looking costs little.
+    """
+
+    def __enter__(self) -> Self:
+        gc.freeze()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        gc.unfreeze()
+
+    def alive(self) -> list[Tensor]:
+        """The tensors, after what is garbage has been collected."""
+        gc.collect()
+        return [each for each in gc.get_objects() if issubclass(type(each), Tensor)]
+
+    def size(self) -> tuple[int, int]:
+        """How many they are, and how many bytes their storages hold; views share one."""
+        found = self.alive()
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found if not t.is_meta}
+        return len(found), sum(storages.values())
+
+
+def gathered(method: object) -> int:
+    """How many entries the lists, mappings, texts, arrays and tensors on a method hold together.
+
+    Objects of the method's own package are looked into, those of others (a model, say) are not.
+    """
+    home = type(method).__module__.partition(".")[0]
+    return sum(_entries(vars(method) if hasattr(method, "__dict__") else {}, home, set()))
+
+
+def _entries(value: Any, home: str, seen: set[int]) -> Iterator[int]:
+    if id(value) in seen or isinstance(value, nn.Module):
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield value.numel()
+    elif isinstance(value, numpy.ndarray):
+        yield value.size
+    elif isinstance(value, str | bytes | bytearray):
+        yield len(value)
+    elif isinstance(value, dict | list | tuple | set | frozenset | deque):
+        yield len(value)
+        for each in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _entries(each, home, seen)
+    elif type(value).__module__.partition(".")[0] == home and hasattr(value, "__dict__"):
+        yield from _entries(vars(value), home, seen)
