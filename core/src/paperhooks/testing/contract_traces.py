@@ -198,6 +198,7 @@ def _first_projection(layer: nn.Module) -> str:
 
 
 def closing_files() -> list[str]:
-    """Core's source files that run while a session is closed."""
-    modules = [m for n, m in sys.modules.items() if n.startswith("paperhooks.sessions.")]
+    """Core's source files that undo something while a session is closed."""
+    looking = "paperhooks.sessions.running"  # goes through many frames, and changes nothing
+    modules = [m for n, m in sys.modules.items() if n.startswith("paperhooks.sessions.") and n != looking]
     return [inspect.getfile(module) for module in (*modules, paperhooks.session)]

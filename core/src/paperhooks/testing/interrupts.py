@@ -1,4 +1,4 @@
-"""Interrupts at chosen moments: KeyboardInterrupt raised at the k-th line that some source files run."""
+"""Interrupts at chosen moments: KeyboardInterrupt or SystemExit raised at the k-th line that some source files run."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ __all__ = ["LineTracer", "count_lines", "interrupted", "moments"]
 
 
 class LineTracer:
-    """A trace function that counts the lines run in ``files`` and raises KeyboardInterrupt at number ``at`` (from 1).
+    """A trace function that counts the lines run in ``files`` and raises ``error`` at number ``at`` (from 1).
 
     lines
         How many were run so far. ``at=0`` never raises.
     """
 
-    def __init__(self, files: Iterable[str], at: int = 0) -> None:
+    def __init__(self, files: Iterable[str], at: int = 0, error: type[BaseException] = KeyboardInterrupt) -> None:
         self.files = frozenset(files)
         self.at = at
+        self.error = error
         self.lines = 0
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
@@ -30,7 +31,7 @@ class LineTracer:
         if event == "line":
             self.lines += 1
             if self.lines == self.at:
-                raise KeyboardInterrupt(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+                raise self.error(f"{frame.f_code.co_filename}:{frame.f_lineno}")
         return self._line
 
     def run(self, work: Callable[[], object]) -> None:
@@ -50,15 +51,17 @@ def count_lines(work: Callable[[], object], files: Iterable[str]) -> int:
     return tracer.lines
 
 
-def interrupted(work: Callable[[], object], files: Iterable[str], at: int) -> str:
-    """Run ``work`` and interrupt it at line number ``at`` of ``files``.
+def interrupted(
+    work: Callable[[], object], files: Iterable[str], at: int, error: type[BaseException] = KeyboardInterrupt
+) -> str:
+    """Run ``work`` and interrupt it with ``error`` at line number ``at`` of ``files``.
 
     :return: the place, as ``file:line``; empty when the work came to its end first.
     """
-    tracer = LineTracer(files, at)
+    tracer = LineTracer(files, at, error)
     try:
         tracer.run(work)
-    except KeyboardInterrupt as exc:
+    except error as exc:
         if tracer.lines != at:  # somebody pressed the keys
             raise
         return str(exc)
