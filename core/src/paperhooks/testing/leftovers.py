@@ -44,7 +44,7 @@ def gathered(method: object) -> int:
     Objects of the method's own package are looked into, those of others (a model, say) are not.
     """
     home = type(method).__module__.partition(".")[0]
-    return sum(_entries(vars(method) if hasattr(method, "__dict__") else {}, home, set()))
+    return sum(_entries(method, home, set()))
 
 
 def _entries(value: Any, home: str, seen: set[int]) -> Iterator[int]:
@@ -62,4 +62,5 @@ def _entries(value: Any, home: str, seen: set[int]) -> Iterator[int]:
         for each in [*value, *value.values()] if isinstance(value, dict) else value:
             yield from _entries(each, home, seen)
     elif type(value).__module__.partition(".")[0] == home and hasattr(value, "__dict__"):
-        yield from _entries(vars(value), home, seen)
+        for each in vars(value).values():
+            yield from _entries(each, home, seen)
