@@ -6,7 +6,6 @@ import oracle
 import pytest
 import torch
 from paperhooks import attach
-from paperhooks.errors import DataError
 from paperhooks.modelview import GridPart, ImageSpan
 from paperhooks.testing import tiny_vlm, vlm_inputs
 from paperhooks.testing.tiny import IMAGE_TOKEN
@@ -59,20 +58,21 @@ def test_llava_next_generates_with_the_sizes_that_generate_uses_up(options):
     assert placed[-1][0] > places[-1]
 
 
-def test_llava_next_with_a_preallocated_cache_needs_a_function():
+@pytest.mark.parametrize("known", ["by their sizes", "by a function"])
+def test_llava_next_with_a_preallocated_cache(known):
+    """``generate`` uses the sizes up before the first forward, and makes the cache itself."""
     model = tiny_vlm("llava_next", layers=2)
     inputs = vlm_inputs(model, ((3, 88, 5),))
-    given = {**inputs, "image_sizes": torch.tensor([[64, 64]]), "max_new_tokens": 3, "min_new_tokens": 3}
-    given |= {"cache_implementation": "static", "do_sample": False}
-    with attach(model, CCA(tiles=True)), pytest.raises(DataError, match="88 image tokens from column 3"):
-        model.generate(**given)
+    given = {**inputs, "max_new_tokens": 3, "min_new_tokens": 3, "cache_implementation": "static", "do_sample": False}
 
     def grids(view, call):
         return [ImageSpan(0, 3, 91, (GridPart(3, 4, 4, 4), GridPart(19, 8, 8, 9)))]
 
+    if known == "by their sizes":
+        given["image_sizes"] = torch.tensor([[64, 64]])
     placed = placements(model)
-    with attach(model, CCA(grid=grids)):
-        model.generate(**{**inputs, **given})
+    with attach(model, CCA(tiles=True) if known == "by their sizes" else CCA(grid=grids)):
+        model.generate(**given)
     places, _ = oracle.walk(inputs["input_ids"][0].tolist(), [(4, 4), (8, 9)], IMAGE_TOKEN)
     assert placed == [places, [places[-1] + 1], [places[-1] + 2]]
 
