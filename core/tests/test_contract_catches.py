@@ -11,7 +11,7 @@ import planted_methods as planted
 import pytest
 import torch
 from paperhooks.session import Session
-from paperhooks.testing import MethodContract
+from paperhooks.testing import Dropper, MethodContract
 from torch import nn
 
 FAILURES = (AssertionError, pytest.fail.Exception)
@@ -196,6 +196,11 @@ def test_living_coordinates_pass_behind_a_dropper(pad):
 )
 def test_decoding_behind_a_dropper(right, flags):
     passes(right, "test_decoding_behind_a_dropper", **flags)
+
+
+def test_a_dropper_goes_behind_another():
+    passes(Dropper, "test_behind_a_dropper", "left", vision=True)
+    passes(Dropper, "test_decoding_behind_a_dropper", recompute=False)
 
 
 def test_a_method_that_refuses_what_was_dropped():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 from dataclasses import dataclass
 
 import numpy
@@ -116,6 +117,20 @@ def test_moments_are_spread_and_counted():
 
     with pytest.raises(KeyboardInterrupt):
         interrupted(pressed, [__file__], 5)
+
+
+def test_the_end_of_a_block_is_no_moment():
+    lock = threading.Lock()
+
+    def work() -> None:
+        with lock:
+            lock.locked()
+
+    lines = count_lines(work, [__file__])
+    assert lines == 2
+    for moment in range(1, lines + 1):
+        assert interrupted(work, [__file__], moment)
+        assert not lock.locked()
 
 
 def test_the_trace_function_of_others_is_put_back():

@@ -29,6 +29,10 @@ _COORDINATES: Final = (
 )
 
 
+class _OtherDropper(Dropper):
+    """Under a name of its own, beside a method that may be called like it."""
+
+
 class RowChecks(Material):
     """What holds for the rows of a batch."""
 
@@ -119,9 +123,9 @@ class RowChecks(Material):
 
     def behind(self) -> list[Any]:
         """The method and a dropper: behind it, or before it where the method places tokens at the decoder's entry."""
-        method = self.make()
+        method, other = self.make(), _OtherDropper()
         places = "positions" in method.traits.writes and "pre_decoder" in implemented_hooks(method)
-        return [method, Dropper()] if places else [Dropper(), method]
+        return [method, other] if places else [other, method]
 
     def recomputed(self, model: Any, inputs: dict[str, Any], tokens: Tensor) -> list[list[int]] | None:
         """The argmax at each of ``tokens`` [1, n] that follow ``inputs``, in one forward over everything.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import sys
 from collections.abc import Callable, Iterable
 from types import FrameType
@@ -12,6 +13,9 @@ __all__ = ["LineTracer", "count_lines", "interrupted", "moments"]
 
 class LineTracer:
     """A trace function that counts the lines run in ``files`` and raises ``error`` at number ``at`` (from 1).
+
+    The end of a ``with`` block counts no line: an interrupt there would keep its ``__exit__`` from being called, which
+    Python itself does not let happen.
 
     lines
         How many were run so far. ``at=0`` never raises.
@@ -25,14 +29,13 @@ class LineTracer:
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
         """What ``sys.settrace`` is given: follows frames of the files only."""
-        return self._line if frame.f_code.co_filename in self.files else None
+        return _FrameTracer(self) if frame.f_code.co_filename in self.files else None
 
-    def _line(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any]:
-        if event == "line":
-            self.lines += 1
-            if self.lines == self.at:
-                raise self.error(f"{frame.f_code.co_filename}:{frame.f_lineno}")
-        return self._line
+    def count(self, place: str) -> None:
+        """A line is about to run; raises at the chosen one."""
+        self.lines += 1
+        if self.lines == self.at:
+            raise self.error(place)
 
     def run(self, work: Callable[[], object]) -> None:
         """Run ``work`` under this trace function; a debugger's or a coverage tool's own is put back afterwards."""
@@ -42,6 +45,23 @@ class LineTracer:
             work()
         finally:
             sys.settrace(before)
+
+
+class _FrameTracer:
+    """Follows one frame."""
+
+    def __init__(self, tracer: LineTracer) -> None:
+        self.tracer = tracer
+        self.before = 0
+
+    def __call__(self, frame: FrameType, event: str, arg: Any) -> _FrameTracer:
+        if event == "line":
+            file, line, before = frame.f_code.co_filename, frame.f_lineno, self.before
+            self.before = line
+            leaves = before > line and linecache.getline(file, line).lstrip().startswith("with ")
+            if not leaves:
+                self.tracer.count(f"{file}:{line}")
+        return self
 
 
 def count_lines(work: Callable[[], object], files: Iterable[str]) -> int:

@@ -61,6 +61,12 @@ def _entries(value: Any, home: str, seen: set[int]) -> Iterator[int]:
         yield len(value)
         for each in [*value, *value.values()] if isinstance(value, dict) else value:
             yield from _entries(each, home, seen)
-    elif type(value).__module__.partition(".")[0] == home and hasattr(value, "__dict__"):
-        for each in vars(value).values():
+    elif type(value).__module__.partition(".")[0] == home:
+        for each in _attributes(value):
             yield from _entries(each, home, seen)
+
+
+def _attributes(value: Any) -> list[Any]:
+    slots = (name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ()))
+    slotted = [getattr(value, name) for name in slots if hasattr(value, name)]
+    return [*getattr(value, "__dict__", {}).values(), *slotted]
