@@ -1,0 +1,123 @@
+"""Pages of the documentation whose Python stands by itself, or with little in front of it: it runs, and is right."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+from paperhooks.testing import MethodContract, tiny_llama, tiny_vlm, vlm_inputs
+from repository import ROOT
+
+FENCE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+#: What a page takes for granted.
+GIVEN: dict[str, Any] = {
+    "coordinates": dict,
+    "compose": lambda: {
+        "torch": torch,
+        "model": tiny_llama(),
+        "inputs": {"input_ids": torch.tensor([[5, 6, 7]]), "max_new_tokens": 2},
+        "direction": torch.ones(32) / 32**0.5,
+    },
+}
+
+
+@pytest.fixture
+def page(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> types.ModuleType:
+    """A module that has run all Python of a page, one block after the other."""
+    file = ROOT / "docs" / f"{request.param}.md"
+    module = types.ModuleType("page")  # dataclasses look their module up
+    monkeypatch.setitem(sys.modules, "page", module)
+    vars(module).update(GIVEN[request.param]())
+    exec(compile("\n".join(FENCE.findall(file.read_text(encoding="utf-8"))), str(file), "exec"), vars(module))
+    return module
+
+
+@pytest.mark.parametrize("page", ["coordinates"], indirect=True)
+def test_the_page_prints_what_it_shows(page: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "coordinates.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^    (layer \d.*|\[1, 20, 100\])$", text, re.M)
+    assert len(shown) == 7
+    assert capsys.readouterr().out.splitlines() == shown
+
+
+@pytest.mark.parametrize("page", ["coordinates"], indirect=True)
+def test_original_tensors_are_brought_to_living_coordinates(page: types.ModuleType) -> None:
+    class Check(page.Look):
+        @page.hookimpl
+        def pre_attention(self, site, call, inputs):
+            torch.testing.assert_close(page.living(inputs, call.image_mask), inputs.image_mask)
+            seen.append(site.index)
+
+    seen: list[int] = []
+    model = tiny_vlm("llava")
+    with page.attach(model, page.Dropper(), page.KeepSeen(), Check()), torch.no_grad():
+        model(**vlm_inputs(model, ((3, 12, 5),)))
+    assert seen == list(range(6))
+
+
+CHECKS = {
+    "test_batch_equals_singles": [("left", "sdpa"), ("right", "sdpa"), ("right", "eager")],
+    "test_short_prompts": [()],
+    "test_batched_generation_equals_singles": [("sdpa",)],
+    "test_behind_a_dropper": [("left",), ("right",)],
+    "test_decoding_behind_a_dropper": [()],
+    "test_rows_of_a_cache_may_change": [()],
+    "test_a_cache_outlives_the_session": [()],
+    "test_undo_is_exact": [()],
+    "test_nothing_is_gathered": [()],
+}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize(
+    ("page", "method", "flags"),
+    [
+        ("coordinates", "KeepSeen", {"vision": True, "recompute": False}),
+        ("compose", "KeepHalf", {"recompute": False}),
+        ("compose", "KeepHalf", {"recompute": False, "vision": True}),
+        ("compose", "Steer", {}),
+    ],
+    indirect=["page"],
+    ids=["KeepSeen", "KeepHalf", "KeepHalf of images", "Steer"],
+)
+def test_methods_of_a_page_keep_the_contract(
+    page: types.ModuleType, method: str, flags: dict[str, Any], check: str
+) -> None:
+    make = getattr(page, method)
+    contract = type("Contract", (MethodContract,), {"make": lambda self: make(), **flags})()
+    for arguments in CHECKS[check]:
+        getattr(contract, check)(*arguments)
+
+
+@pytest.mark.parametrize("page", ["compose"], indirect=True)
+@pytest.mark.parametrize(
+    "check",
+    [
+        "test_rows_of_a_cache_may_change",
+        "test_a_cache_may_be_cut_back",
+        "test_a_cache_outlives_the_session",
+        "test_short_prompts",
+        "test_decoding_behind_a_dropper",
+    ],
+)
+def test_state_of_a_page_follows_the_cache(page: types.ModuleType, check: str) -> None:
+    contract = type("Contract", (MethodContract,), {"make": lambda self: page.Gap(), "recompute": False})()
+    getattr(contract, check)()
+
+
+def test_messages_on_the_page_of_errors_are_those_of_the_code() -> None:
+    """Between the dots; strings that the code joins are joined."""
+    text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| (`.+?`.*?) \|", text.split("## Caches and calls")[1], re.M)
+    messages = [message for cell in cells for message in re.findall("`(.+?)`", cell)]
+    assert len(messages) > 20
+    files = (ROOT / "core" / "src").rglob("*.py")
+    source = re.sub(r'"\s*\n\s*f?"', "", "".join(file.read_text(encoding="utf-8") for file in files))
+    parts = [part.strip("[] ") for message in messages for part in message.split("...")]
+    assert [part for part in parts if part not in source] == []
