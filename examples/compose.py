@@ -11,6 +11,7 @@ from typing import Any
 import paperhooks
 import torch
 from paperhooks import PluginConflict, Traits, hookimpl
+from paperhooks.options import number, whole
 from paperhooks.testing import tiny_vlm, vlm_inputs
 from paperhooks_pyramiddrop import PyramidDrop
 
@@ -19,7 +20,7 @@ from paperhooks_pyramiddrop import PyramidDrop
 class Norms:
     """Notes, layer by layer, how many tokens there are and how large they are; changes nothing."""
 
-    seen: dict[int, tuple[int, float]] = field(default_factory=dict)
+    seen: dict[int, tuple[int, float]] = field(default_factory=dict, init=False)
     traits = Traits(training=True)
 
     @hookimpl
@@ -34,6 +35,10 @@ class Steer:
     strength: float = 1.0
     first_layer: int = 3
     traits = Traits(training=True)
+
+    def __post_init__(self) -> None:
+        self.strength = number("strength", self.strength)
+        self.first_layer = whole("first_layer", self.first_layer, at_least=0)
 
     @hookimpl
     def post_layer(self, site, hidden_states):
