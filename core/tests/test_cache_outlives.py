@@ -205,3 +205,50 @@ def test_notes_of_a_sequence_reach_a_cache_that_the_decoder_makes(looks):
         cache = next(value for value in model(PROMPTS, use_cache=True).values() if isinstance(value, DynamicCache))
         expected = step(model, STEP.expand(2, 1), filled(model))
         torch.testing.assert_close(step(model, STEP.expand(2, 1), cache), expected)
+
+
+def test_a_bool_for_every_row_selects_rows_as_the_caches_layers_take_it():
+    model = tiny_llama()
+    with attach(model, Shifted()):
+        alone = [step(model, STEP, filled(model, PROMPTS[row : row + 1])) for row in range(2)]
+        for chosen in ([True, True], [False, True]):
+            cache = filled(model)
+            cache.batch_select_indices(torch.tensor(chosen))
+            expected = torch.cat([logits for logits, take in zip(alone, chosen, strict=True) if take])
+            torch.testing.assert_close(step(model, STEP.expand(sum(chosen), 1), cache), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_a_forward_that_ends_in_an_error_does_not_leave_its_cache_open(error):
+    model = tiny_llama()
+
+    def fail(*_):
+        raise error
+
+    with attach(model, Shifted()):
+        cache = filled(model)
+        handle = model.model.layers[3].register_forward_pre_hook(fail)
+        with pytest.raises(error):
+            step(model, STEP.expand(2, 1), cache)
+        handle.remove()
+    with pytest.raises(UnsupportedGeneration, match="filled while shifted"):
+        step(model, STEP.expand(2, 1), cache)
+
+
+def test_what_a_failed_forward_announced_is_forgotten():
+    model = tiny_llama()
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    with attach(model, KeepRows(2)):
+        cache = filled(model)
+        inside = step(model, PROMPTS, DynamicCache(config=model.config))
+        handle = model.model.layers[2].self_attn.register_forward_pre_hook(fail)
+        broken = DynamicCache(config=model.config)
+        with pytest.raises(ZeroDivisionError):
+            step(model, PROMPTS, broken)
+        handle.remove()
+        broken.crop(-6)
+        torch.testing.assert_close(step(model, PROMPTS, broken), inside)
+        step(model, STEP.expand(2, 1), cache)

@@ -138,3 +138,40 @@ def test_a_trainer_that_takes_the_labels_away_leaves_the_targets_known(tmp_path,
         HooksTrainer(model, arguments, train_dataset=Batches(), compute_loss_func=own).train()
     assert method.targets
     assert all(mask[:, :2].sum() == 0 and mask[:, 2:].all() for mask in method.targets)
+
+
+def test_a_forward_on_another_prompt_inside_generate_has_masks_of_its_own():
+    from transformers import LogitsProcessor
+
+    model, inputs, visual = embeddings(slice(0, 1))
+    method, other = Look(), torch.full((1, visual.shape[1]), 7)
+    inside = []
+
+    class Nested(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            model(other, use_cache=True)
+            inside.append(method.images[-1])
+            return scores
+
+    with attach(model, method):
+        model.generate(**inputs, visual_mask=visual, max_new_tokens=3, logits_processor=[Nested()])
+    assert torch.equal(method.images[0], visual)
+    assert len(inside) == 3
+    assert not any(mask.any() for mask in inside)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}])
+def test_virtual_tokens_before_the_prompt_move_its_mask(options):
+    """Prompt tuning puts tokens before the embeddings that ``generate`` was given a mask for."""
+    peft = pytest.importorskip("peft")
+    model, _, visual = embeddings(slice(0, 1))
+    settings = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 5, "num_layers": 2, "token_dim": 32}
+    wrapper = peft.get_peft_model(model, peft.PromptTuningConfig(**settings, num_attention_heads=4)).eval()
+    method = Look()
+    ids = torch.full((1, visual.shape[1]), 7)
+    with attach(wrapper, method), torch.no_grad():
+        wrapper.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), visual_mask=visual, max_new_tokens=2, **options
+        )
+    assert torch.equal(method.images[0][:, 5:], visual)
+    assert not method.images[0][:, :5].any()

@@ -347,7 +347,7 @@ def test_select_checks_its_arguments():
     site = Site(1, torch.nn.Identity(), 2, "full_attention", view, selects=True)
     call = Call(view, {}, training=False)
     inputs = LayerInputs(torch.zeros(2, 4, 3), None, None, None, None, site, call)
-    with pytest.raises(HookError, match=r"int64 index \[B=2, K<=4\], got float32\[2, 2\]"):
+    with pytest.raises(HookError, match=r"int64 index \[B=2, K\], 1 <= K <= 4, got float32\[2, 2\]"):
         inputs.select(torch.zeros(2, 2))
     with pytest.raises(HookError, match=r"got int64\[1, 2\]"):
         inputs.select(torch.zeros(1, 2, dtype=torch.int64))

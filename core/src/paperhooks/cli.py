@@ -26,15 +26,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(MissingExtra(str(error.name), "paperhooks[cli]", "for the command line"), given)
     try:
         build_app()(given, prog_name="paperhooks")
-    except PaperhooksError as error:
+    except (PaperhooksError, ValueError) as error:  # methods raise ValueError for an option that does not fit
         _fail(error, given)
 
 
-def _fail(error: PaperhooksError, arguments: Sequence[str]) -> None:
+def _fail(error: Exception, arguments: Sequence[str]) -> None:
     if {"-v", "--verbose"} & set(arguments):
         sys.stderr.write("".join(traceback.format_exception(error)))
     else:
-        sys.stderr.write(f"error: {error}\n")
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        sys.stderr.write(f"error: {error}{notes}\n")
     raise SystemExit(1)
 
 

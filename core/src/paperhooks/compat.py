@@ -156,6 +156,11 @@ class LayerCall:
                 "mamba do not"
             )
         names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+        if not names:
+            raise UnsupportedModel(
+                f"forward of {type(layer).__name__} names no parameters (was it replaced on the instance?), so what it "
+                "is called with cannot be told apart; put the model's own forward back before attaching"
+            )
         return cls(names, cache_parameter(layer.forward))
 
 

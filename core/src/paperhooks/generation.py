@@ -32,6 +32,7 @@ from paperhooks.compat import (
 from paperhooks.errors import UnsupportedGeneration
 from paperhooks.info import Traits
 from paperhooks.runtime import GENERATE, Hook, cache_states, check_token_mask
+from paperhooks.sessions.running import in_stack
 
 __all__ = ["CacheGuard", "GuardedGenerate", "MaskNotes", "check_cache", "check_generation"]
 
@@ -80,13 +81,19 @@ class GuardedGenerate:
 
     def inside(self) -> bool:
         """Whether this thread is inside a call that began while the session was open."""
-        return threading.get_ident() in self.calls
+        thread = threading.get_ident()
+        if thread not in self.calls:
+            return False
+        if not in_stack(self):  # an interrupt has ended the call at its very edge
+            self.calls.pop(thread, None)
+            return False
+        return True
 
     def notes(self) -> dict[str, Any]:
         """What a forward of this thread needs to know of the ``generate`` around it; empty outside of one."""
-        if not self.calls or torch.compiler.is_compiling():
+        if not self.calls or torch.compiler.is_compiling() or not self.inside():
             return {}
-        stack = self.calls.get(threading.get_ident())
+        stack = self.calls[threading.get_ident()]
         return stack[-1] if stack else {}
 
     def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -156,9 +163,9 @@ def _notes(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     notes["layout"] = {name: given[name] for name in _LAYOUT if given.get(name) is not None}
     prompt = next((p for p in map(given.get, ("inputs_embeds", "input_ids", "inputs")) if p is not None), None)
     if isinstance(prompt, Tensor):
-        notes["prompt_rows"] = prompt.shape[0]
-        if _assistant(settings, given) is not None or getattr(settings, "use_cache", True) is False:
-            notes["prompt_length"] = prompt.shape[1]
+        assisted = _assistant(settings, given) is not None
+        notes |= {"prompt_rows": prompt.shape[0], "prompt_length": prompt.shape[1], "assisted": assisted}
+        notes["drafts"] = assisted or getattr(settings, "use_cache", True) is False
         if visual is not None:
             check_token_mask("visual_mask", visual, *prompt.shape[:2])
     return notes

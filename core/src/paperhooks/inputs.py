@@ -218,6 +218,15 @@ class LayerInputs(_Inputs):
             new.position_embeddings = (take_rows(cos, index), take_rows(sin, index))
         return new
 
+    @property
+    def lost_tokens(self) -> Tensor | None:
+        """int64 [B]: how many real tokens of earlier forwards this layer's cache lacks; None where it lacks none.
+
+        Layers that lost the same tokens in one forward share one tensor.
+        """
+        held = held_layer(self.cache, self._site.index)
+        return held.lost if held is not None else None
+
     def compact_positions(self) -> Tensor:
         """Positions int64 [B, T] that count only the tokens this layer has kept: no gap where tokens were dropped.
 
@@ -228,8 +237,7 @@ class LayerInputs(_Inputs):
             family = self._site.view.family
             raise HookError(f"layer {self._site.index}: {family} hands no plain position ids to its layers")
         batch = self.hidden_states.shape[0]
-        held = held_layer(self.cache, self._site.index)
-        lost = held.lost if held is not None else None
+        lost = self.lost_tokens
         positions = positions.expand(batch, -1)
         if lost is not None:
             positions = positions - lost.to(positions.device)[:, None]
@@ -241,12 +249,15 @@ class LayerInputs(_Inputs):
             raise HookError(
                 f"layer {self._site.index}: select() needs a method whose traits declare writes={{'tokens'}}"
             )
-        if index.dtype != torch.int64 or index.ndim != 2 or index.shape[0] != batch or index.shape[1] > length:
+        fits = isinstance(index, Tensor) and index.dtype == torch.int64 and index.ndim == 2
+        if not fits or index.shape[0] != batch or not 1 <= index.shape[1] <= length:
             raise HookError(
-                f"layer {self._site.index}: select() expected an int64 index [B={batch}, K<={length}], "
+                f"layer {self._site.index}: select() expected an int64 index [B={batch}, K], 1 <= K <= {length}, "
                 f"got {shape_text(index)}"
             )
-        if valid is not None and (valid.dtype != torch.bool or valid.shape != index.shape):
+        if valid is not None and (
+            not isinstance(valid, Tensor) or valid.dtype != torch.bool or valid.shape != index.shape
+        ):
             raise HookError(
                 f"layer {self._site.index}: valid must be bool {list(index.shape)}, got {shape_text(valid)}"
             )
@@ -278,11 +289,11 @@ class LayerInputs(_Inputs):
 
 def _wrong_rows(index: Tensor, valid: Tensor | None, length: int) -> str:
     """The first row of an index int64 [B, K] that does not ascend inside ``length`` tokens; empty slots aside."""
-    steps = index.diff(dim=1) <= 0
+    there = torch.ones_like(index, dtype=torch.bool) if valid is None else valid
+    known = index.masked_fill(~there, -1)
+    before = torch.nn.functional.pad(known.cummax(1).values[:, :-1], (1, 0), value=-1)
     outside = (index < 0) | (index >= length)
-    if valid is not None:
-        steps = steps & valid[:, 1:] & valid[:, :-1]
-    bad = (steps.any(1) | outside.any(1)).tolist()
+    bad = ((there & (known <= before)) | outside).any(1).tolist()
     return str(index[bad.index(True)].tolist()) if any(bad) else ""
 
 

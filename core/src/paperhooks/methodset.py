@@ -7,6 +7,7 @@ order out as plain functions, which the session then freezes into chains.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -141,8 +142,20 @@ class MethodSet:
         sites = [Site(i, layer, total, view.layer_types[i], view) for i, layer in enumerate(view.layers)]
         droppers = [n for n, m in self.methods.items() if "tokens" in traits_of(m).writes]
         first = min((s.index for s in sites if any(self.selected(n, s) for n in droppers)), default=total)
+        for site in sites:
+            self._check_order(site)
         causal = [bool(getattr(view.attention(s.index), "is_causal", True)) for s in sites]
         return [dataclasses.replace(s, selects=s.index >= first, causal=causal[s.index]) for s in sites]
+
+    def _check_order(self, site: Site) -> None:
+        """Refuse a method that drops tokens behind one that has counted positions by those alive, at one layer."""
+        writers = [n for n, m in self.methods.items() if "tokens" in traits_of(m).writes and self.selected(n, site)]
+        for first, then in itertools.pairwise(writers):
+            if "positions" in traits_of(self.methods[first]).writes:
+                raise PluginConflict(
+                    f"{then} drops tokens at layer {site.index} after {first} has counted positions there; write "
+                    f"{first} last, or let them act at layers of their own"
+                )
 
     def table(self, view: ModelView) -> str:
         """Decoder layers against methods: which hooks run where. One line a run of equal layers."""
@@ -207,6 +220,8 @@ def _name_of(method: Method) -> str:
 
 def traits_of(method: Method) -> Traits:
     """The declarations of a method. Raises PluginIncompatible for an object that is none."""
+    if isinstance(method, type):
+        raise PluginIncompatible(f"{method.__name__} is a class; give an instance of it: {method.__name__}(...)")
     traits = getattr(method, "traits", None)
     if not isinstance(traits, Traits):
         raise PluginIncompatible(

@@ -116,10 +116,15 @@ class Call:
     )
 
     def __init__(
-        self, view: ModelView, inputs: dict[str, Any], training: bool, notes: dict[str, Any] | None = None
+        self,
+        view: ModelView,
+        inputs: dict[str, Any],
+        training: bool,
+        notes: dict[str, Any] | None = None,
+        flags: Flags | None = None,
     ) -> None:
         self.view = view
-        self._notes = notes or {}
+        self._notes = {} if notes is None else notes
         self.inputs = inputs
         self.training = training
         self.input_ids: Tensor | None = inputs.get("input_ids")
@@ -133,7 +138,7 @@ class Call:
         self.track: TokenTrack | None = None
         self.mask_memo: Any = None
         self.rope_memo: Any = None
-        self.attendance = Attendance()
+        self.attendance = Attendance(flags)
         self._image_mask: Tensor | None = None
         self.mask_prepared = False
         self._states: dict[object, dict[str, Any]] = {}
@@ -152,6 +157,13 @@ class Call:
         for name in OWN_ARGUMENTS:
             if self.inputs.get(name) is not None:
                 check_token_mask(name, self.inputs[name], self.rows, self.query_length)
+        completion = self.inputs.get("completion_mask")
+        if completion is not None and tuple(completion.shape) != (self.rows, self.query_length):
+            raise DataError(
+                f"completion_mask is {list(completion.shape)}; expected [{self.rows}, {self.query_length}], one entry "
+                "for every token that the model is called with"
+            )
+        self._notes = fitting_notes(self._notes, self)
         if cache is not None:
             attend(cache, self.attendance)
             if self.padding_mask is None:
@@ -172,7 +184,10 @@ class Call:
         """How many tokens at the end of this forward are behind the prompt of ``generate``: what assisted decoding only
         proposes, or, without a cache, what was generated so far. 0 elsewhere."""
         prompt = self._notes.get("prompt_length")
-        return 0 if prompt is None else max(0, min(self.query_length, self.past_length + self.query_length - prompt))
+        if prompt is None or not self._notes.get("drafts"):
+            return 0
+        ahead = self.past_length + self.query_length - prompt - self._notes["offset"]
+        return int(max(0, min(self.query_length, ahead)))
 
     @property
     def image_mask(self) -> Tensor | None:
@@ -237,7 +252,10 @@ class Call:
     def _generates_mask(self) -> Tensor | None:
         """The part of the ``visual_mask`` given to ``generate`` that is read now, for beams and with drafts."""
         mask: Tensor | None = self._notes.get("visual_mask")
-        if mask is None or not isinstance(self.past_length, int) or self.past_length >= mask.shape[1]:
+        if mask is None or not isinstance(self.past_length, int):
+            return None
+        mask = torch.nn.functional.pad(mask, (self._notes["offset"], 0), value=False)
+        if self.past_length >= mask.shape[1]:
             return None
         if self.rows % mask.shape[0]:
             raise DataError(
@@ -302,6 +320,26 @@ class Call:
             self.mask_prepared = True
 
 
+def fitting_notes(notes: dict[str, Any], call: Call) -> dict[str, Any]:
+    """The notes of ``generate`` if ``call`` is a forward of its own, else none.
+
+    Others run inside: a processor of logits may call the model on another prompt. ``generate``'s own first forward
+    comes before all others, and its later ones go on over the same cache or, without one, by one token. The first also
+    shows how many tokens stand before the prompt that ``generate`` was given: virtual tokens of an adapter, or what a
+    cache holds where only new embeddings were given.
+    """
+    if "prompt_length" not in notes:
+        return notes
+    if "last" not in notes:
+        held = call.past_length if isinstance(call.past_length, int) else 0
+        drafts = notes["assisted"]
+        notes["offset"] = 0 if drafts else max(0, held + call.query_length - notes["prompt_length"])
+    elif notes["last"][0] is not call.cache or (call.cache is None and notes["last"][1] + 1 != call.query_length):
+        return {}
+    notes["last"] = (call.cache, call.query_length)
+    return notes
+
+
 def check_token_mask(name: str, mask: Any, rows: int, length: int) -> None:
     """Refuse a mask that does not say yes or no to every token of a call.
 
@@ -342,11 +380,11 @@ class Flags:
     trained, asked, warned
         Whether the model was called in training mode with gradient, whether loss hooks were ever asked, and whether it
         was said that they were not.
-    closing
-        The session is being closed: calls that begin now run without it.
+    closing, closed
+        The session is being closed: calls that begin now run without it; and it is closed.
     """
 
-    __slots__ = ("arrived", "asked", "checked", "closing", "fired", "trained", "warned")
+    __slots__ = ("arrived", "asked", "checked", "closed", "closing", "fired", "trained", "warned")
 
     def __init__(self) -> None:
         self.fired = False
@@ -356,6 +394,7 @@ class Flags:
         self.asked = False
         self.warned = False
         self.closing = False
+        self.closed = False
 
 
 class Hook:

@@ -64,7 +64,7 @@ class TokenTrack:
         The attention kernel was given no mask where the selection began, so later tokens need none either.
     """
 
-    __slots__ = ("columns", "index", "length", "maskless", "past", "real", "valid")
+    __slots__ = ("_dropped", "columns", "index", "length", "maskless", "past", "real", "valid")
 
     def __init__(
         self,
@@ -76,6 +76,7 @@ class TokenTrack:
         maskless: bool = False,
     ) -> None:
         self.maskless = maskless
+        self._dropped: Tensor | None = None
         self.index = index
         self.valid = valid
         self.length = length
@@ -111,9 +112,11 @@ class TokenTrack:
         return (real.cumsum(1) - real).gather(1, self.index) - (alive.cumsum(1) - alive)
 
     def dropped(self) -> Tensor:
-        """int64 [B]: how many real tokens of this forward were dropped in all."""
-        total = self.length if self.real is None else self.real.sum(1)
-        return total - self.alive().sum(1)
+        """int64 [B]: how many real tokens of this forward were dropped in all. One tensor for all layers of a stage."""
+        if self._dropped is None:
+            total = self.length if self.real is None else self.real.sum(1)
+            self._dropped = total - self.alive().sum(1)
+        return self._dropped
 
     def restore(self, hidden_states: Tensor) -> Tensor:
         """Put [B, n, D] back at full length [B, T, D]; rows that were dropped are zeros. Differentiable."""
@@ -170,8 +173,7 @@ class SelectedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not 
     def announce(self, attendance: Attendance, track: TokenTrack | None = None) -> None:
         """A forward with hooks is about to fill this layer, with the tokens of ``track`` or with all of them."""
         self.attendance = attendance
-        if track is not None:
-            self.pending = track
+        self.pending = track
 
     @property
     def entries(self) -> int:
@@ -238,6 +240,7 @@ class SelectedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not 
 
         :raises UnsupportedGeneration: the cut falls where batch entries kept different numbers of tokens.
         """
+        self.pending = None
         tokens_to_remove = int(tokens_to_remove)  # before transformers 5.18 generate passes a tensor
         total = max(self.total - abs(tokens_to_remove), 0)
         if tokens_to_remove <= 0 and self.prefix is not None and total < self.tail and self.is_initialized:

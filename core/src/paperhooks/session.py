@@ -111,7 +111,7 @@ class Session:
             self._teardown()
             self._unwind()
             strip_hooks(self.view.model)  # one that was registered when an interrupt came, and not yet noted
-            self.closed = True
+            self.closed = self._flags.closed = True
             for error in self._undo.errors:
                 exc.add_note(f"paperhooks: while undoing: {error!r}")
             raise
@@ -253,7 +253,7 @@ class Session:
                 return False
             self._teardown()
             self._unwind()
-            self.closed = True
+            self.closed = self._flags.closed = True
         for left in filter(None, (attribute.left for attribute in self._attributes)):
             warnings.warn(left, stacklevel=3)
         if self._undo.errors:
@@ -279,8 +279,7 @@ class Session:
 
     def _threads(self) -> set[int]:
         """The threads that are inside a call of the model now."""
-        guarded = list(self._guard.calls) if self._guard is not None else []
-        return {*threads_inside(self.view.model), *guarded}
+        return set(threads_inside(self.view.model, *([self._guard] if self._guard is not None else [])))
 
     def _teardown(self) -> None:
         teardowns = {i.method: i.function for i in self._set.implementations("teardown")}

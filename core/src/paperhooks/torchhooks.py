@@ -75,7 +75,8 @@ class ModelEnter(Hook):
         if not self.starts or CALL in kwargs:
             return None
         inputs = named_arguments(args, kwargs, self.names)
-        call = Call(self.view, inputs, module.training, self.guard.notes() if self.guard is not None else None)
+        notes = self.guard.notes() if self.guard is not None else None
+        call = Call(self.view, inputs, module.training, notes, self.flags)
         kwargs = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
         kwargs[CALL] = call
         return args, kwargs
@@ -104,7 +105,7 @@ class DecoderEnter(Hook):
         if call is None:  # the decoder was called without the model around it
             if self.flags.closing:
                 return None
-            call = given[CALL] = Call(self.view, dict(given), module.training)
+            call = given[CALL] = Call(self.view, dict(given), module.training, flags=self.flags)
             for name in OWN_ARGUMENTS:
                 given.pop(name, None)
         cache = find_cache(given, self.cache_name)
@@ -140,6 +141,8 @@ class DecoderEnter(Hook):
             raise
         for f in DecoderInputs.FIELDS:
             if getattr(inputs, f) is not getattr(start, f):
+                if f not in self.names:
+                    raise unknown_call(self.view.decoder, f"it takes no {f!r}, which {self.chain.names} have changed")
                 given[f] = getattr(inputs, f)
 
 
@@ -193,9 +196,16 @@ class LayerEnter(Hook):
         except Exception as exc:
             self.chain.blame(exc, done, f"at layer {self.site.index}")
             raise
-        return None if inputs is start else self._write(call, inputs, kwargs)
+        return None if inputs is start else self._write(call, inputs, start, kwargs)
 
-    def _write(self, call: Call, inputs: LayerInputs, kwargs: dict[str, Any]) -> Any:
+    def _write(self, call: Call, inputs: LayerInputs, start: LayerInputs, kwargs: dict[str, Any]) -> Any:
+        hidden, before = inputs.hidden_states, start.hidden_states
+        length = before.shape[1] if inputs.track is None else inputs.track.index.shape[1]
+        if not isinstance(hidden, Tensor) or hidden.shape != (before.shape[0], length, before.shape[2]):
+            raise HookError(
+                f"pre_attention of {', '.join(self.chain.names)} at layer {self.site.index} gave hidden_states "
+                f"{shape_text(hidden)}; expected {[before.shape[0], length, before.shape[2]]}"
+            )
         kwargs = {name: value for name, value in kwargs.items() if name != self.names[0]}
         kwargs["attention_mask"] = inputs.attention_mask
         track = inputs.track
@@ -269,7 +279,7 @@ class DecoderExit(Hook):
         call = kwargs.get(CALL)
         if call is None:
             return
-        call.attendance.open = False
+        call.attendance.end()
         if output is None:  # an error is on its way
             return
         if self.layers and not self.flags.arrived:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from paperhooks import UnsupportedGeneration, attach
+from paperhooks import PluginConflict, UnsupportedGeneration, attach
 from paperhooks.compat import cache_parameter, dynamic_cache
 from paperhooks.testing import tiny_vlm, vlm_inputs
 from paperhooks_pyramiddrop import PaperPyramidDrop, PyramidDrop
@@ -43,12 +43,43 @@ def test_preserved_positions_are_read_on_alone_token_by_token() -> None:
 def test_renumbered_positions_need_the_method(attn: str) -> None:
     model = tiny_vlm("llava", attn_implementation=attn)
     cache, inside = prompt(model, PaperPyramidDrop(stages=STAGES))
-    with pytest.raises(UnsupportedGeneration, match=r"renumbered positions was attached.*counts positions on"):
+    with pytest.raises(UnsupportedGeneration, match=r"renumbered positions from layer 2 on was.*counts positions on"):
         read(model, copy.deepcopy(cache), input_ids=STEP)
     with pytest.raises(UnsupportedGeneration, match="renumbered positions"), attach(model, PyramidDrop(stages=STAGES)):
         read(model, copy.deepcopy(cache), input_ids=STEP)
     with attach(model, PaperPyramidDrop(stages=STAGES)):
         torch.testing.assert_close(read(model, cache, input_ids=STEP), inside)
+
+
+def test_renumbered_positions_are_counted_on_from_the_same_layer() -> None:
+    model = tiny_vlm("llava")
+    cache, inside = prompt(model, PaperPyramidDrop(stages=STAGES))
+    for stages in ({3: 0.5}, {4: 0.25}):
+        method = PaperPyramidDrop(stages=stages)
+        with pytest.raises(UnsupportedGeneration, match="were not renumbered from layer"), attach(model, method):
+            read(model, copy.deepcopy(cache), input_ids=STEP)
+    with attach(model, PaperPyramidDrop(stages={2: 0.9, 5: 0.1})):  # counts on from the same layer
+        torch.testing.assert_close(read(model, cache, input_ids=STEP), inside)
+
+
+@pytest.mark.parametrize("stages", [({4: 0.5}, {2: 0.25}), ({4: 0.25}, {4: 0.125}), ({2: 0.5}, {4: 0.25})])
+def test_renumbering_behind_another_method_that_drops(stages: Any) -> None:
+    """Layers that lost different numbers of tokens have tables of their own, in decoding too."""
+    model = tiny_vlm("llava")
+    inputs = [vlm_inputs(model, ((3, 16, 9), (5, 16, 4))) for _ in range(2)]
+    options = {"max_new_tokens": 8, "do_sample": False, "suppress_tokens": [95]}
+    first, then = PyramidDrop(stages=stages[0]), PaperPyramidDrop(stages=stages[1])
+    with attach(model, first, then):
+        expected = model.generate(**inputs[0], use_cache=False, **options)
+        assert model.generate(**inputs[1], **options).tolist() == expected.tolist()
+
+
+def test_dropping_where_positions_were_counted_already_is_refused() -> None:
+    model = tiny_vlm("llava")
+    with pytest.raises(PluginConflict, match=r"pyramiddrop drops tokens at layer 4 after pyramiddrop/paper .* last"):
+        attach(model, PaperPyramidDrop(stages={2: 0.5}), PyramidDrop(stages={4: 0.25}))
+    with attach(model, PaperPyramidDrop(stages={3: 0.5}), PyramidDrop(stages={2: 0.25})):
+        model(**vlm_inputs(model, ((3, 16, 9),)))
 
 
 @pytest.mark.parametrize("kind", [PyramidDrop, PaperPyramidDrop])
@@ -71,6 +102,6 @@ def test_preserved_positions_are_not_counted_anew() -> None:
     model = tiny_vlm("llava")
     cache, _ = prompt(model, PyramidDrop(stages=STAGES))
     with attach(model, PaperPyramidDrop(stages=STAGES)):
-        with pytest.raises(UnsupportedGeneration, match="at preserved positions, which positions='renumber'"):
+        with pytest.raises(UnsupportedGeneration, match=r"were not renumbered from layer 2 on \(positions='preserve'"):
             read(model, cache, input_ids=STEP)
         read(model, dynamic_cache(model), **vlm_inputs(model, ((3, 16, 9),)))

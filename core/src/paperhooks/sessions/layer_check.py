@@ -27,7 +27,7 @@ def check_layer_call(site: Site, names: LayerCall, call: Call, hidden: Any, kwar
         )
     if strange := strange_caches(kwargs, names.cache):
         raise unknown_call(layer, f"a cache arrives as {strange[0]!r}, a name that is not known")
-    if names.mask not in kwargs and names.mask not in names.names:
+    if names.mask not in kwargs:
         raise unknown_call(layer, f"it is handed no {names.mask!r}")
     if site.attends and site.view.rotary is not None and kwargs.get(names.rotary) is None:
         raise unknown_call(layer, f"the decoder has rotary positions, but hands none as {names.rotary!r}")

@@ -10,24 +10,29 @@ import sys
 import threading
 from types import FrameType
 
-from torch import nn
+__all__ = ["in_stack", "threads_inside"]
 
-__all__ = ["threads_inside"]
-
-#: Functions whose ``self`` is a model that is being called: torch's dispatch of hooks, and ``generate``.
-_CALLS = ("_call_impl", "generate")
+#: Functions whose ``self`` is what is being called: torch's dispatch of hooks, ``generate``, and what stands in for it.
+_CALLS = ("_call_impl", "generate", "__call__")
 
 
-def threads_inside(model: nn.Module) -> list[int]:
-    """Identifiers of the threads that are inside a forward or ``generate`` of ``model`` right now."""
+def threads_inside(*called: object) -> list[int]:
+    """Identifiers of the threads that are inside a call of one of ``called`` right now: a forward or ``generate``."""
     alive = {thread.ident for thread in threading.enumerate()}
     frames = sys._current_frames().items()
-    return [ident for ident, frame in frames if ident in alive and _inside(frame, model)]
+    return [ident for ident, frame in frames if ident in alive and _inside(frame, called)]
 
 
-def _inside(frame: FrameType | None, model: nn.Module) -> bool:
+def in_stack(called: object) -> bool:
+    """Whether this thread is inside a call of ``called``."""
+    return _inside(sys._getframe(), (called,))
+
+
+def _inside(frame: FrameType | None, called: tuple[object, ...]) -> bool:
     while frame is not None:
-        if frame.f_code.co_name in _CALLS and frame.f_locals.get("self") is model:
-            return True
+        if frame.f_code.co_name in _CALLS:
+            owner = frame.f_locals.get("self")
+            if any(owner is each for each in called):
+                return True
         frame = frame.f_back
     return False

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from paperhooks.compat import CACHE_CHANGES, token_count
 from paperhooks.errors import DataError, UnsupportedGeneration
+
+if TYPE_CHECKING:
+    from paperhooks.runtime import Flags
 
 __all__ = [
     "Attendance",
@@ -36,13 +39,26 @@ _STATES, _ROWS = "paperhooks_state", "paperhooks_rows"
 
 
 class Attendance:
-    """Whether one forward with methods attached is under way, and whose state it has asked for."""
+    """Whether one forward with methods attached is under way, and whose state it has asked for.
 
-    __slots__ = ("open", "served")
+    A forward that an interrupt has ended cannot say so; its session's end does.
+    """
 
-    def __init__(self) -> None:
-        self.open = True
+    __slots__ = ("_flags", "_open", "served")
+
+    def __init__(self, flags: Flags | None = None) -> None:
+        self._flags = flags
+        self._open = True
         self.served: set[str] = set()
+
+    @property
+    def open(self) -> bool:
+        """Whether the forward is under way, in a session that is not closed."""
+        return self._open and not (self._flags is not None and self._flags.closed)
+
+    def end(self) -> None:
+        """The forward is over."""
+        self._open = False
 
 
 @dataclass(slots=True)
@@ -210,7 +226,8 @@ class _Followed(_OnCache):
 def _row_change(name: str, value: Any) -> Callable[[Tensor], Tensor]:
     if name == "batch_repeat_interleave":
         return lambda x: x.repeat_interleave(value, dim=0)
-    return lambda x: x.index_select(0, torch.as_tensor(value, dtype=torch.int64, device=x.device))
+    chosen = torch.as_tensor(value)  # numbers or, as the cache's layers take them too, a bool for every row
+    return lambda x: x[chosen.to(x.device)]
 
 
 class _Attended(_OnCache):

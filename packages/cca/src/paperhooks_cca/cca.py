@@ -155,6 +155,12 @@ class CCA:
         past: Any = call.past_length
         state = call.row_state(_STATE, _NEEDED).at(past, call.rows)
         if state is None:
+            if isinstance(past, int) and past > 0 and "text" not in call.cache_state(_STATE):
+                self._warn(
+                    "foreign cache",
+                    "this cache was not filled in the session (or its tensors were taken into a new one), so text goes "
+                    "on at the model's own positions; images that it holds need the cache they were read into",
+                )
             return None
         offset = state["offset"].to(tokens_of(inputs).device)
         if call.query_length == 1:

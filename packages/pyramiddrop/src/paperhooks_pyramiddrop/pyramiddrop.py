@@ -302,15 +302,16 @@ class PyramidDrop:
 
     def _renumbered(self, site: Site, call: Call, inputs: LayerInputs) -> LayerInputs:
         """Positions 0, 1, 2, ... over the tokens alive; in decoding the length of this layer's cache."""
-        stage = sum(r <= site.index for r in self.schedule_for(site.n_layers).layers)
-        marked = call.row_state(_STATE, _NEEDED)
-        state = call.state(self)
+        first = self.schedule_for(site.n_layers).layers[0]
+        marked = call.row_state(f"{_STATE} from layer {first} on", _NEEDED)
+        state, lost = call.state(self), inputs.lost_tokens
         memo = state.get("rotary")
-        if memo is None or memo[0] is not inputs.track or memo[1] != stage:
+        if memo is None or memo[0] is not inputs.track or memo[1] is not lost:
             if not marked and inputs.cached_length != call.past_length:
                 raise UnsupportedGeneration(
-                    f"layer {site.index}: this cache holds a selection of tokens at preserved positions, which "
-                    "positions='renumber' would count anew; go on with positions='preserve', or fill a new cache"
+                    f"layer {site.index}: this cache holds a selection of tokens whose positions were not renumbered "
+                    f"from layer {first} on (positions='preserve', or other stages), so they cannot be counted on; go "
+                    "on with the options it was filled with, or fill a new cache"
                 )
             if inputs.track is not None and "marked" not in state:  # whoever dropped, from here on all is counted anew
                 past = int(call.past_length)
@@ -319,7 +320,7 @@ class PyramidDrop:
             rotary = site.view.rotary
             assert rotary is not None  # setup has refused models without
             tables = rotary(inputs.hidden_states, position_ids=inputs.compact_positions())
-            memo = state["rotary"] = (inputs.track, stage, tables)
+            memo = state["rotary"] = (inputs.track, lost, tables)
         return inputs.replace(position_embeddings=memo[2])
 
     def _warn_blind(self, call: Call) -> None:
