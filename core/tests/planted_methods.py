@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from paperhooks import Traits, hookimpl
@@ -127,15 +127,20 @@ class Patching:
 
 
 def _calling(before: Any) -> Any:
-    return lambda *args, **kwargs: before(*args, **kwargs)
+    return functools.wraps(before)(lambda *args, **kwargs: before(*args, **kwargs))
 
 
 class PatchingForGood(Patching):
-    """The same, and never put back."""
+    """The same, and never put back; the second time there is nothing left to change."""
 
     @hookimpl
     def setup(self, view):
-        torch.nn.functional.planted = lambda x: x
+        torch.nn.functional.planted = self.planted
+
+    @staticmethod
+    def planted(x: Any) -> Any:
+        """What is put there."""
+        return x
 
 
 class PatchingForACall(Scale):
@@ -217,6 +222,22 @@ class RememberingNumbers(Remembering):
     @hookimpl
     def post_layer(self, hidden_states):
         self.kept.append(float(hidden_states.mean()))
+        return hidden_states * 0.9
+
+
+class RememberingOnModules(Remembering):
+    @hookimpl
+    def post_layer(self, site, hidden_states):
+        site.layer.__dict__.setdefault("norms", []).append(float(hidden_states.norm()))
+        return hidden_states * 0.9
+
+
+class RememberingOnTheClass(Remembering):
+    norms: ClassVar[list[float]] = []
+
+    @hookimpl
+    def post_layer(self, hidden_states):
+        self.norms.append(float(hidden_states.norm()))
         return hidden_states * 0.9
 
 

@@ -93,6 +93,18 @@ def test_globals_that_are_patched(name):
         vars(torch.nn.functional).pop("planted", None)
 
 
+def test_globals_that_are_patched_for_good_before_the_check():
+    check = contract(planted.PatchingForGood)
+    type(check).setup_class()
+    try:
+        check.test_undo_is_exact()
+        with pytest.raises(FAILURES, match="planted was added"):
+            check.test_global_state_is_left_alone()
+    finally:
+        type(check).teardown_class()
+        del torch.nn.functional.planted
+
+
 def test_globals_that_are_left_alone():
     passes(planted.Scale, "test_global_state_is_left_alone")
     passes(planted.KeepLookedAt, "test_global_state_is_left_alone")
@@ -103,6 +115,8 @@ def test_globals_that_are_left_alone():
     [
         planted.Remembering,
         planted.RememberingNumbers,
+        planted.RememberingOnModules,
+        planted.RememberingOnTheClass,
         planted.RememberingGlobally,
         planted.RememberingInOneTensor,
     ],
@@ -132,6 +146,11 @@ def test_prompts_of_one_token():
 def test_state_that_does_not_follow_the_rows_of_a_cache(wrong):
     fails(wrong, "test_rows_of_a_cache_may_change", match="rows after", errors=(*FAILURES, RuntimeError))
     fails(wrong, "test_rows_of_a_cache_may_change", errors=(*FAILURES, RuntimeError), cache_rows=False)
+
+
+def test_state_that_belongs_to_another_sequence():
+    fails(planted.ShiftingOnTheMethod, "test_sequences_in_turn", match="after another one was read")
+    passes(planted.Shifting, "test_sequences_in_turn")
 
 
 def test_state_that_follows_the_rows_of_a_cache():

@@ -177,8 +177,12 @@ def test_what_is_gathered_on_a_method():
             self.log = "ab"
             self.itself = self
 
-    # The mapping and its key, the list, the tensor, the array and the text; nothing of the model.
-    assert gathered(Method()) == (1 + 1 + 3) + 6 + 5 + 2
+    model = tiny_llama(layers=1)
+    before = gathered(None, model)
+    # The mapping and its key, the list, the tensor, the array and the text; nothing of the other model.
+    assert gathered(Method(), model) - gathered(object.__new__(Method), model) == (1 + 1 + 3) + 6 + 5 + 2
+    model.lm_head.notes = [1.0, 2.0]
+    assert gathered(None, model) - before == 2
 
 
 def test_the_state_of_the_process_forgives_what_libraries_load():

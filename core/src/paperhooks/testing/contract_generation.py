@@ -68,6 +68,18 @@ class GenerationChecks(RowChecks):
                 tokens.append(logits.argmax(-1))
         assert torch.stack(tokens, dim=1).tolist() == expected
 
+    def test_sequences_in_turn(self) -> None:
+        """Two texts that are read and continued in turn over caches of their own go on as each would alone."""
+        model = self.model()
+        tokens = torch.tensor([_NEXT])
+        with attach(model, self.make()):
+            alone = [self._followed(model, self.single(model, row)) for row in (0, 1)]
+            inputs = [self.single(model, row) for row in (0, 1)]
+            caches = [self.read(model, each)[0] for each in inputs]
+            for row in (0, 1):
+                found = self.follow(model, inputs[row]["attention_mask"], caches[row], tokens)
+                self.assert_same(found, alone[row], f"text {row} after another one was read meanwhile")
+
     @pytest.mark.parametrize("mode", sorted(_ASK))
     def test_generation_modes(self, mode: str) -> None:
         """Declared modes run (all but beam search give the greedy tokens); others are refused by name.

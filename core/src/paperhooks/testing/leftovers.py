@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy
 from torch import Tensor, nn
 
 __all__ = ["NewTensors", "gathered"]
+
+_CONTAINERS: Final = (dict, list, tuple, set, frozenset, deque)
 
 
 class NewTensors:
@@ -38,13 +41,16 @@ class NewTensors:
         return len(found), sum(storages.values())
 
 
-def gathered(method: object) -> int:
-    """How many entries the lists, mappings, texts, arrays and tensors on a method hold together.
+def gathered(method: object, model: nn.Module) -> int:
+    """How many entries the lists, mappings, texts, arrays and tensors hold together where a method might gather them.
 
-    Objects of the method's own package are looked into, those of others (a model, say) are not.
+    On itself, on its class, in its module, and on the modules of the model. Objects of the method's own package are
+    looked into, those of others are not.
     """
-    home = type(method).__module__.partition(".")[0]
-    return sum(_entries(method, home, set()))
+    home, seen = type(method).__module__.partition(".")[0], set[int]()
+    places = [*map(vars, type(method).__mro__), vars(sys.modules[type(method).__module__]), *map(vars, model.modules())]
+    values = [value for place in places for value in list(place.values()) if isinstance(value, _CONTAINERS)]
+    return sum(entry for value in (method, *values) for entry in _entries(value, home, seen))
 
 
 def _entries(value: Any, home: str, seen: set[int]) -> Iterator[int]:
@@ -57,7 +63,7 @@ def _entries(value: Any, home: str, seen: set[int]) -> Iterator[int]:
         yield value.size
     elif isinstance(value, str | bytes | bytearray):
         yield len(value)
-    elif isinstance(value, dict | list | tuple | set | frozenset | deque):
+    elif isinstance(value, _CONTAINERS):
         yield len(value)
         for each in [*value, *value.values()] if isinstance(value, dict) else value:
             yield from _entries(each, home, seen)

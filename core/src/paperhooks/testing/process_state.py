@@ -55,6 +55,10 @@ class ProcessState:
         self._places = [_Place(name, owner) for name, owner in _owners(model)]
         self._settings = _settings()
 
+    def note_settings(self) -> None:
+        """Take the settings down anew; functions, classes and tables stay as they were found first."""
+        self._settings = _settings()
+
     def changes(self, settings: bool = True) -> list[str]:
         """What is another object now, as sentences, one a place. Names that libraries load later are no change.
 
@@ -109,18 +113,18 @@ class _Place:
         self.name = name
         self.owner = owner
         self.table = type(owner) in _TABLES
-        self.entries = dict(self._now())
+        self.entries = self._now()
         self.codes = {k: v.__code__ for k, v in self.entries.items() if isinstance(v, FunctionType)}
 
-    def _now(self) -> Mapping[Any, Any]:
+    def _now(self) -> dict[Any, Any]:
         names: Mapping[Any, Any] = vars(self.owner) if not self.table else self.owner
-        return names if isinstance(names, Mapping) else dict(enumerate(names))
+        return dict(names) if isinstance(names, Mapping) else dict(enumerate(names))
 
     def changes(self) -> list[str]:
         """What is another object now."""
         now = self._now()
         same = len(now) == len(self.entries) and all(map(operator.is_, now.values(), self.entries.values()))
-        replaced = [] if same else list(self._replaced(dict(now)))
+        replaced = [] if same else list(self._replaced(now))
         exchanged = (k for k, code in self.codes.items() if self.entries[k].__code__ is not code)
         return replaced + [f"{self._shown(key)} was replaced inside" for key in exchanged]
 
@@ -128,17 +132,29 @@ class _Place:
         """Only what can be called counts: libraries keep notes and counters among their names."""
         for key, old in self.entries.items():
             new = now.pop(key, _GONE)
-            if new is not old and (callable(old) or callable(new) or isinstance(old, ModuleType)):
+            if (
+                new is not old
+                and (callable(old) or callable(new) or isinstance(old, ModuleType))
+                and not _of_dynamo(key)
+            ):
                 yield f"{self._shown(key)} was {'deleted' if new is _GONE else 'replaced'}"
-        yield from (f"{self._shown(key)} was added" for key, value in now.items() if self._foreign(value))
+        added = (key for key, value in now.items() if self._foreign(value) and not _of_dynamo(key))
+        yield from (f"{self._shown(key)} was added" for key in added)
 
     def _shown(self, key: Any) -> str:
         return f"{self.name}[{key!r}]" if self.table else f"{self.name}.{key}"
 
     def _foreign(self, value: Any) -> bool:
         """Whether something new comes from elsewhere than the library under whose names it is now."""
-        home = str(getattr(value, "__module__", None) or "").partition(".")[0]
-        return callable(value) and home not in (self.name.partition(".")[0], "torch", "transformers", "builtins")
+        own = isinstance(value, FunctionType)  # a wrapper may say that it comes from where the wrapped one does
+        home = value.__globals__.get("__name__") if own else getattr(value, "__module__", None)
+        libraries = (self.name.partition(".")[0], "torch", "transformers", "builtins")
+        return callable(value) and str(home or "").partition(".")[0] not in libraries
+
+
+def _of_dynamo(key: Any) -> bool:
+    """Whether torch.compile has put something among the names of a module that it compiled code of."""
+    return isinstance(key, str) and key.startswith("__") and not key.endswith("__")
 
 
 def _settings() -> dict[str, Any]:
