@@ -155,7 +155,9 @@ class CCA:
         past: Any = call.past_length
         state = call.row_state(_STATE, _NEEDED).at(past, call.rows)
         if state is None:
-            if isinstance(past, int) and past > 0 and "text" not in call.cache_state(_STATE):
+            if isinstance(past, int) and past == 0:
+                call.cache_state(_STATE)["text"] = True
+            elif isinstance(past, int) and "text" not in call.cache_state(_STATE):
                 self._warn(
                     "foreign cache",
                     "this cache was not filled in the session (or its tensors were taken into a new one), so text goes "
