@@ -235,7 +235,7 @@ def test_plugins_import_the_test_bed_only_where_it_is_used(package) -> None:
     assert findings(imported(package.module), sources(package)), "the rule finds nothing at all"
 
 
-def tests_of(folder: Path) -> set[Path]:
+def files_of_tests(folder: Path) -> set[Path]:
     """Its test modules and what they import from beside them; other files there are tools of the noxfile."""
     found: set[Path] = set()
     queue = [*folder.glob("test_*.py"), *folder.glob("conftest.py")]
@@ -247,7 +247,7 @@ def tests_of(folder: Path) -> set[Path]:
     return found
 
 
-TESTS = sorted(file for folder in [ROOT, *(p.folder for p in PACKAGES)] for file in tests_of(folder / "tests"))
+TESTS = sorted(file for folder in [ROOT, *(p.folder for p in PACKAGES)] for file in files_of_tests(folder / "tests"))
 
 
 def test_tests_start_processes_by_the_helper_alone() -> None:

@@ -157,12 +157,8 @@ class Call:
         for name in OWN_ARGUMENTS:
             if self.inputs.get(name) is not None:
                 check_token_mask(name, self.inputs[name], self.rows, self.query_length)
-        completion = self.inputs.get("completion_mask")
-        if completion is not None and tuple(completion.shape) != (self.rows, self.query_length):
-            raise DataError(
-                f"completion_mask is {list(completion.shape)}; expected [{self.rows}, {self.query_length}], one entry "
-                "for every token that the model is called with"
-            )
+        if (given := self.inputs.get("completion_mask")) is not None:  # whole numbers, where it comes from TRL
+            check_token_mask("completion_mask", given.bool(), self.rows, self.query_length)
         self._notes = fitting_notes(self._notes, self)
         if cache is not None:
             attend(cache, self.attendance)

@@ -29,7 +29,7 @@ def in_stack(called: object) -> bool:
 
 
 def _inside(frame: FrameType | None, called: tuple[object, ...]) -> bool:
-    while frame is not None:
+    while isinstance(frame, FrameType):  # a generator's link of another thread may be stale
         if frame.f_code.co_name in _CALLS:
             owner = frame.f_locals.get("self")
             if any(owner is each for each in called):
