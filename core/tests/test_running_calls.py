@@ -10,7 +10,7 @@ import pytest
 import torch
 from methods import Damp
 from paperhooks import PluginConflict, Traits, UnsupportedGeneration, attach, hookimpl
-from paperhooks.sessions.running import threads_inside
+from paperhooks.sessions.running import still_inside
 from paperhooks.testing import fingerprint, tiny_llama
 from transformers import StoppingCriteria
 
@@ -44,12 +44,11 @@ def test_the_block_is_left_while_a_thread_still_generates():
         thread = threading.Thread(target=generate, args=(model, gate, found))
         thread.start()
         assert gate.reached.wait(60)
-        assert thread.ident in threads_inside(model)
+        assert still_inside([thread.ident]) == {thread.ident}
         threading.Timer(0.3, gate.opened.set).start()
     thread.join(60)
     assert found[0].tolist() == expected.tolist()
     assert fingerprint(model).differences(before) == []
-    assert threads_inside(model) == []
 
 
 @pytest.mark.timeout(120)
@@ -75,18 +74,27 @@ def test_calls_that_begin_while_closing_waits_run_without_the_method():
 
 
 @pytest.mark.timeout(120)
-def test_attaching_in_the_middle_of_a_call_is_refused():
+def test_a_call_that_began_before_attaching_ends_as_it_began():
     model, gate, found = tiny_llama(), Gate(), []
+    plain = model.generate(IDS, max_new_tokens=8, min_new_tokens=8, do_sample=False)
     thread = threading.Thread(target=generate, args=(model, gate, found))
     thread.start()
     assert gate.reached.wait(60)
+    with attach(model, Damp(0.5)):
+        model(IDS)
+        gate.opened.set()
+        thread.join(60)
+    assert found[0].tolist() == plain.tolist()
+
+
+def test_attaching_inside_a_call_is_refused():
+    class Attach(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            attach(model, Damp(0.5))
+
+    model = tiny_llama()
     with pytest.raises(PluginConflict, match="is being called right now"):
-        attach(model, Damp(0.5))
-    other = tiny_llama()
-    with attach(other, Damp(0.5)):
-        other(IDS)
-    gate.opened.set()
-    thread.join(60)
+        model.generate(IDS, max_new_tokens=3, stopping_criteria=[Attach()])
     with attach(model, Damp(0.5)):
         model(IDS)
 

@@ -376,11 +376,13 @@ class Flags:
     trained, asked, warned
         Whether the model was called in training mode with gradient, whether loss hooks were ever asked, and whether it
         was said that they were not.
+    inside
+        Threads in whose decoder a forward is under way, and how many.
     closing, closed
         The session is being closed: calls that begin now run without it; and it is closed.
     """
 
-    __slots__ = ("arrived", "asked", "checked", "closed", "closing", "fired", "trained", "warned")
+    __slots__ = ("arrived", "asked", "checked", "closed", "closing", "fired", "inside", "trained", "warned")
 
     def __init__(self) -> None:
         self.fired = False
@@ -391,6 +393,7 @@ class Flags:
         self.warned = False
         self.closing = False
         self.closed = False
+        self.inside: dict[int, int] = {}
 
 
 class Hook:

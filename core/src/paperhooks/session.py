@@ -31,7 +31,7 @@ from paperhooks.models.wrappers import running_model
 from paperhooks.modelview import ModelView
 from paperhooks.runtime import Flags, Hook, Site
 from paperhooks.sessions.removal import open_session, own_hooks, strip, strip_hooks
-from paperhooks.sessions.running import threads_inside
+from paperhooks.sessions.running import in_stack, still_inside
 from paperhooks.sessions.undo import InstanceAttribute, UndoStack
 from paperhooks.torchhooks import (
     CompactLoss,
@@ -279,7 +279,10 @@ class Session:
 
     def _threads(self) -> set[int]:
         """The threads that are inside a call of the model now."""
-        return set(threads_inside(self.view.model, *([self._guard] if self._guard is not None else [])))
+        me = threading.get_ident()
+        noted = {*list(self._flags.inside), *(list(self._guard.calls) if self._guard is not None else ())} - {me}
+        here = in_stack(self.view.model) or (self._guard is not None and in_stack(self._guard))
+        return still_inside(noted) | ({me} if here else set())
 
     def _teardown(self) -> None:
         teardowns = {i.method: i.function for i in self._set.implementations("teardown")}
@@ -350,7 +353,7 @@ def attach(model: nn.Module, *methods: str | Method) -> Session:
                 f"{type(model).__name__} is attached already; close that session first, or pass all methods to one "
                 "attach(model, first, second) so that their order is defined (paperhooks.strip(model) clears a copy)"
             )
-        if threads_inside(inner):
+        if in_stack(inner):
             raise PluginConflict(
                 f"{type(inner).__name__} is being called right now, and would change in the middle of that call; "
                 "attach before it or after it"

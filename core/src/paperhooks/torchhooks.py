@@ -6,6 +6,7 @@ arguments back. They are ordinary forward hooks; a copy of an attached model car
 
 from __future__ import annotations
 
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from paperhooks.runtime import CALL, OWN_ARGUMENTS, Call, Chain, Flags, Function
 from paperhooks.selection import compact_labels, selected_layer
 from paperhooks.sessions.followed_tokens import follow
 from paperhooks.sessions.layer_check import check_layer_call, unknown_call
+from paperhooks.sessions.running import in_stack
 from paperhooks.tokens.row_state import bound_owners, left_alone
 
 if TYPE_CHECKING:
@@ -65,6 +67,12 @@ class ModelEnter(Hook):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "session": None}
 
+    def _began_before(self, module: nn.Module) -> bool:
+        """Whether this forward belongs to a ``generate`` that began before the session: it ends as it began."""
+        if self.guard is None or torch.compiler.is_compiling() or self.guard.inside():
+            return False
+        return in_stack(module, ("generate",))
+
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.flags.closing and not (self.guard is not None and self.guard.inside()):
             return None
@@ -72,7 +80,7 @@ class ModelEnter(Hook):
             self.flags.trained = True
             if self.starts and not SAFE_CHECKPOINTING and any(map(checkpointed, self.view.layers)):
                 raise _unsafe_checkpointing()
-        if not self.starts or CALL in kwargs:
+        if not self.starts or CALL in kwargs or self._began_before(module):
             return None
         inputs = named_arguments(args, kwargs, self.names)
         notes = self.guard.notes() if self.guard is not None else None
@@ -80,6 +88,18 @@ class ModelEnter(Hook):
         kwargs = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
         kwargs[CALL] = call
         return args, kwargs
+
+
+def _noted(flags: Flags, step: int) -> None:
+    """Count this thread in or out of the decoder."""
+    if torch.compiler.is_compiling():
+        return
+    thread = threading.get_ident()
+    count = flags.inside.get(thread, 0) + step
+    if count > 0:
+        flags.inside[thread] = count
+    else:
+        flags.inside.pop(thread, None)
 
 
 def _unsafe_checkpointing() -> UnsupportedModel:
@@ -103,8 +123,8 @@ class DecoderEnter(Hook):
         given = named_arguments(args, kwargs, self.names)
         call = given.get(CALL)
         if call is None:  # the decoder was called without the model around it
-            if self.flags.closing:
-                return None
+            if self.flags.closing or (not torch.compiler.is_compiling() and in_stack(self.view.model, ("generate",))):
+                return None  # the generate around it began before the session
             call = given[CALL] = Call(self.view, dict(given), module.training, flags=self.flags)
             for name in OWN_ARGUMENTS:
                 given.pop(name, None)
@@ -115,6 +135,7 @@ class DecoderEnter(Hook):
             return None
         if not self.flags.arrived and (strange := strange_caches(given, self.cache_name)):
             raise unknown_call(module, f"a cache arrives as {strange[0]!r}, a name that is not known")
+        _noted(self.flags, 1)
         call.enter(tokens, cache, token_count(cache) if cache is not None else 0)
         if self.chain:
             self.flags.fired = True
@@ -280,6 +301,7 @@ class DecoderExit(Hook):
         if call is None:
             return
         call.attendance.end()
+        _noted(self.flags, -1)
         if output is None:  # an error is on its way
             return
         if self.layers and not self.flags.arrived:
