@@ -52,7 +52,7 @@ def report(failures: Sequence[Failure]) -> str:
     """The first that failed in full, then the others in brief."""
     first, *others = sorted(failures, key=lambda each: (each.depth, each.when))
     brief = [f"{each.headline}\n{tail(without_noise(each.text), _MOST // 6)}" for each in others]
-    return "\n\n".join([f"{first.headline}\n\n{_head(first.text)}", *brief])
+    return "\n\n".join(part.rstrip() for part in [f"{first.headline}\n\n{_head(first.text)}", *brief])
 
 
 def without_noise(text: str) -> str:
