@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -85,6 +87,33 @@ def test_a_call_that_began_before_attaching_ends_as_it_began():
         gate.opened.set()
         thread.join(60)
     assert found[0].tolist() == plain.tolist()
+
+
+@pytest.mark.timeout(120)
+def test_a_thread_that_goes_on_while_its_stack_is_read_stays_inside():
+    """A generator that yields while its frame is looked at has no caller any more."""
+
+    def numbers():
+        yield from itertools.repeat(1, 50)
+
+    def generate():
+        begun.set()
+        while not left.is_set():
+            sum(number for number in numbers())
+
+    begun, left, interval = threading.Event(), threading.Event(), sys.getswitchinterval()
+    thread = threading.Thread(target=generate)
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        assert begun.wait(60)
+        looks = [still_inside([thread.ident]) for _ in range(100_000)]
+    finally:
+        left.set()
+        sys.setswitchinterval(interval)
+        thread.join(60)
+    assert all(look == {thread.ident} for look in looks)
+    assert still_inside([thread.ident]) == set()
 
 
 def test_attaching_inside_a_call_is_refused():

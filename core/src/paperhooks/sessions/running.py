@@ -7,6 +7,7 @@ call that an interrupt has ended.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterable
 from types import FrameType
@@ -15,6 +16,7 @@ __all__ = ["in_stack", "still_inside"]
 
 #: Functions whose ``self`` is what is being called: torch's dispatch of hooks, ``generate``, and what stands in for it.
 _CALLS = ("_call_impl", "generate", "__call__")
+_SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 def in_stack(called: object, names: tuple[str, ...] = _CALLS) -> bool:
@@ -28,14 +30,22 @@ def in_stack(called: object, names: tuple[str, ...] = _CALLS) -> bool:
 
 
 def still_inside(threads: Iterable[int]) -> set[int]:
-    """Those of ``threads`` that are inside a forward or a ``generate`` of any model."""
+    """Those of ``threads`` that are inside a forward or a ``generate`` of any model, or where that cannot be told now.
+
+    A thread goes on while its stack is read: ask again until it is told.
+    """
     frames = sys._current_frames()
-    return {ident for ident in threads if _calls(frames.get(ident))}
+    return {ident for ident in threads if ident in frames and not _outside(frames[ident])}
 
 
-def _calls(frame: FrameType | None) -> bool:
-    while isinstance(frame, FrameType):  # the link of a generator's frame may be stale
-        if frame.f_code.co_name in ("_call_impl", "generate"):
-            return True
-        frame = frame.f_back
+def _outside(frame: FrameType) -> bool:
+    """Whether the whole stack was seen and no call of a model stands in it."""
+    at: FrameType | None = frame
+    while isinstance(at, FrameType):  # the link of a generator's frame may be stale
+        if at.f_code.co_name in ("_call_impl", "generate"):
+            return False
+        above = at.f_back
+        if above is None:  # a generator that has just yielded has lost its link; no stack begins with one
+            return not at.f_code.co_flags & _SUSPENDABLE
+        at = above
     return False
