@@ -28,6 +28,7 @@ __all__ = [
     "attention_from",
     "attention_parts",
     "attention_rows",
+    "causal_attention",
     "full_precision",
     "queries_and_keys",
 ]
@@ -51,18 +52,32 @@ def attention_from(site: Site, inputs: LayerInputs, rows: Tensor) -> Tensor:
     :raises HookError: rows of another dtype or shape. :raises UnsupportedModel: the layer has no separate query and key
         projections.
     """
-    batch, length = inputs.hidden_states.shape[:2]
+    batch = len(inputs.hidden_states)
     if rows.dtype != torch.int64 or rows.ndim != 2 or rows.shape[0] != batch:
         raise HookError(f"layer {site.index}: rows are {rows.dtype} {list(rows.shape)}; expected int64 [B={batch}, m]")
     hidden = inputs.hidden_states.detach()
     with torch.no_grad(), full_precision(hidden.device):
-        q, k = queries_and_keys(site.view, site.index, hidden, inputs.position_embeddings, rows)
-        columns = torch.arange(length, device=k.device)
-        allowed = columns <= rows.to(k.device)[..., None]
-        real = inputs.padding_mask
-        if real is not None:
-            allowed = allowed & real.to(k.device)[:, None, :]
-        return attention_rows(q, k, attention_parts(site.view, site.index).scaling, allowed)
+        return causal_attention(site.view, site.index, hidden, inputs.position_embeddings, rows, inputs.padding_mask)
+
+
+def causal_attention(
+    view: ModelView,
+    index: int,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor] | None,
+    rows: Tensor,
+    real: Tensor | None,
+) -> Tensor:
+    """:func:`attention_from` without its checks, from what layer ``index`` will receive: float32 [B, m, n].
+
+    :param hidden_states: [B, n, D]. :param position_embeddings: (cos, sin) [B or 1, n, h] for these rows, or None.
+    :param rows: int64 [B, m]. :param real: bool [B, n], False where nobody looks; None: all are real.
+    """
+    q, k = queries_and_keys(view, index, hidden_states, position_embeddings, rows)
+    allowed = torch.arange(k.shape[2], device=k.device) <= rows.to(k.device)[..., None]
+    if real is not None:
+        allowed = allowed & real.to(k.device)[:, None, :]
+    return attention_rows(q, k, attention_parts(view, index).scaling, allowed)
 
 
 @dataclass(frozen=True, slots=True)

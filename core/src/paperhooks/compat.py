@@ -102,6 +102,11 @@ def version() -> str:
 # -- signatures --------------------------------------------------------------------------------------------------------
 
 
+def _names(parameters: Iterable[inspect.Parameter]) -> tuple[str, ...]:
+    """Those of ``parameters`` that can be given by position."""
+    return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+
+
 def keyword_parameters(module: nn.Module) -> tuple[str, ...]:
     """The parameters of ``module.forward`` in order, for a module that hands further keyword arguments down.
 
@@ -112,7 +117,7 @@ def keyword_parameters(module: nn.Module) -> tuple[str, ...]:
         raise UnsupportedModel(
             f"{type(module).__name__}.forward takes no **kwargs, so per-forward state cannot reach the layers"
         )
-    return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+    return _names(parameters)
 
 
 def cache_parameter(function: Callable[..., Any]) -> str:
@@ -155,7 +160,7 @@ class LayerCall:
                 "cannot reach it; paperhooks needs a decoder that hands **kwargs down to its layers, which bloom and "
                 "mamba do not"
             )
-        names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+        names = _names(parameters)
         if not names:
             raise UnsupportedModel(
                 f"forward of {type(layer).__name__} names no parameters (was it replaced on the instance?), so what it "
@@ -320,8 +325,7 @@ def anyres_tiles(size: tuple[int, int], pinpoints: Any, tile: int) -> tuple[int,
 def generate_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of ``model.generate(*args, **kwargs)`` by name."""
     parameters = list(inspect.signature(type(model).generate).parameters.values())[1:]  # type: ignore[attr-defined]
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    return {**dict(zip(_names(parameters), args, strict=False)), **kwargs}
 
 
 def merged_generation(model: nn.Module, arguments: Mapping[str, Any]) -> Any:

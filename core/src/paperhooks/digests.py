@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from paperhooks.compat import CONFIG_CIRCUMSTANCES
 from paperhooks.provenance import hash_json
 
 __all__ = ["config_digest", "tensor_digest"]
@@ -26,11 +25,14 @@ def tensor_digest(tensor: Tensor) -> str:
 def config_digest(model: nn.Module) -> str:
     """SHA-256 of the model's config without entries on origin and run time; of the class name without a config."""
     config: Any = getattr(model, "config", None)
-    found = config.to_dict() if hasattr(config, "to_dict") else {"class": type(model).__name__}
-    return hash_json(_without_volatile(found))
+    if not hasattr(config, "to_dict"):
+        return hash_json({"class": type(model).__name__})
+    from paperhooks.compat import CONFIG_CIRCUMSTANCES  # a model with a config has loaded transformers already
+
+    return hash_json(_without(CONFIG_CIRCUMSTANCES, config.to_dict()))
 
 
-def _without_volatile(value: Any) -> Any:
+def _without(names: Container[str], value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _without_volatile(item) for key, item in value.items() if key not in CONFIG_CIRCUMSTANCES}
+        return {key: _without(names, item) for key, item in value.items() if key not in names}
     return value

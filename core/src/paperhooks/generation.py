@@ -89,12 +89,11 @@ class GuardedGenerate:
             return False
         return True
 
-    def notes(self) -> dict[str, Any]:
-        """What a forward of this thread needs to know of the ``generate`` around it; empty outside of one."""
+    def notes(self) -> dict[str, Any] | None:
+        """What a forward of this thread needs to know of the ``generate`` around it; None outside of one."""
         if not self.calls or torch.compiler.is_compiling() or not self.inside():
-            return {}
-        stack = self.calls[threading.get_ident()]
-        return stack[-1] if stack else {}
+            return None
+        return self.calls[threading.get_ident()][-1]
 
     def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         given = generate_arguments(self.model, args, kwargs)

@@ -20,15 +20,10 @@ from paperhooks.errors import UnsupportedModel
 from paperhooks.models.wrappers import running_model
 from paperhooks.modelview import ModelView
 
-__all__ = ["absolute_positions", "last_hidden_state", "reading_hidden_states", "unwrapped", "view_of"]
+__all__ = ["absolute_positions", "last_hidden_state", "reading_hidden_states", "view_of"]
 
 #: Inputs that would make the model compute a loss over [B, T, V].
 _LOSS_INPUTS = ("labels", "shift_labels", "num_items_in_batch")
-
-
-def unwrapped(model: nn.Module) -> Any:
-    """The transformers model inside parallel, compiled and adapter wrappers; see :func:`running_model`."""
-    return running_model(model)
 
 
 def view_of(model: nn.Module | ModelView) -> ModelView:

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from paperhooks.errors import HookError
-from paperhooks.hidden import unwrapped
 from paperhooks.hookspecs import LOSS_HOOKS
 
 if TYPE_CHECKING:
@@ -198,8 +197,7 @@ def find_session(model: nn.Module) -> Session | None:
     """The open session of a model, also inside parallel, compiled or adapter wrappers."""
     from paperhooks.session import active_session
 
-    inner: nn.Module = unwrapped(model)
-    return next((s for module in inner.modules() if (s := active_session(module)) is not None), None)
+    return active_session(model)
 
 
 def batch_targets(batch: Mapping[str, Any]) -> int:

@@ -68,10 +68,8 @@ class ModelEnter(Hook):
         return {**self.__dict__, "session": None}
 
     def _began_before(self, module: nn.Module) -> bool:
-        """Whether this forward belongs to a ``generate`` that began before the session: it ends as it began."""
-        if self.guard is None or torch.compiler.is_compiling() or self.guard.inside():
-            return False
-        return in_stack(module, ("generate",))
+        """Whether a forward without notes belongs to a ``generate`` that began before: it ends as it began."""
+        return self.guard is not None and not torch.compiler.is_compiling() and in_stack(module, ("generate",))
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.flags.closing and not (self.guard is not None and self.guard.inside()):
@@ -80,10 +78,12 @@ class ModelEnter(Hook):
             self.flags.trained = True
             if self.starts and not SAFE_CHECKPOINTING and any(map(checkpointed, self.view.layers)):
                 raise _unsafe_checkpointing()
-        if not self.starts or CALL in kwargs or self._began_before(module):
+        if not self.starts or CALL in kwargs:
+            return None
+        notes = self.guard.notes() if self.guard is not None else None
+        if notes is None and self._began_before(module):
             return None
         inputs = named_arguments(args, kwargs, self.names)
-        notes = self.guard.notes() if self.guard is not None else None
         call = Call(self.view, inputs, module.training, notes, self.flags)
         kwargs = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
         kwargs[CALL] = call
@@ -135,8 +135,8 @@ class DecoderEnter(Hook):
             return None
         if not self.flags.arrived and (strange := strange_caches(given, self.cache_name)):
             raise unknown_call(module, f"a cache arrives as {strange[0]!r}, a name that is not known")
-        _noted(self.flags, 1)
         call.enter(tokens, cache, token_count(cache) if cache is not None else 0)
+        _noted(self.flags, 1)
         if self.chain:
             self.flags.fired = True
             self._run(call, given, cache)

@@ -18,7 +18,7 @@ from paperhooks import DataError, ModelError, ModelView, active_session
 from paperhooks.calibration import calibrate
 from paperhooks.calibration_data import find_tokenizer
 from paperhooks.digests import config_digest
-from paperhooks.hidden import unwrapped
+from paperhooks.models.wrappers import running_model
 from paperhooks.provenance import hash_json
 from paperhooks.ranks import Ranks
 from torch import Tensor, nn
@@ -94,7 +94,7 @@ def collect(
     :raises ModelError: a model that is attached, or has no matrices. Warns (:class:`CoverageWarning`) with the share of
         the decoder's parameters that is not scored.
     """
-    inner = unwrapped(model)
+    inner = running_model(model)
     if active_session(inner) is not None:
         raise ModelError("the model is attached to a session; close it, or collect what the session changes by hand")
     _check_choices(token_scope, keep)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
 
-from paperhooks.hidden import unwrapped
+from paperhooks.models.wrappers import running_model
 from torch import nn
 
 from paperhooks_mathneuro.expressions import set_names
@@ -46,7 +46,7 @@ def threshold_curves(
 
     :param options: further options of :func:`paperhooks_mathneuro.sweep`; granularity "row" has no threshold to show.
     """
-    model = unwrapped(model)
+    model = running_model(model)
     largest = max(matrix.numel for matrix in target.matrices)
     ratios = [ratio for ratio in ratios if count(largest, ratio)]  # smaller ones select nothing at all
     pairs = {"target - reference": (target, reference)}

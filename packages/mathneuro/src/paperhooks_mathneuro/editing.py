@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from paperhooks import Artefact, ModelError, WeightJournal, active_session
 from paperhooks.artefacts import Edit
-from paperhooks.hidden import unwrapped
+from paperhooks.models.wrappers import running_model
 from torch import Tensor, nn
 
 from paperhooks_mathneuro.selections import Selection, weights_of
@@ -127,7 +127,7 @@ def apply(
     :raises ModelError: a set is applied already. :raises UnsupportedModel: quantised or offloaded weights; nothing is
         written then. Warns (:class:`EditWarning`) for a scale of 1, and for factors that low precision changes.
     """
-    model = unwrapped(model)
+    model = running_model(model)
     check_scale(scale, rounding)
     if model in _APPLIED:
         raise ModelError(f"{_APPLIED[model].selection.label} is applied to this model; undo it first")

@@ -10,8 +10,9 @@ from typing import Any
 
 from paperhooks import DataError, ModelError, active_session
 from paperhooks.calibration_data import find_tokenizer
-from paperhooks.hidden import unwrapped, view_of
+from paperhooks.hidden import view_of
 from paperhooks.logprobs import Head
+from paperhooks.models.wrappers import running_model
 from paperhooks.provenance import hash_json, model_digest, plain
 from torch import nn
 from tqdm import tqdm
@@ -60,7 +61,7 @@ def evaluate(
     :raises DataError: items that cannot be used, or a file of another evaluation. :raises ModelError: a model that is
         attached or edited. What :func:`paperhooks_mathneuro.apply` raises. The model is left as it was in any case.
     """
-    model = unwrapped(model)
+    model = running_model(model)
     if active_session(model) is not None:
         raise ModelError("the model is attached to a session; close it before measuring edits")
     named = {selections.label: selections} if isinstance(selections, Selection) else dict(selections)

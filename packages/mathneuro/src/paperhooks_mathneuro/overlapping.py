@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from paperhooks import DataError
-from paperhooks.hidden import unwrapped
+from paperhooks.models.wrappers import running_model
 from torch import nn
 
 from paperhooks_mathneuro.matrices import Matrix
@@ -58,7 +58,7 @@ def overlap(model: nn.Module, first: Selection, second: Selection) -> Overlap:
     if [m.name for m in first.matrices] != [m.name for m in second.matrices]:
         raise DataError(f"{first.label!r} and {second.label!r} are of other matrices; make both with the same options")
     found = Overlap()
-    for matrix, weight in weights_of(unwrapped(model), first.matrices):
+    for matrix, weight in weights_of(running_model(model), first.matrices):
         one, two = first.mask(matrix, weight), second.mask(matrix, weight)
         sizes = int(one.sum()), int(two.sum()), int((one & two).sum())
         found.add(*sizes)

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 import torch
 from paperhooks import ArtefactError, DataError, ModelView
 from paperhooks.digests import config_digest, tensor_digest
-from paperhooks.hidden import unwrapped
+from paperhooks.models.wrappers import running_model
 from torch import Tensor, nn
 
 from paperhooks_mathneuro.expressions import evaluate_sets, set_names
@@ -72,7 +72,7 @@ def sweep(
         ratios so small that nothing can be selected. :raises ArtefactError: statistics of another model.
         :raises ModelError: quantised or offloaded weights. Warns (:class:`SelectionWarning`) where sets are empty.
     """
-    model = unwrapped(model)
+    model = running_model(model)
     _check_options(ratios, reference_ratio, max_isolated, granularity, mode, combine)
     targets, references = _named(target, "target"), _named(reference, "reference")
     sides = {**targets, **references}

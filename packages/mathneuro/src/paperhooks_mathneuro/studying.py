@@ -17,7 +17,7 @@ import torch
 from paperhooks import DataError
 from paperhooks.calibration_data import find_tokenizer
 from paperhooks.errors import did_you_mean
-from paperhooks.hidden import unwrapped
+from paperhooks.models.wrappers import running_model
 from paperhooks.provenance import hash_json, model_digest
 from paperhooks.report import RunFolder
 from torch import nn
@@ -102,7 +102,7 @@ def study(
     :param options: further options of :func:`paperhooks_mathneuro.sweep`.
     :raises DataError: too few texts, or a folder of another study.
     """
-    model, out = unwrapped(model), Path(out)
+    model, out = running_model(model), Path(out)
     unknown = [name for name in control_names if name not in CONTROLS]
     if unknown:
         raise DataError(f"there is no control {unknown[0]!r}; {did_you_mean(unknown[0], CONTROLS)}")

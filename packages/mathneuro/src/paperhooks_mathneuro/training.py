@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from paperhooks import ModelError
-from paperhooks.hidden import unwrapped
+from paperhooks.models.wrappers import running_model
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -30,7 +30,7 @@ def train_only(model: nn.Module, selection: Selection) -> Iterator[None]:
 
     :raises ArtefactError: the selection belongs to another model. :raises ModelError: it is empty.
     """
-    model = unwrapped(model)
+    model = running_model(model)
     masks = selection.masks(model)
     chosen: dict[str, list[Any]] = {}
     for matrix in masks.matrices:

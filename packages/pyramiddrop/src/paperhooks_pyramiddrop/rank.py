@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 import torch
 from paperhooks import HookError, Site
-from paperhooks.attention import attention_parts, attention_rows, full_precision, queries_and_keys
+from paperhooks.attention import causal_attention, full_precision, queries_and_keys
 from paperhooks.modelview import ModelView
 from paperhooks.options import function_or_choice
 from torch import Tensor
@@ -47,17 +47,8 @@ def last_token(ranking: Ranking) -> Tensor:
 
     With several query rows (training on several answers) their rows are averaged. float32 [B, n].
     """
-    q, k = queries_and_keys(
-        ranking.view,
-        ranking.layer,
-        ranking.hidden_states,
-        ranking.position_embeddings,
-        ranking.query_rows,
-    )
-    rows = ranking.query_rows.to(k.device)
-    columns = torch.arange(k.shape[2], device=k.device)
-    allowed = (columns <= rows[..., None]) & ranking.real.to(k.device)[:, None, :]  # [B, m, n]
-    attention = attention_rows(q, k, attention_parts(ranking.view, ranking.layer).scaling, allowed)
+    states, tables, rows = ranking.hidden_states, ranking.position_embeddings, ranking.query_rows
+    attention = causal_attention(ranking.view, ranking.layer, states, tables, rows, ranking.real)  # [B, m, n]
     weight = ranking.query_valid.to(attention)[..., None]
     return (attention * weight).sum(1) / weight.sum(1).clamp(min=1)
 
