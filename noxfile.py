@@ -369,8 +369,8 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def train_testbed(session: nox.Session) -> None:
-    """Train the test bed's model again; options of paperhooks_testbed.train after ``--``."""
-    run(session, development(session), "-m", "paperhooks_testbed.train", *session.posargs)
+    """Train the test bed's model again; options of paperhooks_testbed.training.train after ``--``."""
+    run(session, development(session), "-m", "paperhooks_testbed.training", *session.posargs)
 
 
 @nox.session(venv_backend="none")

@@ -11,7 +11,7 @@ from typing import Any
 import paperhooks
 import torch
 from paperhooks import PluginConflict, Traits, hookimpl
-from paperhooks.options import number, whole
+from paperhooks.io import number, whole
 from paperhooks.testing import tiny_vlm, vlm_inputs
 from paperhooks_pyramiddrop import PyramidDrop
 

@@ -16,17 +16,18 @@ import paperhooks
 from paperhooks import HooksTrainerMixin
 from paperhooks_miniplm import (
     Distil,
-    Document,
     SelectedDataset,
+    TextRecord,
     TrainingCollator,
+    byte_tokenizer,
     diff,
     duplicates_of,
     open_rows,
     pack,
     score,
     select,
+    small_llama,
 )
-from paperhooks_miniplm.miniature import byte_tokenizer, small_llama
 from paperhooks_testbed import documents
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -37,12 +38,12 @@ class HooksTrainer(HooksTrainerMixin, Trainer):
     """A Trainer that asks the attached methods for the loss."""
 
 
-def corpora() -> tuple[list[Document], list[Document]]:
+def corpora() -> tuple[list[TextRecord], list[TextRecord]]:
     """Real text to train teacher and reference on, and other text to select from, a part of it noise."""
     chance = random.Random(0)
-    texts = [Document(each.text[:800], "text") for each in islice(documents(min_chars=800), 240)]
+    texts = [TextRecord(each.text[:800], "text") for each in islice(documents(min_chars=800), 240)]
     chance.shuffle(texts)
-    noise = [Document("".join(chance.choices(string.printable, k=800)), "noise") for _ in range(5)]
+    noise = [TextRecord("".join(chance.choices(string.printable, k=800)), "noise") for _ in range(5)]
     return texts[40:], texts[:40] + noise
 
 

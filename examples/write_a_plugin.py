@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import paperhooks
 import pytest
 from paperhooks import PluginInfo, Traits, UnsupportedModel, hookimpl
-from paperhooks.catalog import catalog
-from paperhooks.options import number, whole
+from paperhooks.io import number, whole
+from paperhooks.plugins import catalog
 from paperhooks.testing import MethodContract, tiny_llama
 
 

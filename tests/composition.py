@@ -17,10 +17,8 @@ from typing import Any
 
 import torch
 from paperhooks import PluginConflict, attach
-from paperhooks.catalog import catalog
-from paperhooks.hookspecs import CHAINED
-from paperhooks.methods import implemented_hooks, method_options
-from paperhooks.registry import replace_between_markers
+from paperhooks.hooks import CHAINED
+from paperhooks.plugins import catalog, implemented_hooks, method_options, replace_between_markers
 from paperhooks.testing import fingerprint, tiny_vlm, vlm_inputs
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -51,7 +51,7 @@ def check_module(wanted: dict[str, Any]) -> None:
 
 def check_plugins(wanted: dict[str, Any]) -> None:
     """Every entry point resolves, core finds it healthy with all its methods, and no torch was needed to list it."""
-    from paperhooks.catalog import catalog
+    from paperhooks.plugins import catalog
 
     found = {status.name: status for status in catalog().plugins}
     if sorted(found) != wanted["plugins"]:

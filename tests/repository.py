@@ -10,7 +10,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CORE", "PACKAGES", "PLUGINS", "ROOT", "TESTBED", "Import", "Package", "imports", "sources", "tree"]
+__all__ = [
+    "CORE",
+    "PACKAGES",
+    "PAPERS",
+    "PLUGINS",
+    "ROOT",
+    "TESTBED",
+    "TOOLKITS",
+    "Import",
+    "Package",
+    "imports",
+    "sources",
+    "tree",
+]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,6 +65,14 @@ PLUGINS = [
     for file in sorted((ROOT / "packages").glob("*/pyproject.toml"))
     if file.parent != TESTBED.folder
 ]
+_KINDS = {
+    entry.get("path"): entry.get("kind", "paper")
+    for entry in tomllib.loads((ROOT / "registry.toml").read_text(encoding="utf-8"))["plugin"]
+}
+TOOLKITS, PAPERS = (
+    [each for each in PLUGINS if _KINDS.get(each.folder.relative_to(ROOT).as_posix()) == kind]
+    for kind in ("toolkit", "paper")
+)
 PACKAGES = [CORE, TESTBED, *PLUGINS]
 
 

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import torch
 from paperhooks import PluginConflict, Traits, attach, hookimpl
-from paperhooks.testing import fingerprint, tiny_vlm, vlm_inputs
-from paperhooks.testing.tiny import IMAGE_TOKEN, image_outputs
+from paperhooks.testing import IMAGE_TOKEN, fingerprint, image_outputs, tiny_vlm, vlm_inputs
 
 cca = pytest.importorskip("paperhooks_cca")
 pyramiddrop = pytest.importorskip("paperhooks_pyramiddrop")

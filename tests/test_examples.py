@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from paperhooks.testing.processes import run_python
+from paperhooks.testing import run_python
 from repository import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))

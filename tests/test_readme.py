@@ -12,11 +12,10 @@ import pytest
 from installing import brought, install_lines, lay_out, named
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from paperhooks.catalog import catalog
-from paperhooks.hookspecs import CHAINED
-from paperhooks.methods import implemented_hooks
-from paperhooks.testing.processes import ChildError, run_python
-from repository import PACKAGES, PLUGINS, ROOT, imports
+from paperhooks.hooks import CHAINED
+from paperhooks.plugins import catalog, implemented_hooks
+from paperhooks.testing import ChildError, run_python
+from repository import PACKAGES, PAPERS, ROOT, imports
 
 README = ROOT / "README.md"
 FENCE = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -31,7 +30,7 @@ RUNNABLE = [README, *[package.folder / "README.md" for package in PACKAGES]]
 
 def acts_in_the_forward(page: Path) -> bool:
     """Whether a README shows a method that runs inside a model: that of its plugin, or any in the main one."""
-    if page.parent not in [package.folder for package in PLUGINS]:
+    if page.parent not in [package.folder for package in PAPERS]:
         return "paperhooks.attach(" in blocks(page)
     return bool(CHAINED & set(implemented_hooks(catalog().method_class(page.parent.name))))
 
@@ -109,7 +108,7 @@ def test_the_two_commands_are_there_and_are_sessions() -> None:
 
 def test_commands_of_the_readme_exist() -> None:
     typer = pytest.importorskip("typer")
-    from paperhooks.commands import build_app
+    from paperhooks.cli import build_app
 
     known = set(typer.main.get_command(build_app()).commands)
     used = set(re.findall(r"^    paperhooks ([a-z]+)", README.read_text(encoding="utf-8"), re.M))

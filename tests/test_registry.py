@@ -8,10 +8,9 @@ import shlex
 
 import pytest
 from packaging.requirements import Requirement
-from paperhooks.claims import check_claims, load_claims
-from paperhooks.registry import load_registry, plugin_table_markdown, replace_between_markers
-from paperhooks.registry_check import check_registry
-from repository import CORE, PACKAGES, PLUGINS, ROOT, TESTBED, Package
+from paperhooks.authoring import check_claims, check_registry, load_claims
+from paperhooks.plugins import load_registry, plugin_table_markdown, replace_between_markers
+from repository import CORE, PACKAGES, PAPERS, PLUGINS, ROOT, TESTBED, TOOLKITS, Package
 
 REGISTRY = load_registry(ROOT / "registry.toml")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,7 +29,7 @@ def test_every_plugin_of_the_registry_is_a_package_and_the_other_way_round() -> 
     assert {entry.distribution for entry in REGISTRY.entries if entry.path} == {package.name for package in PLUGINS}
 
 
-@pytest.mark.parametrize("package", PLUGINS, ids=str)
+@pytest.mark.parametrize("package", PAPERS, ids=str)
 def test_the_plugins_readme_has_its_claims(package: Package) -> None:
     """Print the table with: paperhooks claims NAME --markdown"""
     readme = (package.folder / "README.md").read_text(encoding="utf-8")
@@ -39,7 +38,7 @@ def test_the_plugins_readme_has_its_claims(package: Package) -> None:
     assert replace_between_markers(readme, "paperhooks-claims", table) == readme
 
 
-@pytest.mark.parametrize("package", PLUGINS, ids=str)
+@pytest.mark.parametrize("package", PAPERS, ids=str)
 def test_claims_are_well_formed_and_their_commands_exist(package: Package) -> None:
     info = importlib.import_module(f"{package.module}.plugin").PLUGIN
     assert info.claims, f"{package.name} names no claims file"
@@ -70,7 +69,7 @@ def test_packages_depend_on_a_range_of_core_with_a_floor(package: Package) -> No
     (core,) = [requirement for requirement in requirements if requirement.name == CORE.name]
     assert sorted(spec.operator for spec in core.specifier) == ["<", ">="]
     assert core.specifier.contains(importlib.import_module(CORE.module).__version__)
-    siblings = {each.name for each in PLUGINS} - {package.name}
+    siblings = {each.name for each in PLUGINS if each not in TOOLKITS} - {package.name}
     assert siblings & {requirement.name for requirement in requirements} == set()
 
 

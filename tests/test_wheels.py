@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from paperhooks.testing.processes import run_python
+from paperhooks.testing import run_python
 from repository import CORE, PACKAGES, PLUGINS, Package
 
 pytest.importorskip("build")

@@ -21,7 +21,7 @@ from packaging.version import Version
 
 __all__ = ["Outcome", "Overlay", "ask_index", "jobs", "matrix", "pins", "report", "settle"]
 
-TABLE = ROOT / "core" / "src" / "paperhooks" / "resources" / "tested_versions.json"
+TABLE = ROOT / "core" / "src" / "paperhooks" / "sessions" / "tested_versions.json"
 PAGE = ROOT / "docs" / "versions.md"
 #: Libraries whose tested range the table keeps: what calls the hooks, and what wraps the models that they run in.
 RANGED = ("transformers", "pluggy", "peft")

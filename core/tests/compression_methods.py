@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 from paperhooks import Level, Traits, hookimpl
-from paperhooks.compression import calibrate
+from paperhooks.models import calibrate
 
 LINEARS = r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
 

@@ -10,7 +10,7 @@ import paperhooks
 import torch
 from paperhooks import HooksTrainerMixin, Traits, hookimpl
 from paperhooks.logprobs import Head, next_token_labels, sequence_logprobs
-from paperhooks.testing.tiny import tiny_llama
+from paperhooks.testing import tiny_llama
 from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from paperhooks import ModelView, Traits, hookimpl
-from paperhooks.options import flag, number, whole
-from paperhooks.selection import compact
+from paperhooks.io import flag, number, whole
+from paperhooks.tokens import compact
 
 _MODES = ("beams", "assisted", "static_cache", "chunked_prefill", "training", "compile")
 EVERYTHING = dict.fromkeys(_MODES, True)

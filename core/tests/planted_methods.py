@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import torch
 from paperhooks import Traits, hookimpl
-from paperhooks.attention import attention_from
-from paperhooks.options import number
-from paperhooks.selection import compact
+from paperhooks.hooks.attention import attention_from
+from paperhooks.io import number
+from paperhooks.tokens import compact
 from torch import Tensor, nn
 
 MODES = dict.fromkeys(("beams", "assisted", "static_cache", "training"), True)

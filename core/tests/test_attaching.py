@@ -10,8 +10,9 @@ import pytest
 import torch
 from methods import Damp
 from paperhooks import PluginIncompatible, Traits, attach, hookimpl
-from paperhooks.loss import HooksTrainerMixin, LossContext, compute_loss
+from paperhooks.hooks import LossContext
 from paperhooks.testing import tiny_llama
+from paperhooks.training import HooksTrainerMixin, compute_loss
 from torch import nn
 from transformers import Trainer, TrainingArguments
 

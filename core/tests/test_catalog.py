@@ -7,18 +7,13 @@ import sys
 
 import paperhooks
 import pytest
-from paperhooks.catalog import Catalog, catalog, refresh
-from paperhooks.errors import (
-    PluginBroken,
-    PluginConflict,
-    PluginError,
-    PluginIncompatible,
-    PluginNotFound,
-)
-from paperhooks.testing.processes import run_python
-from plugins.fake_site import FakeSite, info_source
+from paperhooks.errors import PluginBroken, PluginConflict, PluginError, PluginIncompatible, PluginNotFound
+from paperhooks.plugins import catalog, refresh
+from paperhooks.plugins.installed import Catalog
+from paperhooks.testing import run_python
+from paperhooks.testing.fake_site import FakeSite, info_source
 
-pytest_plugins = ["plugins.fixtures"]
+pytest_plugins = ["paperhooks.testing.site_fixtures"]
 
 BROKEN = "import a_module_that_is_not_there\n"
 
@@ -39,7 +34,7 @@ def test_a_healthy_plugin_is_found_with_its_distribution_and_file(site: FakeSite
 def test_a_broken_plugin_is_named_once_with_the_fix_and_stops_nobody(site: FakeSite, caplog) -> None:
     site.add("dist-bad", "t-bad", BROKEN)
     site.add("dist-one", "t-one")
-    with caplog.at_level(logging.WARNING, "paperhooks.catalog"):
+    with caplog.at_level(logging.WARNING, "paperhooks.plugins.installed"):
         found = Catalog.discover()
         found.method_class("t-one")
     assert states(found) == {"t-bad": "broken", "t-one": "healthy"}
@@ -180,7 +175,7 @@ def test_an_option_called_name_reaches_the_method(site: FakeSite) -> None:
     ],
 )
 def test_a_method_class_that_breaks_the_contract_is_refused(site: FakeSite, change, said: str) -> None:
-    from plugins.fake_site import METHOD
+    from paperhooks.testing.fake_site import METHOD
 
     site.add("dist-one", "t-one", method=METHOD.replace(*change))
     found = Catalog.discover()
@@ -191,7 +186,7 @@ def test_a_method_class_that_breaks_the_contract_is_refused(site: FakeSite, chan
 
 
 def test_a_bad_option_value_keeps_its_error_and_gains_the_method(site: FakeSite) -> None:
-    from plugins.fake_site import METHOD
+    from paperhooks.testing.fake_site import METHOD
 
     check = '\n        def __post_init__(self):\n            raise ValueError("factor is bad")\n'
     site.add("dist-one", "t-one", method=METHOD.rstrip() + "\n" + check)
@@ -230,9 +225,9 @@ def test_import_and_listing_load_neither_torch_nor_transformers(site: FakeSite) 
     code = (
         f"import sys; sys.path.insert(0, {str(site.root)!r})\n"
         "import paperhooks\n"
-        "from paperhooks.catalog import catalog\n"
-        "from paperhooks.registry import load_registry\n"
-        "from paperhooks.evaluation import TaskInfo\n"
+        "from paperhooks.plugins import catalog\n"
+        "from paperhooks.plugins import load_registry\n"
+        "from paperhooks.info import TaskInfo\n"
         "names = [s.name for s in catalog().plugins if s.healthy]; load_registry(); dir(paperhooks)\n"
         "catalog().process_hooks\n"
         "heavy = sorted({'torch', 'transformers', 'numpy', 'matplotlib', 'typer', 'rich'} & set(sys.modules))\n"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from paperhooks.catalog import Catalog
 from paperhooks.errors import PluginBroken
-from paperhooks.methods import implemented_hooks, known_hooks
-from plugins.fake_site import FakeSite, info_source
+from paperhooks.plugins import implemented_hooks
+from paperhooks.plugins.installed import Catalog
+from paperhooks.plugins.methods import known_hooks
+from paperhooks.testing.fake_site import FakeSite, info_source
 
-pytest_plugins = ["plugins.fixtures"]
+pytest_plugins = ["paperhooks.testing.site_fixtures"]
 
 OFFERS = """
 import paperhooks

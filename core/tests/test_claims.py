@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from paperhooks.claims import check_claims, load_claims, plugin_claims
+from paperhooks.authoring import check_claims, load_claims
+from paperhooks.authoring.claims import plugin_claims
 from paperhooks.errors import DataError
-from plugins.fake_site import FakeSite, info_source
+from paperhooks.testing.fake_site import FakeSite, info_source
 
-pytest_plugins = ["plugins.fixtures"]
+pytest_plugins = ["paperhooks.testing.site_fixtures"]
 
 GOOD = """
 schema = 1

@@ -9,13 +9,13 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from paperhooks.cli import main
-from paperhooks.commands.options import build_methods, parse_method, parse_value, read_records
+from paperhooks.cli import build_methods, main, parse_value
+from paperhooks.cli.options import parse_method, read_records
 from paperhooks.errors import DataError
-from paperhooks.testing.processes import run_python
-from plugins.fake_site import FakeSite, info_source
+from paperhooks.testing import run_python
+from paperhooks.testing.fake_site import FakeSite, info_source
 
-pytest_plugins = ["plugins.fixtures"]
+pytest_plugins = ["paperhooks.testing.site_fixtures"]
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_registry_commands(own_catalog, cli, tmp_path: Path) -> None:
     assert "schema = 2 must be one of 1" in err
     readme = tmp_path / "README.md"
     readme.write_text("a\n<!-- paperhooks-plugins:start -->\n<!-- paperhooks-plugins:end -->\nb\n")
-    from paperhooks.registry import find_registry
+    from paperhooks.plugins.registry import find_registry
 
     assert cli("registry", "table", str(find_registry()), "--write", str(readme))[0] == 0
     assert "| [pyramiddrop](packages/pyramiddrop) |" in readme.read_text()
@@ -323,8 +323,9 @@ TASK = """
 from dataclasses import dataclass
 
 import paperhooks
-from paperhooks.engine import Request
-from paperhooks.tasks import Document, Parsed, Task, TaskInfo
+from paperhooks.generation import Request
+from paperhooks_evaluation import Document, Parsed, Task
+from paperhooks.info import TaskInfo
 
 class Hooks:
     @paperhooks.hookimpl

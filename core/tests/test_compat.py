@@ -258,7 +258,7 @@ def test_a_layer_without_its_cache_in_a_later_forward_is_refused():
 
 
 def test_the_checks_run_in_the_first_forward_only(monkeypatch):
-    from paperhooks import torchhooks
+    from paperhooks.sessions import torch_hooks as torchhooks
 
     counted = []
 

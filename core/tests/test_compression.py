@@ -10,11 +10,13 @@ import pytest
 import torch
 from compression_methods import LINEARS, Answers, Greedy, Halve, Magnitude
 from paperhooks import Artefact, ArtefactError, DataError, HookError, ModelView, PluginConflict, PluginInfo
-from paperhooks.catalog import catalog
-from paperhooks.compression import CompressionRequest, calibrate, compress, token_batches
+from paperhooks.compression import compress
 from paperhooks.errors import PluginError, PluginIncompatible, PluginNotFound
-from paperhooks.testing import fingerprint
-from paperhooks.testing.tiny import TEXT_FAMILIES, tiny_llama, tiny_text, tiny_vlm, vlm_inputs
+from paperhooks.hooks import CompressionRequest
+from paperhooks.models import calibrate
+from paperhooks.models.batches import token_batches
+from paperhooks.plugins import catalog
+from paperhooks.testing import TEXT_FAMILIES, fingerprint, tiny_llama, tiny_text, tiny_vlm, vlm_inputs
 from torch import nn
 
 DATA = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
@@ -296,7 +298,7 @@ def test_errors_in_calibration_name_module_and_batch_and_leave_nothing() -> None
 
 
 def test_batches_are_padded_cut_and_masked(caplog) -> None:
-    with caplog.at_level("INFO", "paperhooks.calibration_data"):
+    with caplog.at_level("INFO", "paperhooks.models.batches"):
         batches = token_batches(DATA, max_length=3, batch_size=2)
     assert batches[0]["input_ids"].tolist() == [[5, 6, 7], [9, 10, 0]]
     assert batches[0]["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]

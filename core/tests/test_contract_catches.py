@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import paperhooks.generation
-import paperhooks.runtime
+import paperhooks.hooks.call
+import paperhooks.sessions.generate_guard
 import planted_methods as planted
 import pytest
 import torch
-from paperhooks.session import Session
+from paperhooks.sessions import Session
 from paperhooks.testing import Dropper, MethodContract
 from torch import nn
 
@@ -266,11 +266,13 @@ def test_settings_that_are_read_off_the_arguments_alone(monkeypatch):
         return GenerationConfig(**{name: value for name, value in given.items() if name in known})
 
     passes(planted.Scale, "test_generation_modes", "chunked_prefill")
-    monkeypatch.setattr(paperhooks.generation, "merged_generation", given_alone)
+    monkeypatch.setattr(paperhooks.sessions.generate_guard, "merged_generation", given_alone)
     fails(planted.Scale, "test_generation_modes", "chunked_prefill", match="asked for in generation_config=")
 
 
-@pytest.mark.parametrize("module", [paperhooks.runtime, paperhooks.generation], ids=["a call", "generate"])
+@pytest.mark.parametrize(
+    "module", [paperhooks.hooks.call, paperhooks.sessions.generate_guard], ids=["a call", "generate"]
+)
 def test_a_visual_mask_that_is_not_checked(monkeypatch, module):
     passes(planted.Brighten, "test_a_visual_mask_is_checked", vision=True)
     monkeypatch.setattr(module, "check_token_mask", lambda *_: None)

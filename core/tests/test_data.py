@@ -12,15 +12,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paperhooks.catalog import Catalog
-from paperhooks.corpus import Corpus
 from paperhooks.data import score, select
+from paperhooks.data.selection import best_rows
 from paperhooks.errors import DataError, HookError, PluginIncompatible
-from paperhooks.selecting import best_rows
+from paperhooks.io import Corpus
+from paperhooks.plugins.installed import Catalog
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-pytest_plugins = ["plugins.fixtures"]
+pytest_plugins = ["paperhooks.testing.site_fixtures"]
 
 
 @dataclass(eq=False)

@@ -6,11 +6,11 @@ import importlib.metadata
 from pathlib import Path
 
 import pytest
-from paperhooks.demo import run_demo
+from paperhooks.authoring.demo import run_demo
 from paperhooks.errors import PluginBroken, PluginNotFound
-from plugins.fake_site import FakeSite, info_source
+from paperhooks.testing.fake_site import FakeSite, info_source
 
-pytest_plugins = ["plugins.fixtures"]
+pytest_plugins = ["paperhooks.testing.site_fixtures"]
 
 DEMO = """
 def run(context):

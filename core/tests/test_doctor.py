@@ -7,12 +7,13 @@ import importlib.metadata
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
-from paperhooks import versions
-from paperhooks.catalog import Catalog, refresh
-from paperhooks.doctor import _requirement, examine
-from plugins.fake_site import FakeSite, info_source
+from paperhooks.authoring.doctor import _requirement, examine
+from paperhooks.plugins import refresh
+from paperhooks.plugins.installed import Catalog
+from paperhooks.sessions import versions
+from paperhooks.testing.fake_site import FakeSite, info_source
 
-pytest_plugins = ["plugins.fixtures"]
+pytest_plugins = ["paperhooks.testing.site_fixtures"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from paperhooks.experts import Experts
+from paperhooks.models import Experts
 from paperhooks.testing import tiny_text
 from torch import nn
 

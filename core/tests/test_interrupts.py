@@ -9,12 +9,12 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
-import paperhooks.journal_entries
-import paperhooks.weights
+import paperhooks.weights.entries
+import paperhooks.weights.journal
 import pytest
 import torch
 from paperhooks import Traits, attach, hookimpl, strip
-from paperhooks.session import active_session
+from paperhooks.sessions import active_session
 from paperhooks.testing import fingerprint, tiny_llama
 from paperhooks.testing.contract_traces import closing_files
 from paperhooks.testing.interrupts import LineTracer, count_lines, interrupted
@@ -85,7 +85,7 @@ class Observing:
 
 FILES = [
     *closing_files(),
-    *map(inspect.getfile, (paperhooks.weights, paperhooks.journal_entries, Everything)),
+    *map(inspect.getfile, (paperhooks.weights.journal, paperhooks.weights.entries, Everything)),
 ]
 
 

@@ -8,17 +8,10 @@ import math
 import pytest
 import torch
 from paperhooks import DataError, ModelView, UnsupportedModel
-from paperhooks.divergence import divergence_of
-from paperhooks.logprobs import (
-    Head,
-    kl_divergence,
-    last_hidden_state,
-    next_token_labels,
-    sequence_logprobs,
-    token_logprobs,
-)
-from paperhooks.testing.memory import LargestTensor
-from paperhooks.testing.tiny import TEXT_FAMILIES, VLM_FAMILIES, tiny_llama, tiny_text, tiny_vlm, vlm_inputs
+from paperhooks.logprobs import Head, divergence_of, next_token_labels, sequence_logprobs, token_logprobs
+from paperhooks.logprobs.divergence import kl_divergence
+from paperhooks.models import last_hidden_state
+from paperhooks.testing import TEXT_FAMILIES, VLM_FAMILIES, LargestTensor, tiny_llama, tiny_text, tiny_vlm, vlm_inputs
 from torch import nn
 
 PADDED = torch.tensor([[1, 1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0, 0, 0]])

@@ -23,10 +23,12 @@ from loss_methods import (
     trainer,
 )
 from paperhooks import HookError, LossContext, PluginConflict, Traits, hookimpl
+from paperhooks.hooks.loss import batch_target_rows
 from paperhooks.logprobs import next_token_labels, sequence_logprobs
-from paperhooks.loss import batch_target_rows, compute_loss, find_session
-from paperhooks.modelview import ModelView
-from paperhooks.testing.ranks import run_ranks
+from paperhooks.models import ModelView
+from paperhooks.testing import run_ranks
+from paperhooks.training import compute_loss
+from paperhooks.training.loss import find_session
 from safetensors.torch import load_file
 from transformers import Trainer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from paperhooks import ModelView, UnsupportedModel
-from paperhooks.modelview import GridPart
+from paperhooks.models import GridPart
 from paperhooks.testing import IMAGE_TOKEN, TEXT_FAMILIES, VLM_FAMILIES, tiny_llama, tiny_text, tiny_vlm
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from paperhooks import Paper, PluginError, PluginInfo, Traits
-from paperhooks.options import (
+from paperhooks.io import (
     choice,
     flag,
     function_or_choice,
@@ -28,7 +28,8 @@ from paperhooks.options import (
     whole,
     whole_list,
 )
-from paperhooks.testing.wrong_options import check_options, wrong_values
+from paperhooks.testing import check_options
+from paperhooks.testing.wrong_options import wrong_values
 
 if TYPE_CHECKING:
     from nowhere import Unknown  # type: ignore[import-not-found]

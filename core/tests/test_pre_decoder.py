@@ -9,8 +9,8 @@ import torch
 from paperhooks import DataError, ModelView, Traits, UnsupportedModel, attach, hookimpl, strip
 from paperhooks.compat import returned_cache
 from paperhooks.errors import ModelError
-from paperhooks.runtime import cache_states
 from paperhooks.testing import cache_argument, fingerprint, tiny_llama, tiny_vlm, vlm_inputs
+from paperhooks.tokens.row_state import cache_states
 from transformers import DynamicCache, StaticCache
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 from paperhooks import HookError, Traits, attach, hookimpl
-from paperhooks.attention import attention_from, full_precision
+from paperhooks.hooks.attention import attention_from
+from paperhooks.models import full_precision
 from paperhooks.models.modules import compute_dtype, device_of
 from paperhooks.testing import tiny_llama
 from torch import nn
@@ -64,7 +65,7 @@ def test_autocast_around_the_model_does_not_reach_the_ranking(dtype):
 
     view = ModelView.from_model(exact)
     positions = exact.model.rotary_emb(hidden.double(), position_ids=torch.arange(8)[None])
-    from paperhooks.attention import attention_parts, queries_and_keys
+    from paperhooks.models import attention_parts, queries_and_keys
 
     q, k = queries_and_keys(view, 1, hidden.double(), positions, torch.full((2, 1), 7))
     scores = (q[:, :, 0, None] * k.repeat_interleave(2, 1)).sum(-1) * attention_parts(view, 1).scaling

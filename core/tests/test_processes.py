@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from paperhooks.testing import ChildError, Processes, run_python, run_ranks
 from paperhooks.testing.failures import failure_of, report
-from paperhooks.testing.processes import ChildError, Processes, run_python
-from paperhooks.testing.ranks import run_ranks
 from torch import distributed
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who belongs to whom")
@@ -161,7 +160,7 @@ def test_nothing_outlives_the_block_not_even_what_a_launcher_put_into_a_session_
 @ON_LINUX
 def test_a_process_dies_with_the_one_that_started_it_even_if_that_is_killed(tmp_path: Path) -> None:
     code = (
-        "import os, signal\nfrom paperhooks.testing.processes import Processes\n"
+        "import os, signal\nfrom paperhooks.testing import Processes\n"
         f"print(Processes().start('-c', {SLEEP!r}).process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -6,18 +6,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from paperhooks.authoring import check_registry
 from paperhooks.errors import RegistryError
-from paperhooks.registry import (
-    find_registry,
-    install_hint,
-    load_registry,
-    plugin_table_markdown,
-    replace_between_markers,
-)
-from paperhooks.registry_check import check_registry
-from plugins.fake_site import METHOD
+from paperhooks.plugins import load_registry, plugin_table_markdown, replace_between_markers
+from paperhooks.plugins.registry import find_registry, install_hint
+from paperhooks.testing.fake_site import METHOD
 
-pytest_plugins = ["plugins.fixtures"]
+pytest_plugins = ["paperhooks.testing.site_fixtures"]
 
 REGISTRY = """
 schema = 1

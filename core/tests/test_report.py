@@ -10,10 +10,22 @@ from pathlib import Path
 
 import pytest
 from paperhooks.errors import DataError, MissingExtra
-from paperhooks.figures import bar_figure, line_figure, new_figure, save_figure
-from paperhooks.provenance import atomic_path, hash_json, plain, write_json, write_text
-from paperhooks.report import Code, Columns, Figure, Heading, Image, Paragraph, RunFolder, Table
-from paperhooks.testing.processes import run_python
+from paperhooks.io import atomic_path, hash_json, plain, write_json, write_text
+from paperhooks.reports import (
+    Code,
+    Columns,
+    Figure,
+    Heading,
+    Image,
+    Paragraph,
+    RunFolder,
+    Table,
+    bar_figure,
+    line_figure,
+    new_figure,
+    save_figure,
+)
+from paperhooks.testing import run_python
 
 NASTY = "<script>alert('x')</script> & | ` *"
 
@@ -209,7 +221,7 @@ def test_figures_are_reproducible_and_leave_matplotlib_alone(tmp_path: Path) -> 
 
 def test_figures_need_no_pyplot(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from paperhooks.figures import bar_figure, save_figure\n"
+        "import sys, pathlib; from paperhooks.reports import bar_figure, save_figure\n"
         "save_figure(bar_figure(['a'], [1.0]), pathlib.Path(sys.argv[1]))\n"
         "sys.exit('pyplot was loaded' if 'matplotlib.pyplot' in sys.modules else 0)\n"
     )

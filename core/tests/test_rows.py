@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from paperhooks.rows import sum_in_chunks
-from paperhooks.testing.memory import LargestTensor
+from paperhooks.logprobs import sum_in_chunks
+from paperhooks.testing import LargestTensor
 from torch import Tensor, nn
 
 N, D, V = 23, 8, 40

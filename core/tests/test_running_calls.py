@@ -12,7 +12,7 @@ import pytest
 import torch
 from methods import Damp
 from paperhooks import PluginConflict, Traits, UnsupportedGeneration, attach, hookimpl
-from paperhooks.sessions.running import still_inside
+from paperhooks.sessions.threads import still_inside
 from paperhooks.testing import fingerprint, tiny_llama
 from transformers import StoppingCriteria
 

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from methods import KeepRows, mask_oracle
 from paperhooks import HookError, UnsupportedGeneration, attach
-from paperhooks.inputs import LayerInputs
-from paperhooks.runtime import Call, Site
-from paperhooks.selection import SelectedLayer, TokenTrack, compact, compact_labels
+from paperhooks.hooks import Call, LayerInputs, Site
 from paperhooks.testing import TEXT_FAMILIES, cache_argument, tiny_llama, tiny_text
+from paperhooks.tokens import TokenTrack, compact
+from paperhooks.tokens.cache import SelectedLayer
 from paperhooks.tokens.masks import gather_mask, take_rows
 from paperhooks.tokens.row_state import Attendance
+from paperhooks.tokens.track import compact_labels
 from transformers import DynamicCache, StaticCache
 
 CACHE = cache_argument(tiny_llama())

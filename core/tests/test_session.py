@@ -26,7 +26,7 @@ from paperhooks import (
     hookimpl,
     strip,
 )
-from paperhooks.session import Session, active_session
+from paperhooks.sessions import Session, active_session
 from paperhooks.testing import TEXT_FAMILIES, MethodContract, fingerprint, tiny_llama, tiny_llava, tiny_text, vlm_inputs
 
 IDS = torch.arange(3, 13)[None]
@@ -557,16 +557,16 @@ def test_several_sessions_on_several_models():
 
 
 def test_an_untested_transformers_is_warned_about_once(monkeypatch):
-    from paperhooks import session, versions
+    from paperhooks.sessions import versions
 
     newest = versions.tested("transformers")[-1]
     monkeypatch.setattr("importlib.metadata.version", lambda name: "6.1.0")
-    session._warn_untested.cache_clear()
+    versions.warn_untested.cache_clear()
     with pytest.warns(UserWarning, match=rf"tested with transformers .* to {newest}, this is 6.1.0"):
-        session._warn_untested()
-    session._warn_untested()
+        versions.warn_untested()
+    versions.warn_untested()
     monkeypatch.undo()
-    session._warn_untested.cache_clear()
+    versions.warn_untested.cache_clear()
 
 
 def test_public_names_resolve():

@@ -7,12 +7,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from paperhooks.catalog import Catalog
+from paperhooks.authoring.template import create_project
 from paperhooks.errors import DataError
-from paperhooks.template import create_project
-from paperhooks.testing.processes import run_python
+from paperhooks.plugins.installed import Catalog
+from paperhooks.testing import run_python
 
-pytest_plugins = ["plugins.fixtures"]
+pytest_plugins = ["paperhooks.testing.site_fixtures"]
 
 
 @pytest.fixture

@@ -11,12 +11,11 @@ import numpy
 import pytest
 import torch
 from paperhooks import Traits, UnsupportedModel, attach, hookimpl
-from paperhooks.testing import Dropper, fingerprint, tiny_llama, tiny_llava, tiny_text, vlm_inputs
+from paperhooks.testing import Dropper, check_options, fingerprint, tiny_llama, tiny_llava, tiny_text, vlm_inputs
 from paperhooks.testing.fixtures import leaves_no_trace, text_model, vision_model  # noqa: F401
 from paperhooks.testing.interrupts import count_lines, interrupted, moments
 from paperhooks.testing.leftovers import NewTensors, gathered
 from paperhooks.testing.process_state import ProcessState
-from paperhooks.testing.wrong_options import check_options
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from methods import Damp
 from paperhooks import attach
-from paperhooks.generation import GuardedGenerate
+from paperhooks.sessions.generate_guard import GuardedGenerate
 from paperhooks.testing import fingerprint, tiny_llama
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])

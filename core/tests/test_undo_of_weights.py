@@ -15,9 +15,8 @@ import paperhooks
 import pytest
 import torch
 from paperhooks import ModelError, WeightJournal
-from paperhooks.journal_entries import Change, Digests
-from paperhooks.testing import fingerprint
-from paperhooks.testing.tiny import tiny_llama
+from paperhooks.testing import fingerprint, tiny_llama
+from paperhooks.weights.entries import Change, Digests
 from torch import nn
 
 #: More entries than one block of digests has, and no multiple of it.

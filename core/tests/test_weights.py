@@ -10,9 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paperhooks import Artefact, ArtefactError, PluginConflict, UnsupportedModel, WeightJournal
-from paperhooks.digests import tensor_digest
-from paperhooks.testing import fingerprint
-from paperhooks.testing.tiny import tiny_llama, tiny_text
+from paperhooks.io import tensor_digest
+from paperhooks.testing import fingerprint, tiny_llama, tiny_text
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -323,7 +322,7 @@ def test_an_artefact_without_edits_or_journal_says_so() -> None:
 
 
 def test_saving_fails_without_harming_an_older_file(tmp_path, monkeypatch) -> None:
-    from paperhooks import artefacts
+    from paperhooks.weights import artefact as artefacts
 
     artefact = edited(tiny_llama())
     file = artefact.save(tmp_path / "a.safetensors")

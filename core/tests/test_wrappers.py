@@ -9,9 +9,9 @@ import pytest
 import torch
 from methods import Damp, KeepRows
 from paperhooks import Traits, UnsupportedModel, active_session, attach, hookimpl, strip
-from paperhooks.loss import find_session
-from paperhooks.models.wrappers import running_model
+from paperhooks.models import running_model
 from paperhooks.testing import fingerprint, tiny_llama, tiny_vlm, vlm_inputs
+from paperhooks.training.loss import find_session
 from torch import nn
 
 peft = pytest.importorskip("peft")

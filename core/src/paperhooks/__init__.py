@@ -10,131 +10,40 @@ Importing this package loads neither torch nor transformers: every name below is
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from paperhooks.errors import (
-    ArtefactError,
-    DataError,
-    HookError,
-    MissingExtra,
-    ModelError,
-    PaperhooksError,
-    PluginBroken,
-    PluginConflict,
-    PluginError,
-    PluginIncompatible,
-    PluginNotFound,
-    RegistryError,
-    UnsupportedGeneration,
-    UnsupportedModel,
-)
-from paperhooks.info import HOOK_API, Paper, PluginInfo, Traits
-from paperhooks.markers import hookimpl
+import lazy_loader
 
-if TYPE_CHECKING:
-    from paperhooks.comparing import Comparison, compare
-    from paperhooks.compression import CompressionRequest, Level, compress
-    from paperhooks.data import score, select
-    from paperhooks.evaluation import EvaluationResult, evaluate, rescore
-    from paperhooks.evaluation_callback import EvaluationCallback
-    from paperhooks.inputs import DecoderInputs, LayerInputs
-    from paperhooks.loss import HooksTrainerMixin, LossContext
-    from paperhooks.modelview import ModelView
-    from paperhooks.runtime import Call, Site
-    from paperhooks.session import Session, active_session, attach, strip
-    from paperhooks.tasks import Task, TaskInfo
-    from paperhooks.weights import Artefact, WeightJournal
+from paperhooks.errors import MissingExtra
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "HOOK_API",
-    "Artefact",
-    "ArtefactError",
-    "Call",
+#: What the evaluation toolkit brings (the extra ``paperhooks[evaluation]``), by name: the one table that looks upward.
+_EVALUATION = (
     "Comparison",
-    "CompressionRequest",
-    "DataError",
-    "DecoderInputs",
     "EvaluationCallback",
     "EvaluationResult",
-    "HookError",
-    "HooksTrainerMixin",
-    "LayerInputs",
-    "Level",
-    "LossContext",
-    "MissingExtra",
-    "ModelError",
-    "ModelView",
-    "Paper",
-    "PaperhooksError",
-    "PluginBroken",
-    "PluginConflict",
-    "PluginError",
-    "PluginIncompatible",
-    "PluginInfo",
-    "PluginNotFound",
-    "RegistryError",
-    "Session",
-    "Site",
     "Task",
-    "TaskInfo",
-    "Traits",
-    "UnsupportedGeneration",
-    "UnsupportedModel",
-    "WeightJournal",
-    "__version__",
-    "active_session",
-    "attach",
     "compare",
-    "compress",
     "evaluate",
-    "hookimpl",
     "rescore",
-    "score",
-    "select",
-    "strip",
-]
+)
 
-#: Public name to the module that defines it; fetched on first use (PEP 562).
-_LAZY = {
-    "Artefact": "weights",
-    "Call": "runtime",
-    "Comparison": "comparing",
-    "CompressionRequest": "compression",
-    "DecoderInputs": "inputs",
-    "EvaluationCallback": "evaluation_callback",
-    "EvaluationResult": "evaluation",
-    "HooksTrainerMixin": "loss",
-    "LayerInputs": "inputs",
-    "Level": "compression",
-    "LossContext": "loss",
-    "ModelView": "modelview",
-    "Session": "session",
-    "Site": "runtime",
-    "Task": "tasks",
-    "TaskInfo": "tasks",
-    "WeightJournal": "weights",
-    "active_session": "session",
-    "attach": "session",
-    "compare": "comparing",
-    "compress": "compression",
-    "evaluate": "evaluation",
-    "rescore": "evaluation",
-    "score": "data",
-    "select": "data",
-    "strip": "session",
-}
+_own, _, _names = lazy_loader.attach_stub(__name__, __file__)
+__all__ = sorted([*_names, *_EVALUATION, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
-    module = _LAZY.get(name)
-    if module is None:
-        raise AttributeError(f"module 'paperhooks' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"paperhooks.{module}"), name)
-    globals()[name] = value
-    return value
+    if name not in _EVALUATION:
+        return _own(name)
+    try:
+        toolkit = importlib.import_module("paperhooks_evaluation")
+    except ModuleNotFoundError as error:
+        if error.name != "paperhooks_evaluation":
+            raise
+        raise MissingExtra("paperhooks_evaluation", "paperhooks[evaluation]", "to evaluate models") from error
+    return getattr(toolkit, name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return __all__

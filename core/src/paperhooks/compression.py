@@ -9,123 +9,33 @@ is a :class:`Level`; any method may offer levels through ``compression_levels``,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from paperhooks.artefacts import Artefact
-from paperhooks.calibration import CalibrationBatch, calibrate, find_module, token_batches
-from paperhooks.calibration_data import data_digest, find_tokenizer, has_text
-from paperhooks.catalog import catalog
-from paperhooks.engine import evaluation_mode
-from paperhooks.errors import DataError, HookError, PluginConflict, PluginError, PluginIncompatible
-from paperhooks.methods import describe_method
-from paperhooks.methodset import MethodSet
-from paperhooks.modelview import ModelView
-from paperhooks.provenance import model_digest, plain
-from paperhooks.report import Heading, Paragraph, RunFolder, Table
+from paperhooks.errors import HookError, PluginConflict, PluginError, PluginIncompatible
+from paperhooks.hooks.compression import CompressionRequest
+from paperhooks.io.files import plain
+from paperhooks.io.hashing import model_digest
+from paperhooks.models.batches import data_digest, find_tokenizer, has_text
+from paperhooks.models.forward import evaluation_mode
+from paperhooks.models.view import ModelView
+from paperhooks.plugins.installed import catalog
+from paperhooks.plugins.methods import describe_method
+from paperhooks.reports.blocks import Heading, Paragraph, Table
+from paperhooks.reports.run_folder import RunFolder
+from paperhooks.sessions.method_set import MethodSet
+from paperhooks.weights.artefact import Artefact
 
 if TYPE_CHECKING:
-    from paperhooks.weights import WeightJournal
+    pass
 
-__all__ = ["CalibrationBatch", "CompressionRequest", "Level", "LevelAction", "calibrate", "compress", "token_batches"]
+__all__ = ["compress"]
 
 _ARTEFACT: Final = "artefact.safetensors"
-
-
-class LevelAction(Protocol):
-    """Brings one module to a level: writes its parameters through ``journal``, naming no method."""
-
-    def __call__(self, journal: WeightJournal, name: str, module: nn.Module) -> object:
-        """Write new values for the parameters of ``module``, whose qualified name is ``name``."""
-
-
-@dataclass(frozen=True, eq=False)
-class Level:
-    """Something that could be done to one module.
-
-    method, label
-        Who offers it, and its name among that method's levels of the module, such as ``"sparsity 0.5"``.
-    cost
-        What the module costs at this level, by kind: ``{"bytes": ..., "flops": ..., "parameters": ...}``.
-    action
-        Brings the module to the level.
-    options
-        The level's own settings, for records.
-    """
-
-    method: str
-    label: str
-    cost: Mapping[str, float]
-    action: LevelAction
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def apply(self, journal: WeightJournal, name: str, module: nn.Module) -> None:
-        """Bring ``module`` to this level; levels start from the module's original weights, not from one another."""
-        self.action(journal, name, module)
-
-
-@dataclass(eq=False)
-class CompressionRequest:
-    """What the hooks ``compression`` and ``compression_levels`` are asked.
-
-    method, options
-        The name and options of the method that answers.
-    data, tokenizer
-        Calibration data as given, and what turns texts into tokens; see :meth:`batches`.
-    target
-        What to reach, in the method's own words, such as ``"3.0bit"`` or 0.5.
-    run
-        The run folder, for checkpoints (``run.path``) and results (``run.record``); None without ``out``.
-    seed, progress
-        See :meth:`generator`; whether to show progress bars.
-    """
-
-    method: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    data: Any = None
-    tokenizer: Any = None
-    target: Any = None
-    run: RunFolder | None = None
-    seed: int = 0
-    progress: bool = True
-    offers: Sequence[Callable[..., Any]] = field(default=(), repr=False)
-
-    def batches(self, part: str | None = None, *, max_length: int = 2048, batch_size: int = 1) -> list[dict[str, Any]]:
-        """The calibration data, or one ``part`` of it, as inputs; see :func:`paperhooks.calibration.token_batches`.
-
-        Raises DataError when there is no data, or no such part of it.
-        """
-        data = self.data if part is None or not isinstance(self.data, Mapping) else self.data.get(part)
-        if data is None or (part is not None and not isinstance(self.data, Mapping)):
-            wanted = "data=[...] (texts, token ids or batches)" if part is None else f"data={{{part!r}: [...], ...}}"
-            raise DataError(f"{self.method} needs calibration data; pass {wanted}")
-        return token_batches(data, tokenizer=self.tokenizer, max_length=max_length, batch_size=batch_size)
-
-    def generator(self) -> torch.Generator:
-        """A new random generator on the CPU, seeded with :attr:`seed`."""
-        return torch.Generator().manual_seed(self.seed)
-
-    def levels(self, view: ModelView, modules: Iterable[str]) -> dict[str, list[Level]]:
-        """What all methods of this run offer for each module, in the order in which the methods were given.
-
-        Raises HookError for an offer that is no sequence of levels, LookupError for a module that does not exist.
-        """
-        found: dict[str, list[Level]] = {}
-        for name in modules:
-            module = find_module(view.model, name)
-            found[name] = [level for offer in self.offers for level in _checked(offer(view, name, module, self))]
-        return found
-
-    def artefact(
-        self, view: ModelView, *, data: Mapping[str, Any] | None = None, tensors: Mapping[str, Tensor] | None = None
-    ) -> Artefact:
-        """The open edits of ``view.journal`` as the artefact of this request."""
-        return Artefact.from_journal(view.journal, method=self.method, options=self.options, data=data, tensors=tensors)
 
 
 def compress(
@@ -159,7 +69,7 @@ def compress(
     :raises HookError: an answer that is no artefact of the edits made.
     :raises DataError: data or run folder that cannot be used.
     """
-    from paperhooks.session import active_session
+    from paperhooks.sessions.session import active_session
 
     if active_session(model) is not None:
         raise PluginConflict("the model is attached to a session; close it before compressing the model")
@@ -231,14 +141,6 @@ def _accepted(artefact: Any, view: ModelView, request: CompressionRequest) -> Ar
         artefact.apply(view.model, view.journal)
     artefact.journal = view.journal
     return artefact
-
-
-def _checked(offer: Any) -> Sequence[Level]:
-    if offer is None:
-        return ()
-    if not isinstance(offer, Sequence) or not all(isinstance(level, Level) for level in offer):
-        raise HookError(f"compression_levels returned {type(offer).__name__}; expected a sequence of Level, or None")
-    return offer
 
 
 def _inputs(model: nn.Module, methods: MethodSet, data: Any, target: Any) -> dict[str, Any]:

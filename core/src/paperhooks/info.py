@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
-from paperhooks.options import flag, function_or_choice, optional, refused, text, whole, whole_list
+from paperhooks.io.options import choice, flag, function_or_choice, optional, refused, text, whole, whole_list
 
-#: Version of the hook contract in :mod:`paperhooks.hookspecs`. New optional arguments and new hooks keep the number.
+#: Version of the hook contract in :mod:`paperhooks.hooks.specs`. New optional arguments and new hooks keep the number.
 HOOK_API: Final = 1
 
 #: The entry point group under which plugins are found.
+#: What a plugin may be.
+KINDS: Final = ("paper", "benchmark", "toolkit")
 ENTRY_POINT_GROUP: Final = "paperhooks.plugins"
 
 Write: TypeAlias = Literal["tokens", "positions", "objective", "weights"]
@@ -142,9 +144,12 @@ class PluginInfo:
         to a model, such as ``evaluation_tasks`` and ``register_commands``.
     demo
         Optional ``"package.module:function"`` run by ``paperhooks demo NAME``; it receives a
-        :class:`paperhooks.demo.DemoContext`.
+        :class:`paperhooks.authoring.DemoContext`.
     claims
         File name of the package's claims table, relative to the package that holds the plugin module.
+    kind
+        ``"paper"``; ``"benchmark"``, which offers evaluation tasks; or ``"toolkit"``, which papers and benchmarks may
+        import.
 
     Raises ValueError when a field is malformed.
     """
@@ -157,6 +162,7 @@ class PluginInfo:
     hooks: str | None = None
     demo: str | None = None
     claims: str | None = None
+    kind: str = "paper"
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -175,8 +181,27 @@ class PluginInfo:
             text(f"PluginInfo.{name}", getattr(self, name))
         for name in ("hooks", "demo", "claims"):
             optional(text, f"PluginInfo.{name} of {self.name!r}", getattr(self, name))
+        choice(f"PluginInfo.kind of {self.name!r}", self.kind, KINDS)
         object.__setattr__(self, "api", whole(f"PluginInfo.api of {self.name!r}", self.api))
         if not isinstance(self.methods, Mapping) or not all(isinstance(t, str) for t in self.methods.values()):
             raise refused(f"PluginInfo.methods of {self.name!r}", self.methods, "names to 'package.module:Name'")
         if self.paper is not None and not isinstance(self.paper, Paper):
             raise refused(f"PluginInfo.paper of {self.name!r}", self.paper, "a paperhooks.info.Paper, or None")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """A task as a plugin offers it by the hook ``evaluation_tasks``.
+
+    name, summary
+        Kebab-case name for :func:`paperhooks.evaluate`, and one line.
+    task
+        ``"package.module:Class"`` of a :class:`Task` whose fields all have defaults.
+    needs
+        What the model must take: ``"text"``, and ``"image"`` where pictures are shown.
+    """
+
+    name: str
+    summary: str
+    task: str
+    needs: tuple[str, ...] = ("text",)

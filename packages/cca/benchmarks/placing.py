@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from paperhooks import active_session, attach
 from paperhooks.compat import cache_parameter, returned_cache
-from paperhooks.modelview import image_runs
-from paperhooks.testing.tiny import image_outputs
+from paperhooks.models import image_runs
+from paperhooks.testing import image_outputs
 from paperhooks_cca import CCA, allowed_mask, positions, ring_table
-from paperhooks_cca.geometry import grouped, split_runs, token_order
+from paperhooks_cca.algorithm import grouped, split_runs, token_order
 from paperhooks_cca.masks import attention_mask, key_order
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration

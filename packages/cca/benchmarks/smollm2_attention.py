@@ -22,8 +22,7 @@ from typing import Any
 
 import torch
 from paperhooks import attach
-from paperhooks.intervals import mean_interval
-from paperhooks.report import Block, Figure, Heading, Paragraph, RunFolder, Table
+from paperhooks.reports import Block, Figure, Heading, Paragraph, RunFolder, Table, mean_interval
 from paperhooks_cca import CCA, information_flow, ring_table
 from paperhooks_cca.figures import decay_figure, distance_figure, flow_figure
 from paperhooks_testbed import load_smollm2

@@ -34,14 +34,25 @@ from typing import Any
 
 import torch
 from paperhooks import attach
-from paperhooks.provenance import write_json
+from paperhooks.io import write_json
 from paperhooks_cca import CCA, allowed_mask, positions
-from paperhooks_testbed import load_vlm, prompt
-from paperhooks_testbed.checkpoint import load_checkpoint, save_checkpoint
-from paperhooks_testbed.packing import IGNORE, PREFIX, Batch, pack
-from paperhooks_testbed.pope import STRATEGIES, pope_questions, pope_scores
-from paperhooks_testbed.questions import Question, questions_for
-from paperhooks_testbed.world import COLOURS, FORMS, GRID, PATCHES, Scene, Shape, generate_scene
+from paperhooks_hallucination import pope_scores
+from paperhooks_testbed import (
+    COLOURS,
+    FORMS,
+    GRID,
+    PATCHES,
+    STRATEGIES,
+    Question,
+    Scene,
+    Shape,
+    generate_scene,
+    load_vlm,
+    pope_questions,
+    prompt,
+    questions_for,
+)
+from paperhooks_testbed.training import IGNORE, PREFIX, Batch, load_checkpoint, pack, save_checkpoint
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
@@ -214,7 +225,8 @@ def measure(model: Any, processor: Any, arm: str, budget: Budget) -> dict[str, A
     with attach(model, method) if method else nullcontext():
         for strategy in STRATEGIES:
             questions = pope_questions("test", strategy, budget.pope)
-            scores = pope_scores(questions, answers(model, processor, questions))
+            said = answers(model, processor, questions)
+            scores = pope_scores(said, [question.answer for question in questions])
             found["pope"][strategy] = {
                 "accuracy": scores.accuracy, "f1": scores.f1, "recall": scores.recall, "yes_ratio": scores.yes_ratio,
             }  # fmt: skip

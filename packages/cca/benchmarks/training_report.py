@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from paperhooks.report import Block, Figure, Heading, Paragraph, RunFolder, Table
+from paperhooks.reports import Block, Figure, Heading, Paragraph, RunFolder, Table
 from paperhooks_cca.figures import place_figure
 
 __all__ = ["report"]

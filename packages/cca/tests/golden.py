@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from paperhooks.testing.image_features import taking_features
-from paperhooks.testing.tiny import image_outputs
+from paperhooks.testing import image_outputs, taking_features
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration

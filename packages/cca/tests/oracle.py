@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from paperhooks.testing.tiny import IMAGE_TOKEN, image_outputs
+from paperhooks.testing import IMAGE_TOKEN, image_outputs
 from torch import Tensor
 
 SIDE = 4  # tiny LLaVA: 4 x 4 patches an image

@@ -6,9 +6,8 @@ import oracle
 import pytest
 import torch
 from paperhooks import attach
-from paperhooks.modelview import GridPart, ImageSpan
-from paperhooks.testing import tiny_vlm, vlm_inputs
-from paperhooks.testing.tiny import IMAGE_TOKEN
+from paperhooks.models import GridPart, ImageSpan
+from paperhooks.testing import IMAGE_TOKEN, tiny_vlm, vlm_inputs
 from paperhooks_cca import CCA
 
 pytestmark = pytest.mark.filterwarnings("ignore:cca. this model was not trained with CCA:UserWarning")

@@ -9,8 +9,7 @@ import torch
 from oracle import reference_logits
 from paperhooks import attach
 from paperhooks.errors import DataError
-from paperhooks.testing import tiny_vlm, vlm_inputs
-from paperhooks.testing.tiny import IMAGE_TOKEN, image_outputs
+from paperhooks.testing import IMAGE_TOKEN, image_outputs, tiny_vlm, vlm_inputs
 from paperhooks_cca import CCA
 from transformers import DynamicCache, StaticCache
 

@@ -11,13 +11,11 @@ import pytest
 import torch
 from paperhooks import attach
 from paperhooks.errors import DataError
-from paperhooks.methods import describe_method
-from paperhooks.modelview import GridPart, ImageSpan
-from paperhooks.testing import tiny_vlm, vlm_inputs
-from paperhooks.testing.wrong_options import check_options
-from paperhooks_cca import CCA
-from paperhooks_cca.checkpoint import mark, read_mark, unmark
-from paperhooks_cca.schemes import levels, order_table, ring_table
+from paperhooks.models import GridPart, ImageSpan
+from paperhooks.plugins import describe_method
+from paperhooks.testing import check_options, tiny_vlm, vlm_inputs
+from paperhooks_cca import CCA, mark, read_mark, ring_table, unmark
+from paperhooks_cca.schemes import levels, order_table
 
 pytestmark = pytest.mark.filterwarnings("ignore:cca. this model was not trained with CCA:UserWarning")
 ONE = ((3, 16, 5),)
@@ -105,7 +103,7 @@ def span(row, start, side):
 @pytest.mark.parametrize(
     ("spans", "words"),
     [
-        (None, "returned None; expected a list of paperhooks.modelview.ImageSpan"),
+        (None, "returned None; expected a list of paperhooks.models.ImageSpan"),
         ([(0, 3, 19)], r"returned \[\(0, 3, 19\)\]"),
         ([span(1, 3, 4)], r"puts 4 x 4 image tokens into columns 3 to 19 of row 1; this forward has 1 rows of 24"),
         ([span(-1, 3, 4)], "of row -1"),

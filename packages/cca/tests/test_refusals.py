@@ -7,7 +7,7 @@ import torch
 from oracle import reference_logits
 from paperhooks import PluginConflict, UnsupportedGeneration, UnsupportedModel, attach
 from paperhooks.errors import DataError
-from paperhooks.modelview import GridPart, ImageSpan
+from paperhooks.models import GridPart, ImageSpan
 from paperhooks.testing import tiny_text, tiny_vlm, vlm_inputs
 from paperhooks_cca import CCA
 from transformers import VipLlavaConfig, VipLlavaForConditionalGeneration

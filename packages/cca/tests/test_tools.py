@@ -6,10 +6,9 @@ import json
 
 import pytest
 import torch
-from paperhooks.demo import DemoContext
+from paperhooks.authoring import DemoContext
 from paperhooks.errors import DataError, PaperhooksError
-from paperhooks.testing import tiny_vlm
-from paperhooks.testing.commands import commands_of
+from paperhooks.testing import commands_of, tiny_vlm
 from paperhooks_cca import CCA, mark
 from paperhooks_cca.plugin import PLUGIN
 
@@ -200,7 +199,7 @@ def test_distances_need_text_behind_the_image():
 def test_the_demos_questions_are_a_pope_folder(tmp_path):
     pytest.importorskip("paperhooks_testbed")
     from paperhooks_cca.demo import write_pope_folder
-    from paperhooks_cca.pope_task import Pope
+    from paperhooks_hallucination import Pope
 
     write_pope_folder(tmp_path, 6)
     documents = Pope().documents(str(tmp_path))

@@ -25,8 +25,8 @@ from statistics import mean, median
 from typing import Any, Final, NamedTuple
 
 import torch
-from paperhooks.testing.memory import fresh_process, print_peak
-from paperhooks_mathneuro import Selection, Statistics, collect, sweep
+from paperhooks.testing import fresh_process, print_peak
+from paperhooks_mathneuro import Statistics, WeightSelection, collect, sweep
 from paperhooks_testbed import documents, load_smollm2, problems
 from torch import Tensor, nn
 from transformers.utils import logging
@@ -117,7 +117,7 @@ def official_sweep(model: Any, sides: Sequence[Texts], ratios: Sequence[float]) 
 
 def package_sweep(
     model: Any, sides: Sequence[Texts], ratios: Sequence[float], batch: int | None
-) -> dict[float, Selection]:
+) -> dict[float, WeightSelection]:
     """The same sets with this package."""
     target, reference = (collected(model, texts, batch) for texts in sides)
     return sweep(model, target, reference, ratios=ratios)
@@ -182,7 +182,7 @@ def official_sets(model: Any, sides: Sequence[Texts], ratios: Sequence[float]) -
     return sets, stages
 
 
-def jaccard(model: Any, official: Mapping[str, Tensor], selection: Selection) -> float:
+def jaccard(model: Any, official: Mapping[str, Tensor], selection: WeightSelection) -> float:
     """Entries in both sets of those in any; the matrices must be the same."""
     if {matrix.parameter for matrix in selection.matrices} != set(official):
         raise SystemExit("the two ways score different matrices")

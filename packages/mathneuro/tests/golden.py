@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from paperhooks_mathneuro.matrices import Coverage, Matrix
-from paperhooks_mathneuro.statistics import Statistics
+from paperhooks_mathneuro import Coverage, Matrix, Statistics
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM

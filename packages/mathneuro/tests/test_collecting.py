@@ -12,11 +12,10 @@ import paperhooks
 import pytest
 import torch
 from paperhooks import DataError, ModelError
-from paperhooks.ranks import Ranks
-from paperhooks.testing import fingerprint, tiny_text, tiny_vlm
-from paperhooks.testing.ranks import run_ranks
+from paperhooks.io import Ranks
+from paperhooks.testing import fingerprint, run_ranks, tiny_text, tiny_vlm
 from paperhooks_mathneuro import CoverageWarning, Statistics, collect, find_matrices, read_records, tokenized
-from paperhooks_mathneuro.norms import refined
+from paperhooks_mathneuro.statistics.norms import refined
 from torch import nn
 
 ROWS = [[1, 5, 6, 7, 8, 9], [1, 10, 11], [1, 12, 13, 14], [1, 15], [1, 16, 17, 18, 19]]
@@ -419,7 +418,7 @@ def test_statistics_are_stored_and_read_back(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_collection_goes_on_where_it_was(tmp_path: Path, monkeypatch) -> None:
-    from paperhooks_mathneuro import collecting
+    from paperhooks_mathneuro.statistics import collector as collecting
 
     monkeypatch.setattr(collecting, "_PIECE", 2)
     model = tiny_text(layers=2)

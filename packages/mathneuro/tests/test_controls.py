@@ -7,7 +7,7 @@ import torch
 from paperhooks import DataError
 from paperhooks.testing import tiny_text
 from paperhooks_mathneuro import CONTROLS, collect, control, controls, noise_floor, overlap, select, stability
-from paperhooks_mathneuro.selections import weights_of
+from paperhooks_mathneuro.selection import weights_of
 
 ONE = [[1, 5, 6, 7, 8, 9], [1, 10, 11], [1, 12, 13, 14], [1, 15, 3, 4], [1, 20, 21], [1, 22, 9, 8]]
 TWO = [[1, 55, 56, 57], [1, 60, 61, 70, 71], [1, 62, 63, 64, 50, 51], [1, 72, 73], [1, 80, 81], [1, 85, 86]]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from paperhooks.testing import fingerprint, tiny_text
 from paperhooks_mathneuro import apply, collect, control, select
-from paperhooks_mathneuro.selections import weights_of
+from paperhooks_mathneuro.selection import weights_of
 
 pytestmark = [
     pytest.mark.cuda,

@@ -21,8 +21,8 @@ from paperhooks_mathneuro import (
     select,
     train_only,
 )
-from paperhooks_mathneuro.editing import _stochastic
-from paperhooks_mathneuro.selections import weights_of
+from paperhooks_mathneuro.selection import weights_of
+from paperhooks_mathneuro.surgery import _stochastic
 
 ONE = [[1, 5, 6, 7, 8, 9], [1, 10, 11], [1, 12, 13, 14], [1, 15, 3, 4]]
 TWO = [[1, 55, 56, 57], [1, 60, 61, 70, 71], [1, 62, 63, 64, 50, 51]]
@@ -261,7 +261,7 @@ def test_compat_scores_untied_heads_and_exact_does_not() -> None:
 
 def test_two_methods_do_not_edit_one_parameter() -> None:
     from paperhooks import WeightJournal
-    from paperhooks_mathneuro.editing import edit
+    from paperhooks_mathneuro.surgery import edit
 
     model = tiny_text(layers=1)
     journal = WeightJournal(model)

@@ -29,8 +29,8 @@ from paperhooks_mathneuro import (
     study,
     tokenized,
 )
-from paperhooks_mathneuro.measuring import Items, choose_by_likelihood, generated_numbers, last_number, nll
-from paperhooks_mathneuro.studying import pooled
+from paperhooks_mathneuro.experiment.effects import pooled
+from paperhooks_mathneuro.experiment.measures import Items, choose_by_likelihood, generated_numbers, last_number, nll
 
 GENERATOR = torch.Generator().manual_seed(0)
 

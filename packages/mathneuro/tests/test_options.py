@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from paperhooks.methods import describe_method
-from paperhooks.testing.wrong_options import check_options
+from paperhooks.plugins import describe_method
+from paperhooks.testing import check_options
 from paperhooks_mathneuro import MathNeuro
 
 

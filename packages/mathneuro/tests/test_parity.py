@@ -7,9 +7,10 @@ import pytest
 import torch
 from paperhooks.testing import fingerprint
 from paperhooks_mathneuro import Masks, apply, collect, find_matrices, select, sweep
-from paperhooks_mathneuro.norms import NormRecorder
-from paperhooks_mathneuro.scoring import compat_scores, count, scores, thresholds, top
-from paperhooks_mathneuro.selections import pack, weights_of
+from paperhooks_mathneuro.algorithm import compat_scores, count, scores, thresholds, top
+from paperhooks_mathneuro.selection import weights_of
+from paperhooks_mathneuro.selection.selections import pack
+from paperhooks_mathneuro.statistics.norms import NormRecorder
 from torch import nn
 
 OPS = golden.tensors("ops")
@@ -186,7 +187,7 @@ def test_norms_of_the_head_are_the_formulas(side: str) -> None:
 def test_padding_never_counts(pad: str) -> None:
     """Finished batches, padded by others, through the recorder and core's calibration."""
     from paperhooks import ModelView
-    from paperhooks.calibration import calibrate
+    from paperhooks.models import calibrate
 
     stored = golden.tensors("padding")
     view = ModelView.from_model(golden.model())

@@ -12,8 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paperhooks import ArtefactError, DataError, ModelError
-from paperhooks.testing import tiny_text
-from paperhooks.testing.memory import LargestTensor
+from paperhooks.testing import LargestTensor, tiny_text
 from paperhooks_mathneuro import (
     Recipe,
     SelectionWarning,
@@ -25,9 +24,9 @@ from paperhooks_mathneuro import (
     select,
     sweep,
 )
-from paperhooks_mathneuro.expressions import set_names
-from paperhooks_mathneuro.scoring import count, groups, thresholds, top
-from paperhooks_mathneuro.selections import pack, unpack, weights_of
+from paperhooks_mathneuro.algorithm import count, groups, thresholds, top
+from paperhooks_mathneuro.selection import set_names, unpack, weights_of
+from paperhooks_mathneuro.selection.selections import pack
 
 ONE = [[1, 5, 6, 7, 8, 9], [1, 10, 11], [1, 12, 13, 14], [1, 15, 3, 4]]
 TWO = [[1, 55, 56, 57], [1, 60, 61, 70, 71], [1, 62, 63, 64, 50, 51]]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from paperhooks.demo import DemoContext
-from paperhooks.testing.memory import forget_peak, resident
+from paperhooks.authoring import DemoContext
+from paperhooks.testing import forget_peak, resident
 from paperhooks_mathneuro import collect, evaluate, select, sweep
 from paperhooks_mathneuro.demo import load_demo, run
-from paperhooks_mathneuro.selections import weights_of
+from paperhooks_mathneuro.selection import weights_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SAMPLES, ITEMS = 14, 10

@@ -128,7 +128,7 @@ def test_compress_on_the_command_line(files: Path, tmp_path: Path, capsys) -> No
 
 
 def test_the_description_is_light_and_true() -> None:
-    from paperhooks.catalog import catalog
+    from paperhooks.plugins import catalog
 
     status = next(one for one in catalog().healthy if one.name == "mathneuro")
     assert status.info.paper.arxiv == "2410.16930"

@@ -30,23 +30,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from paperhooks.report import Block, Figure, Heading, Paragraph, RunFolder, Table
+from paperhooks.reports import Block, Figure, Heading, Paragraph, RunFolder, Table
 from paperhooks_miniplm import (
     Difference,
     Distil,
-    Document,
-    Selection,
+    RowSelection,
     Shards,
+    TextRecord,
+    byte_tokenizer,
     diff,
     duplicates_of,
     pack,
     score,
     select,
+    small_llama,
 )
+from paperhooks_miniplm.demo_models import train as run_training
+from paperhooks_miniplm.demo_models import training_batch
 from paperhooks_miniplm.figures import kept_figure, loss_figure, scatter_figure, score_figure
-from paperhooks_miniplm.miniature import byte_tokenizer, small_llama, training_batch
-from paperhooks_miniplm.miniature import train as run_training
-from paperhooks_miniplm.reporting import kept_by_domain
+from paperhooks_miniplm.reports import kept_by_domain
 from paperhooks_testbed import documents
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
@@ -82,10 +84,10 @@ def _pieces(text: str, size: int = 2000) -> Iterator[str]:
     return (text[start : start + size] for start in range(0, max(1, len(text) - size // 2), size))
 
 
-def split_corpora(texts: dict[str, list[str]], scale: Scale, seed: int) -> dict[str, list[Document]]:
+def split_corpora(texts: dict[str, list[str]], scale: Scale, seed: int) -> dict[str, list[TextRecord]]:
     """Documents to train teacher and reference on, to hold out, and to score (with noise and copies), all disjoint."""
     chance = random.Random(seed)
-    parts: dict[str, list[Document]] = {"train": [], "held out": [], "clean": []}
+    parts: dict[str, list[TextRecord]] = {"train": [], "held out": [], "clean": []}
     mix = {"code": 0.5, "prose": 0.45, "licences": 0.05}
     for domain, share in mix.items():
         pieces = texts[domain][1:] if domain == "licences" else list(texts[domain])
@@ -94,15 +96,15 @@ def split_corpora(texts: dict[str, list[str]], scale: Scale, seed: int) -> dict[
         for part, wanted in (("held out", 0.08), ("clean", 1.0), ("train", 0.7)):
             budget = share * wanted * scale.characters
             while budget > 0 and (piece := next(left, None)) is not None:
-                parts[part].append(Document(piece, domain))
+                parts[part].append(TextRecord(piece, domain))
                 budget -= len(piece)
     size = sum(len(d.text) for d in parts["clean"])
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:()[]{}<>=+-*/_\n"
     # Characters at random make many more tokens a character than text does.
     noise = ["".join(chance.choices(letters, k=700)) for _ in range(int(0.28 * size / 700))]
     copy = texts["licences"][0]
-    parts["scored"] = [*parts["clean"], *(Document(each, "noise") for each in noise)]
-    parts["scored"] += [Document(copy, "copies") for _ in range(int(0.05 * size / len(copy)))]
+    parts["scored"] = [*parts["clean"], *(TextRecord(each, "noise") for each in noise)]
+    parts["scored"] += [TextRecord(copy, "copies") for _ in range(int(0.05 * size / len(copy)))]
     chance.shuffle(parts["scored"])
     return parts
 
@@ -151,7 +153,7 @@ def held_out(model: LlamaForCausalLM, batches: Sequence[dict[str, torch.Tensor]]
 
 def arms_of(
     source: Shards, difference: Difference, domains: np.ndarray, seed: int
-) -> tuple[dict[str, np.ndarray], dict[str, Selection]]:
+) -> tuple[dict[str, np.ndarray], dict[str, RowSelection]]:
     """Rows that each student reads; half of the corpus, or of its clean part."""
     n = len(source)
     clean = ~np.isin(domains, ["noise", "copies"])

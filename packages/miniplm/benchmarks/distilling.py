@@ -28,10 +28,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 from paperhooks import LossContext, attach
-from paperhooks.loss import compute_loss
-from paperhooks.testing.memory import fresh_process, print_peak
-from paperhooks_miniplm import Distil, TrainingCollator
-from paperhooks_miniplm.miniature import small_llama
+from paperhooks.testing import fresh_process, print_peak
+from paperhooks.training import compute_loss
+from paperhooks_miniplm import Distil, TrainingCollator, small_llama
 from torch.nn import functional
 
 VOCABULARIES: Final = (49_152, 151_936)

@@ -31,8 +31,9 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from paperhooks.testing.memory import fresh_process, print_peak
-from paperhooks_miniplm.scoring import LogLikelihood, labels_of
+from paperhooks.testing import fresh_process, print_peak
+from paperhooks_miniplm import LogLikelihood
+from paperhooks_miniplm.scoring.likelihood import labels_of
 from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM

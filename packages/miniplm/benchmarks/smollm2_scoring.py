@@ -27,8 +27,9 @@ import numpy as np
 import torch
 from paperhooks_miniplm import (
     Distil,
-    Document,
+    LogLikelihood,
     Shards,
+    TextRecord,
     diff,
     duplicates_of,
     pack,
@@ -36,11 +37,11 @@ from paperhooks_miniplm import (
     report,
     score,
     select,
+    small_llama,
 )
-from paperhooks_miniplm.miniature import small_llama, training_batch
-from paperhooks_miniplm.miniature import train as run_training
-from paperhooks_miniplm.reporting import kept_by_domain
-from paperhooks_miniplm.scoring import LogLikelihood
+from paperhooks_miniplm.demo_models import train as run_training
+from paperhooks_miniplm.demo_models import training_batch
+from paperhooks_miniplm.reports import kept_by_domain
 from paperhooks_testbed import documents, load_smollm2
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
@@ -49,10 +50,10 @@ LENGTH = 512
 BATCH = 4
 
 
-def texts(seed: int) -> Iterator[Document]:
+def texts(seed: int) -> Iterator[TextRecord]:
     """All documents in a shuffled order, the long ones in pieces, so that a part of them is a sample of all."""
     pieces = [
-        Document(found.text[start : start + 6000], found.domain)
+        TextRecord(found.text[start : start + 6000], found.domain)
         for found in documents(min_chars=400)
         for start in range(0, len(found.text), 6000)
     ]
@@ -60,7 +61,7 @@ def texts(seed: int) -> Iterator[Document]:
     return iter(pieces)
 
 
-def taken(source: Iterator[Document], characters: int) -> Iterator[Document]:
+def taken(source: Iterator[TextRecord], characters: int) -> Iterator[TextRecord]:
     """The next documents, up to so many characters."""
     while characters > 0 and (document := next(source, None)) is not None:
         characters -= len(document.text)

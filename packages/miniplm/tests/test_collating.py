@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from paperhooks import DataError
-from paperhooks_miniplm.collating import collate, loss_mask, sequence_means
+from paperhooks_miniplm import collate
+from paperhooks_miniplm.corpus import sequence_means
+from paperhooks_miniplm.corpus.collator import loss_mask
 
 NAMES = ("input_ids", "attention_mask", "label", "loss_mask")
 

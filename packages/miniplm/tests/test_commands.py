@@ -10,16 +10,9 @@ import golden
 import numpy as np
 import pytest
 from paperhooks import DataError
-from paperhooks.testing import tiny_text
-from paperhooks.testing.commands import commands_of
-from paperhooks.testing.processes import run_python
-from paperhooks_miniplm.converting import convert
-from paperhooks_miniplm.differing import Difference
-from paperhooks_miniplm.exporting import read_index
+from paperhooks.testing import commands_of, run_python, tiny_text
+from paperhooks_miniplm import Difference, Scores, ScoringWarning, Shards, convert, read_index
 from paperhooks_miniplm.plugin import PLUGIN
-from paperhooks_miniplm.scores import Scores
-from paperhooks_miniplm.scoring import ScoringWarning
-from paperhooks_miniplm.shards import Shards
 
 TOKENIZERS = {name: str(golden.FOLDER / name) for name in ("tok_a", "tok_b")}
 MODELS = {name: str(golden.FOLDER / name) for name in ("teacher", "ref")}

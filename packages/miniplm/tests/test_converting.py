@@ -11,13 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paperhooks import DataError
-from paperhooks_miniplm.converting import convert
-from paperhooks_miniplm.packing import pack, packer_of, text_bytes
-from paperhooks_miniplm.record_rows import StreamRows, encode
-from paperhooks_miniplm.rows import MemoryRows, Row
-from paperhooks_miniplm.selecting import Selection
-from paperhooks_miniplm.shards import Shards, write_shards
-from paperhooks_miniplm.sources import open_rows
+from paperhooks_miniplm import MemoryRows, Row, RowSelection, Shards, StreamRows, convert, open_rows, pack, write_shards
+from paperhooks_miniplm.corpus.packer import packer_of, text_bytes
+from paperhooks_miniplm.corpus.record_rows import encode
 
 OLD, NEW = golden.tokenizer("tok_a"), golden.tokenizer("tok_b")
 
@@ -125,7 +121,7 @@ def test_masks_and_selections_choose_rows() -> None:
     mask = np.zeros(1506, dtype=bool)
     mask[[3, 100]] = True
     wanted = ids_of(one_for_one(golden.SHARDS, OLD, NEW, rows=[3, 100]))
-    for rows in (mask, Selection(np.array([3, 100]), 1506, 0.0)):
+    for rows in (mask, RowSelection(np.array([3, 100]), 1506, 0.0)):
         assert ids_of(one_for_one(golden.SHARDS, OLD, NEW, rows=rows)) == wanted
     for rows, words in (([9999], "row 9999"), (mask[:5], "5 entries"), ([0.5], "expected row numbers")):
         with pytest.raises(DataError, match=words):

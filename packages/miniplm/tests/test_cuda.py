@@ -8,11 +8,9 @@ import paperhooks
 import pytest
 import torch
 from paperhooks import LossContext
-from paperhooks.loss import compute_loss
 from paperhooks.testing import tiny_text
-from paperhooks_miniplm import Distil, DistilTerm, TrainingCollator, plan, score
-from paperhooks_miniplm.rows import MemoryRows
-from paperhooks_miniplm.scoring import LogLikelihood
+from paperhooks.training import compute_loss
+from paperhooks_miniplm import Distil, DistilTerm, LogLikelihood, MemoryRows, TrainingCollator, plan, score
 
 pytestmark = [
     pytest.mark.cuda,

@@ -12,16 +12,18 @@ import paperhooks
 import pytest
 import torch
 from paperhooks import DataError, HooksTrainerMixin, LossContext, PluginIncompatible
-from paperhooks.loss import compute_loss
-from paperhooks.ranks import Ranks
-from paperhooks.testing import MethodContract, fingerprint, tiny_llama, tiny_text
-from paperhooks.testing.memory import LargestTensor
-from paperhooks.testing.ranks import run_ranks
-from paperhooks_miniplm.collating import collate
-from paperhooks_miniplm.distilling import Distil, DistilTerm
-from paperhooks_miniplm.divergences import distillation_loss
-from paperhooks_miniplm.rows import MemoryRows
-from paperhooks_miniplm.views import SelectedDataset, TrainingCollator
+from paperhooks.io import Ranks
+from paperhooks.testing import LargestTensor, MethodContract, fingerprint, run_ranks, tiny_llama, tiny_text
+from paperhooks.training import compute_loss
+from paperhooks_miniplm import (
+    Distil,
+    DistilTerm,
+    MemoryRows,
+    SelectedDataset,
+    TrainingCollator,
+    collate,
+    distillation_loss,
+)
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 

@@ -10,15 +10,20 @@ import golden
 import numpy as np
 import pytest
 from paperhooks import DataError
-from paperhooks_miniplm.differing import diff
-from paperhooks_miniplm.exporting import export, load_selection, read_index
-from paperhooks_miniplm.packing import pack
-from paperhooks_miniplm.ranking import Array
-from paperhooks_miniplm.rows import MemoryRows, Row
-from paperhooks_miniplm.selecting import select
-from paperhooks_miniplm.shards import Shards
-from paperhooks_miniplm.sources import open_rows
-from paperhooks_miniplm.units import score
+from paperhooks_miniplm import (
+    MemoryRows,
+    Row,
+    Shards,
+    diff,
+    export,
+    load_selection,
+    open_rows,
+    pack,
+    read_index,
+    score,
+    select,
+)
+from paperhooks_miniplm.algorithm import Array
 
 ROWS = MemoryRows([Row(np.array([i, i + 1, 3]), domain="ab"[i % 2]) for i in range(20)])
 VALUES: Array = np.array([i % 7 for i in range(20)], dtype=np.float32)

@@ -13,11 +13,23 @@ import pytest
 import torch
 from paperhooks import DataError
 from paperhooks.testing import tiny_text
-from paperhooks_miniplm import MiniPLM, ScoringWarning, diff, open_corpus, open_rows, pack, plan, report, score, select
-from paperhooks_miniplm.duplicates import duplicates_of
-from paperhooks_miniplm.planning import forward_flops
-from paperhooks_miniplm.reporting import kept_by_domain
-from paperhooks_miniplm.rows import MemoryRows, Row
+from paperhooks_miniplm import (
+    MemoryRows,
+    MiniPLM,
+    Row,
+    ScoringWarning,
+    diff,
+    duplicates_of,
+    open_corpus,
+    open_rows,
+    pack,
+    plan,
+    report,
+    score,
+    select,
+)
+from paperhooks_miniplm.reports import kept_by_domain
+from paperhooks_miniplm.scoring.cost import forward_flops
 
 CHUNKS = golden.packing()["a_no_bos"]["chunks"]
 LABELS = [document["label"] for document in golden.corpus()]
@@ -155,10 +167,10 @@ def test_a_mixture_counts_the_experts_that_a_token_meets() -> None:
 def scored(tmp_path_factory):
     """The stored corpus with labels as domains, scored and cut in half."""
     folder = tmp_path_factory.mktemp("scores")
-    from paperhooks_miniplm import Document
-    from paperhooks_miniplm.packing import pack_rows, packer_of
+    from paperhooks_miniplm import TextRecord
+    from paperhooks_miniplm.corpus.packer import pack_rows, packer_of
 
-    documents = [Document(d["text"], d["label"]) for d in golden.corpus()]
+    documents = [TextRecord(d["text"], d["label"]) for d in golden.corpus()]
     rows = MemoryRows(list(pack_rows(documents, golden.tokenizer(), packer_of(golden.tokenizer(), max_length=64))))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

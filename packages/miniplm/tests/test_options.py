@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from paperhooks import PluginIncompatible
-from paperhooks.methods import describe_method
-from paperhooks.testing.wrong_options import check_options
+from paperhooks.plugins import describe_method
+from paperhooks.testing import check_options
 from paperhooks_miniplm import Distil, DistilTerm, MiniPLM
 
 

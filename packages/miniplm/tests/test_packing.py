@@ -11,11 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paperhooks import DataError
-from paperhooks_miniplm.packing import EndTokens, Packer, end_tokens, pack, packer_of, text_bytes
-from paperhooks_miniplm.record_rows import encode
-from paperhooks_miniplm.records import Document
-from paperhooks_miniplm.shards import Shards
-from paperhooks_miniplm.sources import read_documents
+from paperhooks_miniplm import Packer, Shards, TextRecord, pack, read_documents
+from paperhooks_miniplm.corpus.packer import EndTokens, end_tokens, packer_of, text_bytes
+from paperhooks_miniplm.corpus.record_rows import encode
 
 CASES = [("tok_a", "a_no_bos", False), ("tok_b", "b_bos", True)]
 
@@ -44,8 +42,8 @@ class Words:
         return {"input_ids": [first + [self.words.index(character) for character in text] for text in texts]}
 
 
-def documents() -> list[Document]:
-    return [Document(one["text"], one["label"]) for one in golden.corpus()]
+def documents() -> list[TextRecord]:
+    return [TextRecord(one["text"], one["label"]) for one in golden.corpus()]
 
 
 # -- parity ------------------------------------------------------------------------------------------------------------

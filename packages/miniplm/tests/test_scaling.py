@@ -9,15 +9,8 @@ import numpy as np
 import pytest
 import torch
 from paperhooks import DataError
-from paperhooks_miniplm.scaling import (
-    PUBLISHED,
-    ScalingLaw,
-    compute_to_reach,
-    fit_scaling,
-    flops_matched_steps,
-    published_table,
-)
-from paperhooks_miniplm.schedule import lr_at, warmup_cosine
+from paperhooks_miniplm import ScalingLaw, fit_scaling, lr_at, published_table, warmup_cosine
+from paperhooks_miniplm.scaling_law import PUBLISHED, compute_to_reach, flops_matched_steps
 
 
 def test_the_schedule_is_linear_then_a_cosine() -> None:

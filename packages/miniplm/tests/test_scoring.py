@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers
 from paperhooks import DataError
-from paperhooks.testing import fingerprint, tiny_text
-from paperhooks.testing.memory import LargestTensor
-from paperhooks_miniplm.scoring import LogLikelihood, ScoringWarning, fitted, labels_of
+from paperhooks.testing import LargestTensor, fingerprint, tiny_text
+from paperhooks_miniplm import LogLikelihood, ScoringWarning
+from paperhooks_miniplm.scoring.likelihood import fitted, labels_of
 
 END = 0
 CHUNKS = golden.packing()["a_no_bos"]["chunks"]

@@ -11,13 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paperhooks import DataError
-from paperhooks.testing.memory import resident
-from paperhooks_miniplm import ranking
-from paperhooks_miniplm.differing import Difference
-from paperhooks_miniplm.duplicates import duplicates_of, kept_duplicates
-from paperhooks_miniplm.ranking import ordered_keys
-from paperhooks_miniplm.rows import MemoryRows
-from paperhooks_miniplm.selecting import select
+from paperhooks.testing import resident
+from paperhooks_miniplm import Difference, MemoryRows, duplicates_of, select
+from paperhooks_miniplm import algorithm as ranking
+from paperhooks_miniplm.algorithm import ordered_keys
+from paperhooks_miniplm.corpus import kept_duplicates
 
 STORED = golden.selection()
 DIFF = golden.scores()["diff"].numpy()

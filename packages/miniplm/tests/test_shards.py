@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paperhooks import DataError
-from paperhooks_miniplm.rows import Row, RowSource
-from paperhooks_miniplm.shards import Shards, ShardWriter, best_dtype, holds_shards, write_shards
+from paperhooks_miniplm import Row, RowSource, Shards, write_shards
+from paperhooks_miniplm.corpus import ShardWriter
+from paperhooks_miniplm.corpus.shard_files import best_dtype, holds_shards
 
 
 def ids_of(source: Shards) -> list[list[int]]:
@@ -88,7 +89,7 @@ def test_backwards_and_repeated_and_in_another_process() -> None:
 
 
 def test_few_shards_are_open_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paperhooks_miniplm.shards._OPEN", 2)
+    monkeypatch.setattr("paperhooks_miniplm.corpus.shards._OPEN", 2)
     source = Shards(golden.SHARDS)
     assert ids_of(source) == golden.packing()["a_no_bos"]["chunks"]
     assert len(source._opened) == 2
@@ -122,7 +123,7 @@ def test_fingerprints_change_with_ids_limits_and_facts(shards: Path) -> None:
 
 
 def test_large_files_are_hashed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from paperhooks_miniplm import records
+    from paperhooks_miniplm.corpus import records
 
     monkeypatch.setattr(records, "_SAMPLES", 4)
     monkeypatch.setattr(records, "_SAMPLE_BYTES", 10)
@@ -279,7 +280,7 @@ def test_an_interrupted_move_cannot_be_opened(tmp_path: Path, monkeypatch: pytes
         moved.append(target)
         shutil.move(source, target)
 
-    monkeypatch.setattr("paperhooks_miniplm.shard_files.os.replace", replace)
+    monkeypatch.setattr("paperhooks_miniplm.corpus.shard_files.os.replace", replace)
     with pytest.raises(OSError, match="no space"):
         write_shards([[0], [1], [2]], tmp_path, rows_per_shard=1)
     with pytest.raises(DataError, match=r"data_0\.idx is missing"):

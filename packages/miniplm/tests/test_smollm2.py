@@ -8,9 +8,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from paperhooks_miniplm.packing import pack_rows, packer_of
-from paperhooks_miniplm.records import Document
-from paperhooks_miniplm.scoring import LogLikelihood, ScoringWarning
+from paperhooks_miniplm import LogLikelihood, ScoringWarning, TextRecord
+from paperhooks_miniplm.corpus.packer import pack_rows, packer_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LENGTH, ROWS = 128, 13
@@ -20,7 +19,7 @@ def test_scores_are_those_of_the_models_own_logits() -> None:
     testbed = pytest.importorskip("paperhooks_testbed")
     model, tokenizer = testbed.load_smollm2()
     tokenizer.eos_token = "<|endoftext|>"
-    texts = (Document(one.text[:900], one.domain) for one in testbed.documents(min_chars=300))
+    texts = (TextRecord(one.text[:900], one.domain) for one in testbed.documents(min_chars=300))
     packer = packer_of(tokenizer, max_length=LENGTH)
     rows = [row.ids for row in itertools.islice(pack_rows(texts, tokenizer, packer), ROWS)]
     rows[3] = rows[3][:40]  # rows of one length would need no padding

@@ -12,12 +12,19 @@ import golden
 import numpy as np
 import pytest
 from paperhooks import DataError, MissingExtra
-from paperhooks_miniplm.packing import pack
-from paperhooks_miniplm.record_rows import RecordRows, StreamRows, encode, tokenizer_digest
-from paperhooks_miniplm.records import Document
-from paperhooks_miniplm.rows import MemoryRows, Row, RowSource, count_rows
-from paperhooks_miniplm.shards import Shards
-from paperhooks_miniplm.sources import open_rows, read_documents
+from paperhooks_miniplm import (
+    MemoryRows,
+    Row,
+    RowSource,
+    Shards,
+    StreamRows,
+    TextRecord,
+    open_rows,
+    pack,
+    read_documents,
+)
+from paperhooks_miniplm.corpus import RecordRows, count_rows
+from paperhooks_miniplm.corpus.record_rows import encode, tokenizer_digest
 
 RECORDS = [
     {"text": f"Text {n}. \u00e9\n", "domain": "ab"[n % 2], "meta": {"set": f"s{n}"}, "other": n} for n in range(7)
@@ -56,7 +63,7 @@ SOURCES = {
     "streamed dataset": lambda folder: dataset().to_iterable_dataset(num_shards=2),
     "list": lambda folder: RECORDS,
     "generator": lambda folder: (one for one in RECORDS),
-    "documents": lambda folder: [Document(text, domain) for text, domain in WANTED],
+    "documents": lambda folder: [TextRecord(text, domain) for text, domain in WANTED],
 }
 
 

@@ -15,6 +15,8 @@ from paperhooks_miniplm import (
     SelectedDataset,
     Shards,
     StreamDataset,
+    StreamRows,
+    convert,
     diff,
     duplicates_of,
     export,
@@ -24,8 +26,6 @@ from paperhooks_miniplm import (
     score,
     select,
 )
-from paperhooks_miniplm.converting import convert
-from paperhooks_miniplm.record_rows import StreamRows
 from torch.utils.data import DataLoader
 
 ROWS = 90

@@ -14,13 +14,10 @@ import numpy as np
 import pytest
 import torch
 from paperhooks import DataError
-from paperhooks.testing.processes import Child, Processes
-from paperhooks_miniplm.differing import diff
-from paperhooks_miniplm.rows import MemoryRows, Row
-from paperhooks_miniplm.scores import Scores, merge, stop_if_bad
-from paperhooks_miniplm.scoring import LogLikelihood, ScoringWarning
-from paperhooks_miniplm.sources import open_rows
-from paperhooks_miniplm.units import score, workers
+from paperhooks.testing import Child, Processes
+from paperhooks_miniplm import LogLikelihood, MemoryRows, Row, Scores, ScoringWarning, diff, merge, open_rows, score
+from paperhooks_miniplm.scoring import workers
+from paperhooks_miniplm.scoring.scores import stop_if_bad
 
 CHUNKS = golden.packing()["a_no_bos"]["chunks"]
 STORED = {name: each.numpy() for name, each in golden.scores().items()}
@@ -31,9 +28,9 @@ import os, sys, time, json, numpy as np, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 import golden
-from paperhooks_miniplm.rows import MemoryRows
-from paperhooks_miniplm.units import score
-from paperhooks_miniplm import scoring
+from paperhooks_miniplm import MemoryRows
+from paperhooks_miniplm import score
+from paperhooks_miniplm.scoring import likelihood as scoring
 slow = float(sys.argv[2])
 plain = scoring.LogLikelihood.score
 def score_slowly(self, rows, *, first=0):

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from paperhooks import attach
-from paperhooks.intervals import mean_interval
+from paperhooks.reports import mean_interval
 from paperhooks_pyramiddrop import PaperPyramidDrop, PyramidDrop, RandomDrop
 from paperhooks_testbed import load_smollm2
 from torch import Tensor
@@ -112,8 +112,7 @@ def main() -> None:
 
 
 def report(out: str, figures: dict[str, tuple[float, float, float]], depths: tuple[int, ...], n: int) -> None:
-    from paperhooks.figures import line_figure
-    from paperhooks.report import Figure, Paragraph, RunFolder, Table
+    from paperhooks.reports import Figure, Paragraph, RunFolder, Table, line_figure
 
     run = RunFolder(out)
     run.start("pyramiddrop-smollm2-depth", inputs={"prompts": n, "depths": list(depths)}, seed=0)

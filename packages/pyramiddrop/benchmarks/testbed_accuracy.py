@@ -18,9 +18,7 @@ from typing import Any
 
 import torch
 from paperhooks import ModelView, attach
-from paperhooks.figures import line_figure
-from paperhooks.intervals import wilson_interval
-from paperhooks.report import Block, Figure, Heading, Paragraph, RunFolder, Table
+from paperhooks.reports import Block, Figure, Heading, Paragraph, RunFolder, Table, line_figure, wilson_interval
 from paperhooks_pyramiddrop import PaperPyramidDrop, PyramidDrop, RandomDrop
 from paperhooks_testbed import load_vlm, prompt, question_set
 from tqdm import tqdm

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paperhooks.testing.image_features import taking_features
+from paperhooks.testing import taking_features
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 

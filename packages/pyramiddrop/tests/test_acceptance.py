@@ -8,18 +8,11 @@ import threading
 import pytest
 import torch
 from oracle import kept, masked
-from paperhooks import (
-    DataError,
-    PluginConflict,
-    PluginIncompatible,
-    UnsupportedGeneration,
-    UnsupportedModel,
-    attach,
-)
+from paperhooks import DataError, PluginConflict, PluginIncompatible, UnsupportedGeneration, UnsupportedModel, attach
 from paperhooks.compat import SAFE_CHECKPOINTING
 from paperhooks.testing import fingerprint, tiny_llama, tiny_text, tiny_vlm, vlm_inputs
 from paperhooks_pyramiddrop import PyramidDrop, Ranking, Schedule, solve_ratio
-from paperhooks_pyramiddrop import rank as ranking
+from paperhooks_pyramiddrop import algorithm as ranking
 from transformers import DynamicCache, StaticCache, Trainer, TrainingArguments
 
 STAGES = {2: 0.5, 4: 0.25}
@@ -760,7 +753,7 @@ def test_a_function_chooses_the_query_rows():
 @torch.no_grad()
 def test_visual_token_ids_for_a_config_that_names_none(monkeypatch):
     model, drops = tiny_vlm(), []
-    monkeypatch.setattr("paperhooks.modelview._image_token_ids", lambda config: ())
+    monkeypatch.setattr("paperhooks.models.view._image_token_ids", lambda config: ())
     with pytest.raises(UnsupportedModel, match="names no image token"):
         attach(model, PyramidDrop(stages=STAGES))
     inputs = vlm_inputs(model, ((20,),))

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 from paperhooks import attach
-from paperhooks.methods import describe_method
-from paperhooks.testing import tiny_vlm, vlm_inputs
-from paperhooks.testing.wrong_options import check_options
+from paperhooks.plugins import describe_method
+from paperhooks.testing import check_options, tiny_vlm, vlm_inputs
 from paperhooks_pyramiddrop import PaperPyramidDrop, PyramidDrop, RandomDrop, Ranking, Schedule
-from paperhooks_pyramiddrop import rank as ranking
+from paperhooks_pyramiddrop import algorithm as ranking
 
 METHODS = [PyramidDrop, PaperPyramidDrop, RandomDrop]
 

@@ -6,9 +6,9 @@ import golden
 import paperhooks
 import pytest
 import torch
-from paperhooks.testing.tiny import image_outputs
+from paperhooks.testing import image_outputs
 from paperhooks_pyramiddrop import DecoderShape, Drop, PyramidDrop, Schedule
-from paperhooks_pyramiddrop.rank import choose
+from paperhooks_pyramiddrop.algorithm import choose
 from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 

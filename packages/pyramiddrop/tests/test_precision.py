@@ -9,7 +9,7 @@ import torch
 from paperhooks import HookError, attach
 from paperhooks.testing import tiny_llama, tiny_vlm, vlm_inputs
 from paperhooks_pyramiddrop import PyramidDrop, Ranking
-from paperhooks_pyramiddrop import rank as ranking
+from paperhooks_pyramiddrop import algorithm as ranking
 
 STAGES = {2: 0.5, 4: 0.25}
 PARTS = [((3, 12, 5),), ((2, 24, 6), (4, 8, 3, 12, 2)), ((1, 40, 3), (5, 9, 4))]

@@ -11,10 +11,10 @@ import paperhooks
 import pytest
 import torch
 from paperhooks import Traits, hookimpl
-from paperhooks.selection import compact
-from paperhooks.testing.tiny import image_outputs
+from paperhooks.testing import image_outputs
+from paperhooks.tokens import compact
 from paperhooks_pyramiddrop import Drop, PyramidDrop, RandomDrop, Ranking
-from paperhooks_pyramiddrop import rank as ranking
+from paperhooks_pyramiddrop import algorithm as ranking
 from reading import IGNORE, Reading
 
 STAGES = {2: 0.5, 4: 0.25, 6: 0.125}

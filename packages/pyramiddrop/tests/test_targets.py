@@ -8,7 +8,7 @@ from paperhooks import DataError, HooksTrainerMixin, attach
 from paperhooks.compat import SAFE_CHECKPOINTING
 from paperhooks.testing import tiny_vlm, vlm_inputs
 from paperhooks_pyramiddrop import PyramidDrop, Ranking
-from paperhooks_pyramiddrop import rank as ranking
+from paperhooks_pyramiddrop import algorithm as ranking
 from transformers import Trainer, TrainingArguments
 
 STAGES = {2: 0.5, 4: 0.25}

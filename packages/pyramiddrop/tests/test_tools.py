@@ -7,9 +7,8 @@ import json
 import pytest
 import torch
 from paperhooks import ModelView
-from paperhooks.demo import DemoContext
-from paperhooks.testing import tiny_vlm, vlm_inputs
-from paperhooks.testing.commands import commands_of
+from paperhooks.authoring import DemoContext
+from paperhooks.testing import commands_of, tiny_vlm, vlm_inputs
 from paperhooks_pyramiddrop import Calibration, DecoderShape, Drop, PyramidDrop, Schedule, calibrate
 from paperhooks_pyramiddrop.plugin import PLUGIN
 
@@ -69,7 +68,7 @@ def test_savings_count_text_and_grouped_heads():
 
 def test_the_overlay_shows_kept_tokens_clear_and_dropped_ones_dark():
     pytest.importorskip("matplotlib")
-    from paperhooks.modelview import GridPart
+    from paperhooks.models import GridPart
     from paperhooks_pyramiddrop.figures import overlay_figure
     from PIL import Image
 
@@ -102,7 +101,7 @@ def test_one_picture_is_illustrated(tmp_path):
     testbed = pytest.importorskip("paperhooks_testbed")
     pytest.importorskip("matplotlib")
     from paperhooks import DataError
-    from paperhooks_pyramiddrop.report import illustrate
+    from paperhooks_pyramiddrop import illustrate
 
     model, processor = testbed.load_vlm()
     question = testbed.question_set("test", 1)[0]

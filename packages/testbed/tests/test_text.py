@@ -7,8 +7,9 @@ from itertools import islice
 
 import pytest
 from paperhooks.errors import MissingExtra
-from paperhooks_testbed.arithmetic import Problem, grade, problems
-from paperhooks_testbed.text import DOMAINS, documents
+from paperhooks_testbed import Exercise, documents, problems
+from paperhooks_testbed.arithmetic import grade
+from paperhooks_testbed.text import DOMAINS
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_problems_are_seeded_and_their_solutions_grade_as_right():
     ],
 )
 def test_grading_reads_the_last_number(text, right):
-    assert grade(Problem("", "1200", ""), text) is right
+    assert grade(Exercise("", "1200", ""), text) is right
 
 
 def test_missing_library_names_the_extra(monkeypatch):

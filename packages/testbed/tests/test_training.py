@@ -8,12 +8,12 @@ import random
 import pytest
 import torch
 from paperhooks.errors import DataError, MissingExtra
+from paperhooks_testbed import KINDS, generate_scene, prompt, questions_for
 from paperhooks_testbed.architecture import build_model
-from paperhooks_testbed.curriculum import Curriculum
-from paperhooks_testbed.packing import IGNORE, pack
-from paperhooks_testbed.scenes import KINDS, generate_scene, prompt, questions_for
-from paperhooks_testbed.train import CHECKPOINT, QUICK, Habits, export_run, main, train
-from paperhooks_testbed.trainstate import Settings, TrainState
+from paperhooks_testbed.training import IGNORE, pack
+from paperhooks_testbed.training.curriculum import Curriculum
+from paperhooks_testbed.training.train import CHECKPOINT, QUICK, Habits, export_run, main, train
+from paperhooks_testbed.training.trainstate import Settings, TrainState
 from safetensors.torch import load_file
 
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch 2.9 or later")

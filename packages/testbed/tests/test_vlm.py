@@ -7,9 +7,18 @@ from math import isclose
 
 import pytest
 import torch
-from paperhooks.provenance import hash_file
-from paperhooks_testbed import accuracy, answer, depth_profile, load_vlm, noise_image, prompt, question_set, vlm_folder
-from paperhooks_testbed.evaluate import Share
+from paperhooks.io import hash_file
+from paperhooks_testbed import (
+    Share,
+    accuracy,
+    answer,
+    depth_profile,
+    load_vlm,
+    noise_image,
+    prompt,
+    question_set,
+    vlm_folder,
+)
 
 
 def test_the_card_belongs_to_the_weights():

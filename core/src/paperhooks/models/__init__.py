@@ -1,10 +1,7 @@
-"""Models and their modules, apart from what :mod:`paperhooks.modelview` finds in them.
+"""What is found in a transformers model: decoder, layers, images, attention, experts, calibration."""
 
-modules
-    What a module is asked for, however it keeps its weights: where they are, in which dtype it computes, and a context
-    in which they are there.
-wrappers
-    The model that really runs inside an adapter, a parallel wrapper or a value head.
+from __future__ import annotations
 
-Both take any module; neither knows families of models.
-"""
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

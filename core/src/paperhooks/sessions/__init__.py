@@ -1,13 +1,7 @@
-"""What a session is made of, apart from :mod:`paperhooks.session` itself.
+"""Attaching methods to a model, and undoing it exactly."""
 
-followed_tokens
-    Masks, positions and rotary tables, fitted to the tokens that a layer still gets.
-layer_check
-    Whether a decoder calls its layers as hooks expect it.
-removal
-    Finding and removing what stands on a model or on a copy of one.
-running
-    Which threads are inside a call of a model.
-undo
-    The undo stack, and attributes of an instance that are taken back as far as they are still ours.
-"""
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paperhooks.inputs import LayerInputs
-from paperhooks.runtime import Call, Site
-from paperhooks.selection import SelectedLayer, TokenTrack, concat_valid, held_layer
+from paperhooks.hooks.call import Call, Site
+from paperhooks.hooks.inputs import LayerInputs
+from paperhooks.tokens.cache import SelectedLayer, concat_valid, held_layer
 from paperhooks.tokens.masks import gather_mask, take_rows
+from paperhooks.tokens.track import TokenTrack
 
 __all__ = ["follow"]
 
@@ -27,7 +28,7 @@ def follow(inputs: LayerInputs, call: Call, site: Site) -> LayerInputs:
     fitted = inputs.replace(attention_mask=_followed_mask(inputs, call, track, held, site))
     if track is None:
         return fitted
-    fitted._track = track
+    fitted.follow(track)
     if inputs.position_ids is not None:
         fitted.position_ids = take_rows(inputs.position_ids, track.index)
     if inputs.position_embeddings is not None:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from paperhooks.compat import LayerCall, strange_caches, version
 from paperhooks.errors import UnsupportedModel
-from paperhooks.inputs import shape_text
-from paperhooks.runtime import Call, Site
+from paperhooks.hooks.call import Call, Site
+from paperhooks.hooks.inputs import shape_text
 
 __all__ = ["check_layer_call", "unknown_call"]
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from paperhooks.compat import LOSS_FUNCTION, MASK_MAKER
-from paperhooks.generation import GuardedGenerate, MaskNotes
-from paperhooks.runtime import Hook
-from paperhooks.torchhooks import CompactLoss, ModelEnter
-
-if TYPE_CHECKING:
-    from paperhooks.session import Session
+from paperhooks.sessions.chain import Hook, Owner
+from paperhooks.sessions.generate_guard import GuardedGenerate, MaskNotes
+from paperhooks.sessions.torch_hooks import CompactLoss, ModelEnter
 
 __all__ = ["open_session", "own_hooks", "strip", "strip_hooks"]
 
@@ -24,7 +21,7 @@ def own_hooks(model: nn.Module) -> list[Any]:
     return [hook for table in tables for hook in table.values() if isinstance(hook, Hook)]
 
 
-def open_session(model: nn.Module) -> Session | None:
+def open_session(model: nn.Module) -> Owner | None:
     """The open session of ``model`` or of the model inside it, or None. A copy has hooks but no session."""
     hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
     return next((h.session for h in hooks if isinstance(h, ModelEnter) and h.session), None)

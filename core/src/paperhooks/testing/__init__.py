@@ -5,33 +5,6 @@ Load the fixtures with ``pytest_plugins = ["paperhooks.testing.fixtures"]``; not
 
 from __future__ import annotations
 
-from paperhooks.testing.contract import MethodContract
-from paperhooks.testing.dropper import Dropper
-from paperhooks.testing.fingerprint import Fingerprint, fingerprint
-from paperhooks.testing.tiny import (
-    IMAGE_TOKEN,
-    TEXT_FAMILIES,
-    VLM_FAMILIES,
-    cache_argument,
-    tiny_llama,
-    tiny_llava,
-    tiny_text,
-    tiny_vlm,
-    vlm_inputs,
-)
+import lazy_loader
 
-__all__ = [
-    "IMAGE_TOKEN",
-    "TEXT_FAMILIES",
-    "VLM_FAMILIES",
-    "Dropper",
-    "Fingerprint",
-    "MethodContract",
-    "cache_argument",
-    "fingerprint",
-    "tiny_llama",
-    "tiny_llava",
-    "tiny_text",
-    "tiny_vlm",
-    "vlm_inputs",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

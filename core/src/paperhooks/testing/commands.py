@@ -27,8 +27,8 @@ def commands_of(plugin: PluginInfo) -> Iterator[Callable[..., Result]]:
     pytest.importorskip("typer")
     from typer.testing import CliRunner
 
-    from paperhooks.catalog import catalog
-    from paperhooks.commands import build_app
+    from paperhooks.cli.app import build_app
+    from paperhooks.plugins.installed import catalog
 
     known = any(each.name == plugin.name for each in catalog().healthy)
     undo = None if known else catalog().register(plugin)

@@ -1,6 +1,6 @@
 """The contract every method keeps, as a test class to subclass.
 
-    from paperhooks.testing import MethodContract
+
 
     class TestDamp(MethodContract):
         def make(self):

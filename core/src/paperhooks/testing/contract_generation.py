@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from paperhooks.errors import PaperhooksError, UnsupportedGeneration
-from paperhooks.session import attach
+from paperhooks.sessions.session import attach
 from paperhooks.testing.contract_material import ROWS
 from paperhooks.testing.contract_rows import RowChecks
-from paperhooks.testing.fingerprint import fingerprint
+from paperhooks.testing.fingerprints import fingerprint
 
 __all__ = ["GenerationChecks"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from paperhooks.compat import cache_parameter, dynamic_cache, set_cache
 from paperhooks.info import Traits
-from paperhooks.modelview import ModelView
+from paperhooks.models.view import ModelView
 from paperhooks.testing.tiny import tiny_text, tiny_vlm, vlm_inputs
 
 __all__ = ["ROWS", "Material"]

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from paperhooks.errors import DataError, PaperhooksError, UnsupportedModel
-from paperhooks.methods import implemented_hooks
-from paperhooks.session import attach
+from paperhooks.plugins.methods import implemented_hooks
+from paperhooks.sessions.session import attach
 from paperhooks.testing.contract_material import ROWS, Material
 from paperhooks.testing.dropper import Dropper
-from paperhooks.testing.fingerprint import fingerprint
+from paperhooks.testing.fingerprints import fingerprint
 from paperhooks.testing.tiny import IMAGE_TOKEN
 
 __all__ = ["RowChecks"]

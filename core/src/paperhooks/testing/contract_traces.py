@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import paperhooks.session
-from paperhooks.modelview import ModelView
-from paperhooks.session import attach, strip
+import paperhooks.sessions.session
+from paperhooks.models.view import ModelView
+from paperhooks.sessions.removal import strip
+from paperhooks.sessions.session import attach
 from paperhooks.testing.contract_material import Material
-from paperhooks.testing.fingerprint import fingerprint
+from paperhooks.testing.fingerprints import fingerprint
 from paperhooks.testing.interrupts import count_lines, interrupted, moments
 from paperhooks.testing.leftovers import NewTensors, gathered
 from paperhooks.testing.process_state import ProcessState
@@ -207,7 +208,9 @@ class TraceChecks(Material):
         from paperhooks.testing.wrong_options import check_options
 
         complaints = check_options(self.make)
-        assert complaints == [], "\n".join(["check options in __post_init__ (paperhooks.options helps):", *complaints])
+        assert complaints == [], "\n".join(
+            ["check options in __post_init__ (paperhooks.io.options helps):", *complaints]
+        )
 
 
 def _first_projection(layer: nn.Module) -> str:
@@ -219,6 +222,6 @@ def _first_projection(layer: nn.Module) -> str:
 
 def closing_files() -> list[str]:
     """Core's source files that undo something while a session is closed."""
-    looking = "paperhooks.sessions.running"  # goes through many frames, and changes nothing
+    looking = "paperhooks.sessions.threads"  # goes through many frames, and changes nothing
     modules = [m for n, m in sys.modules.items() if n.startswith("paperhooks.sessions.") and n != looking]
-    return [inspect.getfile(module) for module in (*modules, paperhooks.session)]
+    return [inspect.getfile(module) for module in (*modules, paperhooks.sessions.session)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from paperhooks.compat import SAFE_CHECKPOINTING
-from paperhooks.session import attach
+from paperhooks.sessions.session import attach
 from paperhooks.testing.contract_material import Material
 from paperhooks.testing.tiny import IMAGE_TOKEN
 

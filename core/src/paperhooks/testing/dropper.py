@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from paperhooks.errors import UnsupportedModel
+from paperhooks.hooks.call import Call, Site
+from paperhooks.hooks.inputs import LayerInputs
+from paperhooks.hooks.specs import hookimpl
 from paperhooks.info import Traits
-from paperhooks.inputs import LayerInputs
-from paperhooks.markers import hookimpl
-from paperhooks.modelview import ModelView
-from paperhooks.options import whole
-from paperhooks.runtime import Call, Site
-from paperhooks.selection import compact
+from paperhooks.io.options import whole
+from paperhooks.models.view import ModelView
+from paperhooks.tokens.track import compact
 
 __all__ = ["Dropper"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from paperhooks.testing.fingerprint import fingerprint
+from paperhooks.testing.fingerprints import fingerprint
 from paperhooks.testing.tiny import tiny_text, tiny_vlm
 
 __all__ = ["leaves_no_trace", "text_model", "vision_model"]

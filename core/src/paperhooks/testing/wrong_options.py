@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from paperhooks.errors import PaperhooksError
-from paperhooks.options import shown
+from paperhooks.io.options import shown
 
 __all__ = ["check_options", "wrong_values"]
 

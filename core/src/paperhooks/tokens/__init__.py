@@ -1,10 +1,7 @@
-"""Tokens that leave the sequence, and what is kept on a cache for its rows.
+"""Forwards that keep a part of the tokens: tracks, masks, caches and the state of their rows."""
 
-masks
-    The attention mask of a shortened sequence, gathered from the full one.
-row_state
-    Tensors with a row for every row of a cache, which follow when its rows are reordered, repeated, selected or its
-    length is cut; and caches that may only be used with the method that filled them.
+from __future__ import annotations
 
-Which tokens are alive, and a cache layer that knows which tokens its entries are, stand in ``paperhooks.selection``.
-"""
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,11 +20,9 @@ from torch import Tensor
 from paperhooks.compat import CACHE_CHANGES, token_count
 from paperhooks.errors import DataError, UnsupportedGeneration
 
-if TYPE_CHECKING:
-    from paperhooks.runtime import Flags
-
 __all__ = [
     "Attendance",
+    "Ending",
     "RowState",
     "attend",
     "bound_owners",
@@ -38,23 +36,29 @@ __all__ = [
 _STATES, _ROWS = "paperhooks_state", "paperhooks_rows"
 
 
+class Ending(Protocol):
+    """What tells whether the session of a forward is closed."""
+
+    closed: bool
+
+
 class Attendance:
     """Whether one forward with methods attached is under way, and whose state it has asked for.
 
     A forward that an interrupt has ended cannot say so; its session's end does.
     """
 
-    __slots__ = ("_flags", "_open", "served")
+    __slots__ = ("_open", "_session", "served")
 
-    def __init__(self, flags: Flags | None = None) -> None:
-        self._flags = flags
+    def __init__(self, session: Ending | None = None) -> None:
+        self._session = session
         self._open = True
         self.served: set[str] = set()
 
     @property
     def open(self) -> bool:
         """Whether the forward is under way, in a session that is not closed."""
-        return self._open and not (self._flags is not None and self._flags.closed)
+        return self._open and not (self._session is not None and self._session.closed)
 
     def end(self) -> None:
         """The forward is over."""

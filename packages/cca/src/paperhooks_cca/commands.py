@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from paperhooks_cca.geometry import Grid
+    from paperhooks_cca.algorithm import Grid
 
 __all__ = ["add_commands"]
 
@@ -104,7 +104,7 @@ def mask(
 def describe(model: Model, options: OptionsOption = "") -> None:
     """Say what CCA does to a model, and whether it was trained with it; only its config is read."""
     from paperhooks import attach
-    from paperhooks.commands.options import empty_model
+    from paperhooks.cli import empty_model
 
     from paperhooks_cca.checkpoint import read_mark
 
@@ -141,7 +141,7 @@ def flow(
 
 
 def _save(out: Path, figures: dict[str, Any]) -> None:
-    from paperhooks.figures import save_figure
+    from paperhooks.reports import save_figure
 
     for name, figure in figures.items():
         _, png = save_figure(figure, out / name)
@@ -149,7 +149,7 @@ def _save(out: Path, figures: dict[str, Any]) -> None:
 
 
 def _method(options: str) -> Any:
-    from paperhooks.commands.options import build_methods
+    from paperhooks.cli import build_methods
 
     return build_methods([f"cca:{options}"])[0]
 
@@ -174,7 +174,7 @@ def _folder(name: str) -> str:
 
 
 def _load(name: str) -> tuple[Any, Any]:
-    from paperhooks.commands.options import load_model, load_processor
+    from paperhooks.cli import load_model, load_processor
 
     folder = _folder(name)
     return load_model(folder), load_processor(folder)

@@ -10,17 +10,15 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from paperhooks import MissingExtra, compare, evaluate
-from paperhooks.demo import DemoContext
-from paperhooks.evaluation import EvaluationResult
-from paperhooks.provenance import atomic_path, write_text
-from paperhooks.report import Block, Figure, Heading, Paragraph, RunFolder, Table
+from paperhooks import MissingExtra
+from paperhooks.authoring import DemoContext
+from paperhooks.io import atomic_path, write_text
+from paperhooks.reports import Block, Figure, Heading, Paragraph, RunFolder, Table
+from paperhooks_evaluation import EvaluationResult, compare, evaluate
 from torch import Tensor
 
-from paperhooks_cca.cca import CCA
 from paperhooks_cca.figures import mask_figure, ring_figure
-from paperhooks_cca.hallucination_tasks import TASKS
-from paperhooks_cca.pope_data import SPLITS
+from paperhooks_cca.method import CCA
 from paperhooks_cca.report import flow_blocks, geometry_figures, observe_flow, text_distances
 
 __all__ = ["run", "testbed", "write_pope_folder"]
@@ -30,6 +28,8 @@ UNTRAINED = (
     "it changes positions and mask under its feet, and the scores below are those of that untrained change, not the "
     "method's. paperhooks claims cca has the scores of models trained with it."
 )
+#: POPE's splits, as the published files are named.
+SPLITS = ("random", "popular", "adversarial")
 #: Tokens before and behind the 24 x 24 patches of LLaVA-1.5 in the paper's example of distances.
 PAPER_PROMPT = ((24, 24), 35, 40)
 _FLOWS: dict[str, dict[str, Any] | None] = {
@@ -125,13 +125,12 @@ def write_pope_folder(folder: Path, n: int, seed: int = 0) -> None:
 
 def _pope(context: DemoContext, folder: RunFolder, model: Any, processor: Any, asked: int) -> list[Block]:
     write_pope_folder(context.out / "pope", asked, context.seed)
-    (task,) = [info for info in TASKS if info.name == "pope"]
     found: dict[str, EvaluationResult] = {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "cca: this model was not trained with CCA")  # the report says so
         for name, methods in (("raster", []), ("concentric", [CCA()])):
             found[name] = evaluate(
-                model, processor, task, data=context.out / "pope", out=context.out / name, methods=methods,
+                model, processor, "pope", data=context.out / "pope", out=context.out / name, methods=methods,
                 options={"instruction": "", "max_new_tokens": 2}, modes=["official"], batch_size=15,
             )  # fmt: skip
     difference = compare(context.out / "raster", context.out / "concentric", out=context.out / "difference")

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from paperhooks.figures import line_figure, new_figure, style_axes
+from paperhooks.reports import line_figure, new_figure, style_axes
 from torch import Tensor
 
-from paperhooks_cca.geometry import Grid, allowed_mask, grouped, token_order
+from paperhooks_cca.algorithm import Grid, allowed_mask, grouped, token_order
 from paperhooks_cca.schemes import SCHEMES, Scheme, order_table
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paperhooks.errors import DataError
-from paperhooks.modelview import ImageSpan
+from paperhooks.models import ImageSpan
 from torch import Tensor
 
-from paperhooks_cca.geometry import grouped_spans
+from paperhooks_cca.algorithm import grouped_spans
 
 __all__ = ["information_flow"]
 

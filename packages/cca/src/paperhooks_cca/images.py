@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 
 from paperhooks import Call, ModelView, UnsupportedModel
 from paperhooks.errors import DataError
-from paperhooks.modelview import ImageSpan, image_runs
-from paperhooks.options import refused, shown, whole_list
+from paperhooks.io import refused, shown, whole_list
+from paperhooks.models import ImageSpan, image_runs
 
-from paperhooks_cca.geometry import Grid, grouped_spans, split_runs
+from paperhooks_cca.algorithm import Grid, grouped_spans, split_runs
 
 __all__ = ["Resolver", "check_model", "find_images", "grid_option"]
 
@@ -117,7 +117,7 @@ def _resolved(grid: Resolver, view: ModelView, call: Call) -> list[tuple[int, in
     spans: Any = grid(view, call)
     if not isinstance(spans, Sequence) or not all(isinstance(span, ImageSpan) for span in spans):
         raise DataError(
-            f"cca: the grid function returned {shown(spans)}; expected a list of paperhooks.modelview.ImageSpan, empty "
+            f"cca: the grid function returned {shown(spans)}; expected a list of paperhooks.models.ImageSpan, empty "
             "where there is no image"
         )
     images = grouped_spans(spans)

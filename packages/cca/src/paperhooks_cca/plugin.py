@@ -1,12 +1,17 @@
-"""The light description that the entry point exposes."""
+"""The light description that the entry point exposes, and the process-wide hooks."""
 
+from typing import Any
+
+from paperhooks import hookimpl
 from paperhooks.info import Paper, PluginInfo
+
+__all__ = ["HOOKS", "PLUGIN", "Hooks"]
 
 PLUGIN = PluginInfo(
     name="cca",
     api=1,
-    summary="Places image patches by concentric rings, in positions and mask; POPE, CHAIR and MME.",
-    methods={"cca": "paperhooks_cca.cca:CCA"},
+    summary="Places image patches by concentric rings, in positions and mask.",
+    methods={"cca": "paperhooks_cca.method:CCA"},
     paper=Paper(
         arxiv="2410.15926",
         title="Mitigating Object Hallucination via Concentric Causal Attention",
@@ -15,7 +20,21 @@ PLUGIN = PluginInfo(
         venue="NeurIPS 2024",
         code="xing0047/cca-llava",
     ),
-    hooks="paperhooks_cca.hooks:HOOKS",
+    hooks="paperhooks_cca.plugin:HOOKS",
     demo="paperhooks_cca.demo:run",
     claims="claims.toml",
 )
+
+
+class Hooks:
+    """What is not bound to a model."""
+
+    @hookimpl
+    def register_commands(self, app: Any) -> None:
+        """Add ``paperhooks cca ...``; the command line's libraries are imported only here."""
+        from paperhooks_cca.commands import add_commands
+
+        add_commands(app)
+
+
+HOOKS = Hooks()

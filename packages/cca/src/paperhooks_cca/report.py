@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from paperhooks import ModelView, attach
 from paperhooks.errors import DataError
-from paperhooks.modelview import image_runs
-from paperhooks.report import Block, Code, Figure, Heading, Paragraph, RunFolder, Table
+from paperhooks.models import image_runs
+from paperhooks.reports import Block, Code, Figure, Heading, Paragraph, RunFolder, Table
 from torch import Tensor
 
-from paperhooks_cca.cca import CCA
+from paperhooks_cca.algorithm import Grid, split_runs
 from paperhooks_cca.figures import (
     decay_figure,
     distance_figure,
@@ -24,7 +24,7 @@ from paperhooks_cca.figures import (
     ring_figure,
 )
 from paperhooks_cca.flow import information_flow
-from paperhooks_cca.geometry import Grid, split_runs
+from paperhooks_cca.method import CCA
 from paperhooks_cca.schemes import Scheme, scheme_name
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
-from paperhooks.options import function_or_choice
+from paperhooks.io import function_or_choice
 from torch import Tensor
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from paperhooks import DataError
-from paperhooks.commands.options import load_model, usage_errors
+from paperhooks.cli import load_model, usage_errors
 
 __all__ = ["add_commands"]
 
@@ -52,7 +52,7 @@ def collect(
     seed: Seed = 0,
 ) -> None:
     """Read the texts of one side and keep how strongly they drive every input channel."""
-    from paperhooks_mathneuro.collecting import collect as run
+    from paperhooks_mathneuro.statistics.collector import collect as run
     from paperhooks_mathneuro.texts import TEMPLATE
 
     statistics = run(
@@ -83,8 +83,8 @@ def select(
     dtype: Dtype = "auto",
 ) -> None:
     """Find the entries that matter for the target and not for the references, at every ratio."""
-    from paperhooks_mathneuro.overlapping import shares
-    from paperhooks_mathneuro.selecting import sweep
+    from paperhooks_mathneuro.selection.overlaps import shares
+    from paperhooks_mathneuro.selection.ratio_sweep import sweep
 
     loaded = load_model(model, device, dtype)
     found = sweep(
@@ -111,8 +111,8 @@ def apply(
     seed: Seed = 0,
 ) -> None:
     """Write an ordinary checkpoint with the entries scaled, and what is needed to undo it."""
-    from paperhooks_mathneuro.editing import apply as run
-    from paperhooks_mathneuro.selections import load_selection
+    from paperhooks_mathneuro.selection.selections import load_selection
+    from paperhooks_mathneuro.surgery import apply as run
 
     _refuse_existing(out)
     loaded = load_model(model, "cpu", dtype)
@@ -153,9 +153,9 @@ def evaluate(
     seed: Seed = 0,
 ) -> None:
     """Measure what scaling selections does to both sides, with controls, intervals and a report."""
-    from paperhooks_mathneuro.evaluating import evaluate as run
-    from paperhooks_mathneuro.reporting import report as write
-    from paperhooks_mathneuro.selections import load_selection
+    from paperhooks_mathneuro.experiment.evaluation import evaluate as run
+    from paperhooks_mathneuro.experiment.study_report import report as write
+    from paperhooks_mathneuro.selection.selections import load_selection
     from paperhooks_mathneuro.texts import TEMPLATE
 
     selections = {file.stem: load_selection(file) for file in selection}
@@ -170,7 +170,7 @@ def evaluate(
 
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -> None:
     """Write a study's report anew from its files."""
-    from paperhooks_mathneuro.reporting import report as write
+    from paperhooks_mathneuro.experiment.study_report import report as write
 
     typer.echo(f"report: {write(folder)}")
 
@@ -194,7 +194,7 @@ def study(
     seed: Seed = 0,
 ) -> None:
     """The whole experiment: find, prune with all controls, search factors, report."""
-    from paperhooks_mathneuro.studying import study as run
+    from paperhooks_mathneuro.experiment.protocol import study as run
     from paperhooks_mathneuro.texts import TEMPLATE
 
     run(
@@ -211,8 +211,8 @@ def compare(
     dtype: Dtype = "auto",
 ) -> None:
     """How far two selections agree: Jaccard index overall, by layer and by kind of module."""
-    from paperhooks_mathneuro.overlapping import overlap
-    from paperhooks_mathneuro.selections import load_selection
+    from paperhooks_mathneuro.selection.overlaps import overlap
+    from paperhooks_mathneuro.selection.selections import load_selection
 
     found = overlap(load_model(model, "cpu", dtype), load_selection(first), load_selection(second))
     typer.echo(str(found))
@@ -221,7 +221,7 @@ def compare(
 
 
 def _statistics(path: Path) -> Any:
-    from paperhooks_mathneuro.statistics import Statistics
+    from paperhooks_mathneuro.statistics.statistics import Statistics
 
     return Statistics.load(path / "statistics.safetensors" if path.is_dir() else path)
 

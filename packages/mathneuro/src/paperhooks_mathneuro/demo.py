@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from paperhooks import MissingExtra
-from paperhooks.demo import DemoContext
+from paperhooks.authoring import DemoContext
 
-from paperhooks_mathneuro.editing import apply
-from paperhooks_mathneuro.effects import Effects
-from paperhooks_mathneuro.studying import ISOLATED, study
+from paperhooks_mathneuro.experiment.effects import Effects
+from paperhooks_mathneuro.experiment.protocol import study
+from paperhooks_mathneuro.experiment.results import ISOLATED
+from paperhooks_mathneuro.surgery import apply
 
 __all__ = ["load_demo", "run"]
 

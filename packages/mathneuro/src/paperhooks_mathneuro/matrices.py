@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from paperhooks import ModelError, ModelView
-from paperhooks.experts import Experts
+from paperhooks.models import Experts
 from torch import Tensor, nn
 
 __all__ = ["Coverage", "HeadChoice", "Matrix", "Uncovered", "find_matrices", "plain_weight"]

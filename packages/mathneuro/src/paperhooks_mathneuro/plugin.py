@@ -1,12 +1,17 @@
-"""The light description that the entry point exposes."""
+"""The light description that the entry point exposes, and the process-wide hooks."""
 
+from typing import Any
+
+from paperhooks import hookimpl
 from paperhooks.info import Paper, PluginInfo
+
+__all__ = ["HOOKS", "PLUGIN", "Hooks"]
 
 PLUGIN = PluginInfo(
     name="mathneuro",
     api=1,
     summary="Finds the weights of a skill with forward passes alone, and prunes or scales them reversibly.",
-    methods={"mathneuro": "paperhooks_mathneuro.mathneuro:MathNeuro"},
+    methods={"mathneuro": "paperhooks_mathneuro.method:MathNeuro"},
     paper=Paper(
         arxiv="2410.16930",
         title="Math Neurosurgery: Isolating Language Models' Math Reasoning Abilities Using Only Forward Passes",
@@ -15,7 +20,21 @@ PLUGIN = PluginInfo(
         venue="ACL 2025",
         code="bryanchrist/MathNeuro",
     ),
-    hooks="paperhooks_mathneuro.hooks:HOOKS",
+    hooks="paperhooks_mathneuro.plugin:HOOKS",
     demo="paperhooks_mathneuro.demo:run",
     claims="claims.toml",
 )
+
+
+class Hooks:
+    """What is not bound to a model."""
+
+    @hookimpl
+    def register_commands(self, app: Any) -> None:
+        """Add ``paperhooks mathneuro ...``; the command line's libraries are imported only here."""
+        from paperhooks_mathneuro.commands import add_commands
+
+        add_commands(app)
+
+
+HOOKS = Hooks()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from paperhooks import DataError, MissingExtra
-from paperhooks.provenance import hash_json
+from paperhooks.io import hash_json
 
 __all__ = [
     "OFFICIAL_TEMPLATE",

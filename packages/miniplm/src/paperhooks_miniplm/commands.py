@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from paperhooks import DataError
-from paperhooks.commands.options import load_model, usage_errors
+from paperhooks.cli import load_model, usage_errors
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from paperhooks_miniplm.rows import RowSource
+    from paperhooks_miniplm.corpus.rows import RowSource
 
 __all__ = ["add_commands"]
 
@@ -69,8 +69,8 @@ def pack(
     domain_field: DomainField = "domain",
 ) -> None:
     """Pack documents into chunks of max-length + 1 tokens that end where sentences end."""
-    from paperhooks_miniplm.packing import pack as run
-    from paperhooks_miniplm.sources import read_documents
+    from paperhooks_miniplm.corpus.packer import pack as run
+    from paperhooks_miniplm.corpus.sources import read_documents
 
     documents = read_documents(source, text_field=text_field, domain_field=domain_field)
     with tqdm(desc="pack", unit="row") as bar:
@@ -103,7 +103,7 @@ def plan(
     domain_field: DomainField = "domain",
 ) -> None:
     """Operations, bytes and hours that scoring will take, from a measured rate."""
-    from paperhooks_miniplm.planning import plan as run
+    from paperhooks_miniplm.scoring.cost import plan as run
 
     known = _tokenizer(tokenizer or teacher)
     models = {"teacher": load_model(teacher, device, dtype), "reference": load_model(reference, device, dtype)}
@@ -143,7 +143,7 @@ def score(
     domain_field: DomainField = "domain",
 ) -> None:
     """Score every row with one model; prints the cost before it begins. Killed and started again, it goes on."""
-    from paperhooks_miniplm.units import score as run
+    from paperhooks_miniplm.scoring.jobs import score as run
 
     known = _tokenizer(tokenizer or model)
     loaded, rows = load_model(model, device, dtype), _rows(corpus, known, text_field, domain_field)
@@ -176,7 +176,7 @@ def diff(
     normalize: Normalize = "mean",
 ) -> None:
     """Reference minus teacher, row by row."""
-    from paperhooks_miniplm.differing import diff as run
+    from paperhooks_miniplm.difference import diff as run
 
     found = run(teacher, reference, normalize)  # type: ignore[arg-type]
     typer.echo(f"{found.save(out)}: {len(found)} rows, {found.unscored} without a difference")
@@ -199,12 +199,12 @@ def select(
     domain_field: DomainField = "domain",
 ) -> None:
     """Choose rows and report what is kept; another ratio later costs seconds."""
-    from paperhooks_miniplm.differing import Difference
-    from paperhooks_miniplm.duplicates import kept_duplicates
-    from paperhooks_miniplm.exporting import export as write
-    from paperhooks_miniplm.reporting import report
-    from paperhooks_miniplm.rows import check_corpus
-    from paperhooks_miniplm.selecting import select as run
+    from paperhooks_miniplm.corpus.duplicates import kept_duplicates
+    from paperhooks_miniplm.corpus.exporter import export as write
+    from paperhooks_miniplm.corpus.rows import check_corpus
+    from paperhooks_miniplm.difference import Difference
+    from paperhooks_miniplm.reports import report
+    from paperhooks_miniplm.selection import select as run
 
     known = _tokenizer(tokenizer) if tokenizer else None
     found, rows = Difference.load(difference), _rows(corpus, known, text_field, domain_field)
@@ -230,8 +230,8 @@ def export(
     domain_field: DomainField = "domain",
 ) -> None:
     """Write a selection in another form; index and bitmap need no copy of the corpus."""
-    from paperhooks_miniplm.exporting import export as run
-    from paperhooks_miniplm.exporting import load_selection
+    from paperhooks_miniplm.corpus.exporter import export as run
+    from paperhooks_miniplm.corpus.exporter import load_selection
 
     known = _tokenizer(tokenizer) if tokenizer else None
     rows = _rows(corpus, known, text_field, domain_field)
@@ -257,9 +257,9 @@ def convert(
     domain_field: DomainField = "domain",
 ) -> None:
     """Write a corpus, or a selection of it, for a student with another tokenizer."""
-    from paperhooks_miniplm.converting import convert as run
-    from paperhooks_miniplm.exporting import read_index
-    from paperhooks_miniplm.shards import ShardWriter
+    from paperhooks_miniplm.corpus.converter import convert as run
+    from paperhooks_miniplm.corpus.exporter import read_index
+    from paperhooks_miniplm.corpus.shard_files import ShardWriter
 
     first, second = _tokenizer(old), _tokenizer(new)
     rows = _rows(corpus, first, text_field, domain_field)
@@ -278,8 +278,8 @@ def fit_scaling(
     ] = None,
 ) -> None:
     """Fit L(C) = L_inf + A / C^alpha, or print the paper's constants and what they give."""
-    from paperhooks_miniplm.scaling import fit_scaling as run
-    from paperhooks_miniplm.scaling import published_table
+    from paperhooks_miniplm.scaling_law import fit_scaling as run
+    from paperhooks_miniplm.scaling_law import published_table
 
     if points is None:
         typer.echo(f"{'student':<8} {'method':<11} {'1T tokens':>16} {'10T tokens':>16}   (computed, printed)")
@@ -309,7 +309,7 @@ def _tokenizer(name: str) -> Any:
 
 
 def _rows(source: str, tokenizer: Any, text_field: str, domain_field: str) -> RowSource:
-    from paperhooks_miniplm.sources import open_rows
+    from paperhooks_miniplm.corpus.sources import open_rows
 
     return open_rows(source, tokenizer, text_field=text_field, domain_field=domain_field)
 
@@ -318,9 +318,9 @@ def _cost(name: str, model: Any, rows: RowSource, settings: Mapping[str, Any]) -
     """What scoring will cost; of a stream, which would have to be read to its end, only its first rows."""
     from itertools import islice
 
-    from paperhooks_miniplm.planning import plan as estimate
-    from paperhooks_miniplm.record_rows import StreamRows
-    from paperhooks_miniplm.rows import MemoryRows
+    from paperhooks_miniplm.corpus.record_rows import StreamRows
+    from paperhooks_miniplm.corpus.rows import MemoryRows
+    from paperhooks_miniplm.scoring.cost import plan as estimate
 
     if not isinstance(rows, StreamRows):
         return str(estimate({name: model}, rows, **settings))
@@ -331,7 +331,7 @@ def _cost(name: str, model: Any, rows: RowSource, settings: Mapping[str, Any]) -
 
 
 def _worker(text: str | None) -> tuple[int, int]:
-    from paperhooks_miniplm.units import workers
+    from paperhooks_miniplm.scoring.jobs import workers
 
     if text is None:
         return workers()

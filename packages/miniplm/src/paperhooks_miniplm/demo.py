@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 from paperhooks import MissingExtra
-from paperhooks.demo import DemoContext
+from paperhooks.authoring import DemoContext
 
-from paperhooks_miniplm.differing import diff
-from paperhooks_miniplm.distilling import Distil
-from paperhooks_miniplm.duplicates import duplicates_of
-from paperhooks_miniplm.miniature import byte_tokenizer, small_llama, train, training_batch
-from paperhooks_miniplm.packing import pack
-from paperhooks_miniplm.records import Document
-from paperhooks_miniplm.reporting import kept_by_domain, report
-from paperhooks_miniplm.selecting import select
-from paperhooks_miniplm.shards import Shards
-from paperhooks_miniplm.units import score
+from paperhooks_miniplm.corpus.duplicates import duplicates_of
+from paperhooks_miniplm.corpus.packer import pack
+from paperhooks_miniplm.corpus.records import TextRecord
+from paperhooks_miniplm.corpus.shards import Shards
+from paperhooks_miniplm.demo_models import byte_tokenizer, small_llama, train, training_batch
+from paperhooks_miniplm.difference import diff
+from paperhooks_miniplm.distillation.methods import Distil
+from paperhooks_miniplm.reports import kept_by_domain, report
+from paperhooks_miniplm.scoring.jobs import score
+from paperhooks_miniplm.selection import select
 
 __all__ = ["run"]
 
@@ -65,7 +65,7 @@ def run(context: DemoContext) -> None:
     context.echo(f"report: {html}")
 
 
-def _documents(characters: int, seed: int) -> tuple[list[Document], list[Document]]:
+def _documents(characters: int, seed: int) -> tuple[list[TextRecord], list[TextRecord]]:
     """Clean text to train on, and other clean text with noise and copies in it."""
     try:
         from paperhooks_testbed import documents
@@ -73,20 +73,20 @@ def _documents(characters: int, seed: int) -> tuple[list[Document], list[Documen
         raise MissingExtra("paperhooks-testbed", "paperhooks-miniplm[demo]", "to run the demo") from error
     chance = random.Random(seed)
     pieces = [
-        Document(document.text[start : start + 1500], domain)
+        TextRecord(document.text[start : start + 1500], domain)
         for domain in ("topics", "docstrings")
         for document in documents(domain=domain)
         for start in range(0, min(len(document.text), 9000), 1500)
     ]
     chance.shuffle(pieces)
-    found: list[list[Document]] = [[], []]
+    found: list[list[TextRecord]] = [[], []]
     for part in found:
         while pieces and sum(len(document.text) for document in part) < characters:
             part.append(pieces.pop())
     clean, mixed = found
     noise = len(mixed) // 5
-    mixed += [Document("".join(chance.choices(_LETTERS, k=700)), "noise") for _ in range(noise)]
-    mixed += [Document(clean[0].text[:300], "copies")] * 40
+    mixed += [TextRecord("".join(chance.choices(_LETTERS, k=700)), "noise") for _ in range(noise)]
+    mixed += [TextRecord(clean[0].text[:300], "copies")] * 40
     chance.shuffle(mixed)
     return clean, mixed
 

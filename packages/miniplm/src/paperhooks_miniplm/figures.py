@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from paperhooks.figures import PALETTE, new_figure, style_axes
+from paperhooks.reports import PALETTE, new_figure, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

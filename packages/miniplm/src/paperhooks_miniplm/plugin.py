@@ -1,15 +1,20 @@
-"""The light description that the entry point exposes."""
+"""The light description that the entry point exposes, and the process-wide hooks."""
 
+from typing import Any
+
+from paperhooks import hookimpl
 from paperhooks.info import Paper, PluginInfo
+
+__all__ = ["HOOKS", "PLUGIN", "Hooks"]
 
 PLUGIN = PluginInfo(
     name="miniplm",
     api=1,
     summary="Scores a corpus with two models and keeps what teaches; distillation losses beside it.",
     methods={
-        "miniplm": "paperhooks_miniplm.miniplm:MiniPLM",
-        "distil": "paperhooks_miniplm.distilling:Distil",
-        "distil-term": "paperhooks_miniplm.distilling:DistilTerm",
+        "miniplm": "paperhooks_miniplm.method:MiniPLM",
+        "distil": "paperhooks_miniplm.distillation.methods:Distil",
+        "distil-term": "paperhooks_miniplm.distillation.methods:DistilTerm",
     },
     paper=Paper(
         arxiv="2410.17215",
@@ -19,7 +24,21 @@ PLUGIN = PluginInfo(
         venue="ICLR 2025",
         code="thu-coai/MiniPLM",
     ),
-    hooks="paperhooks_miniplm.hooks:HOOKS",
+    hooks="paperhooks_miniplm.plugin:HOOKS",
     demo="paperhooks_miniplm.demo:run",
     claims="claims.toml",
 )
+
+
+class Hooks:
+    """What is not bound to a model."""
+
+    @hookimpl
+    def register_commands(self, app: Any) -> None:
+        """Add ``paperhooks miniplm ...``; the command line's libraries are imported only here."""
+        from paperhooks_miniplm.commands import add_commands
+
+        add_commands(app)
+
+
+HOOKS = Hooks()

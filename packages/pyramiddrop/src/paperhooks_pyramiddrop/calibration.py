@@ -14,8 +14,8 @@ from paperhooks import ModelView, attach
 from torch import Tensor
 from tqdm import tqdm
 
-from paperhooks_pyramiddrop.pyramiddrop import PyramidDrop
-from paperhooks_pyramiddrop.rank import Policy
+from paperhooks_pyramiddrop.algorithm import Policy
+from paperhooks_pyramiddrop.method import PyramidDrop
 from paperhooks_pyramiddrop.schedule import Schedule
 
 __all__ = ["Calibration", "calibrate"]

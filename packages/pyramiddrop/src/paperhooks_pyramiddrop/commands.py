@@ -76,7 +76,7 @@ def illustrate(
     """Answer a question about a picture with and without PyramidDrop, and draw what each stage sees."""
     from PIL import Image
 
-    from paperhooks_pyramiddrop.pyramiddrop import PyramidDrop
+    from paperhooks_pyramiddrop.method import PyramidDrop
     from paperhooks_pyramiddrop.report import illustrate as draw
 
     loaded, processor = _load(model)

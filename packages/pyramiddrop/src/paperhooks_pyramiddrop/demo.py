@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from paperhooks import MissingExtra, ModelView, attach
-from paperhooks.demo import DemoContext
-from paperhooks.report import Block, Heading, Image, Paragraph, RunFolder, Table
+from paperhooks.authoring import DemoContext
+from paperhooks.reports import Block, Heading, Image, Paragraph, RunFolder, Table
 
-from paperhooks_pyramiddrop.pyramiddrop import PyramidDrop, RandomDrop
+from paperhooks_pyramiddrop.method import PyramidDrop, RandomDrop
 from paperhooks_pyramiddrop.report import cost_blocks, figure_blocks, observe
 
 __all__ = ["STAGES", "load_testbed", "run"]

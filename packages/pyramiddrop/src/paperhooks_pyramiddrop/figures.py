@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from paperhooks.figures import PALETTE, new_figure, style_axes
-from paperhooks.modelview import GridPart
+from paperhooks.models import GridPart
+from paperhooks.reports import PALETTE, new_figure, style_axes
 
 from paperhooks_pyramiddrop.schedule import Savings
 

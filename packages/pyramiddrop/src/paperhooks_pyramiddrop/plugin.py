@@ -1,15 +1,20 @@
-"""The light description that the entry point exposes."""
+"""The light description that the entry point exposes, and the process-wide hooks."""
 
+from typing import Any
+
+from paperhooks import hookimpl
 from paperhooks.info import Paper, PluginInfo
+
+__all__ = ["HOOKS", "PLUGIN", "Hooks"]
 
 PLUGIN = PluginInfo(
     name="pyramiddrop",
     api=1,
     summary="Drops redundant image tokens stage by stage, ranked by the last instruction token.",
     methods={
-        "pyramiddrop": "paperhooks_pyramiddrop.pyramiddrop:PyramidDrop",
-        "paper": "paperhooks_pyramiddrop.pyramiddrop:PaperPyramidDrop",
-        "random": "paperhooks_pyramiddrop.pyramiddrop:RandomDrop",
+        "pyramiddrop": "paperhooks_pyramiddrop.method:PyramidDrop",
+        "paper": "paperhooks_pyramiddrop.method:PaperPyramidDrop",
+        "random": "paperhooks_pyramiddrop.method:RandomDrop",
     },
     paper=Paper(
         arxiv="2410.17247",
@@ -19,7 +24,21 @@ PLUGIN = PluginInfo(
         venue="CVPR 2025",
         code="Cooperx521/PyramidDrop",
     ),
-    hooks="paperhooks_pyramiddrop.hooks:HOOKS",
+    hooks="paperhooks_pyramiddrop.plugin:HOOKS",
     demo="paperhooks_pyramiddrop.demo:run",
     claims="claims.toml",
 )
+
+
+class Hooks:
+    """What is not bound to a model."""
+
+    @hookimpl
+    def register_commands(self, app: Any) -> None:
+        """Add ``paperhooks pyramiddrop ...``; the command line's libraries are imported only here."""
+        from paperhooks_pyramiddrop.commands import add_commands
+
+        add_commands(app)
+
+
+HOOKS = Hooks()

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from paperhooks import DataError, ModelView, attach
-from paperhooks.modelview import GridPart
-from paperhooks.report import Block, Code, Figure, Heading, Paragraph, RunFolder, Table
+from paperhooks.models import GridPart
+from paperhooks.reports import Block, Code, Figure, Heading, Paragraph, RunFolder, Table
 
 from paperhooks_pyramiddrop.drops import Drop
 from paperhooks_pyramiddrop.figures import cost_figure, overlay_figure, staircase_figure
-from paperhooks_pyramiddrop.pyramiddrop import PyramidDrop
+from paperhooks_pyramiddrop.method import PyramidDrop
 from paperhooks_pyramiddrop.schedule import DecoderShape, Savings
 
 if TYPE_CHECKING:

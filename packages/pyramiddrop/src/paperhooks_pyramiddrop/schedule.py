@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paperhooks.options import number, number_list, refused, whole, whole_list
+from paperhooks.io import number, number_list, refused, whole, whole_list
 
 __all__ = ["DecoderShape", "Savings", "Schedule", "checked_stages", "solve_ratio"]
 

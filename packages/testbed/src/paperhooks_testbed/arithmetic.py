@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from paperhooks.errors import MissingExtra
 
-__all__ = ["Problem", "grade", "problems"]
+__all__ = ["Exercise", "grade", "problems"]
 
 _TASK = "gsm_symbolic"
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class Exercise:
     """A word problem, its final number as text, and a worked solution that ends with the number."""
 
     question: str
@@ -23,7 +23,7 @@ class Problem:
     solution: str
 
 
-def problems(n: int, seed: int = 0) -> list[Problem]:
+def problems(n: int, seed: int = 0) -> list[Exercise]:
     """``n`` problems; the same arguments give the same problems.
 
     Raises:
@@ -39,7 +39,7 @@ def problems(n: int, seed: int = 0) -> list[Problem]:
     return [_problem(entry) for entry in gym.create_dataset(_TASK, size=n, seed=seed)]
 
 
-def grade(problem: Problem, answer: str) -> bool:
+def grade(problem: Exercise, answer: str) -> bool:
     """Whether the last number in ``answer`` is the right one.
 
     >>> grade(Problem("", "1200", ""), "so there are 1,200 of them.")
@@ -49,7 +49,7 @@ def grade(problem: Problem, answer: str) -> bool:
     return bool(found) and float(found[-1].replace(",", "")) == float(problem.answer.replace(",", ""))
 
 
-def _problem(entry: dict[str, object]) -> Problem:
+def _problem(entry: dict[str, object]) -> Exercise:
     metadata = entry["metadata"]
     solution = metadata["answer_cot"] if isinstance(metadata, dict) else ""
-    return Problem(str(entry["question"]), str(entry["answer"]), str(solution))
+    return Exercise(str(entry["question"]), str(entry["answer"]), str(solution))

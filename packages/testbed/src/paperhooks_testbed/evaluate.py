@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from paperhooks.intervals import wilson_interval
+from paperhooks.reports import wilson_interval
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 

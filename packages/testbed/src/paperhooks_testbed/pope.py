@@ -9,32 +9,20 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import permutations
 
 from paperhooks_testbed.questions import Question
 from paperhooks_testbed.world import COLOURS, FORMS, Scene, generate_scene
 
-__all__ = ["STRATEGIES", "PopeScores", "pope_questions", "pope_scores"]
+__all__ = ["STRATEGIES", "pope_questions"]
 
 STRATEGIES: tuple[str, ...] = ("random", "popular", "adversarial")
 Object = tuple[str, str]
 _OBJECTS: tuple[Object, ...] = tuple((colour, form) for colour in COLOURS for form in FORMS)
 _SURVEYED = 500
 _PER_SCENE = 3
-
-
-@dataclass(frozen=True, slots=True)
-class PopeScores:
-    """What POPE reports, with ``yes`` as the positive answer; each 0 to 1."""
-
-    accuracy: float
-    precision: float
-    recall: float
-    f1: float
-    yes_ratio: float
 
 
 def pope_questions(split: str, strategy: str, n: int, seed: int = 0) -> list[Question]:
@@ -66,23 +54,6 @@ def pope_questions(split: str, strategy: str, n: int, seed: int = 0) -> list[Que
         for shown, missing in zip(rng.sample(present, _PER_SCENE), absent):
             questions += [_ask(scene, shown), _ask(scene, missing)]
     return questions[:n]
-
-
-def pope_scores(questions: Sequence[Question], answers: Sequence[str]) -> PopeScores:
-    """Accuracy, precision, recall, F1 and the share of "yes"; any answer but "yes" counts as "no".
-
-    Raises:
-        ValueError: if there is no question, or not one answer a question.
-    """
-    if not questions or len(questions) != len(answers):
-        raise ValueError(f"got {len(answers)} answers to {len(questions)} questions; need one each, and at least one")
-    pairs = Counter((question.answer == "yes", given == "yes") for question, given in zip(questions, answers))
-    hit, false, missed = pairs[True, True], pairs[False, True], pairs[True, False]
-    precision = hit / (hit + false) if hit + false else 0.0
-    recall = hit / (hit + missed) if hit + missed else 0.0
-    f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-    right = hit + pairs[False, False]
-    return PopeScores(right / len(answers), precision, recall, f1, (hit + false) / len(answers))
 
 
 def _ask(scene: Scene, thing: Object) -> Question:

@@ -35,7 +35,7 @@ def load_vlm(
     if not (folder / "model.safetensors").is_file():
         raise DataError(
             f"{folder} has no model.safetensors; reinstall paperhooks-testbed, or train the model: "
-            "python -m paperhooks_testbed.train --out RUN && python -m paperhooks_testbed.train --out RUN --export"
+            "python -m paperhooks_testbed.training --out RUN, and the same with --export"
         )
     model = LlavaForConditionalGeneration.from_pretrained(
         folder, dtype=dtype, attn_implementation=attn_implementation, local_files_only=True

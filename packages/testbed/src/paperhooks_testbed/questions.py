@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from paperhooks_testbed.drawing import render
+from paperhooks_testbed.canvas import render
 from paperhooks_testbed.world import COLOURS, FORMS, GRID, Scene, Shape, generate_scene
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paperhooks_testbed.drawing import render, render_array
+from paperhooks_testbed.canvas import render, render_array
 from paperhooks_testbed.questions import KINDS, PLACES, Question, place_of, prompt, question_set, questions_for
 from paperhooks_testbed.world import (
     COLOURS,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["DOMAINS", "Document", "documents"]
+__all__ = ["DOMAINS", "Passage", "documents"]
 
 DOMAINS: tuple[str, ...] = ("docstrings", "topics", "licences")
 _LICENCES = Path("/usr/share/common-licenses")
@@ -21,7 +21,7 @@ _SKIPPED = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_t
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class Passage:
     """A piece of text with its domain (one of `DOMAINS`) and the name of where it comes from."""
 
     text: str
@@ -29,7 +29,7 @@ class Document:
     source: str
 
 
-def documents(min_chars: int = 200, domain: str | None = None) -> Iterator[Document]:
+def documents(min_chars: int = 200, domain: str | None = None) -> Iterator[Passage]:
     """Yield documents in a fixed order: docstrings by module, help topics by name, then licences.
 
     ``docstrings`` (all docstrings of one module) and ``topics`` come with Python and hold more than a megabyte;
@@ -48,7 +48,7 @@ def documents(min_chars: int = 200, domain: str | None = None) -> Iterator[Docum
     for name in DOMAINS if domain is None else (domain,):
         for source, text in readers[name]():
             if len(text) >= min_chars:
-                yield Document(text, name, source)
+                yield Passage(text, name, source)
 
 
 def _library() -> Path:

@@ -1,0 +1,7 @@
+"""For authors of plugins and of this repository: template, registry, claims, doctor and demo."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,62 @@
+"""Commands for authors of plugins: new, registry check, registry table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paperhooks.plugins.registry import find_registry, load_registry, plugin_table_markdown, replace_between_markers
+
+__all__ = ["add_commands"]
+
+Registry = Annotated[Path | None, typer.Argument(help="registry.toml or its folder; default: found upwards from here.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register this module's commands."""
+    app.command()(new)
+    registry = typer.Typer(help="Work on registry.toml.", no_args_is_help=True)
+    registry.command()(check)
+    registry.command()(table)
+    app.add_typer(registry, name="registry")
+
+
+def new(
+    name: Annotated[str, typer.Argument(help="Plugin name in kebab-case, such as my-method.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to put the project in.")] = Path(),
+) -> None:
+    """Write a plugin project that installs, passes its tests and can be changed from there."""
+    from paperhooks.authoring.template import create_project
+
+    folder = create_project(name, out)
+    typer.echo(f"{folder}\nnext: pip install -e '{folder}[test]' && pytest {folder}")
+
+
+def check(path: Registry = None) -> None:
+    """Prove that registry, package metadata, PluginInfo and Traits agree; exit code 1 when they do not."""
+    from paperhooks.authoring.registry_check import check_registry
+
+    file = path if path is not None else find_registry(Path.cwd())
+    problems = check_registry(file)
+    for problem in problems:
+        typer.echo(str(problem), err=True)
+    if problems:
+        raise typer.Exit(1)
+    typer.echo(f"{file}: no problem")
+
+
+def table(
+    path: Registry = None,
+    write: Annotated[Path | None, typer.Option("--write", help="Put it between the markers of this file.")] = None,
+) -> None:
+    """Print the table of plugins, or write it between the markers paperhooks-plugins:start and :end of a file."""
+    from paperhooks.io.files import write_text
+
+    file = path if path is not None else find_registry(Path.cwd())
+    content = plugin_table_markdown(load_registry(file / "registry.toml" if file.is_dir() else file))
+    if write is None:
+        typer.echo(content)
+    else:
+        write_text(write, replace_between_markers(write.read_text(encoding="utf-8"), "paperhooks-plugins", content))

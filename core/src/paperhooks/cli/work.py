@@ -1,0 +1,113 @@
+"""Commands that run something: demo, compress, select."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from paperhooks.authoring.demo import DEFAULT_OUT, run_demo
+from paperhooks.cli.options import build_methods, load_model, parse_method, read_records
+
+__all__ = ["add_commands"]
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder; an interrupted run in it goes on.")]
+Device = Annotated[str, typer.Option("--device", help="Where the model runs, such as cpu or cuda:0.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Method = Annotated[str, typer.Argument(help="METHOD or METHOD:k=v,k=v.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register this module's commands."""
+    for command in (demo, compress, select):
+        app.command()(command)
+
+
+def demo(
+    name: Annotated[str | None, typer.Argument(help="Plugin name; all plugins without it.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the reports go.")] = DEFAULT_OUT,
+    quick: Annotated[bool, typer.Option("--quick", help="The shortest run that still shows something.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Run a plugin's demo, or all of them: small, offline, with a report at the end."""
+    results = run_demo(name, out, echo=typer.echo, quick=quick, seed=seed)
+    for result in results:
+        ending = f"failed: {result.error}" if result.error else f"report: {result.report or result.out}"
+        typer.echo(f"{result.plugin}: {result.seconds:.1f} s, {ending}", err=result.error is not None)
+    if any(result.error for result in results):
+        raise typer.Exit(1)
+
+
+def compress(
+    model: Annotated[str, typer.Argument(help="Model folder or hub name.")],
+    method: Method,
+    data: Annotated[list[str], typer.Option("--data", help="Calibration data, .jsonl or text; PART=FILE, repeated.")],
+    out: Out,
+    target: Annotated[str | None, typer.Option("--target", help="What to reach, such as 3.0bit.")] = None,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Compress a model's weights with a plugin and leave an artefact and a report."""
+    from paperhooks.compression import compress as run
+
+    chosen, records = _method(method), _parts(data)
+    artefact = run(_load(model, device, dtype), chosen, data=records, target=target, out=out, seed=seed)
+    typer.echo(f"{out}: {artefact}")
+
+
+def select(
+    method: Method,
+    corpus: Annotated[Path, typer.Option("--corpus", help="Examples, .jsonl or .txt.")],
+    ratio: Annotated[float, typer.Option("--ratio", min=0.0, max=1.0, help="Share of the corpus to keep.")],
+    out: Out,
+    teacher: Annotated[str | None, typer.Option("--teacher", help="Model folder or hub name.")] = None,
+    reference: Annotated[str | None, typer.Option("--reference", help="Model folder or hub name.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Score a corpus with a plugin and write the best part of it."""
+    from paperhooks.data.scorer import select as run
+
+    named = {"teacher": teacher, "reference": reference}
+    models = {role: _load(path, device, dtype) for role, path in named.items() if path is not None}
+    tokenizer = _tokenizer(teacher or reference)
+    chosen = run(
+        _method(method), corpus=corpus, ratio=ratio, out=out, models=models, tokenizer=tokenizer,
+        batch_size=batch_size, seed=seed, progress=True,
+    )  # fmt: skip
+    typer.echo(f"{chosen.file}: kept {len(chosen.rows)} of {chosen.total} examples")
+
+
+def _load(model: str, device: str, dtype: str) -> Any:
+    return load_model(model, device, dtype)
+
+
+def _method(text: str) -> Any:
+    parse_method(text)  # a usage error before anything is loaded
+    return build_methods([text])[0]
+
+
+def _parts(data: list[str]) -> Any:
+    """The records of one file, or of several that are parts by name (``target=a.jsonl``, ``reference=b.jsonl``)."""
+    named = dict(text.split("=", 1) for text in data if text.partition("=")[0].isidentifier() and "=" in text)
+    if len(named) == len(data):
+        return {name: read_records(Path(path)) for name, path in named.items()}
+    if len(data) > 1:
+        raise typer.BadParameter("several --data must be PART=FILE each, with different parts")
+    return read_records(Path(data[0]))
+
+
+def _tokenizer(model: str | None) -> Any:
+    if model is None:
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError):
+        return None  # a corpus of token ids needs none; one of texts is refused later, by name

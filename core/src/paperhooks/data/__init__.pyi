@@ -1,0 +1,2 @@
+from .scorer import score as score
+from .scorer import select as select

@@ -1,0 +1,7 @@
+"""Asking a model: requests, prompts, layouts of images, and the backends that answer."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,11 @@
+from .layouts import arrange as arrange
+from .layouts import check_layout as check_layout
+from .offline_backends import CallableBackend as CallableBackend
+from .offline_backends import ReplayBackend as ReplayBackend
+from .prompts import make_prompt as make_prompt
+from .requests import Backend as Backend
+from .requests import Prompt as Prompt
+from .requests import Reply as Reply
+from .requests import Request as Request
+from .server_backend import ServerBackend as ServerBackend
+from .transformers_backend import TransformersBackend as TransformersBackend

@@ -1,0 +1,160 @@
+"""Where the pictures of a request go, and how large they may be. The same for every backend.
+
+``prepend``
+    All pictures of a message before its text.
+``interleave``
+    Every picture where the task put it.
+``joined``
+    As prepend, with all pictures of the request side by side in one: for models that take a single picture.
+``text-only``
+    No pictures; what is left is the text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from paperhooks.errors import DataError, did_you_mean
+from paperhooks.generation.requests import Request
+
+__all__ = ["LAYOUTS", "arrange", "check_layout"]
+
+LAYOUTS: Final = ("prepend", "interleave", "joined", "text-only")
+
+_Part = Mapping[str, Any]
+
+
+def check_layout(layout: str) -> str:
+    """The layout, if there is such a one; raises DataError."""
+    if layout not in LAYOUTS:
+        raise DataError(f"there is no layout {layout!r}; {did_you_mean(layout, LAYOUTS)}")
+    return layout
+
+
+def arrange(request: Request, layout: str, max_pixels: int | None = None) -> Request:
+    """The request with its pictures laid out, in RGB, and no larger than ``max_pixels`` each.
+
+    Every message of the result has a list of parts, in which the n-th image part stands for ``images[n]`` and texts
+    without a picture between them are one part. A request with a finished prompt keeps prompt and order. Raises
+    DataError for a request without question, a part of unknown type, an image part without picture, and for pictures of
+    a finished prompt that are to be left out.
+    """
+    if not request.messages and not request.prompt:
+        raise DataError("the request has neither a prompt nor messages")
+    if request.prompt and request.messages:
+        raise DataError("the request has both a prompt and messages; give one of them")
+    if request.prompt and request.images and layout == "text-only":
+        raise DataError("the request has a finished prompt, whose pictures cannot be left out; use another layout")
+    if request.prompt:
+        return dataclasses.replace(request, images=_ready(request.images, max_pixels))
+    numbered = _numbered(request)
+    if layout == "joined" and len(request.images) > 1:
+        return _joined(request, numbered, max_pixels)
+    messages, order = [], []
+    for role, parts in numbered:
+        placed = _placed(parts, layout)
+        order += [part["index"] for part in placed if part["type"] == "image"]
+        messages.append({"role": role, "content": _merged(placed)})
+    images = _ready([request.images[index] for index in order], max_pixels)
+    return dataclasses.replace(request, messages=messages, images=images)
+
+
+def _numbered(request: Request) -> list[tuple[str, list[_Part]]]:
+    """Role and parts of every message; each image part has its index, and pictures without a part get one."""
+    count = 0
+    used: set[int] = set()
+    messages: list[tuple[str, list[_Part]]] = []
+    for message in request.messages:
+        content = message.get("content", "")
+        parts: list[_Part] = []
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            if part.get("type") == "image":
+                index = _checked_index(part.get("index", count), request)
+                count += 1
+                used.add(index)
+                parts.append({**part, "index": index})
+            elif part.get("type") == "text" and isinstance(part.get("text"), str):
+                parts.append(dict(part))
+            else:
+                raise DataError(f"the request has the part {part!r}; expected type 'text' with a text, or 'image'")
+        messages.append((str(message.get("role", "user")), parts))
+    loose: list[_Part] = [{"type": "image", "index": i} for i in range(len(request.images)) if i not in used]
+    first = next((parts for role, parts in messages if role == "user"), messages[0][1])
+    first[:0] = loose
+    return messages
+
+
+def _checked_index(index: Any, request: Request) -> int:
+    if not isinstance(index, int) or not 0 <= index < len(request.images):
+        raise DataError(f"the request shows picture {index!r} (counted from 0), but has {len(request.images)} of them")
+    return index
+
+
+def _placed(parts: Sequence[_Part], layout: str) -> list[_Part]:
+    if layout == "interleave":
+        return [part if part["type"] == "image" else _text(part, layout) for part in parts]
+    texts = [_text(part, layout) for part in parts]
+    if layout == "text-only":
+        return texts
+    shown = sorted({part["index"] for part in parts if part["type"] == "image"})
+    return [{"type": "image", "index": index} for index in shown] + texts
+
+
+def _text(part: _Part, layout: str) -> _Part:
+    return {"type": "text", "text": part.get(layout, part.get("text", ""))}
+
+
+def _merged(parts: Sequence[_Part]) -> list[dict[str, Any]]:
+    """The parts with neighbouring texts in one, since chat templates may put something between parts."""
+    merged: list[dict[str, Any]] = []
+    for part in parts:
+        if part["type"] == "image":
+            merged.append({"type": "image"})
+        elif merged and merged[-1]["type"] == "text":
+            merged[-1]["text"] += part["text"]
+        elif part["text"]:
+            merged.append({"type": "text", "text": part["text"]})
+    return merged or [{"type": "text", "text": ""}]
+
+
+def _joined(request: Request, numbered: Sequence[tuple[str, Sequence[_Part]]], max_pixels: int | None) -> Request:
+    messages = []
+    shown = False
+    for role, parts in numbered:
+        placed = [_text(part, "joined") for part in parts]
+        if not shown and any(part["type"] == "image" for part in parts):
+            placed.insert(0, {"type": "image"})
+            shown = True
+        messages.append({"role": role, "content": _merged(placed)})
+    picture = _side_by_side(_ready(request.images, None))
+    return dataclasses.replace(request, messages=messages, images=_ready([picture], max_pixels))
+
+
+def _side_by_side(images: Sequence[Any]) -> Any:
+    """Pictures in a row, top edges aligned, on white."""
+    from PIL import Image
+
+    row = Image.new("RGB", (sum(image.width for image in images), max(image.height for image in images)), "white")
+    left = 0
+    for image in images:
+        row.paste(image, (left, 0))
+        left += image.width
+    return row
+
+
+def _ready(images: Sequence[Any], max_pixels: int | None) -> list[Any]:
+    return [_fitted(image.convert("RGB"), max_pixels) if hasattr(image, "convert") else image for image in images]
+
+
+def _fitted(image: Any, max_pixels: int | None) -> Any:
+    pixels = image.width * image.height
+    if max_pixels is None or pixels <= max_pixels:
+        return image
+    factor = math.sqrt(max_pixels / pixels)
+    from PIL import Image
+
+    size = max(1, int(image.width * factor)), max(1, int(image.height * factor))
+    return image.resize(size, Image.Resampling.LANCZOS)

@@ -1,0 +1,125 @@
+"""What passes between a task, the evaluation and whatever answers: requests, prompts, replies, backends.
+
+Imports nothing heavy, so that tasks can be imported where no model is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["Backend", "Prompt", "Reply", "Request"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a model is asked: ``messages``, or a finished ``prompt``.
+
+    messages
+        A conversation. Each message has a ``role`` and a ``content``: text, or a list of parts. A part is
+        ``{"type": "text", "text": ...}`` or ``{"type": "image"}``. The n-th image part stands for ``images[n]`` unless
+        it names another by ``"index"``. Where the layout moves pictures away from their place, an image part leaves
+        its ``"text"`` behind, if it has any. A text part may hold another wording for a layout under that layout's
+        name, such as ``{"type": "text", "text": "<image 1>", "interleave": "picture 1"}``.
+    prompt
+        The finished prompt with the model's own image placeholders; used as it is, whatever the layout.
+    images
+        PIL images, already opened.
+    max_new_tokens, stop
+        Where the answer is cut: a number of tokens, and strings that end it and are not part of it.
+    metadata
+        Plain data for callables and servers; never shown to a model.
+    """
+
+    messages: Sequence[Mapping[str, Any]] = ()
+    prompt: str = ""
+    images: Sequence[Any] = ()
+    max_new_tokens: int = 32
+    stop: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A request as a backend will ask it.
+
+    id
+        The document's.
+    text
+        The whole prompt in the backend's own form; with the pictures it is what the answer depends on.
+    request
+        The request, its pictures laid out.
+    special
+        Whether the tokenizer still has to add its special tokens; a chat template has written them already.
+    """
+
+    id: str
+    text: str
+    request: Request
+    special: bool = True
+
+    @property
+    def kind(self) -> tuple[bool, bool]:
+        """Prompts of one kind may share a batch: pictures or none, special tokens or none."""
+        return self.special, bool(self.request.images)
+
+    @property
+    def cost(self) -> tuple[int, int, int]:
+        """Prompts of similar cost belong together: pictures, length of the answer, length of the text."""
+        return len(self.request.images), self.request.max_new_tokens, len(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back.
+
+    finish
+        ``"eos"``, ``"stop"`` (a stop string) or ``"length"`` (cut); ``""`` where the backend does not say.
+    error
+        Why there is no answer; the document is asked again by the next call.
+    """
+
+    text: str
+    new_tokens: int = 0
+    finish: str = ""
+    error: str = ""
+
+
+class Backend:
+    """What answers prompts. ``asks`` False: it looks answers up by id, so no request is made and no picture opened."""
+
+    asks: ClassVar[bool] = True
+
+    def describe(self) -> Mapping[str, Any]:
+        """Plain data that determines the replies; another description does not continue a run."""
+        return {"backend": type(self).__name__}
+
+    def about(self) -> Mapping[str, Any]:
+        """Plain data worth recording that does not determine the replies, such as where the model came from."""
+        return {}
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Around all answers of a run; not entered when there is nothing to ask."""
+        yield
+
+    def prompt(self, document_id: str, request: Request) -> Prompt:
+        """The prompt of a request; called in a worker thread ahead of :meth:`answer`."""
+        return Prompt(document_id, request.prompt, request)
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Reply]:
+        """One reply a prompt, in their order. All prompts are of one kind."""
+        return [Reply("", error=f"{type(self).__name__} answers nothing") for _ in prompts]
+
+    def too_large(self, error: Exception) -> bool:
+        """Whether an error of :meth:`answer` means that the batch did not fit into memory; it is then halved."""
+        return isinstance(error, MemoryError)
+
+    def recover(self) -> None:
+        """Free what an answer that failed for want of memory left behind."""
+        return

@@ -1,0 +1,208 @@
+"""Greedy answers of a transformers model to batches of prompts, leaving model and processor as they were."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from paperhooks.compat import attention_kernel
+from paperhooks.generation.prompts import make_prompt
+from paperhooks.generation.requests import Backend, Prompt, Reply, Request
+from paperhooks.io.files import plain
+from paperhooks.io.hashing import hash_json, model_digest
+from paperhooks.models.forward import evaluation_mode
+from paperhooks.plugins.methods import describe_method
+from paperhooks.sessions.session import active_session, attach
+
+__all__ = ["TransformersBackend"]
+
+#: Greedy decoding, and None for what only sampling uses: transformers warns about values that it ignores.
+_GREEDY: Final[Mapping[str, Any]] = {
+    "do_sample": False, "num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False,
+    "use_cache": True, "max_length": None, "min_length": None, "stop_strings": None,
+    "temperature": None, "top_p": None, "top_k": None, "typical_p": None, "epsilon_cutoff": None, "eta_cutoff": None,
+    "min_p": None, "top_h": None,
+}  # fmt: skip
+#: Entries of a generation config that change what a greedy search answers.
+_TELLING: Final = (
+    "eos_token_id", "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "suppress_tokens",
+    "begin_suppress_tokens", "bad_words_ids", "sequence_bias", "forced_bos_token_id", "forced_eos_token_id",
+)  # fmt: skip
+
+
+class TransformersBackend(Backend):
+    """A model and its processor (a tokenizer for text-only models), with ``methods`` attached while it answers."""
+
+    def __init__(self, model: Any, processor: Any, methods: Sequence[Any] = ()) -> None:
+        self.model, self.processor, self.methods = model, processor, tuple(methods)
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+
+    def describe(self) -> dict[str, Any]:
+        """Hashes of weights, dtype, processor, chat template, what of the generation config counts, and methods."""
+        session = active_session(self.model)
+        attached = list(session.methods.values()) if session else []
+        base = self.model.generation_config
+        telling = {name: getattr(base, name, None) for name in _TELLING}
+        return {
+            "model": model_digest(self.model),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "processor": type(self.processor).__name__,
+            "chat_template": hash_json(getattr(self.processor, "chat_template", None)),
+            "generation": {"greedy": True} | {k: plain(v) for k, v in telling.items() if v is not None},
+            "methods": [describe_method(method) for method in [*attached, *self.methods]],
+        }
+
+    def about(self) -> dict[str, Any]:
+        """Where the model came from and where it runs."""
+        config = self.model.config
+        return {
+            "class": type(self.model).__name__,
+            "name": getattr(config, "_name_or_path", "") or None,
+            "revision": getattr(config, "_commit_hash", None),
+            "device": str(self.model.device),
+            "attention": attention_kernel(config),
+        }
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Evaluation mode, no gradients, and the methods attached."""
+        with ExitStack() as stack:
+            stack.enter_context(evaluation_mode(self.model))
+            stack.enter_context(torch.no_grad())
+            if self.methods:
+                stack.enter_context(attach(self.model, *self.methods))
+            yield
+
+    def prompt(self, document_id: str, request: Request) -> Prompt:
+        """See :func:`paperhooks.generation.make_prompt`."""
+        return make_prompt(self.processor, document_id, request)
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Reply]:
+        """Greedy answers to a batch, padded on the left. Replies are without special tokens and outer blanks."""
+        with _left_padding(self.tokenizer):
+            inputs = self._inputs(prompts)
+        config = _greedy(self.model.generation_config, self.tokenizer, prompts)
+        stopping = _Stopping(self.tokenizer, [prompt.request for prompt in prompts], inputs["input_ids"].shape[1])
+        extra = {"stopping_criteria": StoppingCriteriaList([stopping])} if stopping.needed else {}
+        with _generation_config(self.model, config):
+            output = self.model.generate(**inputs, generation_config=config, **extra)
+        new = output[:, inputs["input_ids"].shape[1] :]  # cut by length: a reply may repeat its prompt
+        ends = _ends(config)
+        return [self._reply(row.tolist(), prompt.request, ends) for row, prompt in zip(new, prompts, strict=True)]
+
+    def too_large(self, error: Exception) -> bool:
+        """Also the errors of torch, which has one class for accelerators and none for the CPU."""
+        told = isinstance(error, RuntimeError) and ("out of memory" in str(error) or "allocate memory" in str(error))
+        return told or super().too_large(error)
+
+    def recover(self) -> None:
+        """Hand freed tensors back to the accelerator."""
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _inputs(self, prompts: Sequence[Prompt]) -> Any:
+        options: dict[str, Any] = {"padding": len(prompts) > 1, "return_tensors": "pt"}
+        if not prompts[0].special:
+            options["add_special_tokens"] = False
+        if prompts[0].request.images:
+            options["images"] = [list(prompt.request.images) for prompt in prompts]
+        inputs = self.processor(text=[prompt.text for prompt in prompts], **options).to(self.model.device)
+        for name, value in inputs.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                inputs[name] = value.to(self.model.dtype)
+        return inputs
+
+    def _reply(self, ids: list[int], request: Request, ends: set[int]) -> Reply:
+        ids = ids[: request.max_new_tokens]
+        end = next((place for place, token in enumerate(ids) if token in ends), None)
+        kept = ids if end is None else ids[:end]
+        text = self.tokenizer.decode(kept, skip_special_tokens=True)
+        cut = _first_stop(text, request.stop)
+        if cut is not None:
+            return Reply(text[:cut].strip(), _tokens_until_stop(self.tokenizer, kept, request.stop), "stop")
+        return Reply(text.strip(), len(kept), "length" if end is None else "eos")
+
+
+class _Stopping(StoppingCriteria):  # type: ignore[misc, unused-ignore]
+    """Ends each row at its own limit, and when one of its stop strings is complete."""
+
+    def __init__(self, tokenizer: Any, requests: Sequence[Request], start: int) -> None:
+        self.tokenizer, self.requests, self.start = tokenizer, requests, start
+        self.needed = any(r.stop for r in requests) or len({r.max_new_tokens for r in requests}) > 1
+        self.done = [False] * len(requests)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Bool [B]: which rows are done."""
+        count = input_ids.shape[1] - self.start
+        for row, request in enumerate(self.requests):
+            if self.done[row] or count >= request.max_new_tokens:
+                self.done[row] = True
+            elif request.stop:
+                # A token is at least one byte, so a string completed just now begins within as many tokens.
+                reach = max(len(stop.encode()) for stop in request.stop) + 4
+                tail = self.tokenizer.decode(input_ids[row, self.start :][-reach:], skip_special_tokens=True)
+                self.done[row] = _first_stop(tail, request.stop) is not None
+        return torch.tensor(self.done, device=input_ids.device)
+
+
+def _first_stop(text: str, stop: Sequence[str]) -> int | None:
+    return min((place for one in stop if (place := text.find(one)) >= 0), default=None)
+
+
+def _tokens_until_stop(tokenizer: Any, ids: list[int], stop: Sequence[str]) -> int:
+    # Bisection: once a stop string is complete, more tokens do not take it away.
+    low, high = 1, len(ids)
+    while low < high:
+        middle = (low + high) // 2
+        if _first_stop(tokenizer.decode(ids[:middle], skip_special_tokens=True), stop) is None:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@contextmanager
+def _left_padding(tokenizer: Any) -> Iterator[None]:
+    # Generation goes on from the last column, so padding must come first.
+    before = tokenizer.padding_side, tokenizer.pad_token
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    try:
+        yield
+    finally:
+        tokenizer.padding_side, tokenizer.pad_token = before
+
+
+@contextmanager
+def _generation_config(model: Any, config: Any) -> Iterator[None]:
+    # generate fills what is None in its argument from the model's own config, and then warns about what it filled in.
+    before = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+def _greedy(base: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> Any:
+    config = copy.deepcopy(base)
+    config.update(**_GREEDY)
+    config.update(max_new_tokens=max(prompt.request.max_new_tokens for prompt in prompts))
+    if config.pad_token_id is None:
+        known = tokenizer.pad_token_id
+        config.pad_token_id = min(_ends(config), default=None) if known is None else known
+    return config
+
+
+def _ends(config: Any) -> set[int]:
+    ends = config.eos_token_id
+    return set(ends if isinstance(ends, list | tuple) else [ends]) - {None}

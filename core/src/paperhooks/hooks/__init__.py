@@ -1,0 +1,7 @@
+"""All that an author of a method reads: the hooks, and what they receive."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

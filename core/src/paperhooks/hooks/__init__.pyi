@@ -1,0 +1,13 @@
+from .attention import attention_from as attention_from
+from .call import Call as Call
+from .call import Site as Site
+from .compression import CompressionRequest as CompressionRequest
+from .compression import Level as Level
+from .inputs import DecoderInputs as DecoderInputs
+from .inputs import LayerInputs as LayerInputs
+from .loss import LossContext as LossContext
+from .specs import CHAINED as CHAINED
+from .specs import CatalogHooks as CatalogHooks
+from .specs import OfflineHooks as OfflineHooks
+from .specs import RuntimeHooks as RuntimeHooks
+from .specs import hookimpl as hookimpl

@@ -1,0 +1,177 @@
+"""What loss hooks see: one micro-batch, and what its means are divided by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from paperhooks.errors import HookError
+
+if TYPE_CHECKING:
+    from paperhooks.models.view import ModelView
+
+__all__ = ["LossContext", "OpenSession", "batch_rows", "batch_target_rows", "batch_targets"]
+
+
+class OpenSession(Protocol):
+    """What loss hooks see of the session that they run in: the view of its model, and its methods by name."""
+
+    @property
+    def view(self) -> ModelView:
+        """The session's view of the model."""
+
+    @property
+    def methods(self) -> Mapping[str, Any]:
+        """The attached methods by name, in the order in which they were given."""
+
+
+@dataclass(eq=False)
+class LossContext:
+    """One micro-batch of training or evaluation, as loss hooks see it.
+
+    model
+        What the training loop calls: the model, or a wrapper such as DistributedDataParallel. Call this one, so that
+        gradients are synchronised; ``view.model`` is the model inside.
+    inputs
+        The whole batch by name, labels and a method's own columns included.
+    session
+        The session whose methods take part, or None.
+    num_items_in_batch
+        Target tokens of the whole accumulated batch (labels other than -100), divided by the number of processes that
+        average their gradients; None when that is not known.
+    num_examples_in_batch, num_target_rows_in_batch
+        Rows of the accumulated batch (first dimension of its first tensor), and those that have a target, likewise.
+    accumulation_steps
+        Micro-batches of the accumulated batch; 1 in evaluation.
+    loss
+        The loss so far, a scalar; None while ``compute_loss`` hooks run.
+    terms
+        After :func:`compute_loss`: ``loss/<method>/<name>`` to the detached value of every term.
+    state
+        What the hooks of one method tell each other about this micro-batch.
+    """
+
+    model: nn.Module
+    inputs: Mapping[str, Any]
+    session: OpenSession | None = None
+    num_items_in_batch: Tensor | int | None = None
+    num_examples_in_batch: Tensor | int | None = None
+    num_target_rows_in_batch: Tensor | int | None = None
+    accumulation_steps: int = 1
+    loss: Tensor | None = None
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+    stock: Callable[[], tuple[Tensor, Any]] | None = field(default=None, repr=False)
+    _forward: tuple[Tensor, Any] | None = field(default=None, repr=False)
+
+    @property
+    def outputs(self) -> Any:
+        """What the model returns for ``inputs``. The forward runs when this is first read, at most once."""
+        return self._run()[1]
+
+    @property
+    def model_loss(self) -> Tensor:
+        """The loss without hooks, normalised for the accumulated batch. Runs the forward if it has not run yet."""
+        return self._run()[0]
+
+    @property
+    def logits(self) -> Tensor:
+        """The model's logits [B, T, V]; see :mod:`paperhooks.logprobs.tokens` for how to do without them."""
+        logits: Tensor = self.outputs.logits
+        return logits
+
+    @property
+    def labels(self) -> Tensor | None:
+        """int64 [B, T] as the batch has them, or None."""
+        return self.inputs.get("labels")
+
+    @property
+    def training(self) -> bool:
+        """Whether the model is in training mode."""
+        return self.model.training
+
+    @property
+    def view(self) -> ModelView:
+        """The session's view of the model, or a new one."""
+        from paperhooks.models.forward import view_of
+
+        return self.session.view if self.session is not None else view_of(self.model)
+
+    @property
+    def forward_ran(self) -> bool:
+        """Whether :attr:`outputs` are there already."""
+        return self._forward is not None
+
+    def token_mean(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Mean of ``values`` [B, T] over the target tokens of the whole accumulated batch (mask true [B, T]).
+
+        This micro-batch's share of it: the sum divided by ``num_items_in_batch``, or the micro-batch's own mean divided
+        by the accumulation steps when that number is not known.
+        """
+        total = torch.where(mask.bool(), values, 0.0).sum()
+        if self.num_items_in_batch is None:
+            return total / (mask.sum().clamp(min=1) * self.accumulation_steps)
+        return total / _on(self.num_items_in_batch, total)
+
+    def example_mean(self, values: Tensor) -> Tensor:
+        """Mean of ``values`` [n] over the examples of the whole accumulated batch; this micro-batch's share of it.
+
+        An example may be several rows of the batch, such as a pair: n may be any fixed share of the rows.
+        """
+        if self.num_examples_in_batch is None:
+            return values.mean() / self.accumulation_steps
+        per_row = values.numel() / max(1, batch_rows(self.inputs))
+        return values.sum() / (_on(self.num_examples_in_batch, values) * per_row)
+
+    def target_row_mean(self, values: Tensor, counted: Tensor) -> Tensor:
+        """Mean of ``values`` [B] over the rows of the accumulated batch that have a target (``counted`` true [B]).
+
+        This micro-batch's share of it. Where their number is not known, :meth:`example_mean` of those that are here,
+        which is right where every row has a target.
+        """
+        there = counted.bool()
+        total = torch.where(there, values, 0.0).sum()
+        if self.num_target_rows_in_batch is None:
+            return self.example_mean(values[there]) if bool(there.any()) else total
+        return total / _on(self.num_target_rows_in_batch, total)
+
+    def _run(self) -> tuple[Tensor, Any]:
+        if self._forward is None:
+            self._forward = (self.stock or self._plain)()
+        return self._forward
+
+    def _plain(self) -> tuple[Tensor, Any]:
+        """Loss and outputs outside a Trainer."""
+        items = self.num_items_in_batch
+        outputs = self.model(**self.inputs, **({} if items is None else {"num_items_in_batch": items}))
+        if getattr(outputs, "loss", None) is None:
+            raise HookError("the model returned no loss: give labels, or attach a method that implements compute_loss")
+        return (outputs.loss if items is not None else outputs.loss / self.accumulation_steps), outputs
+
+
+def batch_targets(batch: Mapping[str, Any]) -> int:
+    """Labels of a batch that are predicted: position 0 of ``labels`` is none."""
+    shifted, labels = batch.get("shift_labels"), batch.get("labels")
+    if isinstance(shifted, Tensor):
+        return int(shifted.ne(-100).sum())
+    return int(labels[..., 1:].ne(-100).sum()) if isinstance(labels, Tensor) else 0
+
+
+def batch_target_rows(batch: Mapping[str, Any]) -> int:
+    """Rows of a batch in which something is predicted; 0 for labels that are not [B, T, ...]."""
+    shifted, labels = batch.get("shift_labels"), batch.get("labels")
+    targets = shifted if isinstance(shifted, Tensor) else labels[..., 1:] if isinstance(labels, Tensor) else None
+    return 0 if targets is None or targets.ndim < 2 else int(targets.ne(-100).flatten(1).any(1).sum())
+
+
+def batch_rows(batch: Mapping[str, Any]) -> int:
+    """Rows of a batch: the first dimension of its first tensor."""
+    return next((len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim), 0)
+
+
+def _on(count: Tensor | int, like: Tensor) -> Tensor | int:
+    return count.to(like.device) if isinstance(count, torch.Tensor) else count

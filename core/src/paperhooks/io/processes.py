@@ -1,0 +1,46 @@
+"""The processes of ``torch.distributed`` that share a run."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from paperhooks.errors import PaperhooksError
+
+__all__ = ["Ranks"]
+
+
+class Ranks:
+    """The processes of ``torch.distributed``, or this process alone when none is initialised."""
+
+    def __init__(self, alone: bool = False) -> None:
+        # A process that never loaded torch.distributed has not initialised it either.
+        distributed = sys.modules.get("torch.distributed")
+        joined = distributed is not None and distributed.is_available() and distributed.is_initialized()
+        self._distributed: Any = distributed if joined and not alone else None
+        self.index = self._distributed.get_rank() if self._distributed else 0
+        self.count = self._distributed.get_world_size() if self._distributed else 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.index == 0
+
+    @property
+    def shard(self) -> tuple[int, int] | None:
+        """This process' share of the documents."""
+        return (self.index, self.count) if self.count > 1 else None
+
+    def meet(self, error: BaseException | None = None) -> None:
+        """Wait for all; an error of one is raised by all, so that none waits for ever.
+
+        Raises this process' own error, or PaperhooksError that names the rank and the error of another one.
+        """
+        told: list[str | None] = [None] * self.count
+        if self._distributed is not None:
+            self._distributed.all_gather_object(told, None if error is None else f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        for rank, message in enumerate(told):
+            if message is not None:
+                raise PaperhooksError(f"the evaluation failed on rank {rank}: {message}")

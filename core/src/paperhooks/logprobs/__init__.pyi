@@ -1,0 +1,10 @@
+from .chunked import in_chunks as in_chunks
+from .chunked import scatter_rows as scatter_rows
+from .chunked import sum_in_chunks as sum_in_chunks
+from .chunked import target_rows as target_rows
+from .divergence import Divergence as Divergence
+from .divergence import divergence_of as divergence_of
+from .head import Head as Head
+from .tokens import next_token_labels as next_token_labels
+from .tokens import sequence_logprobs as sequence_logprobs
+from .tokens import token_logprobs as token_logprobs

@@ -1,0 +1,177 @@
+"""A model's head: hidden states to logits, with the scaling and soft-capping that some families put behind it.
+
+Which of them a model uses is read off its config and then proven: the head must reproduce the model's own logits on a
+few tokens, or :class:`~paperhooks.errors.UnsupportedModel` says by how much they differ.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paperhooks.errors import UnsupportedModel
+from paperhooks.models.forward import evaluation_mode, reading_hidden_states, view_of
+from paperhooks.models.view import ModelView
+
+__all__ = ["Head"]
+
+#: Config entries that scale logits: multiplied (cohere, falcon_h1) or divided by (granite, minicpm-like).
+_MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
+_DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
+#: Share of the largest logit that the self-check tolerates.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
+_LOW_PRECISION_TOLERANCE = 3e-2
+#: Vocabulary entries whose logits are made at once on a CPU, so that they are still in its cache when they are summed.
+_SLICE = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """Hidden states to logits.
+
+    module
+        The output embeddings, called as a module so that adapters, offloading and quantised weights work.
+    scale
+        Factor on the logits.
+    softcap
+        c of ``c * tanh(logits / c)``, applied after the scale, or None.
+    """
+
+    module: nn.Module
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @classmethod
+    def from_model(cls, model: nn.Module | ModelView) -> Head:
+        """The head of ``model``, checked against the model's own logits of four tokens.
+
+        Costs one forward of four tokens, in eval mode and without gradient.
+
+        :raises UnsupportedModel: the model has no output embeddings, or its logits are made in another way.
+        """
+        view = view_of(model)
+        module: Any = getattr(view.model, "get_output_embeddings", lambda: None)()
+        if module is None:
+            raise UnsupportedModel(f"{type(view.model).__name__} has no output embeddings, so it gives no logits")
+        hidden, logits = _probe(view)
+        tried = [(cls(module, *form), form) for form in _forms(view)]
+        errors = [float((_logits(head, hidden) - logits).abs().max()) for head, _ in tried]
+        allowed = _TOLERANCE.get(hidden.dtype, _LOW_PRECISION_TOLERANCE) * float(logits.abs().max())
+        for (head, _), error in zip(tried, errors, strict=True):
+            if error <= allowed:
+                return head
+        scale, cap = tried[errors.index(min(errors))][1]
+        raise UnsupportedModel(
+            f"the logits of {type(view.model).__name__} are not its output embeddings of the decoder's output: the "
+            f"nearest form tried (scale {scale:g}, soft cap {cap}) differs by {min(errors):.3g}, allowed are "
+            f"{allowed:.3g}; use the model's own logits for this family"
+        )
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of logits V."""
+        module: Any = self.module
+        return int(getattr(module, "out_features", None) or module.weight.shape[0])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] float32 of hidden states [..., D]."""
+        return self._formed(self.module(hidden))
+
+    def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Log-probabilities float32 [n] of ``targets`` int64 [n] given hidden states [n, D].
+
+        Without gradient, a linear head on a CPU makes no more than 1,024 of a position's logits at once; any other
+        makes all of them.
+        """
+        if not torch.is_grad_enabled() and _is_plain(self.module):
+            return self._logprobs_in_slices(hidden, targets)
+        logits = self.logits(hidden)
+        # logsumexp is far more exact than log_softmax over a large vocabulary on CPU.
+        return logits.gather(-1, targets.to(logits.device)[:, None])[:, 0] - logits.logsumexp(-1)
+
+    def _logprobs_in_slices(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        module: Any = self.module
+        chosen, sums = torch.zeros(len(hidden), dtype=torch.float32), []
+        for first in range(0, self.vocabulary, _SLICE):
+            part = slice(first, first + _SLICE)
+            bias = None if module.bias is None else module.bias[part]
+            logits = self._formed(nn.functional.linear(hidden, module.weight[part], bias))
+            place = targets - first
+            inside = (place >= 0) & (place < logits.shape[-1])
+            chosen[inside] = logits[inside, place[inside]]
+            sums.append(logits.logsumexp(-1))
+        return chosen - torch.stack(sums).logsumexp(0)
+
+    def _formed(self, logits: Tensor) -> Tensor:
+        logits = logits.float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether the weight may be used without calling the module: an ordinary linear layer on a CPU that nobody wrapped.
+
+    Adapters and quantised layers are other classes, offloading and patches put a ``forward`` on the module itself, and
+    tensor parallelism makes the weight another class.
+    """
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) in (nn.Parameter, Tensor)
+        and module.weight.device.type == "cpu"
+        and not ("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)
+    )
+
+
+@torch.no_grad()
+def _logits(head: Head, hidden: Tensor) -> Tensor:
+    return head.logits(hidden)
+
+
+def _probe(view: ModelView) -> tuple[Tensor, Tensor]:
+    """Hidden states [1, 4, D] and logits [1, 4, V] float32 of four ordinary tokens."""
+    vocabulary = view.text_config.vocab_size
+    tokens = [i for i in range(min(64, vocabulary)) if i not in view.image_token_ids][-4:]
+    device: Any = getattr(view.model, "device", torch.device("cpu"))
+    ids = torch.tensor([tokens], device="cpu" if device.type == "meta" else device)
+    options = {"use_cache": False} | ({"logits_to_keep": 0} if _keeps(view) else {})
+    with evaluation_mode(view.model), torch.no_grad(), reading_hidden_states(view) as seen:
+        logits: Tensor = view.model(input_ids=ids, **options).logits
+    if len(seen) != 1 or seen[0].shape[:2] != logits.shape[:2]:
+        raise UnsupportedModel(
+            f"{type(view.model).__name__} does not make its logits [B, T, V] from one run of its decoder; "
+            "use the model's own logits for this family"
+        )
+    return seen[0], logits.float()
+
+
+def _keeps(view: ModelView) -> bool:
+    return "logits_to_keep" in inspect.signature(view.model.forward).parameters
+
+
+def _forms(view: ModelView) -> Iterator[tuple[float, float | None]]:
+    """(scale, soft cap) that the config allows, the declared one first.
+
+    An untrained model's logits can be too small to tell forms apart; then the declared form is the right one.
+    """
+    config = view.text_config
+    cap = _number(config, "final_logit_softcapping")
+    scales = [s for n in _MULTIPLIERS if (s := _number(config, n))]
+    divisors = [s for n in _DIVISORS if (s := _number(config, n))]
+    base = _number(config, "dim_model_base")
+    if base:
+        divisors.append(config.hidden_size / base)  # minicpm3 divides the hidden states by this
+    scales += [1 / s for s in divisors] + divisors + [1.0]
+    for softcap in (cap, None) if cap else (None,):
+        for scale in dict.fromkeys(scales):
+            yield scale, softcap
+
+
+def _number(config: Any, name: str) -> float | None:
+    value = getattr(config, name, None)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value else None

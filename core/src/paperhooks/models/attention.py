@@ -1,0 +1,166 @@
+"""A layer's queries and keys, computed from its hidden states, for methods that rank tokens before the layer runs.
+
+Modules are called, weights are never read: adapters, quantised layers and sharded weights all work. Ranking is float32
+whatever surrounds it: autocast is switched off inside.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from paperhooks.errors import UnsupportedModel
+from paperhooks.models.modules import compute_dtype, device_of
+from paperhooks.models.view import ModelView
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = [
+    "AttentionParts",
+    "attention_parts",
+    "attention_rows",
+    "causal_attention",
+    "full_precision",
+    "queries_and_keys",
+]
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """A context without autocast on ``device``: what is ranked inside is ranked in the dtypes that are written down."""
+    if not torch.amp.autocast_mode.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def causal_attention(
+    view: ModelView,
+    index: int,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor] | None,
+    rows: Tensor,
+    real: Tensor | None,
+) -> Tensor:
+    """:func:`attention_from` without its checks, from what layer ``index`` will receive: float32 [B, m, n].
+
+    :param hidden_states: [B, n, D]. :param position_embeddings: (cos, sin) [B or 1, n, h] for these rows, or None.
+    :param rows: int64 [B, m]. :param real: bool [B, n], False where nobody looks; None: all are real.
+    """
+    q, k = queries_and_keys(view, index, hidden_states, position_embeddings, rows)
+    allowed = torch.arange(k.shape[2], device=k.device) <= rows.to(k.device)[..., None]
+    if real is not None:
+        allowed = allowed & real.to(k.device)[:, None, :]
+    return attention_rows(q, k, attention_parts(view, index).scaling, allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionParts:
+    """What a decoder layer computes its attention scores with."""
+
+    norm: nn.Module
+    q_proj: nn.Module
+    k_proj: nn.Module
+    q_norm: nn.Module | None
+    k_norm: nn.Module | None
+    rotate: Callable[..., Any] | None
+    head_dim: int
+    scaling: float
+
+
+def attention_parts(view: ModelView, index: int) -> AttentionParts:
+    """The input norm and the query and key projections of layer ``index``.
+
+    :raises UnsupportedModel: the layer keeps them in another form (fused projections, no input norm).
+    """
+    layer, attention = view.layers[index], view.attention(index)
+    found: dict[str, Any] = {"input_layernorm": getattr(layer, "input_layernorm", None)}
+    found |= {name: getattr(attention, name, None) for name in ("q_proj", "k_proj", "head_dim", "scaling")}
+    missing = [name for name, value in found.items() if value is None]
+    if attention is None or missing:
+        raise UnsupportedModel(
+            f"layer {index} of {view.family} ({type(layer).__name__}) has no {', '.join(missing)}; ranking by "
+            "attention needs separate query and key projections behind an input norm, as in llama-like decoders"
+        )
+    return AttentionParts(
+        norm=found["input_layernorm"],
+        q_proj=found["q_proj"],
+        k_proj=found["k_proj"],
+        q_norm=getattr(attention, "q_norm", None),
+        k_norm=getattr(attention, "k_norm", None),
+        rotate=getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None),
+        head_dim=int(found["head_dim"]),
+        scaling=float(found["scaling"]),
+    )
+
+
+def queries_and_keys(
+    view: ModelView,
+    index: int,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor] | None,
+    query_rows: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Rotated queries of some rows and keys of all rows, as layer ``index`` is about to compute them.
+
+    :param hidden_states: [B, n, D], what the layer will receive.
+    :param position_embeddings: (cos, sin) [B or 1, n, h] for these rows, or None without rotary positions.
+    :param query_rows: int64 [B, m].
+    :return: q [B, Hq, m, h] and k [B, Hk, n, h], float32. Only m rows pass through the query projection.
+    """
+    parts = attention_parts(view, index)
+    attention = view.attention(index)
+    assert attention is not None  # attention_parts has raised otherwise
+    device = device_of(parts.k_proj, hidden_states.device)
+    with view.onloaded(parts.norm), view.onloaded(attention), full_precision(device):
+        normed = parts.norm(hidden_states.to(device))
+        rows = query_rows.to(device)[..., None].expand(-1, -1, normed.shape[-1])
+        q = _heads(_project(parts.q_proj, normed.gather(1, rows)), parts.head_dim, parts.q_norm)
+        k = _heads(_project(parts.k_proj, normed), parts.head_dim, parts.k_norm)
+        return _rotated(parts, q.float(), k.float(), position_embeddings, query_rows.to(device))
+
+
+def _project(projection: nn.Module, x: Tensor) -> Tensor:
+    """``projection(x)`` in the projection's own dtype: without autocast nothing else brings the two together."""
+    dtype = compute_dtype(projection)
+    projected: Tensor = projection(x if dtype is None else x.to(dtype))
+    return projected
+
+
+def _rotated(
+    parts: AttentionParts, q: Tensor, k: Tensor, tables: tuple[Tensor, Tensor] | None, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rotated in float32, before softmax, so that ties and rounding do not depend on the model's dtype."""
+    if tables is None or parts.rotate is None:
+        return q, k
+    cos, sin = (t.to(k.device).float().expand(k.shape[0], -1, -1) for t in tables)
+    picked = rows[..., None].expand(-1, -1, cos.shape[-1])
+    # The models' function rotates a pair; no heads in the other place means no work for it.
+    rotated: Tensor = parts.rotate(q, k[:, :0, :1], cos.gather(1, picked), sin.gather(1, picked))[0]
+    return rotated, parts.rotate(q[:, :0, :1], k, cos, sin)[1]
+
+
+def _heads(projected: Tensor, head_dim: int, norm: nn.Module | None) -> Tensor:
+    split: Tensor = projected.unflatten(-1, (-1, head_dim))  # [B, n, H, h]
+    normed: Tensor = norm(split) if norm is not None else split
+    return normed.transpose(1, 2)
+
+
+def attention_rows(q: Tensor, k: Tensor, scaling: float, allowed: Tensor) -> Tensor:
+    """Softmax attention of some queries, averaged over heads.
+
+    :param q: [B, Hq, m, h] float32. :param k: [B, Hk, n, h] float32; Hq a multiple of Hk.
+    :param allowed: bool [B, m, n].
+    :return: float32 [B, m, n]. The largest intermediate is [B, Hq, m, n].
+    """
+    groups = q.shape[1] // k.shape[1]
+    with full_precision(q.device):
+        grouped: Tensor = q.unflatten(1, (k.shape[1], groups))  # [B, Hk, g, m, h]
+        scores = (grouped @ k[:, :, None].transpose(-1, -2)).flatten(1, 2) * scaling
+        scores = scores.masked_fill(~allowed[:, None], torch.finfo(scores.dtype).min)
+        return scores.softmax(-1).mean(1)

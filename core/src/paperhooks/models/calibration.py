@@ -1,0 +1,128 @@
+"""Calibration: streaming the inputs of chosen modules to a method while the model reads calibration data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from paperhooks.errors import DataError, did_you_mean
+from paperhooks.models.forward import absolute_positions, evaluation_mode
+from paperhooks.models.view import ModelView
+
+__all__ = ["CalibrationBatch", "Receiver", "calibrate", "find_module"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CalibrationBatch:
+    """The batch that the model reads: its ``number`` from 0, its ``inputs``, and ``mask`` bool [B, T] of real tokens.
+
+    ``mask`` is None when the batch has no 2-D attention mask: then every token is real.
+    """
+
+    number: int
+    inputs: Mapping[str, Any]
+    mask: Tensor | None
+
+
+#: Receives a module's name, the module, its input [..., D] without gradient, and the batch. Called during the forward.
+Receiver: TypeAlias = Callable[[str, nn.Module, Tensor, CalibrationBatch], object]
+
+
+def calibrate(
+    view: ModelView,
+    batches: Iterable[Mapping[str, Any]],
+    modules: Iterable[str],
+    receive: Receiver,
+    *,
+    progress: bool = True,
+) -> dict[str, int]:
+    """Run the model over ``batches`` and hand the inputs of ``modules`` to ``receive``.
+
+    The model is in eval mode, without gradient and without cache; mode and hooks are as before afterwards, also after
+    an error. Nothing is kept between batches, so memory is bounded by what ``receive`` keeps.
+
+    Only the last position reaches the head, unless the head itself is among ``modules``. Batches padded on the
+    left may come without positions.
+
+    :param modules: qualified names, such as those of the Linear layers to compress.
+    :return: how often each module ran, 0 for one that was never reached (an expert without tokens, a vision tower).
+    :raises LookupError: no such module. :raises DataError: no batch. What ``receive`` raises gets a note that names the
+        module and the batch.
+    """
+    chosen = {name: find_module(view.model, name) for name in modules}
+    stream = _Stream(receive, dict.fromkeys(chosen, 0))
+    accepted = inspect.signature(view.model.forward).parameters
+    options: dict[str, Any] = {"use_cache": False}
+    head = getattr(view.model, "get_output_embeddings", lambda: None)()
+    if "logits_to_keep" in accepted:
+        options["logits_to_keep"] = 0 if any(module is head for module in chosen.values()) else 1
+    with evaluation_mode(view.model), torch.no_grad(), _hooked(chosen, stream):
+        for number, batch in enumerate(tqdm(batches, desc="calibrate", unit="batch", disable=not progress)):
+            inputs = _on_device(batch, view.model)
+            if "position_ids" in accepted:
+                inputs |= absolute_positions(view, inputs)
+            stream.batch = CalibrationBatch(number, inputs, _mask(inputs))
+            view.model(**inputs, **options)
+    if stream.batch is None:
+        raise DataError("there is no calibration batch; give at least one")
+    return stream.calls
+
+
+class _Stream:
+    def __init__(self, receive: Receiver, calls: dict[str, int]) -> None:
+        self.receive = receive
+        self.calls = calls
+        self.batch: CalibrationBatch | None = None
+
+    def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        """A forward pre-hook that passes on the module's first argument."""
+
+        def pass_on(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.batch is None:
+                return
+            given = args[0] if args else next(iter(kwargs.values()))
+            self.calls[name] += 1
+            try:
+                self.receive(name, module, given.detach(), self.batch)
+            except Exception as exc:
+                exc.add_note(f"paperhooks: raised on the input of {name} in calibration batch {self.batch.number}")
+                raise
+
+        return pass_on
+
+
+@contextmanager
+def _hooked(modules: Mapping[str, nn.Module], stream: _Stream) -> Iterator[None]:
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            handle = module.register_forward_pre_hook(stream.hook(name), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def find_module(model: nn.Module, name: str) -> nn.Module:
+    """The module of that qualified name; raises LookupError with the nearest one."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        near = did_you_mean(name, [n for n, _ in model.named_modules()]).partition("Known:")[0].strip()
+        raise LookupError(f"{type(model).__name__} has no module {name!r}; {near}".rstrip("; ")) from None
+
+
+def _on_device(batch: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    device = getattr(model, "device", torch.device("cpu"))
+    if device.type == "meta":  # offloaded: accelerate moves the inputs
+        return dict(batch)
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+def _mask(inputs: Mapping[str, Any]) -> Tensor | None:
+    mask = inputs.get("attention_mask")
+    return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None

@@ -1,0 +1,9 @@
+from .installed import catalog as catalog
+from .installed import refresh as refresh
+from .methods import describe_method as describe_method
+from .methods import implemented_hooks as implemented_hooks
+from .methods import import_target as import_target
+from .methods import method_options as method_options
+from .registry import load_registry as load_registry
+from .registry import plugin_table_markdown as plugin_table_markdown
+from .registry import replace_between_markers as replace_between_markers

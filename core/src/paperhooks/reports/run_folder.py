@@ -1,0 +1,145 @@
+"""Run folders and the blocks that reports are made of.
+
+A run folder holds ``result.json`` (inputs, hashes, versions, seeds, timings, results), figures as SVG and PNG,
+``report.md`` and a self-contained ``report.html``. It is append-only and resumable: opening a folder with the inputs it
+was made from goes on, opening it with other inputs is refused with the first difference named.
+
+>>> run = RunFolder("runs/one")  # doctest: +SKIP
+>>> run.start("demo", inputs={"n": 8}, seed=0)  # doctest: +SKIP
+>>> with run.timed("measure"):  # doctest: +SKIP
+...     run.record(speed=1.5)
+>>> run.report("One run", [Heading("Speed"), Table(("n", "speed"), [(8, 1.5)])])  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paperhooks.errors import DataError
+from paperhooks.io.files import now, plain, versions, write_json, write_text
+from paperhooks.io.hashing import hash_json
+from paperhooks.reports.blocks import Block
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as MatplotlibFigure
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """The folder of one run. Creating the object touches nothing; :meth:`start` makes or resumes the run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.result: dict[str, Any] = {}
+
+    @property
+    def result_file(self) -> Path:
+        """``result.json``."""
+        return self.path / "result.json"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.result.get("status") == "finished"
+
+    def start(self, kind: str, *, inputs: Mapping[str, Any], seed: int | None = None) -> bool:
+        """Begin a run, or go on with the one in the folder; returns True when it goes on.
+
+        ``inputs`` is everything that determines the result. Raises DataError when the folder holds a run of another
+        kind, seed or inputs, naming the first difference, or a damaged ``result.json``.
+        """
+        wanted = {"kind": kind, "seed": seed, "inputs": plain(inputs)}
+        existing = self._read()
+        if existing is not None:
+            _refuse_difference(self.path, existing, wanted)
+            self.result = existing
+            return True
+        self._refuse_foreign_file()
+        self.result = {"schema": 1, "status": "running", **wanted, "inputs_hash": hash_json(wanted["inputs"])}
+        self.result |= {"started": now(), "finished": None, "versions": versions(), "timings": {}, "results": {}}
+        self._write()
+        return False
+
+    def record(self, **results: Any) -> None:
+        """Put results into ``result.json``, replacing those of the same name."""
+        self.result["results"] |= plain(results)
+        self._write()
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the seconds of the block to ``timings[name]``, also when it fails."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = self.result["timings"].get(name, 0.0) + time.perf_counter() - begin
+            self.result["timings"][name] = round(seconds, 6)
+            self._write()
+
+    def finish(self) -> None:
+        """Mark the run as finished."""
+        self.result |= {"status": "finished", "finished": now()}
+        self._write()
+
+    def figure(self, name: str, figure: MatplotlibFigure) -> tuple[Path, Path]:
+        """Save a matplotlib figure as ``name.svg`` and ``name.png``; returns both paths."""
+        from paperhooks.reports.figures import save_figure
+
+        return save_figure(figure, self.path / name)
+
+    def report(self, title: str, blocks: Sequence[Block]) -> Path:
+        """Write ``report.md`` and ``report.html``; returns the path of the latter.
+
+        Raises DataError for a figure or image that is not in the folder.
+        """
+        from paperhooks.reports.render import render_html, render_markdown
+
+        write_text(self.path / "report.md", render_markdown(title, blocks, self.path))
+        html = self.path / "report.html"
+        write_text(html, render_html(title, blocks, self.path, self.result))
+        return html
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self.result_file.exists():
+            return None
+        try:
+            found = json.loads(self.result_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self.result_file} cannot be read ({error}); move it away or use another folder"
+            ) from error
+        if not isinstance(found, dict) or found.get("schema") != 1 or "inputs" not in found:
+            raise DataError(f"{self.result_file} is not a result of paperhooks; use another folder")
+        return found
+
+    def _refuse_foreign_file(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise DataError(f"{self.path} is a file; the run needs a folder")
+
+    def _write(self) -> None:
+        write_json(self.result_file, self.result)
+
+
+def _refuse_difference(path: Path, existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    found = _flat(existing)
+    for key, value in _flat(wanted).items():
+        if found.get(key) != value:
+            raise DataError(
+                f"{path} holds a run with {key} = {found.get(key)!r}, not {value!r}; use another folder, "
+                "or the same inputs to go on with it"
+            )
+    extra = [key for key in found if key.startswith("inputs.") and key not in _flat(wanted)]
+    if extra:
+        raise DataError(
+            f"{path} holds a run with {extra[0]} = {found[extra[0]]!r}, which is not given now; use another folder"
+        )
+
+
+def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": run.get("kind"), "seed": run.get("seed")} | {f"inputs.{k}": v for k, v in run["inputs"].items()}

@@ -1,0 +1,69 @@
+"""The frozen chains of hooks that run for every token, and the flags of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+__all__ = ["Chain", "Flags", "Hook", "Owner"]
+
+
+class Chain:
+    """The frozen implementations of one chained hook at one place: a fold over plain functions."""
+
+    __slots__ = ("functions", "hook", "names")
+
+    def __init__(self, hook: str, names: tuple[str, ...], functions: tuple[Function, ...]) -> None:
+        self.hook = hook
+        self.names = names
+        self.functions = functions
+
+    def __bool__(self) -> bool:
+        return bool(self.functions)
+
+    def blame(self, exc: Exception, done: int, where: str) -> None:
+        """Say in a note which hook of which method raised at which place."""
+        exc.add_note(f"paperhooks: raised in {self.hook} of {self.names[done]!r} {where}")
+
+
+class Flags:
+    """What a session's hooks tell it.
+
+    fired, arrived, checked
+        Whether any hook inside the forward ran, whether state reached a layer, and whether it was looked at how a layer
+        is called.
+    trained, asked, warned
+        Whether the model was called in training mode with gradient, whether loss hooks were ever asked, and whether it
+        was said that they were not.
+    inside
+        Threads in whose decoder a forward is under way, and how many.
+    closing, closed
+        The session is being closed: calls that begin now run without it; and it is closed.
+    """
+
+    __slots__ = ("arrived", "asked", "checked", "closed", "closing", "fired", "inside", "trained", "warned")
+
+    def __init__(self) -> None:
+        self.fired = False
+        self.arrived = False
+        self.checked = False
+        self.trained = False
+        self.asked = False
+        self.warned = False
+        self.closing = False
+        self.closed = False
+        self.inside: dict[int, int] = {}
+
+
+class Hook:
+    """Base of every torch hook that paperhooks registers; ``strip`` finds them by this class."""
+
+
+Function = Callable[..., Any]
+
+
+class Owner(Protocol):
+    """What a torch hook knows of the session that put it on the model."""
+
+    def close(self) -> None:
+        """Undo everything."""

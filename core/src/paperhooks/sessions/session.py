@@ -1,0 +1,391 @@
+"""Attach methods to a model, describe what they do there, and undo everything.
+
+>>> with paperhooks.attach(model, "pyramiddrop") as session:  # doctest: +SKIP
+...     model.generate(**inputs)
+
+After the block the model is bit for bit what it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, Self
+
+import torch
+from torch import nn
+
+from paperhooks.compat import LOSS_FUNCTION, MASK_MAKER, LayerCall, cache_parameter, keyword_parameters
+from paperhooks.errors import HookError, PluginConflict, UnsupportedGeneration
+from paperhooks.hooks.call import Site
+from paperhooks.hooks.inputs import shape_text
+from paperhooks.hooks.specs import LOSS_HOOKS
+from paperhooks.models.view import ModelView
+from paperhooks.models.wrappers import running_model
+from paperhooks.sessions.chain import Flags, Hook
+from paperhooks.sessions.generate_guard import CacheGuard, GuardedGenerate, MaskNotes
+from paperhooks.sessions.method_set import Implementation, Method, MethodSet
+from paperhooks.sessions.removal import open_session, own_hooks, strip_hooks
+from paperhooks.sessions.threads import in_stack, still_inside
+from paperhooks.sessions.torch_hooks import (
+    CompactLoss,
+    DecoderEnter,
+    DecoderExit,
+    LayerEnter,
+    LayerExit,
+    ModelEnter,
+    TrainingWatch,
+)
+from paperhooks.sessions.undo import InstanceAttribute, UndoStack
+from paperhooks.sessions.versions import warn_untested
+
+__all__ = ["Session", "active_session", "attach"]
+
+log = logging.getLogger("paperhooks.session")
+
+_LOCK = threading.RLock()
+#: How often a closing session looks whether calls of other threads have ended, in seconds.
+_POLL: Final = 0.002
+
+
+class _Traced:
+    """Logs one line a call; used while :meth:`Session.trace` is on."""
+
+    __slots__ = ("function", "label")
+
+    def __init__(self, function: Callable[..., Any], label: str) -> None:
+        self.function = function
+        self.label = label
+
+    def __call__(self, *args: Any) -> Any:
+        result = self.function(*args)
+        where = f" layer {args[0].index}" if isinstance(args[0], Site) else ""
+        logging.getLogger("paperhooks.trace").info("%s%s -> %s", self.label, where, shape_text(result))
+        return result
+
+
+class Session:
+    """The methods attached to one model. Made by :func:`attach`; also a context manager.
+
+    view
+        What core found in the model.
+    methods
+        Name to configured method instance, in the user's order.
+    """
+
+    def __init__(self, model: nn.Module, methods: MethodSet) -> None:
+        self.view = ModelView.from_model(model)
+        self.methods: dict[str, Method] = methods.methods
+        self.closed = False
+        self._set = methods
+        self._flags = Flags()
+        self._undo = UndoStack()
+        self._attributes: list[InstanceAttribute] = []
+        self._guard: GuardedGenerate | None = None
+        #: Methods whose teardown is still to run, in the order of their setup.
+        self._begun: list[str] = []
+        self._open()
+
+    # -- opening ---------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        try:
+            in_forward = bool(self._set.in_forward())
+            names = keyword_parameters(self.view.model) if in_forward else ()
+            # First of all and undone last: by it a session whose opening or closing was interrupted can be found.
+            self._entry = ModelEnter(self.view, names, self, in_forward, self._flags)
+            self._hook(self.view.model, "forward_pre", self._entry)
+            for implementation in self._set.implementations("setup"):
+                self._begun.append(implementation.method)
+                self.view.writer = implementation.method
+                implementation.function(self.view)
+                self._take_deferred()
+            self._begun = [i.method for i in self._set.implementations("teardown")]
+            self._register(in_forward)
+        except BaseException as exc:
+            self._teardown()
+            self._unwind()
+            strip_hooks(self.view.model)  # one that was registered when an interrupt came, and not yet noted
+            self.closed = self._flags.closed = True
+            for error in self._undo.errors:
+                exc.add_note(f"paperhooks: while undoing: {error!r}")
+            raise
+
+    def _take_deferred(self) -> None:
+        while self.view.deferred:
+            self._undo.push("deferred callback", self.view.deferred[0])
+            del self.view.deferred[0]
+
+    def _register(self, in_forward: bool) -> None:
+        view, methods = self.view, self._set
+        if in_forward:
+            self._guard_generation()
+            base = getattr(view.model, "base_model", view.model)
+            if base is not view.model and base is not view.decoder:
+                names = keyword_parameters(base)
+                self._hook(base, "forward_pre", ModelEnter(view, names, None, in_forward, self._flags))
+            cache_name = cache_parameter(view.decoder.forward)
+            entry = DecoderEnter(
+                view, keyword_parameters(view.decoder), cache_name, methods.chain("pre_decoder"), self._flags
+            )
+            self._hook(view.decoder, "forward_pre", entry)
+            self._register_layers(methods.sites(view))
+            self._discard_compiled_code()
+        if view.compact_loss:
+            previous = view.model.__dict__.get(LOSS_FUNCTION)
+            self._instance_attribute(LOSS_FUNCTION, CompactLoss(_loss_function(view.model), previous))
+        if self._with_loss_hooks():
+            self._hook(view.model, "forward", TrainingWatch(self._flags, _never_asked(self._with_loss_hooks())))
+
+    def _register_layers(self, sites: list[Site]) -> None:
+        hooked = entries = False
+        for site in sites:
+            names = LayerCall.of(site.layer)
+            entry, leaving = self._set.chain("pre_attention", site), self._set.chain("post_layer", site)
+            restores = site.selects and site.index == site.n_layers - 1
+            if entry or site.selects:
+                self._hook(site.layer, "forward_pre", LayerEnter(site, names, entry, self._flags))
+                entries = entries or site.attends
+            if leaving or restores:
+                hook = LayerExit(site, leaving, self._flags, restores, self.view.compact_loss)
+                self._hook(site.layer, "forward", hook)
+            hooked = hooked or bool(entry or leaving)
+        self._hook(self.view.decoder, "forward", DecoderExit(self._flags, hooked, entries), always=True)
+
+    def _discard_compiled_code(self) -> None:
+        """Compiled code does not guard on hooks: what was compiled before would silently ignore them."""
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()
+            self._undo.push("compiler reset", torch.compiler.reset)
+            log.info("compiled code was discarded, since it would not see the hooks")
+
+    def _guard_generation(self) -> None:
+        model, rules = self.view.model, self._set.rules()
+        if hasattr(model, "generate"):
+            self._guard = self._entry.guard = GuardedGenerate(model, model.__dict__.get("generate"), rules)
+            self._instance_attribute("generate", self._guard)
+            self._instance_attribute(MASK_MAKER, MaskNotes.around(model))
+        self._hook(self.view.decoder, "forward_pre", CacheGuard(rules, cache_parameter(self.view.decoder.forward)))
+
+    def _hook(self, module: nn.Module, kind: str, hook: Hook, *, always: bool = False) -> None:
+        if kind == "forward_pre":
+            handle = module.register_forward_pre_hook(hook, with_kwargs=True)  # type: ignore[arg-type]
+        else:
+            handle = module.register_forward_hook(hook, with_kwargs=True, prepend=True, always_call=always)  # type: ignore[arg-type]
+        self._undo.push(f"{type(hook).__name__} on {type(module).__name__}", handle.remove)
+
+    def _instance_attribute(self, name: str, value: object) -> None:
+        attribute = InstanceAttribute(self.view.model, name, value)
+        self._undo.push(f"instance attribute {name}", attribute.undo)
+        self._attributes.append(attribute)
+        attribute.set()
+
+    # -- looking ---------------------------------------------------------------------------------------------------
+
+    def implementations(self, hook: str) -> tuple[Implementation, ...]:
+        """The implementations of ``hook`` in call order, each taking all of the hook's arguments by position.
+
+        :raises LookupError: there is no such hook; names the nearest.
+        """
+        return self._set.implementations(hook)
+
+    def describe(self) -> str:
+        """A table of decoder layers against methods: which hooks run where. One line a run of equal layers."""
+        state = "closed" if self.closed else "attached"
+        return f"{type(self.view.model).__name__} ({self.view.family}), {state}\n{self._set.table(self.view)}"
+
+    @contextlib.contextmanager
+    def trace(self) -> Iterator[None]:
+        """While the context is open, log every runtime hook call as one line to ``paperhooks.trace`` (level INFO)."""
+        chains = [h.chain for h in own_hooks(self.view.model) if hasattr(h, "chain")]
+        before = [chain.functions for chain in chains]
+        try:
+            for chain in chains:
+                chain.functions = tuple(
+                    _Traced(f, f"{chain.hook} {n}") for n, f in zip(chain.names, chain.functions, strict=True)
+                )
+            yield
+        finally:
+            for chain, functions in zip(chains, before, strict=True):
+                chain.functions = functions
+
+    def _with_loss_hooks(self) -> list[str]:
+        return list(dict.fromkeys(i.method for name in LOSS_HOOKS for i in self._set.implementations(name)))
+
+    @property
+    def runs_in_forward(self) -> bool:
+        """Whether any method has hooks inside the forward."""
+        return bool(self._set.in_forward())
+
+    def note_asked(self) -> None:
+        """A training loop has asked for the loss with this session's hooks."""
+        self._flags.asked = True
+
+    # -- closing ---------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Undo everything, last in first out. Closing twice is fine.
+
+        Calls of the model that other threads have under way are waited for: they end as they began. Calls that begin
+        meanwhile run without the methods. Every entry runs even if one raises; errors of ``teardown`` and of undo
+        entries are raised together as an ExceptionGroup. An interrupt (KeyboardInterrupt, SystemExit) leaves the
+        session open; close it again, or call ``paperhooks.strip(model)``, to go on where it stopped: a ``teardown`` or
+        deferred callback that was interrupted runs once more. Warns of what could not be undone because somebody else
+        has written there, when no hook ever ran, and when the model was trained without its loss hooks.
+
+        :raises UnsupportedGeneration: called inside a call of the model in the same thread.
+        """
+        if self._close():
+            self._warn_of_what_never_ran()
+
+    def _close(self) -> bool:
+        """Undo everything; False when that was done before."""
+        if self.closed:
+            return False
+        self._wait_for_calls()
+        with _LOCK:
+            if self.closed:
+                return False
+            self._teardown()
+            self._unwind()
+            self.closed = self._flags.closed = True
+        for left in filter(None, (attribute.left for attribute in self._attributes)):
+            warnings.warn(left, stacklevel=3)
+        if self._undo.errors:
+            raise ExceptionGroup(
+                "paperhooks: errors while detaching; everything else was undone", list(self._undo.errors)
+            )
+        return True
+
+    def _wait_for_calls(self) -> None:
+        inside = self._threads()
+        if threading.get_ident() in inside:
+            raise UnsupportedGeneration(
+                f"the session of {', '.join(self.methods)} was closed inside a call of its model, which would go on "
+                "without the methods; close it after the call has returned"
+            )
+        self._flags.closing = True
+        if self._guard is not None:
+            self._guard.active = False
+        if inside:
+            log.info("closing waits for %d thread(s) that are inside a call of the model", len(inside))
+        while self._threads():
+            time.sleep(_POLL)
+
+    def _threads(self) -> set[int]:
+        """The threads that are inside a call of the model now."""
+        me = threading.get_ident()
+        noted = {*list(self._flags.inside), *(list(self._guard.calls) if self._guard is not None else ())} - {me}
+        here = in_stack(self.view.model) or (self._guard is not None and in_stack(self._guard))
+        return still_inside(noted) | ({me} if here else set())
+
+    def _teardown(self) -> None:
+        teardowns = {i.method: i.function for i in self._set.implementations("teardown")}
+        while self._begun:
+            name = self._begun[-1]
+            try:
+                if name in teardowns:
+                    teardowns[name](self.view)
+            except Exception as exc:
+                exc.add_note(f"paperhooks: raised in teardown of {name!r}")
+                self._undo.errors.append(exc)
+            self._begun.pop()
+
+    def _unwind(self) -> None:
+        self._take_deferred()
+        if (journal := self.view.opened_journal) is not None:
+            self._undo.push("weight journal", journal.undo)  # finds nothing left the second time
+        self._undo.unwind()
+
+    def _warn_of_what_never_ran(self) -> None:
+        if not self._flags.fired and self._set.in_forward():
+            warnings.warn(_never_fired(self.methods), stacklevel=3)
+        unasked = self._flags.trained and not (self._flags.asked or self._flags.warned)
+        if unasked and (left_out := self._with_loss_hooks()):
+            warnings.warn(_never_asked(left_out), stacklevel=3)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
+        if exc is None:
+            self.close()
+            return
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                self._close()  # an error came first; that hooks did not run is no news
+            except ExceptionGroup as group:
+                exc.add_note(f"paperhooks: while detaching: {group.exceptions!r}")
+        for warning in said:
+            exc.add_note(f"paperhooks: while detaching: {warning.message}")
+
+    def __repr__(self) -> str:
+        return f"<Session of {', '.join(self.methods)} on {type(self.view.model).__name__}>"
+
+
+def attach(model: nn.Module, *methods: str | Method) -> Session:
+    """Attach methods to a stock transformers model.
+
+    :param model: any supported model, on any device, before ``torch.compile``; or a wrapper of one (PEFT,
+        DistributedDataParallel, a value head): the methods go to the model inside, whoever calls it.
+    :param methods: plugin names (``"pyramiddrop"``, ``"plugin/method"``) or configured method instances, in the order
+        in which their hooks shall run.
+    :return: the open session; close it, or use it as a context manager.
+    :raises PluginNotFound: an unknown name.
+    :raises PluginConflict: methods that exclude each other, or a model that is attached already or is being called.
+    :raises PluginIncompatible: an object that is no method, or one without hooks that run in a session.
+    :raises UnsupportedModel: core or a method cannot work with this model, or it is none. Whatever is raised, nothing
+        stays attached.
+    """
+    warn_untested()
+    inner = running_model(model)
+    chosen = MethodSet(methods)
+    chosen.check_attachable()
+    with _LOCK:
+        if own_hooks(model):
+            raise PluginConflict(
+                f"{type(model).__name__} is attached already; close that session first, or pass all methods to one "
+                "attach(model, first, second) so that their order is defined (paperhooks.strip(model) clears a copy)"
+            )
+        if in_stack(inner):
+            raise PluginConflict(
+                f"{type(inner).__name__} is being called right now, and would change in the middle of that call; "
+                "attach before it or after it"
+            )
+        session = Session(model, chosen)
+    log.info("attached %s to %s", ", ".join(session.methods), type(inner).__name__)
+    return session
+
+
+def active_session(model: nn.Module) -> Session | None:
+    """The open session of ``model`` (or of the model inside a wrapper), or None. A copy has hooks but no session."""
+    return session if isinstance(session := open_session(model), Session) else None
+
+
+def _loss_function(model: nn.Module) -> Callable[..., Any]:
+    inner: Callable[..., Any] | None = getattr(model, "loss_function", None)
+    if inner is None:
+        raise HookError(f"{type(model).__name__} has no loss_function, so a compact loss cannot be computed")
+    return inner
+
+
+def _never_asked(methods: Iterable[str]) -> str:
+    return (
+        f"{', '.join(methods)}: the model was trained, but nobody asked for this session's loss, so it was trained as "
+        "without it. Put HooksTrainerMixin before Trainer (class MyTrainer(HooksTrainerMixin, Trainer)), or call "
+        "paperhooks.training.compute_loss in a loop of your own"
+    )
+
+
+def _never_fired(methods: dict[str, Method]) -> str:
+    return (
+        f"{', '.join(methods)}: the session was closed but none of its hooks ever ran. Either the model was not "
+        "called, or model.forward(...) was called directly instead of model(...), or code compiled before attach() "
+        "ran, or only a copy of the model was used"
+    )

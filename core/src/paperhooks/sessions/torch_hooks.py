@@ -1,0 +1,381 @@
+"""The torch hooks a session puts on the model, its decoder and its decoder layers: what runs at every forward.
+
+Each reads the :class:`~paperhooks.hooks.Call` out of the keyword arguments, runs a frozen chain, and writes changed
+arguments back. They are ordinary forward hooks; a copy of an attached model carries copies of them.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from paperhooks.compat import (
+    SAFE_CHECKPOINTING,
+    LayerCall,
+    checkpointed,
+    find_cache,
+    returned_cache,
+    strange_caches,
+    token_count,
+    version,
+)
+from paperhooks.errors import HookError, UnsupportedModel
+from paperhooks.hooks.call import CALL, OWN_ARGUMENTS, Call, Site
+from paperhooks.hooks.inputs import DecoderInputs, LayerInputs, shape_text
+from paperhooks.sessions.chain import Chain, Flags, Function, Hook, Owner
+from paperhooks.sessions.followed_tokens import follow
+from paperhooks.sessions.layer_check import check_layer_call, unknown_call
+from paperhooks.sessions.threads import in_stack
+from paperhooks.tokens.cache import selected_layer
+from paperhooks.tokens.row_state import bound_owners, left_alone
+from paperhooks.tokens.track import compact_labels
+
+if TYPE_CHECKING:
+    from paperhooks.models.view import ModelView
+    from paperhooks.sessions.generate_guard import GuardedGenerate
+
+__all__ = ["CompactLoss", "DecoderEnter", "DecoderExit", "LayerEnter", "LayerExit", "ModelEnter", "TrainingWatch"]
+
+
+def named_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Positional arguments put under their parameter names, beside the keyword arguments."""
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+class ModelEnter(Hook):
+    """Forward pre-hook of the model: starts the :class:`Call`, and leads from a model to its session.
+
+    A copy of an attached model (deepcopy, pickle) keeps its hooks but belongs to no session. A session without hooks
+    inside the forward leaves every call as it is (``starts`` False). A second one stands on the model without its head,
+    which some callers use directly; inside a call of the whole model it finds the Call and does nothing. A call that
+    begins while the session is being closed runs without it, unless it belongs to a ``generate`` under way.
+    """
+
+    def __init__(
+        self, view: ModelView, names: tuple[str, ...], session: Owner | None, starts: bool, flags: Flags
+    ) -> None:
+        self.guard: GuardedGenerate | None = None  # known once the model's generate is guarded
+        self.view = view
+        self.names = names
+        self.session = session
+        self.starts = starts
+        self.flags = flags
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "session": None}
+
+    def _began_before(self, module: nn.Module) -> bool:
+        """Whether a forward without notes belongs to a ``generate`` that began before: it ends as it began."""
+        return self.guard is not None and not torch.compiler.is_compiling() and in_stack(module, ("generate",))
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.flags.closing and not (self.guard is not None and self.guard.inside()):
+            return None
+        if module.training and torch.is_grad_enabled():
+            self.flags.trained = True
+            if self.starts and not SAFE_CHECKPOINTING and any(map(checkpointed, self.view.layers)):
+                raise _unsafe_checkpointing()
+        if not self.starts or CALL in kwargs:
+            return None
+        notes = self.guard.notes() if self.guard is not None else None
+        if notes is None and self._began_before(module):
+            return None
+        inputs = named_arguments(args, kwargs, self.names)
+        call = Call(self.view, inputs, module.training, notes, self.flags)
+        kwargs = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
+        kwargs[CALL] = call
+        return args, kwargs
+
+
+def _noted(flags: Flags, step: int) -> None:
+    """Count this thread in or out of the decoder."""
+    if torch.compiler.is_compiling():
+        return
+    thread = threading.get_ident()
+    count = flags.inside.get(thread, 0) + step
+    if count > 0:
+        flags.inside[thread] = count
+    else:
+        flags.inside.pop(thread, None)
+
+
+def _unsafe_checkpointing() -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{version()} runs the hooks of a layer again when gradient checkpointing recomputes it, on state that later "
+        "layers have changed; train without checkpointing while methods are attached, or use transformers 5.23 or newer"
+    )
+
+
+class DecoderEnter(Hook):
+    """Forward pre-hook of the decoder: lengths, cache, and the ``pre_decoder`` chain."""
+
+    def __init__(self, view: ModelView, names: tuple[str, ...], cache_name: str, chain: Chain, flags: Flags) -> None:
+        self.view = view
+        self.names = names
+        self.cache_name = cache_name
+        self.chain = chain
+        self.flags = flags
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = named_arguments(args, kwargs, self.names)
+        call = given.get(CALL)
+        if call is None:  # the decoder was called without the model around it
+            if self.flags.closing or (not torch.compiler.is_compiling() and in_stack(self.view.model, ("generate",))):
+                return None  # the generate around it began before the session
+            call = given[CALL] = Call(self.view, dict(given), module.training, session=self.flags)
+            for name in OWN_ARGUMENTS:
+                given.pop(name, None)
+        cache = find_cache(given, self.cache_name)
+        tokens = given.get("inputs_embeds")
+        tokens = given.get("input_ids") if tokens is None else tokens
+        if tokens is None:
+            return None
+        if not self.flags.arrived and (strange := strange_caches(given, self.cache_name)):
+            raise unknown_call(module, f"a cache arrives as {strange[0]!r}, a name that is not known")
+        call.enter(tokens, cache, token_count(cache) if cache is not None else 0)
+        _noted(self.flags, 1)
+        if self.chain:
+            self.flags.fired = True
+            self._run(call, given, cache)
+        return (), given
+
+    def _run(self, call: Call, given: dict[str, Any], cache: Any) -> None:
+        inputs = start = DecoderInputs(
+            given.get("input_ids"),
+            given.get("inputs_embeds"),
+            given.get("attention_mask"),
+            given.get("position_ids"),
+            cache,
+        )
+        done = 0
+        try:
+            for function in self.chain.functions:
+                result = function(self.view, call, inputs)
+                if result is not None:
+                    inputs = _expect(result, DecoderInputs, self.chain, done)
+                done += 1
+        except Exception as exc:
+            self.chain.blame(exc, done, "at the decoder")
+            raise
+        for f in DecoderInputs.FIELDS:
+            if getattr(inputs, f) is not getattr(start, f):
+                if f not in self.names:
+                    raise unknown_call(self.view.decoder, f"it takes no {f!r}, which {self.chain.names} have changed")
+                given[f] = getattr(inputs, f)
+
+
+class LayerEnter(Hook):
+    """Forward pre-hook of a decoder layer: follows earlier selections, then runs the ``pre_attention`` chain."""
+
+    def __init__(self, site: Site, names: LayerCall, chain: Chain, flags: Flags) -> None:
+        self.site = site
+        self.selects = site.selects
+        self.call_names = names
+        self.names = names.names
+        self.cache_name = names.cache
+        self.rotary_name = names.rotary
+        self.chain = chain
+        self.flags = flags
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = kwargs.get(CALL)
+        if call is None:
+            return None
+        if len(args) > 1:
+            kwargs = named_arguments(args, kwargs, self.names)
+        hidden = args[0] if args else kwargs[self.names[0]]
+        cache = kwargs.get(self.cache_name)
+        if not self.flags.checked:
+            check_layer_call(self.site, self.call_names, call, hidden, kwargs)
+            self.flags.fired = self.flags.arrived = self.flags.checked = True
+        if cache is not None:
+            call.cache = cache
+        elif call.cache is not None and self.site.attends:
+            raise unknown_call(module, f"the decoder has a cache, but hands its layer none as {self.cache_name!r}")
+        start = LayerInputs(
+            hidden,
+            kwargs.get("attention_mask"),
+            kwargs.get("position_ids"),
+            kwargs.get(self.rotary_name),
+            cache,
+            self.site,
+            call,
+        )
+        inputs = follow(start, call, self.site) if self.selects else start
+        done = 0
+        try:  # the fold stands here and not in a function of its own: this line runs for every layer and token
+            for function in self.chain.functions:
+                result = function(self.site, call, inputs)
+                if result is not None:
+                    if type(result) is not LayerInputs:
+                        _expect(result, LayerInputs, self.chain, done, self.site)
+                    inputs = result
+                done += 1
+        except Exception as exc:
+            self.chain.blame(exc, done, f"at layer {self.site.index}")
+            raise
+        return None if inputs is start else self._write(call, inputs, start, kwargs)
+
+    def _write(self, call: Call, inputs: LayerInputs, start: LayerInputs, kwargs: dict[str, Any]) -> Any:
+        hidden, before = inputs.hidden_states, start.hidden_states
+        length = before.shape[1] if inputs.track is None else inputs.track.index.shape[1]
+        if not isinstance(hidden, Tensor) or hidden.shape != (before.shape[0], length, before.shape[2]):
+            raise HookError(
+                f"pre_attention of {', '.join(self.chain.names)} at layer {self.site.index} gave hidden_states "
+                f"{shape_text(hidden)}; expected {[before.shape[0], length, before.shape[2]]}"
+            )
+        kwargs = {name: value for name, value in kwargs.items() if name != self.names[0]}
+        kwargs["attention_mask"] = inputs.attention_mask
+        track = inputs.track
+        if inputs.position_embeddings is not None:
+            kwargs[self.rotary_name] = inputs.position_embeddings
+        if "position_ids" in kwargs:
+            # Flash attention reads a jump in the positions as the start of another packed sequence.
+            gaps = track is not None and inputs.position_embeddings is not None
+            kwargs["position_ids"] = None if gaps else inputs.position_ids
+        if track is not None:
+            call.track = track
+            if inputs.cache is not None:
+                selected_layer(inputs.cache, self.site.index).announce(call.attendance, track)
+        return (inputs.hidden_states,), kwargs
+
+
+class LayerExit(Hook):
+    """Forward hook of a decoder layer: runs the ``post_layer`` chain.
+
+    At the last layer it then gives a shortened sequence its full length back (``restores``): some decoders reshape
+    their output to the length of their input.
+    """
+
+    def __init__(self, site: Site, chain: Chain, flags: Flags, restores: bool, compact_loss: bool) -> None:
+        self.site = site
+        self.chain = chain
+        self.flags = flags
+        self.restores = restores
+        self.compact_loss = compact_loss
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        call = kwargs.get(CALL)
+        if call is None:
+            return None
+        if not self.flags.arrived:
+            self.flags.fired = self.flags.arrived = True
+        hidden = start = output[0] if isinstance(output, tuple) else output
+        done = 0
+        try:
+            for function in self.chain.functions:
+                result = function(self.site, call, hidden)
+                if result is not None:
+                    if not isinstance(result, Tensor) or result.shape != hidden.shape or result.dtype != hidden.dtype:
+                        raise _mismatch(self.chain.names[done], self.site, hidden, result)
+                    hidden = result
+                done += 1
+        except Exception as exc:
+            self.chain.blame(exc, done, f"at layer {self.site.index}")
+            raise
+        if self.restores and call.track is not None and not (self.compact_loss and call.labels is not None):
+            hidden = call.track.restore(hidden)
+        if hidden is start:
+            return None
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+class DecoderExit(Hook):
+    """Forward hook of the decoder, called after errors too: what a forward leaves behind is put in order.
+
+    State goes over to a cache that the decoder made itself. A decoder that does not hand keyword arguments to its
+    layers, or a cache that no layer showed, is noticed: there every hook would silently be idle or wrong. So is a cache
+    whose state no method of this session asked for.
+    """
+
+    def __init__(self, flags: Flags, layers: bool, entries: bool) -> None:
+        self.flags = flags
+        self.layers = layers  # whether any layer has hooks
+        self.entries = entries  # whether hooks look at what a layer with attention is called with
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        call = kwargs.get(CALL)
+        if call is None:
+            return
+        call.attendance.end()
+        _noted(self.flags, -1)
+        if output is None:  # an error is on its way
+            return
+        if self.layers and not self.flags.arrived:
+            raise UnsupportedModel(
+                f"{type(module).__name__} does not hand keyword arguments down to its layers, so no layer hook ran; "
+                "this model is not supported"
+            )
+        if call.cache is None:
+            self._take(module, call, returned_cache(output))
+            return
+        call.settle(call.cache)  # what was noted before the first layer showed a cache that the decoder made
+        if (owners := bound_owners(call.cache)) and (missing := [o for o in owners if o not in call.attendance.served]):
+            raise left_alone(call.cache, missing)
+
+    def _take(self, module: nn.Module, call: Call, cache: Any) -> None:
+        if cache is None:
+            return
+        if self.entries:
+            raise unknown_call(module, "it returns a cache that it handed to none of its layers under a known name")
+        call.settle(cache)
+
+
+class TrainingWatch(Hook):
+    """Forward hook of the model in a session with loss hooks: notices the first backward pass without them.
+
+    A stock Trainer, or a loop of the user's own, takes the model's loss and would train as without the method.
+    """
+
+    def __init__(self, flags: Flags, message: str) -> None:
+        self.flags = flags
+        self.message = message
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self.flags.asked or self.flags.warned or not (module.training and torch.is_grad_enabled()):
+            return
+        found = (getattr(output, name, None) for name in ("logits", "loss", "last_hidden_state"))
+        tensor = next((t for t in found if isinstance(t, Tensor) and t.requires_grad), None)
+        if tensor is not None:
+            tensor.register_hook(self.notice)
+
+    def notice(self, gradient: Tensor) -> None:
+        """Warn, once a session."""
+        if not self.flags.asked and not self.flags.warned:
+            self.flags.warned = True
+            warnings.warn(self.message, stacklevel=2)
+
+
+class CompactLoss(Hook):
+    """The model's loss function while a method asked for the loss on kept tokens only."""
+
+    def __init__(self, inner: Function, previous: Function | None) -> None:
+        self.inner = inner
+        self.previous = previous  # what the instance itself had there
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = kwargs.pop(CALL, None)
+        if call is not None and call.track is not None and kwargs.get("labels") is not None:
+            kwargs["shift_labels"] = compact_labels(kwargs["labels"], call.track)
+        return self.inner(*args, **kwargs)
+
+
+def _expect(result: Any, kind: type, chain: Chain, done: int, site: Site | None = None) -> Any:
+    if type(result) is not kind:
+        where = f" at layer {site.index}" if site is not None else ""
+        raise HookError(
+            f"{chain.hook} of {chain.names[done]!r}{where} returned {shape_text(result)}; "
+            f"expected {kind.__name__} (inputs.replace(...)) or None"
+        )
+    return result
+
+
+def _mismatch(method: str, site: Site, expected: Tensor, got: Any) -> HookError:
+    return HookError(
+        f"post_layer of {method!r} at layer {site.index} returned {shape_text(got)}; "
+        f"expected {shape_text(expected)} or None"
+    )

@@ -1,0 +1,2 @@
+from .track import TokenTrack as TokenTrack
+from .track import compact as compact

@@ -1,0 +1,7 @@
+"""The training loss with hooks, in any loop and in the stock Trainer."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

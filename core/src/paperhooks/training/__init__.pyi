@@ -1,0 +1,2 @@
+from .loss import compute_loss as compute_loss
+from .trainer import HooksTrainerMixin as HooksTrainerMixin

@@ -1,0 +1,141 @@
+"""Loss hooks inside ``transformers.Trainer``.
+
+>>> from transformers import Trainer
+>>> class HooksTrainer(HooksTrainerMixin, Trainer): ...
+
+Works with any subclass of Trainer that keeps ``compute_loss``, ``get_batch_samples`` and ``log``. The Trainer's own
+``compute_loss_func`` is no door for methods: it sees outputs and labels only, and counts tokens where a method may
+count sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from paperhooks.hooks.loss import LossContext, batch_rows, batch_target_rows, batch_targets
+from paperhooks.training.loss import compute_loss, find_session, has_loss_hooks
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object
+
+__all__ = ["HooksTrainerMixin"]
+
+
+def _counts(batch: Mapping[str, Any]) -> list[int]:
+    """Target tokens, rows, and rows with a target."""
+    return [batch_targets(batch), batch_rows(batch), batch_target_rows(batch)]
+
+
+def _with_target_mask(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The batch with its targets beside the labels, which the Trainer takes away before it calls the model."""
+    labels = inputs.get("labels")
+    if not isinstance(labels, Tensor) or labels.ndim != 2:
+        return inputs
+    return {**inputs, "target_mask": labels != -100}
+
+
+class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-ignore]
+    """Put before Trainer: ``class MyTrainer(HooksTrainerMixin, Trainer)``. Attach methods to the model, then train.
+
+    The loss hooks of the model's open session decide the loss; every term is logged as ``loss/<method>/<name>``, per
+    optimiser step, averaged over the steps since the last log and over processes. Gradients of an accumulated batch
+    equal those of one big batch, also with unequal token counts. Without an open session, or with one that has no loss
+    hooks, this is the stock Trainer.
+    """
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of one micro-batch, with hooks if there are any. See ``Trainer.compute_loss``."""
+        session = find_session(model)
+        takes_labels = self.label_smoother is not None or self.compute_loss_func is not None
+        if session is not None and session.runs_in_forward and takes_labels:
+            inputs = _with_target_mask(inputs)
+        if session is None or not has_loss_hooks(session):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        context = self._loss_context(model, inputs, num_items_in_batch)
+        context.session = session
+        divided = self._divides(num_items_in_batch) and model.training
+        steps = context.accumulation_steps if divided else 1
+
+        def stock() -> tuple[Tensor, Any]:
+            loss, outputs = super(HooksTrainerMixin, self).compute_loss(model, dict(inputs), True, num_items_in_batch)
+            return loss / steps, outputs
+
+        context.stock = stock
+        loss = compute_loss(session, context) * steps  # what training_step divides by
+        if model.training:
+            self._note_terms(context.terms)
+        if not return_outputs:
+            return loss
+        return loss, (context.outputs if context.forward_ran else {"loss": loss.detach()})
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The micro-batches of one optimiser step; counts their target tokens and sequences for the hooks."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        self._window = None
+        if has_loss_hooks(find_session(cast(nn.Module, self.model))):
+            counts = torch.tensor([_counts(b) for b in batches], device=self.args.device).sum(0)
+            if self.args.average_tokens_across_devices and self.args.world_size > 1:
+                counts = self.accelerator.reduce(counts, "sum") / self.args.world_size
+            self._window = counts
+        return batches, items
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, with the terms of the steps since the last log beside ``loss``."""
+        if "loss" in logs:
+            logs = {**logs, **self._take_terms()}
+        super().log(logs, *args, **kwargs)
+
+    # -- one micro-batch ---------------------------------------------------------------------------------------------
+
+    def _loss_context(self, model: nn.Module, inputs: dict[str, Any], items: Tensor | int | None) -> LossContext:
+        context = LossContext(model, dict(inputs))
+        counts = getattr(self, "_window", None)
+        if not model.training:  # evaluation may come between the micro-batches of two steps
+            counts = torch.tensor(_counts(inputs))
+        else:
+            context.accumulation_steps = int(getattr(self, "current_gradient_accumulation_steps", 1))
+        if counts is not None:
+            context.num_items_in_batch, context.num_examples_in_batch = counts[0] or None, counts[1] or None
+            context.num_target_rows_in_batch = counts[2] or None
+        return context
+
+    def _divides(self, items: Tensor | int | None) -> bool:
+        """Whether ``training_step`` will divide the loss by the accumulation steps."""
+        declared = getattr(self, "loss_is_scaled_for_ga", None)  # since transformers 5.19
+        if declared is not None:
+            return not declared
+        scaled = (self.model_accepts_loss_kwargs and items is not None) or self.compute_loss_func is not None
+        return not scaled
+
+    # -- logging -----------------------------------------------------------------------------------------------------
+
+    def _note_terms(self, terms: Mapping[str, Tensor]) -> None:
+        run = getattr(self, "_terms_run", None)
+        if run is not self.state:  # another call of train()
+            self._terms_run, self._terms_since = self.state, self.state.global_step
+            self._term_sums: dict[str, Tensor] = {}
+        for name, value in terms.items():
+            self._term_sums[name] = value.float() + self._term_sums.get(name, 0.0)
+
+    def _take_terms(self) -> dict[str, float]:
+        sums: dict[str, Tensor] = getattr(self, "_term_sums", {})
+        if not sums:
+            return {}
+        steps = max(1, self.state.global_step - self._terms_since)
+        values = torch.stack([sums[name].to(self.args.device) for name in sorted(sums)]) / steps
+        if self.args.world_size > 1:
+            values = self.accelerator.reduce(values, "mean")
+        self._terms_since, self._term_sums = self.state.global_step, {}
+        return dict(zip(sorted(sums), values.tolist(), strict=True))

@@ -1,0 +1,284 @@
+"""Artefacts: a weight edit as one file that can be shared, checked and applied to the same model elsewhere.
+
+An artefact is one safetensors file. Its header carries, as JSON, who made it from what: method, options, versions, and
+the fingerprint of the model: a hash of the config and a SHA-256 of every touched tensor before and after. Sparse edits
+are stored as positions and values. A file that was cut or changed, and any other model, is refused before anything is
+written. Nothing is ever unpickled.
+
+Names of tensors in the file: ``dense/NAME``, ``index/NAME`` with ``values/NAME``, and ``extra/KEY`` for a method's own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from paperhooks.errors import ArtefactError
+from paperhooks.io.files import atomic_path, plain, versions, write_json
+from paperhooks.io.hashing import config_digest, hash_json, tensor_digest
+
+if TYPE_CHECKING:
+    from paperhooks.weights.entries import Change
+    from paperhooks.weights.journal import WeightJournal
+
+__all__ = ["Artefact", "Edit"]
+
+_SCHEMA: Final = 1
+_FILE: Final = "artefact.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """New values of one parameter.
+
+    values
+        The whole parameter, or [n] entries at the flat row-major positions ``index`` int64 [n].
+    before, after
+        SHA-256 of the whole parameter before and after the edit, see :func:`paperhooks.io.tensor_digest`.
+    """
+
+    values: Tensor
+    index: Tensor | None
+    shape: tuple[int, ...]
+    before: str
+    after: str
+
+
+@dataclass(eq=False)
+class Artefact:
+    """The product of a compression or weight edit.
+
+    method, options
+        Who made it, and how it was configured (plain data).
+    edits
+        Parameter name to :class:`Edit`.
+    data, tensors
+        What the method adds: plain data (levels chosen, scores) and tensors by name.
+    kind
+        ``"weights"`` for edits that :meth:`apply` can replay; methods may use words of their own.
+    model_class, config_hash, versions
+        Where it belongs and what it was made with.
+    journal
+        The open edits on a live model, if any; :meth:`undo` takes them back. Never saved.
+    """
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    edits: Mapping[str, Edit] = field(default_factory=dict, repr=False)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    kind: str = "weights"
+    model_class: str = ""
+    config_hash: str = ""
+    versions: Mapping[str, str] = field(default_factory=versions, repr=False)
+    journal: WeightJournal | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_journal(
+        cls,
+        journal: WeightJournal,
+        *,
+        method: str,
+        options: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+        tensors: Mapping[str, Tensor] | None = None,
+        kind: str = "weights",
+    ) -> Artefact:
+        """The open edits of ``journal`` as an artefact that shares nothing with the live model."""
+        return cls(
+            method=method,
+            options=plain(dict(options or {})),
+            edits={name: _edit(change) for name, change in journal.changed.items()},
+            data=plain(dict(data or {})),
+            tensors={name: tensor.detach().cpu().clone() for name, tensor in (tensors or {}).items()},
+            kind=kind,
+            model_class=type(journal.model).__name__,
+            config_hash=config_digest(journal.model),
+            journal=journal,
+        )
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write atomically; returns the file.
+
+        A path ending in ``.safetensors`` is one file. Any other is a folder, which gets ``artefact.safetensors`` and,
+        for readers, a copy of its header as ``artefact.json``.
+        """
+        path = Path(path)
+        single = path.suffix == ".safetensors"
+        file = path if single else path / _FILE
+        tensors = self._stored()
+        header = self._header() | {"tensors_hash": _tensors_digest(tensors)}
+        with atomic_path(file) as temporary:
+            save_file(tensors, temporary, {"paperhooks": json.dumps(header | {"header_hash": hash_json(header)})})
+        if not single:
+            write_json(path / "artefact.json", header)
+        return file
+
+    @classmethod
+    def load(cls, path: str | Path) -> Artefact:
+        """Read a file or folder written by :meth:`save`.
+
+        Raises ArtefactError for what is missing, cut, changed or not an artefact; the file is left as it is.
+        """
+        file = Path(path) / _FILE if Path(path).is_dir() else Path(path)
+        header, tensors = _read(file)
+        try:
+            return cls(
+                method=header["method"],
+                options=header["options"],
+                edits={name: _stored_edit(name, entry, tensors) for name, entry in header["edits"].items()},
+                data=header["data"],
+                tensors={n.removeprefix("extra/"): t for n, t in tensors.items() if n.startswith("extra/")},
+                kind=header["kind"],
+                model_class=header["model_class"],
+                config_hash=header["config_hash"],
+                versions=header["versions"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ArtefactError(f"{file} lacks {error} in its header; it is not an artefact of this version") from error
+
+    def _stored(self) -> dict[str, Tensor]:
+        stored = {f"extra/{name}": tensor for name, tensor in self.tensors.items()}
+        for name, edit in self.edits.items():
+            stored["dense/" + name if edit.index is None else "values/" + name] = edit.values
+            if edit.index is not None:
+                stored["index/" + name] = edit.index
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
+
+    def _header(self) -> dict[str, Any]:
+        edits = {n: {"shape": list(e.shape), "before": e.before, "after": e.after} for n, e in self.edits.items()}
+        header = {"schema": _SCHEMA, "kind": self.kind, "method": self.method, "options": self.options, "edits": edits}
+        header |= {"data": self.data, "model_class": self.model_class, "config_hash": self.config_hash}
+        result: dict[str, Any] = plain(header | {"versions": self.versions})
+        return result
+
+    # -- models ----------------------------------------------------------------------------------------------------
+
+    def check(self, model: nn.Module) -> None:
+        """Raise ArtefactError naming the first thing in which ``model`` differs from the one this was made from."""
+        if type(model).__name__ != self.model_class:
+            raise ArtefactError(f"this artefact belongs to a {self.model_class}, not to a {type(model).__name__}")
+        if config_digest(model) != self.config_hash:
+            raise ArtefactError(
+                f"this artefact was made from a {self.model_class} with another config; load the model it was made from"
+            )
+        for name, edit in self.edits.items():
+            _check_parameter(model, name, edit)
+
+    def apply(self, model: nn.Module, journal: WeightJournal | None = None) -> WeightJournal:
+        """Make the edits on ``model``, which must hold the very weights the artefact was made from.
+
+        :param journal: an open journal of ``model`` to write through, such as ``view.journal``; a new one otherwise.
+        :return: the journal; its ``undo()`` restores the model bit for bit.
+        :raises ArtefactError: another model, other weights, or no edits here; then nothing was written.
+        """
+        from paperhooks.weights.journal import WeightJournal
+
+        if not self.edits:
+            raise ArtefactError(f"this artefact of {self.method} (kind {self.kind!r}) holds no weight edits to apply")
+        self.check(model)
+        opened = journal if journal is not None else WeightJournal(model)
+        for name in self.edits:
+            opened.check(name, method=self.method)
+        self.journal = opened  # before the first write, so that an interrupt half-way can be undone
+        for name, edit in self.edits.items():
+            if edit.index is None:
+                opened.write(name, edit.values, method=self.method)
+            else:
+                opened.write_sparse(name, edit.index, edit.values, method=self.method)
+        return opened
+
+    def undo(self) -> None:
+        """Take back the open edits that this artefact was made from or applied with.
+
+        Raises ArtefactError when there are none, as with an artefact that was only loaded.
+        """
+        if self.journal is None:
+            raise ArtefactError("this artefact was not applied here, so there is nothing to undo")
+        self.journal.undo()
+        self.journal = None
+
+    def __str__(self) -> str:
+        entries = sum(edit.values.numel() for edit in self.edits.values())
+        return f"{self.kind} of {self.method}: {entries} entries in {len(self.edits)} parameters of {self.model_class}"
+
+
+def _edit(change: Change) -> Edit:
+    parameter = change.parameter.detach()
+    index = change.index
+    values = parameter if index is None else parameter[torch.unravel_index(index, parameter.shape)]
+    return Edit(
+        values=values.cpu().clone(memory_format=torch.contiguous_format),
+        index=None if index is None else index.cpu().clone(),
+        shape=tuple(parameter.shape),
+        before=tensor_digest(change.original()),
+        after=tensor_digest(parameter),
+    )
+
+
+def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    return hash_json({name: tensor_digest(tensor) for name, tensor in tensors.items()})
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(file, framework="pt") as handle:
+            text = (handle.metadata() or {}).get("paperhooks")
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        header = json.loads(text) if text else None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtefactError(f"{file} cannot be read: {error}; copy or download it again") from error
+    if not isinstance(header, dict) or header.get("schema") != _SCHEMA:
+        raise ArtefactError(f"{file} is not an artefact of paperhooks (schema {_SCHEMA})")
+    claimed = header.pop("header_hash", None)
+    if claimed != hash_json(header) or header.get("tensors_hash") != _tensors_digest(tensors):
+        raise ArtefactError(f"{file} was changed after it was written: its hashes do not match; get it again")
+    return header, tensors
+
+
+def _stored_edit(name: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
+    index = tensors.get(f"index/{name}")
+    values = tensors[f"dense/{name}"] if index is None else tensors[f"values/{name}"]
+    return Edit(values, index, tuple(entry["shape"]), entry["before"], entry["after"])
+
+
+def _check_parameter(model: nn.Module, name: str, edit: Edit) -> None:
+    try:
+        parameter = model.get_parameter(name).detach()
+    except AttributeError:
+        raise ArtefactError(f"this model has no parameter {name}, which the artefact edits") from None
+    if tuple(parameter.shape) != edit.shape or parameter.dtype != edit.values.dtype:
+        raise ArtefactError(
+            f"{name} is {parameter.dtype} {list(parameter.shape)}; the artefact was made from {edit.values.dtype} "
+            f"{list(edit.shape)}"
+        )
+    if not _fits(edit):
+        raise ArtefactError(f"the edit of {name} has positions or values that do not fit {list(edit.shape)}")
+    if parameter.is_meta:
+        raise ArtefactError(f"{name} is on the meta device; load the model without offloading")
+    found = tensor_digest(parameter)
+    if found == edit.after != edit.before:
+        raise ArtefactError(f"{name} holds the artefact's values already; it was applied before")
+    if found != edit.before:
+        raise ArtefactError(f"{name} has other values than in the model that the artefact was made from")
+
+
+def _fits(edit: Edit) -> bool:
+    """Whether values and positions are in order, so that applying cannot fail half way."""
+    if edit.index is None:
+        return tuple(edit.values.shape) == edit.shape
+    if edit.index.dtype != torch.int64 or edit.index.ndim != 1 or edit.values.shape != edit.index.shape:
+        return False
+    inside = not len(edit.index) or 0 <= int(edit.index.min()) <= int(edit.index.max()) < math.prod(edit.shape)
+    return inside and len(torch.unique(edit.index)) == len(edit.index)

@@ -1,0 +1,112 @@
+"""Checks of what a forward brings along: padding, positions, labels, windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from paperhooks import Call, DecoderInputs, ModelView, UnsupportedModel
+from paperhooks.errors import DataError
+from torch import Tensor
+
+from paperhooks_cca.algorithm import ImageGroup
+
+__all__ = ["check_labels", "check_order", "check_positions", "check_window", "padding_of", "tokens_of"]
+
+
+def tokens_of(inputs: DecoderInputs) -> Tensor:
+    """The embeddings [B, T, D] or, where the decoder is called with ids, the ids [B, T]."""
+    found = inputs.inputs_embeds if inputs.inputs_embeds is not None else inputs.input_ids
+    if found is None:
+        raise DataError("the decoder was called with neither input_ids nor inputs_embeds")
+    return found
+
+
+def padding_of(call: Call, inputs: DecoderInputs, past: int) -> tuple[Tensor | None, Tensor]:
+    """Which cached tokens and which of this forward are real: bool [B, P] or None (all), and bool [B, T].
+
+    :raises DataError: a 4-D mask of the caller's own, or a 2-D mask of the wrong length.
+    """
+    tokens = tokens_of(inputs)
+    batch, length, device = tokens.shape[0], tokens.shape[1], tokens.device
+    if call.padding_mask is None:
+        if inputs.attention_mask is not None and not call.mask_prepared:
+            raise DataError(
+                "cca builds the mask of a forward with images itself and cannot join it with a 4-D attention_mask; "
+                "pass the 2-D mask [B, S] of real tokens instead"
+            )
+        return None, torch.ones(batch, length, dtype=torch.bool, device=device)
+    mask = call.padding_mask.to(device, torch.bool)
+    if mask.shape[1] == length:
+        return None, mask
+    if mask.shape[1] < past + length:
+        raise DataError(f"attention_mask is {list(mask.shape)}; expected [B, {past + length}], cached tokens included")
+    return mask[:, :past], mask[:, past : past + length]
+
+
+def check_order(groups: Sequence[ImageGroup], real: Tensor) -> None:
+    """:raises DataError: padding inside an image, or between real tokens."""
+    broken = (real[:, 1:] & ~real[:, :-1]).sum(1) + real[:, 0] > 1  # more than one run of real tokens
+    inside = torch.zeros_like(broken)
+    for group in groups:
+        hole = ~real[group.rows[:, None], group.columns].all(1)
+        inside[group.rows] |= hole
+    for row, (gap, hole) in enumerate(torch.stack([broken, inside], dim=1).tolist()):
+        if hole:
+            raise DataError(f"sample {row}: padding inside an image; every image token must be attended to")
+        if gap:
+            raise DataError(f"sample {row}: padding between tokens; pad on the left or on the right only")
+
+
+def check_positions(
+    given: Tensor | None,
+    order: Tensor,
+    real: Tensor,
+    real_past: Tensor | None,
+    past: int,
+    strict: bool,
+    packed: bool,
+) -> bool:
+    """Whether the caller's own positions are to be used; those that every caller gets by default are replaced.
+
+    :raises DataError: they are neither the default ones nor those of the method, and ``strict`` is set.
+    """
+    if given is None or packed:
+        return False
+    given = given.expand(order.shape).to(order.device)
+    counted = real.to(torch.int64).cumsum(1) - 1 + (past if real_past is None else real_past.sum(1, keepdim=True))
+    columns = torch.arange(past, past + order.shape[1], device=order.device).expand(order.shape)
+    if any(bool(((given == known) | ~real).all()) for known in (counted, columns, order)):
+        return False
+    if not strict:
+        return True
+    restarts = bool(((given[:, 1:] < given[:, :-1]) & real[:, 1:]).any())
+    hint = (
+        "positions fall inside a row, as in packed training: pass document_ids (int [B, T]) with it"
+        if restarts
+        else "leave position_ids out, or use CCA(strict=False) to keep them"
+    )
+    raise DataError(f"position_ids are not the model's default ones, so cca cannot replace them; {hint}")
+
+
+def check_labels(call: Call, groups: Sequence[ImageGroup], warn: Callable[[str, str], None]) -> None:
+    """Warn once where the loss would ask for placeholder tokens."""
+    if call.labels is None or not call.training:
+        return
+    labels = call.labels
+    count: Any = sum(
+        (labels[g.rows.to(labels.device)[:, None], g.columns.to(labels.device)] != -100).sum() for g in groups
+    )
+    if int(count):
+        warn("labels", f"{int(count)} image tokens have labels; set them to -100, or the loss asks for placeholders")
+
+
+def check_window(view: ModelView, length: int) -> None:
+    """:raises UnsupportedModel: a layer whose sliding window is shorter than the sequence."""
+    window = view.sliding_window
+    if window is not None and length > window:
+        raise UnsupportedModel(
+            f"{view.family} has layers with a sliding window of {window} tokens, and this sequence has {length}; one "
+            "mask for all layers would lift the window, so cca refuses. Use shorter inputs"
+        )

@@ -1,0 +1,19 @@
+from .callback import EvaluationCallback as EvaluationCallback
+from .comparison import Comparison as Comparison
+from .comparison import PairedDifference as PairedDifference
+from .comparison import compare as compare
+from .evaluator import evaluate as evaluate
+from .evaluator import rescore as rescore
+from .results import EvaluationResult as EvaluationResult
+from .results import EvaluationRun as EvaluationRun
+from .task import Document as Document
+from .task import FigureSpec as FigureSpec
+from .task import Metric as Metric
+from .task import Parsed as Parsed
+from .task import Record as Record
+from .task import Summary as Summary
+from .task import Task as Task
+from .task import available_tasks as available_tasks
+from .task import load_task as load_task
+
+__version__: str

@@ -1,0 +1,231 @@
+"""Asking a backend what is still open, batch by batch, with prompts made ahead in a worker thread."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from paperhooks.errors import MissingExtra, PaperhooksError
+from paperhooks.generation import Backend, Prompt, Reply, Request, arrange
+
+from paperhooks_evaluation.samples import SampleFile, prompt_hash, sample_row
+from paperhooks_evaluation.scoring import score_reply
+from paperhooks_evaluation.task import Document, Record, Task
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+__all__ = ["AskOptions", "Asker", "notify"]
+
+log = logging.getLogger("paperhooks.evaluation")
+
+#: Batches in a window: prompts are sorted by cost within one, and one more is made ahead of the model.
+_WINDOW: Final = 8
+_LEAST: Final = 4
+#: How many documents answered before have their prompts made again, to see that these are still the same.
+_CHECKED: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class AskOptions:
+    """What the user decides about requests; None leaves it to the task."""
+
+    layout: str
+    max_pixels: int | None = None
+    max_new_tokens: int | None = None
+    stop: tuple[str, ...] | None = None
+
+    def apply(self, request: Request) -> Request:
+        """The request with limit and stop strings replaced and its pictures laid out."""
+        changes: dict[str, Any] = {}
+        if self.max_new_tokens is not None:
+            changes["max_new_tokens"] = self.max_new_tokens
+        if self.stop is not None:
+            changes["stop"] = self.stop
+        return arrange(dataclasses.replace(request, **changes), self.layout, self.max_pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A document to be asked: its prompt and the prompt's hash, or why it has none."""
+
+    document: Document
+    prompt: Prompt | None = None
+    digest: str | None = None
+    error: str = ""
+
+
+def notify(observers: Sequence[Any], event: str, *details: Any) -> None:
+    """Call a method of all observers that have it; what it raises is logged and goes no further."""
+    for observer in observers:
+        method = getattr(observer, event, None)
+        if method is None:
+            continue
+        try:
+            method(*details)
+        except Exception:
+            log.exception("the observer %r failed in %s(); the evaluation goes on", observer, event)
+
+
+class Asker:
+    """Asks documents and writes the replies down after every batch; ``mode`` is that of the running score."""
+
+    def __init__(
+        self, task: Task, backend: Backend, file: SampleFile, options: AskOptions, batch_size: int, mode: str
+    ) -> None:
+        self.task, self.backend, self.file, self.options = task, backend, file, options
+        self.batch_size, self.mode = batch_size, mode
+        self.observers: Sequence[Any] = ()
+        self._progress: tqdm[Any] | None = None
+        self._scores: list[float] = []
+        self._unparsable = 0
+
+    def run(self, documents: Sequence[Document], observers: Sequence[Any] = (), progress: bool = False) -> None:
+        """Ask the documents that have no reply; the backend is not opened when there is none."""
+        from tqdm import tqdm
+
+        self.observers = observers
+        answered: list[Document] = []
+        waiting: list[Document] = []
+        for document in documents:
+            (answered if self.file.answered(document) else waiting).append(document)
+        if not waiting:
+            return
+        worker = ThreadPoolExecutor(1, thread_name_prefix="paperhooks-prompts")
+        # None: shown on a terminal only.
+        bar = {"total": len(documents), "initial": len(answered), "disable": None if progress else True}
+        try:
+            with self.backend.opened(), tqdm(unit="docs", **bar) as self._progress:
+                for window in self._windows(worker, waiting, answered):
+                    self._ask_window(window)
+        finally:
+            worker.shutdown(cancel_futures=True)
+            self.file.close()
+
+    # -- ahead of the model ----------------------------------------------------------------------------------------
+
+    def _windows(
+        self, worker: ThreadPoolExecutor, waiting: Sequence[Document], answered: Sequence[Document]
+    ) -> Iterator[list[_Open]]:
+        """Windows of open documents, each made while the one before it is asked.
+
+        In between, the worker makes prompts of documents answered before again, to see that they are still the same: no
+        more of them than there are open ones, beyond the first few, so that the rest of a long run stays short.
+        """
+        size = max(_LEAST, _WINDOW * self.batch_size)
+        windows = _pieces(waiting, size)
+        checks = _pieces(_spread(answered, max(_CHECKED, len(waiting))), size) if self.backend.asks else []
+        late: list[Future[None]] = []
+        following: Future[list[_Open]] = worker.submit(self._prepare, windows[0])
+        for number in range(len(windows)):
+            current = following
+            if number + 1 < len(windows):
+                following = worker.submit(self._prepare, windows[number + 1])
+            if checks:
+                late.append(worker.submit(self._check, checks.pop(0)))
+            yield current.result()
+            for check in [one for one in late if one.done()]:
+                check.result()
+        for check in [*late, *(worker.submit(self._check, piece) for piece in checks)]:
+            check.result()
+
+    def _prepare(self, documents: Sequence[Document]) -> list[_Open]:
+        return [self._open(document) for document in documents]
+
+    def _open(self, document: Document) -> _Open:
+        if not self.backend.asks:
+            return _Open(document, Prompt(document.id, "", Request()))
+        try:
+            request = self.task.request(document)
+        except MissingExtra:
+            raise
+        except Exception as error:
+            return _Open(document, error=f"request: {type(error).__name__}: {error}")
+        try:
+            prompt = self.backend.prompt(document.id, self.options.apply(request))
+            return _Open(document, prompt, prompt_hash(prompt))
+        except PaperhooksError as error:
+            error.add_note(f"while making the prompt of {document.id!r}")
+            raise
+        except Exception as error:  # a picture that cannot be decoded shows only now
+            return _Open(document, error=f"prompt: {type(error).__name__}: {error}")
+
+    def _check(self, documents: Iterable[Document]) -> None:
+        for one in self._prepare(list(documents)):
+            if one.digest is not None:
+                self.file.check_prompt(one.document.id, one.digest)
+
+    # -- asking ----------------------------------------------------------------------------------------------------
+
+    def _ask_window(self, window: Sequence[_Open]) -> None:
+        failed = [one for one in window if one.prompt is None]
+        self._write([(one, Reply("", error=one.error)) for one in failed], 0.0)
+        queue = [(one, one.prompt) for one in window if one.prompt is not None]
+        if self.batch_size > 1:
+            queue.sort(key=lambda pair: (pair[1].kind, pair[1].cost))
+        while queue:
+            count = sum(1 for _, prompt in queue[: self.batch_size] if prompt.kind == queue[0][1].kind)
+            if self._ask(queue[:count]):
+                del queue[:count]
+
+    def _ask(self, batch: Sequence[tuple[_Open, Prompt]]) -> bool:
+        """Ask one batch; False when it did not fit into memory and is to be asked in smaller ones."""
+        begin = time.perf_counter()
+        too_large = ""
+        try:
+            replies = self.backend.answer([prompt for _, prompt in batch])
+        except Exception as error:
+            if not self.backend.too_large(error):
+                raise
+            too_large = f"{type(error).__name__}: {error}"
+        if too_large:  # out of the except clause, whose traceback keeps the tensors of the failed forward
+            self.backend.recover()
+            if len(batch) > 1:
+                self.batch_size = len(batch) // 2
+                log.warning("a batch of %d did not fit into memory; going on with %d", len(batch), self.batch_size)
+                return False
+            replies = [Reply("", error=too_large)]
+        seconds = (time.perf_counter() - begin) / len(batch)
+        self._write([(one, reply) for (one, _), reply in zip(batch, replies, strict=True)], seconds)
+        return True
+
+    def _write(self, answers: Sequence[tuple[_Open, Reply]], seconds: float) -> None:
+        if not answers:
+            return
+        self.file.append(sample_row(one.document, reply, one.digest, seconds) for one, reply in answers)
+        for one, reply in answers:
+            if not reply.error:
+                self._tell(one.document, reply)
+        if self._progress is not None:
+            self._progress.update(len(answers))
+            self._progress.set_postfix_str(self._running())
+
+    def _tell(self, document: Document, reply: Reply) -> None:
+        try:
+            record = score_reply(self.task, document, reply.text, self.mode, reply.finish == "length")
+        except Exception:  # counted and shown when the run is scored
+            return
+        self._count(record)
+        notify(self.observers, "sample", record)
+
+    def _count(self, record: Record) -> None:
+        self._scores.append(record.score)
+        self._unparsable += record.parsed.fallback
+
+    def _running(self) -> str:
+        n = len(self._scores)
+        return f"score {sum(self._scores) / n:.3f}, unparsable {self._unparsable / n:.1%}" if n else ""
+
+
+def _spread(documents: Sequence[Document], most: int) -> Sequence[Document]:
+    """At most so many of the documents, evenly from all of them."""
+    return documents if len(documents) <= most else [documents[i * len(documents) // most] for i in range(most)]
+
+
+def _pieces(documents: Sequence[Document], size: int) -> list[Sequence[Document]]:
+    return [documents[start : start + size] for start in range(0, len(documents), size)]

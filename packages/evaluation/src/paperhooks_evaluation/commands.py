@@ -1,0 +1,148 @@
+"""Commands around evaluation: evaluate, rescore, compare, tasks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from paperhooks.cli import build_methods, load_model, load_processor, parse_value
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+__all__ = ["add_commands"]
+
+Run = Annotated[Path, typer.Argument(help="Run folder of an evaluation.")]
+Options = Annotated[list[str] | None, typer.Option("--option", help="Option of the task, k=v.")]
+Modes = Annotated[list[str] | None, typer.Option("--mode", help="Way of reading replies; all without it.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register this module's commands."""
+    for command in (evaluate, rescore, compare, tasks):
+        app.command()(command)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model folder or hub name; with --server, its name there.")],
+    task: Annotated[str, typer.Argument(help="Task offered by a plugin, see: paperhooks tasks.")],
+    data: Annotated[str, typer.Option("--data", help="Folder, file or hub name of the task's data.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run folder, TASK-run without it; an interrupted run goes on.")
+    ] = None,
+    method: Annotated[list[str] | None, typer.Option("--plugin", "-p", help="METHOD[:k=v,...] to attach.")] = None,
+    option: Options = None,
+    mode: Modes = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first documents.")] = None,
+    group: Annotated[list[str] | None, typer.Option("--group", help="Only documents of this group.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 1,
+    layout: Annotated[str | None, typer.Option(help="Pictures: prepend, interleave, joined, text-only.")] = None,
+    max_pixels: Annotated[int | None, typer.Option("--max-pixels", min=1, help="Scale larger pictures down.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Not the task's own.")] = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="String that ends a reply.")] = None,
+    shard: Annotated[str | None, typer.Option("--shard", help="INDEX/COUNT: answer this share only.")] = None,
+    server: Annotated[str | None, typer.Option("--server", help="URL of an OpenAI-compatible server.")] = None,
+    force_new: Annotated[bool, typer.Option("--force-new", help="Begin anew; keep the old files aside.")] = False,
+    device: Annotated[str, typer.Option("--device", help="Where the model runs, such as cpu or cuda:0.")] = "cpu",
+    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto",
+    seed: Annotated[int, typer.Option("--seed", help="Recorded with the run.")] = 0,
+) -> None:
+    """Run an evaluation task on a model, with methods attached where asked, and write a report."""
+    from paperhooks_evaluation.evaluator import evaluate as run
+
+    part, options, methods = _shard(shard), _task_options(option), method or []
+    backend, processor = _backend(model, device, dtype, server)
+    result = run(
+        backend, processor, task, data=data, out=out or f"{task}-run", methods=build_methods(methods),
+        options=options, modes=mode,
+        limit=limit, groups=group, batch_size=batch_size, layout=layout, max_pixels=max_pixels,
+        max_new_tokens=max_new_tokens, stop=stop or None, seed=seed, shard=part, force_new=force_new, progress=True,
+    )  # fmt: skip
+    _show(result)
+
+
+def rescore(
+    run: Run,
+    task: Annotated[str | None, typer.Option("--task", help="Task to score with; the run's own without it.")] = None,
+    option: Options = None,
+    mode: Modes = None,
+) -> None:
+    """Score the replies of a run again; needs neither model nor pictures."""
+    from paperhooks_evaluation.evaluator import rescore as again
+
+    options = _task_options(option) if option else None
+    _show(again(run, task, options=options, modes=mode))
+
+
+def compare(
+    a: Run,
+    b: Run,
+    metric: Annotated[str | None, typer.Option("--metric", help="Show this metric of the task only.")] = None,
+    mode: Annotated[str | None, typer.Option("--mode", help="Way of reading replies; the first without it.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for a report and comparison.json.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the bootstrap.")] = 0,
+) -> None:
+    """Compare two runs of a task, paired by document: difference, interval, exact McNemar test."""
+    from paperhooks_evaluation.comparison import compare as paired
+
+    result = paired(a, b, metric, mode=mode, out=out, seed=seed)
+    typer.echo(str(result))
+    if out is not None:
+        typer.echo(f"report: {out / 'report.html'}")
+
+
+def tasks(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the evaluation tasks of the installed plugins."""
+    from paperhooks_evaluation.task import available_tasks
+
+    found = available_tasks()
+    if as_json:
+        rows = [{"name": one.name, "needs": list(one.needs), "summary": one.summary} for one in found.values()]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    if not found:
+        typer.echo("No installed plugin offers a task.")
+        return
+    table = Table("task", "needs", "what it measures", box=None, pad_edge=False)
+    for one in found.values():
+        table.add_row(one.name, ", ".join(one.needs), escape(one.summary))
+    Console().print(table)
+
+
+def _show(result: Any) -> None:
+    typer.echo(str(result))
+    if result.first.failures:
+        key, error = next(iter(result.first.failures.items()))
+        typer.echo(f"{len(result.first.failures)} documents have no score, the first is {key!r}: {error}", err=True)
+        raise typer.Exit(1)
+
+
+def _task_options(texts: list[str] | None) -> dict[str, Any]:
+    """``k=v`` each: a Python literal, or else text as it stands, such as a path."""
+    found: dict[str, Any] = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise typer.BadParameter(f"the option {text!r} is not of the form k=v")
+        found[name.strip()] = parse_value(value)
+    return found
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
+        raise typer.BadParameter(f"the shard {text!r} is not of the form INDEX/COUNT, such as 0/2")
+    return int(index), int(count)
+
+
+def _backend(model: str, device: str, dtype: str, server: str | None) -> tuple[Any, Any]:
+    """Model and processor, or a server and None."""
+    if server is None:
+        return load_model(model, device, dtype), load_processor(model)
+    from paperhooks.generation import ServerBackend
+
+    return ServerBackend(model, base_url=server), None

@@ -1,0 +1,248 @@
+"""Two runs of a task, paired document by document: what changed, by how much, and whether that is more than luck."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from paperhooks.errors import DataError, did_you_mean
+from paperhooks.io import hash_file, plain, write_json
+from paperhooks.reports import Heading, Paragraph, RunFolder, Table, bootstrap_interval, mcnemar
+
+__all__ = ["Comparison", "PairedDifference", "compare"]
+
+
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """Mean scores of the documents both runs have, over all (``group`` empty) or one group.
+
+    delta, low, high
+        b - a with its 95 % interval: percentile bootstrap over units (see ``Task.unit``), paired.
+    better, worse
+        Documents with a higher and with a lower score in b.
+    p
+        Exact McNemar p of ``better`` against ``worse``; for scores other than 0 and 1 this is the sign test.
+    """
+
+    group: str
+    n: int
+    a: float
+    b: float
+    delta: float
+    low: float
+    high: float
+    better: int
+    worse: int
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The outcome of :func:`compare`.
+
+    overall, groups
+        Paired differences of the scores.
+    metrics
+        Metric, group, value in a, value in b: what the task itself reports, such as F1.
+    only_a, only_b, changed
+        Documents of one run alone, and documents whose content differs (two languages, say); the latter are paired.
+    """
+
+    task: str
+    mode: str
+    overall: PairedDifference
+    groups: Sequence[PairedDifference]
+    metrics: Sequence[tuple[str, str, float | None, float | None]]
+    only_a: int
+    only_b: int
+    changed: int
+
+    def __str__(self) -> str:
+        one = self.overall
+        return (
+            f"{self.task} ({self.mode}): {one.a:.4g} -> {one.b:.4g}, difference {one.delta:+.4g} "
+            f"[{one.low:+.4g}, {one.high:+.4g}], n = {one.n}, {one.better} better, {one.worse} worse, p = {one.p:.3g}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """One run: its own block of results.json, its scores in one mode, and the hashes of its documents."""
+
+    path: Path
+    block: Mapping[str, Any]
+    rows: Mapping[str, Mapping[str, str]]
+
+
+def compare(
+    run_a: str | Path,
+    run_b: str | Path,
+    metric: str | None = None,
+    *,
+    mode: str | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> Comparison:
+    """Compare two finished runs of one task, paired by document.
+
+    metric
+        Show only this one of the task's metrics; all without it. Intervals and tests are about the documents' scores.
+    mode
+        The mode in which both were scored; the first one of run a without it.
+    out
+        A folder for ``comparison.json`` and a report.
+    seed, resamples
+        Of the bootstrap.
+
+    Raises DataError for folders without results, runs of other tasks or versions, and runs without a common document.
+    """
+    block_a, block_b = _block(Path(run_a)), _block(Path(run_b))
+    for name in ("task", "version"):
+        if block_a[name] != block_b[name]:
+            raise DataError(
+                f"{run_a} has the {name} {block_a[name]!r} and {run_b} {block_b[name]!r}; only runs of one task and "
+                "version can be compared"
+            )
+    chosen = _chosen_mode(mode, block_a, block_b)
+    a = _Scored(Path(run_a), block_a, _scores(Path(run_a), chosen))
+    b = _Scored(Path(run_b), block_b, _scores(Path(run_b), chosen))
+    result = _compared(a, b, chosen, metric, seed, resamples)
+    if out is not None:
+        _write(RunFolder(out), a, b, result, seed, resamples)
+    return result
+
+
+def _block(run: Path) -> Mapping[str, Any]:
+    file = run / "results.json"
+    try:
+        block: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))["paperhooks"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{run} holds no finished evaluation: {file.name} cannot be used ({error})") from error
+    return block
+
+
+def _chosen_mode(mode: str | None, *blocks: Mapping[str, Any]) -> str:
+    common = [str(name) for name in blocks[0]["modes"] if all(name in block["modes"] for block in blocks)]
+    if not common:
+        raise DataError("the runs were scored in no common mode; score one of them again with paperhooks.rescore")
+    if mode is not None and mode not in common:
+        raise DataError(f"the runs were not both scored in the mode {mode!r}; {did_you_mean(mode, common)}")
+    return common[0] if mode is None else mode
+
+
+def _scores(run: Path, mode: str) -> dict[str, dict[str, str]]:
+    file = run / "scores.csv"
+    try:
+        with file.open(encoding="utf-8", newline="") as handle:
+            return {row["id"]: row for row in csv.DictReader(handle) if row["mode"] == mode}
+    except (OSError, KeyError, csv.Error) as error:
+        raise DataError(f"{file} cannot be read ({error}); paperhooks.rescore writes it again") from error
+
+
+def _compared(a: _Scored, b: _Scored, mode: str, metric: str | None, seed: int, resamples: int) -> Comparison:
+    common = [key for key in a.rows if key in b.rows]
+    if not common:
+        raise DataError(f"{a.path} and {b.path} have no scored document in common")
+    groups: dict[str, list[str]] = {}
+    for key in common:
+        groups.setdefault(a.rows[key]["group"], []).append(key)
+
+    def difference(group: str, keys: Sequence[str]) -> PairedDifference:
+        return _difference(group, [(a.rows[key], b.rows[key]) for key in keys], seed, resamples)
+
+    hashes_a, hashes_b = _document_hashes(a.path), _document_hashes(b.path)
+    return Comparison(
+        task=a.block["task"],
+        mode=mode,
+        overall=difference("", common),
+        groups=[difference(group, groups[group]) for group in sorted(groups) if group],
+        metrics=_metrics(a.block, b.block, mode, metric),
+        only_a=len(a.rows) - len(common),
+        only_b=len(b.rows) - len(common),
+        changed=sum(hashes_a.get(key) != hashes_b.get(key) for key in common),
+    )
+
+
+def _document_hashes(run: Path) -> dict[str, str]:
+    from paperhooks_evaluation.samples import document_hash, read_documents
+
+    return {document.id: document_hash(document) for document in read_documents(run / "documents.jsonl")}
+
+
+def _difference(
+    group: str, pairs: Sequence[tuple[Mapping[str, str], Mapping[str, str]]], seed: int, resamples: int
+) -> PairedDifference:
+    units: dict[str, tuple[float, float, int]] = {}
+    better = worse = 0
+    for row_a, row_b in pairs:
+        score_a, score_b = float(row_a["score"]), float(row_b["score"])
+        better += score_b > score_a
+        worse += score_b < score_a
+        total_a, total_b, n = units.get(row_a["unit"], (0.0, 0.0, 0))
+        units[row_a["unit"]] = total_a + score_a, total_b + score_b, n + 1
+    clusters = np.array(list(units.values()))  # [units, 3]: sums of both runs, number of documents
+    low, high = bootstrap_interval(_mean_delta, clusters, seed=seed, resamples=resamples)
+    n = len(pairs)
+    a, b, _ = (float(total) / n for total in clusters.sum(0))
+    p = mcnemar(worse, better)
+    return PairedDifference(group, n, a, b, _mean_delta(clusters), low, high, better, worse, p)
+
+
+def _mean_delta(clusters: np.ndarray[Any, Any]) -> float:
+    a, b, n = clusters.sum(0)
+    return float((b - a) / n)
+
+
+def _metrics(
+    a: Mapping[str, Any], b: Mapping[str, Any], mode: str, metric: str | None
+) -> list[tuple[str, str, float | None, float | None]]:
+    found_a, found_b = (
+        {(one["name"], one["group"]): one["value"] for one in block["modes"][mode]["metrics"]} for block in (a, b)
+    )
+    names = {name for name, _ in found_a}
+    if metric is not None and metric not in names:
+        raise DataError(f"the runs have no metric {metric!r}; {did_you_mean(metric, names)}")
+    return [(*key, found_a[key], found_b.get(key)) for key in found_a if metric in (None, key[0])]
+
+
+def _write(run: RunFolder, a: _Scored, b: _Scored, result: Comparison, seed: int, resamples: int) -> None:
+    inputs = {
+        "task": result.task,
+        "mode": result.mode,
+        "metrics": sorted({name for name, *_ in result.metrics}),
+        "scores_a": hash_file(a.path / "scores.csv"),
+        "scores_b": hash_file(b.path / "scores.csv"),
+        "resamples": resamples,
+    }
+    run.start("compare", inputs=inputs, seed=seed)
+    content = {"run_a": str(a.path), "run_b": str(b.path), **dataclasses.asdict(result)}
+    write_json(run.path / "comparison.json", content)
+    run.record(comparison=plain(content))
+    run.report(f"Comparison: {result.task}", _blocks(a, b, result))
+    run.finish()
+
+
+def _blocks(a: _Scored, b: _Scored, result: Comparison) -> list[Heading | Paragraph | Table]:
+    lines = [result.overall, *result.groups]
+    rows = [(d.group or "all", d.n, d.a, d.b, d.delta, d.low, d.high, d.better, d.worse, d.p) for d in lines]
+    header = ("group", "n", "a", "b", "b - a", "low", "high", "better", "worse", "p")
+    caption = "95 % intervals: paired bootstrap. p: exact McNemar test, two-sided, not corrected for several groups."
+    metrics = [
+        (name, group or "all", x, y, None if x is None or y is None else y - x) for name, group, x, y in result.metrics
+    ]
+    left_out = f"Left out: {result.only_a} documents that only a has, {result.only_b} that only b has."
+    changed = f" {result.changed} of the paired documents differ in content." if result.changed else ""
+    return [
+        Paragraph(f"a: {a.path}\nb: {b.path}\nMode: {result.mode}. {left_out}{changed}"),
+        Heading("Scores, paired by document"),
+        Table(header, rows, caption),
+        Heading("Metrics of the task"),
+        Table(("metric", "group", "a", "b", "b - a"), metrics),
+    ]

@@ -1,0 +1,302 @@
+"""Running evaluation tasks on a model, with or without methods attached, and scoring their replies again.
+
+A run folder holds ``result.json`` (what determines the replies), ``samples.jsonl`` (one line a reply),
+``documents.jsonl``, ``results.json`` (the figures; a superset of what lm-eval and lmms-eval write), ``scores.csv`` and
+a report. Killing the process loses at most the batch that was being answered; calling again with the same arguments
+goes on. ``limit``, ``groups``, ``modes`` and ``batch_size`` may change from call to call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from paperhooks.errors import DataError, PluginNotFound
+from paperhooks.generation import Backend
+from paperhooks.info import TaskInfo
+from paperhooks.io import Ranks, hash_json, plain
+from paperhooks.plugins import catalog
+from paperhooks.reports import RunFolder
+
+from paperhooks_evaluation.answers import Asker, AskOptions, notify
+from paperhooks_evaluation.plan import Plan, ask_options, check_numbers
+from paperhooks_evaluation.report import write_report
+from paperhooks_evaluation.result_files import write_results
+from paperhooks_evaluation.results import EvaluationResult, EvaluationRun
+from paperhooks_evaluation.samples import SampleFile, read_documents, write_documents
+from paperhooks_evaluation.scoring import check_modes, score_mode
+from paperhooks_evaluation.shards import check_shard, share
+from paperhooks_evaluation.task import Task, available_tasks, load_task
+
+__all__ = ["evaluate", "rescore"]
+
+_T = TypeVar("_T")
+
+#: What a run leaves behind; moved away together by ``force_new``.
+_FILES = (
+    "result.json",
+    "results.json",
+    "samples*.jsonl",
+    "documents.jsonl",
+    "scores.csv",
+    "report.*",
+    "*.svg",
+    "*.png",
+)
+
+
+def evaluate(
+    model: Any,
+    processor: Any,
+    task: str | TaskInfo | Task,
+    *,
+    data: str | Path,
+    out: str | Path,
+    methods: Sequence[Any] = (),
+    options: Mapping[str, Any] | None = None,
+    modes: Sequence[str] | None = None,
+    limit: int | None = None,
+    groups: Sequence[str] | None = None,
+    batch_size: int = 1,
+    layout: str | None = None,
+    max_pixels: int | None = None,
+    max_new_tokens: int | None = None,
+    stop: Sequence[str] | None = None,
+    seed: int = 0,
+    shard: tuple[int, int] | None = None,
+    observers: Sequence[Any] = (),
+    force_new: bool = False,
+    report: bool = True,
+    progress: bool = False,
+) -> EvaluationResult:
+    """Ask a model the documents of a task and score its replies.
+
+    model, processor
+        A transformers model and its processor (a tokenizer for text-only tasks); the model may be attached already. Or
+        a backend of :mod:`paperhooks.generation.offline_backends` and None.
+    task, options
+        Name of a task that a plugin offers, or its TaskInfo, with options; or a :class:`paperhooks_evaluation.Task`.
+    data
+        What the task takes: a folder, a file, a name on the hub.
+    methods
+        Plugin names or method instances to attach for the run, as in :func:`paperhooks.attach`.
+    modes
+        Ways of reading replies, the first one for the headline; all of the task's by default.
+    limit, groups
+        Only the first documents, of these groups only.
+    layout, max_pixels
+        Where pictures go: ``"prepend"``, ``"interleave"``, ``"joined"`` or ``"text-only"`` (see
+        :mod:`paperhooks.generation.layouts`; the task's default without one), and to how many pixels larger ones are
+        scaled.
+    max_new_tokens, stop
+        Instead of the task's own. ``stop=["\\n\\n"]`` is what lmms-eval adds to tasks that name no stop string.
+    seed
+        Recorded with the run. Answers are greedy and draw nothing.
+    shard
+        ``(index, count)``: answer only the documents whose id hashes to this share. Without it, the processes of an
+        initialised ``torch.distributed`` share the documents.
+    observers
+        Objects with any of ``started(run)``, ``sample(record)``, ``finished(result)``.
+    force_new
+        Begin anew; what the folder holds goes to a sub-folder ``previous-N``.
+    report
+        Whether to write a report with figures.
+
+    Raises DataError for data, options or a folder that cannot be used. Documents whose request or reply fails are
+    recorded, counted and tried again by the next call.
+    """
+    check_shard(shard)
+    check_numbers(batch_size=batch_size, limit=limit, max_pixels=max_pixels, max_new_tokens=max_new_tokens)
+    ranks = Ranks(alone=shard is not None)
+    plan = _agreed(ranks, lambda: Plan.make(task, options, modes, str(data), groups, limit))
+    asking = ask_options(plan.task, layout, max_pixels, max_new_tokens, stop)
+    backend = _backend(model, processor, methods)
+    inputs = plan.inputs() | plain(dataclasses.asdict(asking)) | dict(backend.describe())
+    run = _started(RunFolder(out), ranks, inputs, seed, force_new)
+    file = _agreed(
+        ranks, lambda: _ask(plan, backend, run, asking, shard or ranks.shard, batch_size, observers, progress)
+    )
+    file.reload()
+    result = _agreed(ranks, lambda: _finish(plan, run, file, backend.about(), report, writes=ranks.first))
+    if ranks.first:
+        notify(observers, "finished", result)
+    return result
+
+
+def rescore(
+    out: str | Path,
+    task: str | TaskInfo | Task | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    modes: Sequence[str] | None = None,
+    report: bool = True,
+) -> EvaluationResult:
+    """Score the replies of a run again, with other modes or a repaired task; needs neither model nor pictures.
+
+    task, options
+        Without them, the task and options that the run was made with. A task must have the name of the run's.
+
+    Rewrites ``results.json``, ``scores.csv`` and the report. Raises DataError when the folder holds no evaluation, or
+    one of another task.
+    """
+    run = RunFolder(out)
+    recorded = _recorded(run)
+    if task is None:
+        task, options = _recorded_task(recorded), recorded["options"] if options is None else options
+    name, loaded = load_task(task, options)
+    if name != recorded["task"]:
+        raise DataError(f"{out} holds a run of the task {recorded['task']!r}, not {name!r}")
+    documents = read_documents(run.path / "documents.jsonl")
+    known = run.result["results"]
+    plan = Plan(
+        name, loaded, check_modes(name, loaded, modes), known["data"]["source"], documents, documents, known["data"]
+    )
+    return _finish(plan, run, SampleFile(run.path), known["about"], report, writes=True)
+
+
+# -- the steps of a run ------------------------------------------------------------------------------------------------
+
+
+def _backend(model: Any, processor: Any, methods: Sequence[Any]) -> Backend:
+    if isinstance(model, Backend):
+        if methods or processor is not None:
+            raise DataError(f"methods and a processor go with a model, not with {type(model).__name__}")
+        return model
+    if processor is None:
+        raise DataError(f"{type(model).__name__} needs its processor, or its tokenizer where it takes text only")
+    from paperhooks.generation import TransformersBackend
+
+    made = [catalog().create_method(one) if isinstance(one, str) else one for one in methods]
+    return TransformersBackend(model, processor, made)
+
+
+def _agreed(ranks: Ranks, step: Callable[[], _T]) -> _T:
+    """The result of a step that all ranks take together: an error of one ends it for all."""
+    try:
+        result = step()
+    except Exception as error:
+        ranks.meet(error)
+        raise
+    ranks.meet()
+    return result
+
+
+def _started(run: RunFolder, ranks: Ranks, inputs: Mapping[str, Any], seed: int, force_new: bool) -> RunFolder:
+    def start() -> None:
+        if force_new:
+            _move_away(run.path)
+        run.start("evaluate", inputs=inputs, seed=seed)
+
+    _agreed(ranks, start if ranks.first else lambda: None)
+    # The others find the folder as the first one left it.
+    _agreed(ranks, (lambda: None) if ranks.first else lambda: run.start("evaluate", inputs=inputs, seed=seed))
+    return run
+
+
+def _move_away(folder: Path) -> None:
+    files = sorted({file for pattern in _FILES for file in folder.glob(pattern)})
+    if not files:
+        return
+    number = 1
+    while (target := folder / f"previous-{number}").exists():
+        number += 1
+    target.mkdir()
+    for file in files:
+        shutil.move(file, target / file.name)
+
+
+def _ask(
+    plan: Plan, backend: Backend, run: RunFolder, options: AskOptions, shard: tuple[int, int] | None,
+    batch_size: int, observers: Sequence[Any], progress: bool,
+) -> SampleFile:  # fmt: skip
+    file = SampleFile(run.path, shard)
+    _refuse_unknown(file, plan)
+    mine = share(plan.wanted, shard)
+    answered = sum(file.answered(document) for document in mine)
+    notify(observers, "started", EvaluationRun(plan.name, run.path, len(mine), answered, plan.modes))
+    if answered == len(mine):
+        return file
+    asker = Asker(plan.task, backend, file, options, batch_size, plan.modes[0])
+    if shard is None or shard[0] == 0:
+        with run.timed("evaluate"):
+            asker.run(mine, observers, progress)
+    else:
+        asker.run(mine, observers, False)
+    return file
+
+
+def _refuse_unknown(file: SampleFile, plan: Plan) -> None:
+    for unknown in sorted(set(file.rows) - {document.id for document in plan.everything}):
+        raise DataError(
+            f"{file.path.parent} holds a reply to {unknown!r}, which the data no longer have; use another folder, or "
+            "force_new to begin anew"
+        )
+
+
+def _finish(
+    plan: Plan, run: RunFolder, file: SampleFile, about: Mapping[str, Any], report: bool, writes: bool
+) -> EvaluationResult:
+    """Score what is there, and write it down when every document was tried and something is new."""
+    tried = all(document.id in file.rows for document in plan.wanted)
+    result = _scored(plan, run, file, tried)
+    state = _state(plan, result)
+    known = run.result["results"].get("scored") == state and run.finished
+    missing = report and not (run.path / "report.html").exists()
+    if not writes or not tried or (known and not missing):
+        return result
+    if not result.first.records:
+        failures = result.first.failures
+        raise DataError(
+            f"task {plan.name!r}: all {len(failures)} documents failed, the first with "
+            f"{next(iter(failures.values()))!r}; see {run.path}"
+        )
+    write_documents(run.path / "documents.jsonl", plan.wanted)
+    run.record(data=plan.about, about=dict(about), modes=list(plan.modes), scored=state)
+    write_results(run, plan.task, result)
+    if report:
+        write_report(run, result)
+    run.finish()
+    return result
+
+
+def _scored(plan: Plan, run: RunFolder, file: SampleFile, whole: bool) -> EvaluationResult:
+    answered = sum(not (file.rows.get(one.id) or {"error": True}).get("error") for one in plan.wanted)
+    modes = {mode: score_mode(plan.task, plan.wanted, file.rows, mode, whole) for mode in plan.modes}
+    return EvaluationResult(plan.name, run.path, modes, plan.about["documents"], len(plan.wanted), answered)
+
+
+def _state(plan: Plan, result: EvaluationResult) -> str:
+    """A hash of what the files show."""
+    modes = [
+        [mode, found.counts(), found.summary.metrics, [(one.document.id, one.score) for one in found.records]]
+        for mode, found in result.modes.items()
+    ]
+    return hash_json([plan.inputs(), plan.about, modes])
+
+
+def _recorded(run: RunFolder) -> Mapping[str, Any]:
+    """The inputs of a finished evaluation, with ``run`` opened."""
+    file = run.result_file
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{run.path} holds no run: {file.name} cannot be read ({error})") from error
+    if not isinstance(found, dict) or found.get("kind") != "evaluate" or "scored" not in found.get("results", {}):
+        raise DataError(f"{run.path} holds no evaluation that came to its end; finish it first")
+    run.start("evaluate", inputs=found["inputs"], seed=found["seed"])
+    inputs: Mapping[str, Any] = found["inputs"]
+    return inputs
+
+
+def _recorded_task(inputs: Mapping[str, Any]) -> str:
+    name: str = inputs["task"]
+    if name not in available_tasks():
+        raise PluginNotFound(
+            f"the run is one of the task {name!r}, which no installed plugin offers; install the plugin, or give the "
+            "task itself"
+        )
+    return name

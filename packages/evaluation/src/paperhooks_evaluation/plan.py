@@ -1,0 +1,98 @@
+"""What a run is about: a task with its modes, and the documents of the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paperhooks.errors import DataError, did_you_mean
+from paperhooks.generation import check_layout
+from paperhooks.info import TaskInfo
+from paperhooks.io import hash_json, plain
+
+from paperhooks_evaluation.answers import AskOptions
+from paperhooks_evaluation.scoring import check_modes
+from paperhooks_evaluation.task import Document, Task, load_task
+
+__all__ = ["Plan", "ask_options", "check_numbers", "checked_documents"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A task, its modes, and the documents of the data: all of them, and those wanted."""
+
+    name: str
+    task: Task
+    modes: tuple[str, ...]
+    source: str
+    everything: Sequence[Document]
+    wanted: Sequence[Document]
+    about: Mapping[str, Any]
+
+    @classmethod
+    def make(
+        cls, task: str | TaskInfo | Task, options: Mapping[str, Any] | None, modes: Sequence[str] | None,
+        source: str, groups: Sequence[str] | None, limit: int | None,
+    ) -> Plan:  # fmt: skip
+        """Load the task and the data; raises what either of them raises, and DataError for an unknown group or mode."""
+        name, loaded = load_task(task, options)
+        documents = checked_documents(name, loaded.documents(source))
+        about = {
+            "source": source,
+            "documents": len(documents),
+            "fingerprint": hash_json([[one.id, one.group, one.data] for one in documents]),
+        }
+        wanted = _of_groups(name, documents, groups)[:limit]
+        return cls(name, loaded, check_modes(name, loaded, modes), source, documents, wanted, about)
+
+    def inputs(self) -> dict[str, Any]:
+        """What of it determines the replies and their scores."""
+        return {
+            "task": self.name,
+            "version": str(self.task.version),
+            "options": plain(self.task.options()),
+            "fingerprint": self.task.fingerprint(),
+        }
+
+
+def checked_documents(name: str, documents: Sequence[Document]) -> list[Document]:
+    """The documents with their data as JSON gives it back; raises DataError when there is none or two share an id."""
+    if not documents:
+        raise DataError(f"the data of task {name!r} has no documents")
+    seen: set[str] = set()
+    for document in documents:
+        if document.id in seen:
+            raise DataError(f"the data of task {name!r} has two documents with the id {document.id!r}")
+        seen.add(document.id)
+    # Scoring again reads documents from a file; tuples and the like must not make a difference then.
+    return [dataclasses.replace(one, data=json.loads(json.dumps(plain(one.data)))) for one in documents]
+
+
+def _of_groups(name: str, documents: Sequence[Document], groups: Sequence[str] | None) -> list[Document]:
+    if not groups:
+        return list(documents)
+    known = {document.group for document in documents}
+    for group in groups:
+        if group not in known:
+            raise DataError(f"the data of task {name!r} has no group {group!r}; {did_you_mean(group, known)}")
+    return [document for document in documents if document.group in set(groups)]
+
+
+def check_numbers(**numbers: int | None) -> None:
+    """Raise DataError for a number that is given and below 1."""
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise DataError(f"{name} = {value} must be at least 1")
+
+
+def ask_options(
+    task: Task, layout: str | None, max_pixels: int | None, max_new_tokens: int | None, stop: Sequence[str] | None
+) -> AskOptions:
+    """How requests are asked, by the user's wishes and the task's; raises DataError for an unknown layout."""
+    if isinstance(stop, str) or (stop is not None and not all(stop)):
+        raise DataError(f"stop = {stop!r} must be a list of strings that are not empty")
+    chosen = check_layout(task.layout if layout is None else layout)
+    return AskOptions(chosen, max_pixels, max_new_tokens, None if stop is None else tuple(stop))

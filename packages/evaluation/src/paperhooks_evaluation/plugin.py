@@ -1,0 +1,32 @@
+"""The light description that the entry point exposes, and the toolkit's process-wide hooks."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from paperhooks import hookimpl
+from paperhooks.info import PluginInfo
+
+__all__ = ["HOOKS", "PLUGIN", "Hooks"]
+
+PLUGIN: Final = PluginInfo(
+    name="evaluation",
+    api=1,
+    kind="toolkit",
+    summary="Tasks, samples, scores and comparisons: evaluates models, with or without methods attached.",
+    hooks="paperhooks_evaluation.plugin:HOOKS",
+)
+
+
+class Hooks:
+    """What is not bound to a model."""
+
+    @hookimpl
+    def register_commands(self, app: Any) -> None:
+        """Add ``evaluate``, ``rescore``, ``compare`` and ``tasks`` to ``paperhooks``."""
+        from paperhooks_evaluation.commands import add_commands
+
+        add_commands(app)
+
+
+HOOKS: Final = Hooks()

@@ -1,0 +1,116 @@
+"""The report of an evaluation: figures with intervals, replies that could not be read, and what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from paperhooks.errors import MissingExtra
+from paperhooks.reports import Block, Figure, Heading, Paragraph, RunFolder, Table
+
+from paperhooks_evaluation.results import EvaluationResult, describe_metric
+from paperhooks_evaluation.scoring import ModeResult
+from paperhooks_evaluation.task import FigureSpec, Metric
+
+__all__ = ["write_report"]
+
+_INTERVALS: Final = {
+    "wilson": "Wilson's",
+    "wilson over clusters": "Wilson's over clusters",
+    "normal": "the normal approximation",
+    "bootstrap": "the percentile bootstrap",
+}
+_SHOWN: Final = 20
+
+
+def write_report(run: RunFolder, result: EvaluationResult) -> Path:
+    """Write ``report.md`` and ``report.html`` with the figures; returns the path of the latter."""
+    blocks: list[Block] = [*_opening(run, result), *_figures(run, [*_bars(result), *result.summary.figures])]
+    for mode, found in result.modes.items():
+        blocks += _mode_blocks(mode, found, several=len(result.modes) > 1)
+    blocks += [Heading("Replies"), _counts(result), *_differing(result), *_failures(result)]
+    return run.report(f"Evaluation: {result.task}", blocks)
+
+
+def _opening(run: RunFolder, result: EvaluationResult) -> list[Block]:
+    methods = ", ".join(method["class"] for method in run.result["inputs"].get("methods", [])) or "none"
+    about = run.result["results"]["about"]
+    named = " ".join(str(about[key]) for key in ("class", "name", "revision") if about.get(key))
+    lines = [f"{describe_metric(result.headline)}. Model: {named or 'not told'}. Methods attached: {methods}."]
+    if result.documents < result.original:
+        lines.append(f"A part of the data: {result.documents} of {result.original} documents.")
+    return [Paragraph(" ".join(lines), "note" if len(lines) > 1 else "text")]
+
+
+def _mode_blocks(mode: str, found: ModeResult, several: bool) -> list[Block]:
+    metrics = found.summary.metrics
+    kinds = sorted({_INTERVALS.get(metric.interval, metric.interval) for metric in metrics if metric.interval})
+    caption = f"95 % intervals: {', '.join(kinds)}." if kinds else ""
+    rows = [(one.group or "all", one.name, one.n, one.value, one.low, one.high) for one in metrics]
+    heading = f"Scores in mode {mode}" if several else "Scores"
+    table = Table(("group", "metric", "n", "value", "low", "high"), rows, caption)
+    return [Heading(heading), table, *found.summary.tables]
+
+
+def _bars(result: EvaluationResult) -> list[FigureSpec]:
+    """The headline metric of all and of each group; nothing where that is one bar and the task has figures."""
+    name = result.headline.name
+    lines = [one for one in result.summary.metrics if one.name == name and one.value is not None]
+    if len(lines) < 2 and result.summary.figures:
+        return []
+    alt = f"{name} of all documents and of each group"
+    return [FigureSpec("groups", alt, "Whiskers: 95 % intervals.", lambda: _draw(name, lines))]
+
+
+def _draw(name: str, lines: Sequence[Metric]) -> Any:
+    from paperhooks.reports import bar_figure
+
+    values = [one.value or 0.0 for one in lines]
+    bounds = [
+        (value if one.low is None else one.low, value if one.high is None else one.high)
+        for one, value in zip(lines, values, strict=True)
+    ]
+    return bar_figure([one.group or "all" for one in lines], values, intervals=bounds, title="By group", x=name)
+
+
+def _figures(run: RunFolder, specs: Sequence[FigureSpec]) -> list[Block]:
+    blocks: list[Block] = []
+    for spec in specs:
+        try:
+            run.figure(spec.name, spec.draw())
+        except MissingExtra as error:
+            return [Paragraph(f"Without figures: {error}", "note")]
+        blocks.append(Figure(spec.name, spec.alt, spec.caption))
+    return blocks
+
+
+def _counts(result: EvaluationResult) -> Table:
+    counts = {mode: found.counts() for mode, found in result.modes.items()}
+    names = list(result.first.counts())
+    rows = [(mode, *(told[name] for name in names)) for mode, told in counts.items()]
+    caption = "Unparsable: nothing could be read, scored as the mode says. Truncated: cut at the length limit."
+    return Table(("mode", *names), rows, caption)
+
+
+def _differing(result: EvaluationResult) -> list[Block]:
+    """Documents whose score depends on the mode."""
+    if len(result.modes) < 2:
+        return []
+    scores: dict[str, dict[str, float]] = {}
+    for mode, found in result.modes.items():
+        for record in found.records:
+            scores.setdefault(record.document.id, {})[mode] = record.score
+    rows = [(key, *(by.get(mode) for mode in result.modes)) for key, by in scores.items() if len(set(by.values())) > 1]
+    if not rows:
+        return [Paragraph("All modes give every document the same score.")]
+    caption = f"Documents whose score depends on the mode: {len(rows)}; the first {min(len(rows), _SHOWN)}."
+    return [Table(("document", *result.modes), rows[:_SHOWN], caption)]
+
+
+def _failures(result: EvaluationResult) -> list[Block]:
+    failures = {key: error for found in result.modes.values() for key, error in found.failures.items()}
+    if not failures:
+        return []
+    caption = f"Documents without a score: {len(failures)}; the next call tries again those without a reply."
+    return [Heading("Failures"), Table(("document", "error"), list(failures.items())[:_SHOWN], caption)]

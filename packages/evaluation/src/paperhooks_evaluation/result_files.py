@@ -1,0 +1,138 @@
+"""``results.json``, in the shape that lm-eval and lmms-eval write and with our own block, and ``scores.csv``."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from paperhooks.io import atomic_path, plain, write_json
+from paperhooks.reports import RunFolder
+
+from paperhooks_evaluation.results import EvaluationResult
+from paperhooks_evaluation.scoring import ModeResult
+from paperhooks_evaluation.task import Metric, Record, Task
+
+__all__ = ["write_results"]
+
+_COLUMNS: Final = ("id", "group", "unit", "mode", "score", "value", "rule", "fallback", "truncated")
+_Z: Final = 1.959964  # of a two-sided 95 % interval
+
+
+def write_results(run: RunFolder, task: Task, result: EvaluationResult) -> None:
+    """Write both files. Apart from ``date`` and time spent, the same replies give the same bytes."""
+    content = _harness(run, task, result)
+    content["paperhooks"] = _own(run, task, result)
+    content["date"] = round(time.time(), 3)
+    content["total_evaluation_time_seconds"] = str(run.result["timings"].get("evaluate", 0.0))
+    write_json(run.path / "results.json", _finite(plain(content)))
+    _write_scores(run, task, result)
+
+
+def _finite(value: Any) -> Any:
+    """Plain data with None for what JSON has no number for, such as a ratio that is not defined."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _harness(run: RunFolder, task: Task, result: EvaluationResult) -> dict[str, Any]:
+    """What lm-eval's own readers look for: a task for the whole and one for every group."""
+    name, inputs = result.task, run.result["inputs"]
+    results: dict[str, dict[str, Any]] = {}
+    for mode, found in result.modes.items():
+        for metric in found.summary.metrics:
+            entry = f"{name}_{metric.group}" if metric.group else name
+            line = results.setdefault(entry, {"alias": f" - {metric.group}" if metric.group else name, "samples": 0})
+            line["samples"] = max(line["samples"], metric.n)
+            line[f"{metric.name},{mode}"] = metric.value
+            line[f"{metric.name}_stderr,{mode}"] = _standard_error(metric)
+    parts = [entry for entry in results if entry != name]
+    config = {
+        "task": name,
+        "dataset_path": run.result["results"]["data"]["source"],
+        "output_type": "generate_until",
+        "num_fewshot": 0,
+        "generation_kwargs": {"do_sample": False, **_told(inputs, ("max_new_tokens", "stop"))},
+        "metadata": {"version": str(task.version)},
+    }
+    better = {metric.name: metric.higher_is_better for metric in result.summary.metrics}
+    return {
+        "results": results,
+        "groups": {name: results[name]} if parts and name in results else {},
+        "group_subtasks": {name: parts} if parts else {},
+        "configs": {name: config},
+        "versions": {name: str(task.version)},
+        "n-shot": {name: 0},
+        "higher_is_better": {name: better},
+        "n-samples": {name: {"original": result.original, "effective": result.documents}},
+        "config": _run_config(run),
+    }
+
+
+def _run_config(run: RunFolder) -> dict[str, Any]:
+    about, inputs = run.result["results"]["about"], run.result["inputs"]
+    return {
+        "model": inputs.get("backend", "transformers"),
+        "model_args": _told(about, ("class", "name", "revision")) | _told(inputs, ("dtype", "methods")),
+        "model_sha": inputs.get("model"),
+        "random_seed": run.result["seed"],
+    }
+
+
+def _told(source: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: source[name] for name in names if source.get(name) is not None}
+
+
+def _standard_error(metric: Metric) -> float | str:
+    if metric.value is None or metric.low is None or metric.high is None or metric.n < 2:
+        return "N/A"
+    if metric.interval == "wilson" and metric.scale == 1:
+        return math.sqrt(metric.value * (1 - metric.value) / (metric.n - 1))
+    return (metric.high - metric.low) / (2 * _Z) if metric.interval == "normal" else "N/A"
+
+
+def _own(run: RunFolder, task: Task, result: EvaluationResult) -> dict[str, Any]:
+    """All metrics of all modes with n and interval, and what to know about the replies behind them."""
+    return {
+        "task": result.task,
+        "version": str(task.version),
+        "fingerprint": task.fingerprint(),
+        "options": plain(task.options()),
+        "data": run.result["results"]["data"],
+        "inputs": run.result["inputs"],
+        "documents": result.documents,
+        "answered": result.answered,
+        "modes": {mode: _mode(found) for mode, found in result.modes.items()},
+    }
+
+
+def _mode(found: ModeResult) -> dict[str, Any]:
+    return {
+        "metrics": [dataclasses.asdict(metric) for metric in found.summary.metrics],
+        "counts": found.counts(),
+        "failures": dict(found.failures),
+        "extra": plain(found.summary.extra),
+    }
+
+
+def _write_scores(run: RunFolder, task: Task, result: EvaluationResult) -> None:
+    with atomic_path(run.path / "scores.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        for mode, found in result.modes.items():
+            writer.writerows(_line(task, mode, record) for record in found.records)
+
+
+def _line(task: Task, mode: str, record: Record) -> list[Any]:
+    document, parsed = record.document, record.parsed
+    value = json.dumps(plain(parsed.value), ensure_ascii=False)
+    score = repr(record.score)  # so that it reads back as the same number
+    return [document.id, document.group, task.unit(document), mode, score, value, parsed.rule,
+            int(parsed.fallback), int(record.truncated)]  # fmt: skip

@@ -1,0 +1,279 @@
+"""What an evaluation task is: documents, requests, how replies are read and scored. Imports nothing heavy.
+
+A task is a frozen dataclass derived from :class:`Task`; its fields are its options. All its methods are pure: the same
+arguments give the same result, in any order, in any process. The engine asks the model once; every mode of a task reads
+and scores the same replies, so that a mode can be added, or repaired, without asking again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from paperhooks.errors import DataError, PluginBroken, PluginConflict, PluginNotFound, did_you_mean
+from paperhooks.info import TaskInfo
+from paperhooks.io import hash_json
+from paperhooks.plugins import catalog, import_target
+from paperhooks.reports import Table, mean_interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from paperhooks.generation import Request
+
+__all__ = [
+    "Document",
+    "FigureSpec",
+    "Metric",
+    "Parsed",
+    "Record",
+    "Summary",
+    "Task",
+    "available_tasks",
+    "load_task",
+    "mean_metrics",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One question: a unique id, the group it is reported under, and plain JSON data (no pixels: paths or indices)."""
+
+    id: str
+    group: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What was read from a reply.
+
+    value
+        The answer, as plain data.
+    rule
+        Which rule found it.
+    fallback
+        True: nothing could be read, and ``value`` is what the mode makes of that (None, a guess, ...).
+    """
+
+    value: Any
+    rule: str = ""
+    fallback: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A document with the model's reply, what was read from it and what that is worth."""
+
+    document: Document
+    reply: str
+    parsed: Parsed
+    score: float
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A figure with what is needed to judge it.
+
+    value
+        None where it is not defined, such as for an empty group.
+    n
+        How many documents (or pictures, captions, ...) it rests on.
+    low, high, interval
+        95 % interval and how it was made: ``"wilson"``, ``"wilson over clusters"`` (n counts units that belong
+        together), ``"normal"``, ``"bootstrap"``, or ``""`` without one.
+    group
+        The part of the data it is about; ``""`` for all.
+    scale
+        The largest possible value: 1 for shares, 200 for a category of MME.
+    """
+
+    name: str
+    value: float | None
+    n: int
+    low: float | None = None
+    high: float | None = None
+    group: str = ""
+    interval: str = ""
+    scale: float = 1.0
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class FigureSpec:
+    """A figure of the report: file name without ending, what it shows in words, and a function that draws it.
+
+    ``draw`` is called only where figures are wanted; see :mod:`paperhooks.reports.figures` for helpers.
+    """
+
+    name: str
+    alt: str
+    caption: str
+    draw: Callable[[], Figure]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What one mode makes of all records; the first metric is the headline. ``extra`` is plain data for the files."""
+
+    metrics: Sequence[Metric]
+    tables: Sequence[Table] = ()
+    figures: Sequence[FigureSpec] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Task:
+    """Base of all tasks.
+
+    version
+        Changes whenever prompts or scores change; runs of other versions are neither continued nor compared.
+    modes
+        Ways of reading replies; the first is the default. All are scored from the same replies.
+    layout
+        Where pictures go unless the user says otherwise, see :func:`paperhooks.evaluate`.
+    metric
+        Name of the mean score that the default :meth:`aggregate` reports.
+    """
+
+    version: ClassVar[str]
+    modes: ClassVar[tuple[str, ...]] = ("official",)
+    layout: ClassVar[str] = "prepend"
+    metric: ClassVar[str] = "score"
+
+    def documents(self, source: str) -> Sequence[Document]:
+        """The questions in a folder, file or hub name, in a fixed order; raises DataError naming what is wrong."""
+        raise _missing(self, "documents")
+
+    def request(self, document: Document) -> Request:
+        """What the model is asked. May open pictures; called in a worker thread ahead of the model."""
+        raise _missing(self, "request")
+
+    def parse(self, document: Document, reply: str, mode: str) -> Parsed:
+        """Read a reply."""
+        raise _missing(self, "parse")
+
+    def score(self, document: Document, parsed: Parsed) -> float:
+        """What the answer is worth, usually 0 or 1."""
+        raise _missing(self, "score")
+
+    def settle(self, records: Sequence[Record], mode: str) -> Sequence[Record]:
+        """The records again, for modes in which an answer depends on others; called before :meth:`aggregate`.
+
+        An example is one generator that draws an answer for every unreadable reply in turn. ``records`` are in the
+        order of the documents; the same number must come back, in the same order.
+        """
+        return records
+
+    def aggregate(self, records: Sequence[Record], mode: str) -> Summary:
+        """The figures of a run; here the mean score of all and of each group, with intervals."""
+        return Summary(mean_metrics(self.metric, records))
+
+    def unit(self, document: Document) -> str:
+        """What is drawn as a whole when runs are compared by resampling, such as the picture of several questions."""
+        return document.id
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what the task is: class, version and options."""
+        return hash_json([type(self).__module__, type(self).__qualname__, self.version, self.options()])
+
+    def options(self) -> dict[str, Any]:
+        """The values of the fields, as they go into the record of a run."""
+        return {name: getattr(self, name) for name in _option_names(type(self))}
+
+
+def _option_names(cls: type) -> list[str]:
+    return [one.name for one in dataclasses.fields(cls) if one.init] if dataclasses.is_dataclass(cls) else []
+
+
+def _missing(task: Task, method: str) -> PluginBroken:
+    return PluginBroken(f"the task {type(task).__name__} defines no method {method}()")
+
+
+def mean_metrics(name: str, records: Sequence[Record]) -> list[Metric]:
+    """The mean score of all records, then of each named group in alphabetical order, each with its 95 % interval.
+
+    Wilson's interval where all scores are 0 or 1, the normal one otherwise; None and n = 0 without records.
+    """
+    groups: dict[str, list[float]] = {}
+    for record in records:
+        groups.setdefault(record.document.group, []).append(record.score)
+    everything = [score for scores in groups.values() for score in scores]
+    metrics = [_mean_metric(name, everything, "")]
+    return metrics + [_mean_metric(name, groups[group], group) for group in sorted(groups) if group]
+
+
+def _mean_metric(name: str, scores: Sequence[float], group: str) -> Metric:
+    if not scores:
+        return Metric(name, None, 0, group=group)
+    low, high = mean_interval(scores)
+    kind = "wilson" if all(score in (0, 1) for score in scores) else "normal"
+    return Metric(name, fmean(scores), len(scores), low, high, group, kind)
+
+
+def available_tasks() -> dict[str, TaskInfo]:
+    """Task name to description over all healthy plugins; raises PluginConflict when two plugins offer one name."""
+    found: dict[str, tuple[str, TaskInfo]] = {}
+    for plugin, infos in catalog().process_hooks.collect("evaluation_tasks"):
+        for info in infos:
+            if info.name in found:
+                other = found[info.name][0]
+                raise PluginConflict(
+                    f"the plugins {other!r} and {plugin!r} both offer the task {info.name!r}; block one"
+                )
+            found[info.name] = (plugin, info)
+    return {name: info for name, (_, info) in sorted(found.items())}
+
+
+def load_task(task: str | TaskInfo | Task, options: Mapping[str, Any] | None = None) -> tuple[str, Task]:
+    """Name and object of a task given by name, by description, or as an object.
+
+    Raises PluginNotFound for an unknown name, PluginBroken when the class cannot be imported or is no task, DataError
+    for options that it does not take.
+    """
+    if isinstance(task, str):
+        known = available_tasks()
+        if task not in known:
+            raise PluginNotFound(f"no installed plugin offers the task {task!r}; {did_you_mean(task, known)}")
+        task = known[task]
+    if isinstance(task, TaskInfo):
+        return task.name, _create(task, options or {})
+    if not isinstance(task, Task):
+        raise DataError(f"{task!r} is no task: give the name of one, or an object of a class derived from Task")
+    if options:
+        raise DataError(f"options = {dict(options)} goes with the name of a task; this one is an object already")
+    return str(getattr(task, "name", type(task).__name__)), _checked(task, type(task).__qualname__)
+
+
+def _create(info: TaskInfo, options: Mapping[str, Any]) -> Task:
+    try:
+        found = import_target(info.task)
+    except Exception as error:
+        raise PluginBroken(f"the task {info.name!r} ({info.task}) cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise PluginBroken(f"the task {info.name!r} ({info.task}) is no class derived from paperhooks_evaluation.Task")
+    known = _option_names(found)
+    for option in options:
+        if option not in known:
+            raise DataError(f"the task {info.name!r} has no option {option!r}; {did_you_mean(option, known)}")
+    try:
+        return _checked(found(**options), info.task)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the task {info.name!r} cannot be made with {dict(options)}: {error}") from error
+
+
+def _checked(task: Task, where: str) -> Task:
+    missing = [name for name in ("documents", "request", "parse", "score") if _inherited(task, name)]
+    if not getattr(task, "version", ""):
+        missing.insert(0, "version")
+    if not task.modes:
+        missing.append("modes")
+    if missing:
+        raise PluginBroken(f"the task {where} lacks {', '.join(missing)}")
+    return task
+
+
+def _inherited(task: Task, name: str) -> bool:
+    return getattr(type(task), name) is getattr(Task, name)

@@ -1,0 +1,9 @@
+"""Hallucination benchmarks: POPE, CHAIR and MME, as tasks and as metrics on given responses."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,105 @@
+"""MME's questions as documents: the release's folders, or a data set of the hub."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from paperhooks.errors import DataError, did_you_mean
+from paperhooks_evaluation import Document
+
+from paperhooks_hallucination.checks import raise_faults
+from paperhooks_hallucination.images import PictureFolder, hub_columns, is_hub_name
+from paperhooks_hallucination.mme.metrics import CATEGORIES
+
+__all__ = ["read_questions"]
+
+_HUB_COLUMNS: Final = ("question_id", "question", "answer", "category")
+
+
+def read_questions(source: str) -> list[Document]:
+    """All questions of MME's release folder or of a hub data set, grouped by category.
+
+    A category is a folder with ``images/`` and ``questions_answers_YN/``, or with pictures and text files side by side;
+    a text file has the name of its picture and two lines of question, tab, answer. Raises DataError listing every
+    fault: unknown categories, lines that are no question, answers, missing pictures, pictures without two questions.
+    """
+    faults: list[str] = []
+    rows = _hub_rows(source) if is_hub_name(source) else _folder_rows(Path(source), faults)
+    documents = [document for document in (_document(row, faults) for row in rows) if document is not None]
+    asked = Counter((document.group, document.data["image"]) for document in documents)
+    faults += [f"{image}: has {n} readable questions; expected 2" for (_, image), n in asked.items() if n != 2]
+    raise_faults(f"the MME data in {source}", faults)
+    if not documents:
+        raise DataError(
+            f"{source} holds no questions; expected folders such as existence/ with pictures and .txt files"
+        )
+    return documents
+
+
+def _folder_rows(source: Path, faults: list[str]) -> Iterator[dict[str, Any]]:
+    if not source.is_dir():
+        raise DataError(f"{source} is neither a folder here nor the name of a hub data set (owner/name)")
+    for folder in _category_folders(source):
+        texts, pictures = _text_files(folder), PictureFolder(folder)
+        if texts and folder.name not in CATEGORIES:
+            faults.append(f"{folder.name}: is no category; {did_you_mean(folder.name, CATEGORIES)}")
+            continue
+        for file in texts:
+            picture = pictures.find_stem(file.stem)
+            if picture is None:
+                faults.append(f"{folder.name}/{file.stem}: the picture is missing")
+                continue
+            yield from _lines(folder.name, file, picture, faults)
+
+
+def _category_folders(source: Path) -> list[Path]:
+    """The folders of the categories, in the source or in its only folder, as the release's archive unpacks."""
+    folders = [path for path in sorted(source.iterdir()) if path.is_dir()]
+    known = [path for path in folders if path.name in CATEGORIES]
+    if not known and len(folders) == 1 and not _text_files(folders[0]):
+        return _category_folders(folders[0])
+    return sorted(folders, key=lambda path: [*CATEGORIES, path.name].index(path.name))
+
+
+def _text_files(folder: Path) -> list[Path]:
+    inner = folder / "questions_answers_YN"
+    return sorted((inner if inner.is_dir() else folder).glob("*.txt"))
+
+
+def _lines(category: str, file: Path, picture: Path, faults: list[str]) -> Iterator[dict[str, Any]]:
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for number, line in enumerate(lines, 1):
+        question, tab, answer = line.strip().rpartition("\t")
+        if not tab:
+            faults.append(f"{category}/{file.name}:{number}: has no tab between question and answer")
+            continue
+        image = f"{category}/{picture.name}"
+        data = {"question": question.strip(), "answer": answer, "image": image, "picture": str(picture)}
+        yield {"id": f"{image}/{number}", "category": category, **data}
+
+
+def _hub_rows(source: str) -> Iterator[dict[str, Any]]:
+    seen: Counter[str] = Counter()
+    for number, row in enumerate(hub_columns(source, _HUB_COLUMNS)):
+        # The two questions of a picture share one question_id, which is category/file there.
+        name, category = str(row["question_id"]), str(row["category"])
+        image = name if name.startswith(f"{category}/") else f"{category}/{name}"
+        seen[image] += 1
+        place = {"hub": source, "split": "test", "row": number}
+        text = {"question": str(row["question"]).strip(), "answer": str(row["answer"])}
+        yield {"id": f"{image}/{seen[image]}", "category": category, **text, "image": image, **place}
+
+
+def _document(row: dict[str, Any], faults: list[str]) -> Document | None:
+    name, category = row.pop("id"), row.pop("category")
+    answer = row["answer"].replace(".", "").strip().lower()
+    wrong = [] if row["question"] else [f"{name}: has no question"]
+    if answer not in ("yes", "no"):
+        wrong.append(f"{name}: the answer is {row['answer']!r}; expected 'Yes' or 'No'")
+    if category not in CATEGORIES:
+        wrong.append(f"{name}: the category is {category!r}; {did_you_mean(category, CATEGORIES)}")
+    faults += wrong
+    return None if wrong else Document(name, category, {**row, "answer": answer})

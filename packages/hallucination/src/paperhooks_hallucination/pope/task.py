@@ -1,0 +1,176 @@
+"""The evaluation task ``pope``: does the model see objects that are not there?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from paperhooks.generation import Request
+from paperhooks.reports import Table
+from paperhooks_evaluation import Document, Metric, Parsed, Record, Summary, Task
+
+from paperhooks_hallucination.checks import check_count
+from paperhooks_hallucination.images import open_picture
+from paperhooks_hallucination.pope.data import SUFFIX, read_questions
+from paperhooks_hallucination.pope.metrics import MODES, PopeScores, parse_strict, read_reply
+from paperhooks_hallucination.report import bar_spec, cluster_metric, share_metric, with_interval
+
+__all__ = ["CAUTION", "Pope"]
+
+CAUTION: Final = (
+    "Do not hold these numbers against the POPE table of the CCA paper: its baseline rows were copied from another "
+    "paper, apparently with sampled decoding, while its own model answered greedily; asked greedily, the stock "
+    "LLaVA-1.5-7B comes out almost level on COCO, so only runs with the same decoding and prompt can be compared."
+)
+_COUNTS: Final = len(PopeScores().counts)
+
+
+@dataclass(frozen=True)
+class Pope(Task):
+    """POPE on a folder of published files, a file of them, or a hub data set (see
+    :mod:`paperhooks_hallucination.pope.data`).
+
+    instruction
+        Text behind every question; the default is that of LLaVA and of the paper.
+    images
+        Folder of the pictures, where they are not beside the questions.
+    max_new_tokens
+        Where replies are cut.
+
+    The mode ``official`` reads replies as the published script does, ``strict`` as the common harnesses do. Both report
+    as unparsable what is neither a plain yes nor a no; ``official`` counts it as yes.
+    """
+
+    instruction: str = SUFFIX
+    images: str = ""
+    max_new_tokens: int = 128
+
+    version: ClassVar[str] = "1"
+    modes: ClassVar[tuple[str, ...]] = MODES
+    metric: ClassVar[str] = "accuracy"
+
+    def __post_init__(self) -> None:
+        check_count("max_new_tokens", self.max_new_tokens, 1)
+
+    def documents(self, source: str) -> Sequence[Document]:
+        """The questions, grouped as ``"coco-random"``; raises DataError listing all faults of the data."""
+        return read_questions(source, self.images)
+
+    def request(self, document: Document) -> Request:
+        """The picture, the question, the instruction."""
+        content = [{"type": "image"}, {"type": "text", "text": document.data["question"] + self.instruction}]
+        messages = [{"role": "user", "content": content}]
+        images, metadata = [open_picture(document.data)], {"id": document.id}
+        return Request(messages, images=images, max_new_tokens=self.max_new_tokens, metadata=metadata)
+
+    def parse(self, document: Document, reply: str, mode: str) -> Parsed:
+        """``"yes"``, ``"no"``, or (``strict`` only) None."""
+        answer = read_reply(reply, mode)
+        if mode == "strict":
+            return Parsed(answer, rule="exact" if answer else "", fallback=answer is None)
+        if answer == "no":
+            return Parsed("no", rule="denial")
+        said = parse_strict(reply.strip().strip(".,!").partition(" ")[0].strip(".,!")) == "yes"
+        return Parsed("yes", rule="affirmation" if said else "no denial", fallback=not said)
+
+    def score(self, document: Document, parsed: Parsed) -> float:
+        """1 for the right answer, else 0."""
+        return float(parsed.value == document.data["label"])
+
+    def unit(self, document: Document) -> str:
+        """The picture: questions about one picture are drawn together."""
+        return f"{document.data['source']}/{document.data['image']}"
+
+    def aggregate(self, records: Sequence[Record], mode: str) -> Summary:
+        """Mean over splits, then over the splits of each source where there are several, then every split."""
+        groups = sorted({record.document.group for record in records})
+        counts = _counts_by_picture(self, records, groups)
+        sources = sorted({group.rpartition("-")[0] for group in groups})
+        metrics = _mean_metrics("", groups, groups, counts, records)
+        if len(sources) > 1:
+            for source in sources:
+                members = [group for group in groups if group.rpartition("-")[0] == source]
+                metrics += _mean_metrics(source, members, groups, counts, records)
+        for number, group in enumerate(groups):
+            metrics += _group_metrics(group, counts[:, number], records)
+        return _summary(metrics)
+
+
+def _counts_by_picture(task: Pope, records: Sequence[Record], groups: Sequence[str]) -> Any:
+    """tp, fp, tn, fn, unparsable by picture and group: float64 [pictures, groups, 5]."""
+    units: dict[str, int] = {}
+    for record in records:
+        units.setdefault(task.unit(record.document), len(units))
+    counts = np.zeros((len(units), len(groups), _COUNTS))
+    column = {group: number for number, group in enumerate(groups)}
+    for record in records:
+        one = PopeScores.of(record.parsed.value, record.document.data["label"])
+        counts[units[task.unit(record.document)], column[record.document.group]] += one.counts
+    return counts
+
+
+_FIGURES: Final[dict[str, Callable[[PopeScores], float]]] = {
+    "accuracy": lambda scores: scores.accuracy,
+    "f1": lambda scores: scores.f1,
+    "precision": lambda scores: scores.precision,
+    "recall": lambda scores: scores.recall,
+    "yes_ratio": lambda scores: scores.yes_ratio,
+}
+
+
+def _mean_metrics(
+    name: str, members: Sequence[str], groups: Sequence[str], counts: Any, records: Sequence[Record]
+) -> list[Metric]:
+    """Means over the splits ``members``; pictures, which the splits share, are resampled for the intervals."""
+    own = [record for record in records if record.document.group in members]
+    chosen = counts[:, [groups.index(group) for group in members]]
+    units = chosen[chosen.sum(axis=(1, 2)) > 0].reshape(-1, len(members) * _COUNTS)
+    metrics = [
+        cluster_metric(figure, partial(_mean_of, read), units, n=len(own), group=name)
+        for figure, read in _FIGURES.items()
+    ]
+    unread = sum(record.parsed.fallback for record in own)
+    return [*metrics, share_metric("unparsable", unread, len(own), name, higher_is_better=False)]
+
+
+def _mean_of(read: Callable[[PopeScores], float], sums: Any) -> float:
+    splits = [PopeScores(*row) for row in sums.reshape(-1, _COUNTS).tolist()]
+    asked = [split for split in splits if split.n]  # a resample may lack a small split altogether
+    return sum(map(read, asked)) / len(asked) if asked else 0.0
+
+
+def _group_metrics(group: str, counts: Any, records: Sequence[Record]) -> list[Metric]:
+    scores = PopeScores(*(int(total) for total in counts.sum(axis=0)))
+    unread = sum(record.parsed.fallback for record in records if record.document.group == group)
+    asked = counts[counts.sum(axis=1) > 0]
+    return [
+        share_metric("accuracy", scores.tp + scores.tn, scores.n, group),
+        cluster_metric("f1", partial(_mean_of, _FIGURES["f1"]), asked, n=scores.n, group=group),
+        share_metric("precision", scores.tp, scores.tp + scores.fp, group),
+        share_metric("recall", scores.tp, scores.tp + scores.fn, group),
+        share_metric("yes_ratio", scores.tp + scores.fp, scores.n, group),
+        share_metric("unparsable", unread, scores.n, group, higher_is_better=False),
+    ]
+
+
+def _summary(metrics: Sequence[Metric]) -> Summary:
+    rows: dict[str, dict[str, Metric]] = {}
+    for metric in metrics:
+        rows.setdefault(metric.group, {})[metric.name] = metric
+    ordered = [*(group for group in rows if group), ""]
+    table = Table(
+        ("split", "questions", *_FIGURES, "unparsable"),
+        [_row(group or "mean over splits", rows[group]) for group in ordered],
+        f"POPE, with 95 % intervals. {CAUTION}",
+    )
+    f1 = [rows[group]["f1"] for group in ordered]
+    labels = [group or "mean over splits" for group in ordered]
+    figure = bar_spec("pope-f1", "POPE: F1 by split", f1, labels, "F1")
+    return Summary(metrics, (table,), (figure,), {"notes": [CAUTION]})
+
+
+def _row(label: str, metrics: dict[str, Metric]) -> tuple[Any, ...]:
+    return (label, metrics["accuracy"].n, *(with_interval(metric) for metric in metrics.values()))

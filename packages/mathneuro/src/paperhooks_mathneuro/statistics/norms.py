@@ -1,0 +1,205 @@
+"""Per-sample channel norms of the inputs of weight matrices, taken while a model reads texts.
+
+For one sample with inputs X [T, D] of a matrix, its norms are a[j] = sqrt(sum over tokens t of X[t, j]^2), shape [D].
+Nothing of the size of a weight is made. Modules that read the same tensor (q, k and v; gate and up) share one set of
+norms, found by the identity of the tensor and not by names.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from paperhooks import DataError
+from paperhooks.models import CalibrationBatch, Experts
+from torch import Tensor, nn
+
+from paperhooks_mathneuro.matrices import Matrix
+
+__all__ = ["NormRecorder", "Norms", "refined"]
+
+#: How many inputs are kept alive to be recognised: parallel branches read one tensor with a few others in between.
+_WINDOW: Final = 6
+
+
+@dataclass(eq=False)
+class _Seen:
+    """An input that a module received, kept alive so that its address is not used again, and its sums of squares."""
+
+    value: Tensor
+    version: int
+    squares: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Norms:
+    """Norms of some samples.
+
+    inputs
+        Matrix name to the name of the input it reads: that of the first matrix that reads it.
+    values
+        Input name to float32 [n, D], one row a sample.
+    """
+
+    inputs: Mapping[str, str]
+    values: Mapping[str, Tensor]
+
+    def spread(self, inputs: Mapping[str, str]) -> dict[str, Tensor]:
+        """The values by the inputs of a finer sharing, as :func:`refined` gives it."""
+        return {own: self.values[self.inputs[own]] for own in dict.fromkeys(inputs.values())}
+
+
+def refined(sharings: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The coarsest sharing in which matrices read one input only where they do in all of ``sharings``.
+
+    >>> refined([{"q": "q", "k": "q", "v": "q"}, {"q": "q", "k": "q", "v": "v"}])
+    {'q': 'q', 'k': 'q', 'v': 'v'}
+    """
+    first: dict[tuple[str, ...], str] = {}
+    return {name: first.setdefault(tuple(each[name] for each in sharings), name) for name in sharings[0]}
+
+
+@dataclass(eq=False)
+class NormRecorder:
+    """Takes norms batch by batch: :meth:`begin`, then the model's forward with :meth:`receive` on its modules, then
+    :meth:`finish`.
+    """
+
+    matrices: Sequence[Matrix]
+    _squares: dict[str, list[Tensor]] = field(default_factory=dict, init=False)
+    _recent: deque[_Seen] = field(default_factory=lambda: deque(maxlen=_WINDOW), init=False)
+    _mask: Tensor | None = field(default=None, init=False)
+    _experts: dict[str, Experts] = field(default_factory=dict, init=False)
+    _pool: Tensor = field(default_factory=lambda: torch.empty(0), init=False)
+    _used: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self._linear = {m.module: m for m in self.matrices if m.expert is None}
+        self._routed: dict[str, list[Matrix]] = {}
+        for matrix in self.matrices:
+            if matrix.expert is not None:
+                self._routed.setdefault(matrix.module, []).append(matrix)
+
+    @property
+    def modules(self) -> list[str]:
+        """Modules whose inputs are wanted."""
+        return [*self._linear, *self._routed]
+
+    def begin(self, mask: Tensor) -> None:
+        """A batch comes whose counted tokens are True in ``mask`` bool [B, T]."""
+        self._mask, self._squares = mask, {}
+        self._recent.clear()
+        self._pool, self._used = torch.empty(len(mask) * sum(m.channels for m in self.matrices)), 0
+
+    def receive(self, name: str, module: nn.Module, hidden: Tensor, batch: CalibrationBatch) -> None:
+        """The input [B, T, D] (or its rows [B * T, D]) of a linear layer; sums over calls within one forward."""
+        squares = self._known(hidden)
+        if squares is None:
+            squares = self._pooled(_sum_of_squares(_rows(name, hidden, self._counted()), self._counted()))
+            self._recent.append(_Seen(hidden, hidden._version, squares))
+        self._squares.setdefault(self._linear[name].name, []).append(squares)
+
+    def receive_routed(self, name: str, module: nn.Module, hidden: Tensor, index: Tensor) -> None:
+        """The rows [N, D] that a mixture's experts read, and the experts int64 [N, K] of every row."""
+        mask = self._counted()
+        if len(hidden) != mask.numel():
+            raise DataError(_unassigned(name, hidden, mask))
+        experts = self._experts.get(name) or Experts.of(module)
+        if experts is None:
+            raise DataError(f"the experts of {name} cannot be read")
+        self._experts[name] = experts
+        samples = torch.arange(len(mask)).repeat_interleave(mask.shape[1]).to(hidden.device)
+        counted = mask.reshape(-1).to(hidden.device)
+        named = {(matrix.parameter.rpartition(".")[2], matrix.expert): matrix.name for matrix in self._routed[name]}
+        for expert, rows, first, last in experts.inputs(hidden, index):
+            for own, given in ((experts.up, first), (experts.down, last)):
+                if (own, expert) in named:
+                    squares = _squares_by_sample(given, samples[rows], counted[rows], len(mask))
+                    self._squares.setdefault(named[own, expert], []).append(squares)
+
+    def finish(self, samples: Sequence[int]) -> Norms:
+        """Norms of the batch, on the CPU; zero for inputs that were not reached.
+
+        :param samples: the numbers of the batch's samples, for errors.
+        :raises DataError: a norm that is NaN or infinite, naming module and sample.
+        """
+        first: dict[tuple[int, ...], str] = {}
+        inputs, values = {}, {}
+        for matrix in self.matrices:
+            parts = self._squares.get(matrix.name, ())
+            own = first.setdefault(tuple(map(id, parts)), matrix.name) if parts else matrix.name
+            inputs[matrix.name] = own
+            if own == matrix.name:
+                values[own] = _norms(matrix, parts, samples)
+        self._recent.clear()
+        return Norms(inputs, values)
+
+    def _known(self, hidden: Tensor) -> Tensor | None:
+        for seen in self._recent:
+            same = seen.value.data_ptr() == hidden.data_ptr() and seen.value.dtype == hidden.dtype
+            layout = seen.value.shape == hidden.shape and seen.value.stride() == hidden.stride()
+            if same and layout and seen.version == hidden._version and hidden.device == seen.value.device:
+                return seen.squares
+        return None
+
+    def _pooled(self, squares: Tensor) -> Tensor:
+        """A copy in one large tensor: small ones, kept between activations, would split the heap."""
+        end = self._used + squares.numel()
+        if squares.device != self._pool.device or end > len(self._pool):
+            return squares  # on a GPU, whose allocator keeps small and large apart, or of a second call
+        kept = self._pool[self._used : end].view_as(squares)
+        self._used = end
+        return kept.copy_(squares)
+
+    def _counted(self) -> Tensor:
+        if self._mask is None:
+            raise DataError("an input came outside a batch; call begin first")
+        return self._mask
+
+
+def _norms(matrix: Matrix, parts: Sequence[Tensor], samples: Sequence[int]) -> Tensor:
+    if not parts:
+        return torch.zeros(len(samples), matrix.channels)
+    total = parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)
+    norms = total.sqrt().cpu()
+    bad = (~norms.isfinite()).any(1).nonzero().flatten().tolist()
+    if bad:
+        raise DataError(
+            f"the input of {matrix.module} is NaN or infinite for sample {samples[bad[0]]}: look at that text, or load "
+            "the model in float32 or bfloat16 if this is an overflow of float16"
+        )
+    return norms
+
+
+def _rows(name: str, hidden: Tensor, mask: Tensor) -> Tensor:
+    """The input as [B, T, D]; raises DataError where rows cannot be told apart by sample."""
+    if hidden.ndim == 3 and hidden.shape[:2] == mask.shape:
+        return hidden
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    if len(flat) == mask.numel():
+        return flat.reshape(*mask.shape, -1)
+    raise DataError(_unassigned(name, hidden, mask))
+
+
+def _unassigned(name: str, hidden: Tensor, mask: Tensor) -> str:
+    return (
+        f"{name} reads {list(hidden.shape)} for a batch of {len(mask)} x {mask.shape[1]} tokens: its rows cannot be "
+        "assigned to samples. Leave it out with exclude="
+    )
+
+
+def _sum_of_squares(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Sums over counted tokens, float32 [B, D]. Widened first: squares of float16 overflow at 256."""
+    wide = hidden.float()
+    if not bool(mask.all()):
+        wide = wide.masked_fill(~mask.to(hidden.device)[..., None], 0.0)
+    return wide.square().sum(1)
+
+
+def _squares_by_sample(rows: Tensor, samples: Tensor, counted: Tensor, count: int) -> Tensor:
+    wide = rows.float().masked_fill(~counted[:, None], 0.0).square()
+    out: Any = torch.zeros(count, rows.shape[-1], dtype=torch.float32, device=rows.device)
+    return out.index_add_(0, samples, wide)

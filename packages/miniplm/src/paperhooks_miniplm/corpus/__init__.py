@@ -1,0 +1,7 @@
+"""Rows of text or tokens, wherever they lie: records, shards, streams, packing and export."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
