@@ -44,13 +44,24 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 WORKERS = int(os.environ.get("PAPERHOOKS_JOBS", "2"))
 #: What the session ``floors`` runs: attaching, the contract, and what uses typer, rich, matplotlib and packaging.
 SMOKE = (
-    "core/tests/test_session.py",
-    "core/tests/test_cli.py",
-    "core/tests/test_report.py",
-    "core/tests/test_registry.py",
+    "core/tests/sessions/test_session.py",
+    "core/tests/cli/test_entry.py",
+    "core/tests/reports/test_blocks.py",
+    "core/tests/authoring/test_registry_check.py",
     "packages/pyramiddrop/tests/test_contract.py",
     "packages/testbed/tests/test_processor.py",
 )
+#: What the session ``wheels`` runs: contracts, public names, options, commands, and what reads files of the package.
+IN_WHEELS = {
+    "core": ("test_surface.py", "sessions/test_session.py", "cli/test_entry.py", "authoring/test_template.py"),
+    "cca": ("test_contract.py", "test_options.py", "test_tools.py"),
+    "evaluation": ("test_evaluator.py",),
+    "hallucination": ("test_metrics.py",),
+    "mathneuro": ("test_options.py", "test_tools.py"),
+    "miniplm": ("test_options.py", "test_commands.py"),
+    "pyramiddrop": ("test_contract.py", "test_options.py", "test_tools.py"),
+    "testbed": ("test_package.py", "test_processor.py", "test_vlm.py"),
+}
 
 
 @dataclass(frozen=True)
@@ -205,13 +216,6 @@ def run_jobs(session: nox.Session, jobs: Sequence[Job]) -> None:
         session.error("no test was selected")
 
 
-def test_folders() -> list[Path]:
-    """Every folder of tests, the largest first. Each gets a process of its own: their modules share names."""
-    folders = [package.folder / "tests" for package in PACKAGES] + [ROOT / "tests"]
-    found = [folder for folder in folders if any(folder.glob("test_*.py"))]
-    return sorted(found, key=lambda folder: -sum(file.stat().st_size for file in folder.glob("*.py")))
-
-
 # -- sessions ----------------------------------------------------------------------------------------------------------
 
 
@@ -225,16 +229,9 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """All tests but those marked slow, cuda or network; options of pytest, or folders, after ``--``."""
+    """All tests but those marked slow, cuda or network; options of pytest, or what to run, after ``--``."""
     python = development(session, "models", "model-files")
-    chosen = [Path(arg).resolve() for arg in session.posargs if Path(arg.partition("::")[0]).exists()]
-    options = [arg for arg in session.posargs if not Path(arg.partition("::")[0]).exists()]
-    targets = chosen or test_folders()
-    jobs = [
-        Job(folder.relative_to(ROOT).as_posix(), python, [*pytest_arguments(options), str(folder)])
-        for folder in targets
-    ]
-    run_jobs(session, jobs)
+    run(session, python, "-m", "pytest", "-n", str(WORKERS), "--durations=10", *pytest_arguments(session.posargs))
 
 
 @nox.session
@@ -254,12 +251,15 @@ def types(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def wheels(session: nox.Session) -> None:
-    """Build every wheel; install each with core alone and run its tests outside the source tree."""
+    """Build every wheel; install each with what it needs alone, and run some of its tests outside the source tree.
+
+    ``-- --full`` runs all its tests, which ``tests`` has run on the sources.
+    """
     base(session, "test", "models", "model-files")
-    folder = NOX / "wheels"
+    folder, full = NOX / "wheels", "--full" in session.posargs
     shutil.rmtree(folder, ignore_errors=True)
     built = {package.name: build_wheel(session, package, folder / "dist") for package in PACKAGES}
-    jobs = [wheel_job(session, package, built, folder) for package in PACKAGES]
+    jobs = [wheel_job(session, package, built, folder, full) for package in PACKAGES]
     run_jobs(session, jobs)
 
 
@@ -272,7 +272,7 @@ def build_wheel(session: nox.Session, package: Package, out: Path) -> Path:
     return wheel
 
 
-def wheel_job(session: nox.Session, package: Package, built: dict[str, Path], folder: Path) -> Job:
+def wheel_job(session: nox.Session, package: Package, built: dict[str, Path], folder: Path, full: bool) -> Job:
     """Install a wheel in a fresh overlay, look at it, and prepare the run of its tests from a copy."""
     needed = [each.name for each in first_party(package, ["test"])]
     python = overlay(session, folder / package.name / "env", *(str(built[name]) for name in needed))
@@ -289,7 +289,8 @@ def wheel_job(session: nox.Session, package: Package, built: dict[str, Path], fo
         "environment": str(folder / package.name / "env"),
     }
     run(session, python, "-I", str(checker), json.dumps(expected))
-    return Job(f"wheel of {package.name}", python, [*pytest_arguments([], Path(settings)), "tests"], place)
+    chosen = ["tests"] if full else [f"tests/{file}" for file in IN_WHEELS[package.folder.name]]
+    return Job(f"wheel of {package.name}", python, [*pytest_arguments([], Path(settings)), *chosen], place)
 
 
 @nox.session(venv_backend="none")
@@ -380,10 +381,6 @@ def cuda(session: nox.Session) -> None:
     probe = [python, "-c", "import torch; print(torch.cuda.device_count())"]
     if subprocess.check_output(probe, text=True).strip() == "0":
         session.log("no GPU here: collecting the tests marked cuda, running none")
-        for folder in test_folders():
-            options = ["--collect-only", "-q", "-c", str(ROOT / "pyproject.toml"), "-m", "cuda", str(folder)]
-            run(session, python, "-m", "pytest", *options, success_codes=[0, 5])
+        run(session, python, "-m", "pytest", *pytest_arguments(["-m", "cuda", "--collect-only", "-q"]))
         return
-    posargs = ["-m", "cuda", *session.posargs]
-    jobs = [Job(folder.as_posix(), python, [*pytest_arguments(posargs), str(folder)]) for folder in test_folders()]
-    run_jobs(session, jobs)
+    run(session, python, "-m", "pytest", *pytest_arguments(["-m", "cuda", *session.posargs]))

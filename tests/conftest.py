@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))  # what the sessions of noxfile.py use
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest

@@ -30,26 +30,26 @@ NEWEST = ("pluggy", "peft", "accelerate", "datasets", "typer")
 
 #: Folder to files: every method's contract.
 CONTRACTS = {
-    "core/tests": ("test_session.py",),
+    "core/tests": ("sessions/test_session.py",),
     "packages/pyramiddrop/tests": ("test_contract.py",),
     "packages/cca/tests": ("test_contract.py",),
 }
 #: What a whole run adds: reference values, selection, generation, training, wrappers.
 WHOLE = {
     "core/tests": (
-        "test_compat.py", "test_selection.py", "test_generation.py", "test_pre_decoder.py", "test_flash_contract.py",
-        "test_loss.py", "test_wrappers.py",
+        "test_compat.py", "tokens/test_track.py", "sessions/test_generate_guard.py", "hooks/test_pre_decoder.py",
+        "testing/test_flash_contract.py", "training/test_loss.py", "models/test_wrappers.py",
     ),
     "packages/pyramiddrop/tests": ("test_parity.py",),
     "packages/cca/tests": ("test_parity.py",),
     "packages/mathneuro/tests": ("test_parity.py",),
-    "packages/miniplm/tests": ("test_distilling.py",),
+    "packages/miniplm/tests": ("distillation/test_methods.py",),
 }  # fmt: skip
 #: What it adds where other libraries than transformers vary: commands, adapters, data sets, the Trainer's own training.
 LIBRARIES = {
-    "core/tests": ("test_cli.py", "test_undo_of_weights.py"),
+    "core/tests": ("cli/test_entry.py", "weights/test_journal.py"),
     "packages/cca/tests": ("test_training.py",),
-    "packages/miniplm/tests": ("test_sources.py",),
+    "packages/miniplm/tests": ("corpus/test_sources.py",),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import golden
+import golden_cca as golden
 import pytest
 import torch
 from paperhooks import attach

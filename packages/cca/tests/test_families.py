@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import oracle
+import oracle_cca as oracle
 import pytest
 import torch
 from paperhooks import attach

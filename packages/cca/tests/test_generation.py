@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from oracle import reference_logits
+from oracle_cca import reference_logits
 from paperhooks import attach
 from paperhooks.errors import DataError
 from paperhooks.testing import IMAGE_TOKEN, image_outputs, tiny_vlm, vlm_inputs

@@ -6,7 +6,7 @@ batch of one, and batches made here must give the same rows.
 
 from __future__ import annotations
 
-import golden
+import golden_cca as golden
 import pytest
 import torch
 from paperhooks import attach

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import reference_logits
+from oracle_cca import reference_logits
 from paperhooks import PluginConflict, UnsupportedGeneration, UnsupportedModel, attach
 from paperhooks.errors import DataError
 from paperhooks.models import GridPart, ImageSpan

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from oracle import reference_logits
+from oracle_cca import reference_logits
 from paperhooks import attach
 from paperhooks.compat import SAFE_CHECKPOINTING
 from paperhooks.testing import fingerprint, tiny_vlm, vlm_inputs

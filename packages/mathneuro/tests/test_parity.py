@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import golden
+import golden_mathneuro as golden
 import pytest
 import torch
 from paperhooks.testing import fingerprint

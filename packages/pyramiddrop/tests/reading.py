@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from golden import config, weights
+from golden_pyramiddrop import config, weights
 
 IGNORE = -100
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from oracle import kept, masked
+from oracle_pyramiddrop import kept, masked
 from paperhooks import DataError, PluginConflict, PluginIncompatible, UnsupportedGeneration, UnsupportedModel, attach
 from paperhooks.compat import SAFE_CHECKPOINTING
 from paperhooks.testing import fingerprint, tiny_llama, tiny_text, tiny_vlm, vlm_inputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import golden
+import golden_pyramiddrop as golden
 import pytest
 import torch
 from paperhooks import attach

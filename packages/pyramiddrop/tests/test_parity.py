@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import golden
+import golden_pyramiddrop as golden
 import paperhooks
 import pytest
 import torch

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import golden
+import golden_pyramiddrop as golden
 import paperhooks
 import pytest
 import torch

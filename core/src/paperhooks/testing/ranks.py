@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.util
+import inspect
 import json
 import os
 import runpy
@@ -23,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from paperhooks.testing.failures import Failure, is_echo
@@ -117,14 +120,14 @@ class _Ranks(Processes):
         return self.folder / f"rank-{rank}.{what}"
 
 
-def _named(target: Callable[..., Any] | str | Path) -> str:
-    """The path of a script, or MODULE:FUNCTION."""
+def _named(target: Callable[..., Any] | str | Path) -> list[str]:
+    """The path of a script; or a function's name, its module and the file of that."""
     if isinstance(target, str | Path):
-        return str(Path(target).resolve())
+        return [str(Path(target).resolve())]
     module, name = getattr(target, "__module__", ""), getattr(target, "__qualname__", "")
     if module == "__main__" or getattr(sys.modules.get(module), name, None) is not target:
         raise ValueError(f"target is {target!r}; expected a function at the top of a module that can be imported")
-    return f"{module}:{name}"
+    return [name, module, str(inspect.getsourcefile(target))]
 
 
 # -- inside a rank ---------------------------------------------------------------------------------------------------
@@ -138,14 +141,28 @@ def _work(folder: Path, rank: str) -> None:
         _write(folder / f"rank-{rank}.value", value)
 
 
-def _called(target: str, arguments: list[Any]) -> Any:
-    if target.endswith(".py"):
-        sys.argv = [target, *map(str, arguments)]
-        sys.path.insert(0, str(Path(target).parent))
-        runpy.run_path(target, run_name="__main__")
+def _called(target: list[str], arguments: list[Any]) -> Any:
+    if len(target) == 1:
+        (script,) = target
+        sys.argv = [script, *map(str, arguments)]
+        sys.path.insert(0, str(Path(script).parent))
+        runpy.run_path(script, run_name="__main__")
         return None
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)(*arguments)
+    name, module, file = target
+    return getattr(_imported(module, file), name)(*arguments)
+
+
+def _imported(name: str, file: str) -> ModuleType:
+    """A module by its name; from its file where the name is no place on the path, as in pytest's importlib mode."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        spec = importlib.util.spec_from_file_location(name, file)
+        if error.name is None or not f"{name}.".startswith(f"{error.name}.") or spec is None or spec.loader is None:
+            raise
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @contextmanager

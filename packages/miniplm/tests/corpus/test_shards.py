@@ -9,7 +9,7 @@ import shutil
 import struct
 from pathlib import Path
 
-import golden
+import golden_miniplm as golden
 import numpy as np
 import pytest
 from hypothesis import given, settings

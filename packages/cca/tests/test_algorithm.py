@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-import oracle
+import oracle_cca as oracle
 import pytest
 import torch
 from paperhooks.errors import DataError

@@ -6,7 +6,7 @@ import json
 import warnings
 from pathlib import Path
 
-import golden
+import golden_miniplm as golden
 import numpy as np
 import pytest
 from paperhooks import DataError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-import golden
+import golden_miniplm as golden
 import numpy as np
 import pytest
 import torch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import golden
+import golden_miniplm as golden
 import numpy as np
 import pytest
 import torch

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-import golden
+import golden_miniplm as golden
 import paperhooks
 import pytest
 import torch

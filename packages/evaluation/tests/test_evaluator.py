@@ -302,7 +302,7 @@ def test_methods_are_attached_for_the_run_only(model, tokenizer, data: Path, tmp
         outside = quick(model, tokenizer, Echo(), data=data, out=tmp_path / "outside")
     assert replies(outside) == replies(hooked)
     recorded = json.loads((tmp_path / "outside" / "result.json").read_text())["inputs"]["methods"]
-    assert [method["class"] for method in recorded] == ["test_evaluate:Silence"]
+    assert [method["class"] for method in recorded] == [f"{Silence.__module__}:Silence"]
 
 
 @pytest.mark.filterwarnings("error")

@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import golden
+import golden_miniplm as golden
 import numpy as np
 import pytest
 import torch

@@ -8,7 +8,7 @@ import pickle
 import sys
 from pathlib import Path
 
-import golden
+import golden_miniplm as golden
 import numpy as np
 import pytest
 from paperhooks import DataError, MissingExtra

@@ -37,7 +37,7 @@ def test_the_project_names_itself_everywhere(project: Path) -> None:
 
 
 def test_the_code_is_clean_for_ruff(project: Path) -> None:
-    config = Path(__file__).parents[2] / "ruff.toml"
+    config = Path(__file__).parents[3] / "ruff.toml"
     settings = ["--config", str(config)] if config.is_file() else ["--isolated"]
     for command in (["check", "--no-cache", *settings], ["format", "--check", "--no-cache", *settings]):
         run_python("-m", "ruff", *command, ".", cwd=project)

@@ -7,7 +7,7 @@ import logging
 import warnings
 from pathlib import Path
 
-import golden
+import golden_mathneuro as golden
 import paperhooks
 import pytest
 import torch

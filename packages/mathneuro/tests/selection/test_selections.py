@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-import golden
+import golden_mathneuro as golden
 import numpy as np
 import pytest
 import torch

@@ -7,7 +7,7 @@ import json
 import pickle
 from pathlib import Path
 
-import golden
+import golden_miniplm as golden
 import numpy as np
 import pytest
 from paperhooks import DataError

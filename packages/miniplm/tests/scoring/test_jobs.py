@@ -9,7 +9,7 @@ import time
 import warnings
 from pathlib import Path
 
-import golden
+import golden_miniplm as golden
 import numpy as np
 import pytest
 import torch
@@ -27,7 +27,7 @@ SCRIPT = """
 import os, sys, time, json, numpy as np, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-import golden
+import golden_miniplm as golden
 from paperhooks_miniplm import MemoryRows
 from paperhooks_miniplm import score
 from paperhooks_miniplm.scoring import likelihood as scoring
@@ -44,7 +44,7 @@ score(golden.fresh("ref"), rows, sys.argv[1], end=0, max_length=64, unit_rows=32
 
 def start(processes: Processes, folder: Path, count: int, slow: float = 0.0) -> list[Child]:
     """So many workers, each of which knows its number and nothing of the others."""
-    script = SCRIPT.format(tests=str(Path(__file__).parent))
+    script = SCRIPT.format(tests=str(Path(__file__).parents[1]))
     return [
         processes.start(
             "-c", script, folder, slow, name=f"worker {rank} of {count}",

@@ -1,1 +1,0 @@
-"""Plugins and helpers for the tests of the catalogue half of core."""
