@@ -1,4 +1,10 @@
 from .app import build_app as build_app
+from .arguments import BatchSize as BatchSize
+from .arguments import Device as Device
+from .arguments import Dtype as Dtype
+from .arguments import Model as Model
+from .arguments import RunOut as RunOut
+from .arguments import Seed as Seed
 from .entry import main as main
 from .options import build_methods as build_methods
 from .options import empty_model as empty_model

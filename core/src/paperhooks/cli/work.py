@@ -8,14 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from paperhooks.authoring.demo import DEFAULT_OUT, run_demo
+from paperhooks.cli.arguments import BatchSize, Device, Dtype, Model, RunOut, Seed
 from paperhooks.cli.options import build_methods, load_model, parse_method, read_records
 
 __all__ = ["add_commands"]
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder; an interrupted run in it goes on.")]
-Device = Annotated[str, typer.Option("--device", help="Where the model runs, such as cpu or cuda:0.")]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Method = Annotated[str, typer.Argument(help="METHOD or METHOD:k=v,k=v.")]
 
 
@@ -41,10 +38,10 @@ def demo(
 
 
 def compress(
-    model: Annotated[str, typer.Argument(help="Model folder or hub name.")],
+    model: Model,
     method: Method,
     data: Annotated[list[str], typer.Option("--data", help="Calibration data, .jsonl or text; PART=FILE, repeated.")],
-    out: Out,
+    out: RunOut,
     target: Annotated[str | None, typer.Option("--target", help="What to reach, such as 3.0bit.")] = None,
     device: Device = "cpu",
     dtype: Dtype = "auto",
@@ -54,7 +51,7 @@ def compress(
     from paperhooks.compression import compress as run
 
     chosen, records = _method(method), _parts(data)
-    artefact = run(_load(model, device, dtype), chosen, data=records, target=target, out=out, seed=seed)
+    artefact = run(load_model(model, device, dtype), chosen, data=records, target=target, out=out, seed=seed)
     typer.echo(f"{out}: {artefact}")
 
 
@@ -62,10 +59,10 @@ def select(
     method: Method,
     corpus: Annotated[Path, typer.Option("--corpus", help="Examples, .jsonl or .txt.")],
     ratio: Annotated[float, typer.Option("--ratio", min=0.0, max=1.0, help="Share of the corpus to keep.")],
-    out: Out,
+    out: RunOut,
     teacher: Annotated[str | None, typer.Option("--teacher", help="Model folder or hub name.")] = None,
     reference: Annotated[str | None, typer.Option("--reference", help="Model folder or hub name.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
+    batch_size: BatchSize = 16,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     seed: Seed = 0,
@@ -74,17 +71,13 @@ def select(
     from paperhooks.data.scorer import select as run
 
     named = {"teacher": teacher, "reference": reference}
-    models = {role: _load(path, device, dtype) for role, path in named.items() if path is not None}
+    models = {role: load_model(path, device, dtype) for role, path in named.items() if path is not None}
     tokenizer = _tokenizer(teacher or reference)
     chosen = run(
         _method(method), corpus=corpus, ratio=ratio, out=out, models=models, tokenizer=tokenizer,
         batch_size=batch_size, seed=seed, progress=True,
     )  # fmt: skip
     typer.echo(f"{chosen.file}: kept {len(chosen.rows)} of {chosen.total} examples")
-
-
-def _load(model: str, device: str, dtype: str) -> Any:
-    return load_model(model, device, dtype)
 
 
 def _method(text: str) -> Any:

@@ -12,6 +12,7 @@ from .hashing import hash_file as hash_file
 from .hashing import hash_json as hash_json
 from .hashing import model_digest as model_digest
 from .hashing import tensor_digest as tensor_digest
+from .images import read_image as read_image
 from .options import choice as choice
 from .options import flag as flag
 from .options import function_or_choice as function_or_choice
