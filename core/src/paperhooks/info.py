@@ -30,6 +30,7 @@ LayerSelector: TypeAlias = Literal["all", "attention"] | Sequence[int] | Callabl
 WRITES: Final[frozenset[str]] = frozenset({"tokens", "positions", "objective", "weights"})
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_MODULE = re.compile(r"[A-Za-z_][\w.]*")
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}(v\d+)?")
 
 
@@ -140,8 +141,8 @@ class PluginInfo:
         Method name to ``"package.module:Class"``. A method called like the plugin is addressed by the plugin's name,
         any other as ``plugin/method``.
     hooks
-        Optional ``"package.module:object"`` whose hook implementations are registered process-wide: what is not bound
-        to a model, such as ``evaluation_tasks`` and ``register_commands``.
+        Optional ``"package.module"`` (or ``"package.module:object"``) whose hook implementations, plain functions, are
+        registered process-wide: what is not bound to a model, such as ``evaluation_tasks`` and ``register_commands``.
     demo
         Optional ``"package.module:function"`` run by ``paperhooks demo NAME``; it receives a
         :class:`paperhooks.authoring.DemoContext`.
@@ -173,7 +174,8 @@ class PluginInfo:
                 f"PluginInfo.summary of {self.name!r} must have 1 to 99 characters, not {len(self.summary)}"
             )
         for where, target in [*self.methods.items(), ("hooks", self.hooks), ("demo", self.demo)]:
-            if target is not None and not _TARGET.fullmatch(target):
+            plain = where == "hooks" and target is not None and _MODULE.fullmatch(target)
+            if target is not None and not plain and not _TARGET.fullmatch(target):
                 raise ValueError(f"{self.name}: {where} is {target!r}; expected 'package.module:Name'")
 
     def _check_types(self) -> None:

@@ -89,3 +89,10 @@ def test_implemented_hooks_follow_the_order_of_declaration_and_honour_specname()
 
     assert implemented_hooks(Method) == ("pre_decoder", "teardown", "not_a_hook")
     assert known_hooks()[0] == "setup"
+
+
+def test_a_module_of_plain_functions_may_be_named(site: FakeSite) -> None:
+    site.add("dist-m", "t-m", info_source("t-m", "dist_m", extra='hooks="dist_m_hooks"'))
+    source = "import paperhooks\n\n@paperhooks.hookimpl\ndef evaluation_tasks():\n    return ['m']\n"
+    (site.root / "dist_m_hooks.py").write_text(source, encoding="utf-8")
+    assert ("t-m", ["m"]) in Catalog.discover().process_hooks.collect("evaluation_tasks")

@@ -28,12 +28,14 @@ __all__ = [
 
 
 def import_target(target: str) -> Any:
-    """The object that ``"package.module:Name"`` points at.
+    """The object that ``"package.module:Name"`` points at, or the module that ``"package.module"`` names.
 
     Raises whatever the import raises, and AttributeError with a did-you-mean when the module lacks the name.
     """
     module_name, _, attribute = target.partition(":")
     module = importlib.import_module(module_name)
+    if not attribute:
+        return module
     try:
         return getattr(module, attribute)
     except AttributeError:
