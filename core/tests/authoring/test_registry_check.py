@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from paperhooks.authoring import check_registry
+from paperhooks.authoring import check_registry, update_registry
 from paperhooks.errors import RegistryError
 from paperhooks.plugins import load_registry, plugin_table_markdown, replace_between_markers
 from paperhooks.plugins.registry import find_registry, install_hint
@@ -216,6 +216,39 @@ def test_unreadable_files_are_problems_not_tracebacks(tmp_path: Path) -> None:
     assert check_registry(file)[0].line == 2
     file.write_bytes(b"\xff\xfe")
     assert "UTF-8" in str(check_registry(file)[0])
+
+
+def test_what_the_code_decides_is_written_and_the_rest_stays(repository: Path) -> None:
+    file = repository / "registry.toml"
+    text = file.read_text()
+    kept = text.replace('kind = "paper"\n', "").replace('status = "stable"', 'status = "stable"  # since May')
+    file.write_text(kept)
+    assert update_registry(file) == ["t-one"]  # kind had been left out
+    written = file.read_text()
+    assert update_registry(file) == []
+    for line_ in (
+        'hooks = ["post_layer"]\n',
+        'summary = "Scales layers."\n',
+        "training = true\n",
+        'dtypes = ["float32"]\n',
+    ):
+        assert line_ in written
+        file.write_text(written.replace(line_, ""))
+        assert update_registry(file) == ["t-one"]
+        assert check_registry(repository) == []
+        assert "# since May" in file.read_text()
+    change(file, "beams = false", "beams = true")
+    assert update_registry(file) == ["t-one"]
+    assert check_registry(repository) == []
+
+
+def test_a_registry_is_not_touched_where_a_plugin_cannot_be_imported(repository: Path) -> None:
+    change(repository / "packages/one/pyproject.toml", "registry_one:PLUGIN", "registry_gone:PLUGIN")
+    change(repository / "registry.toml", "beams = false", "beams = true")
+    before = (repository / "registry.toml").read_bytes()
+    with pytest.raises(RegistryError, match=r"plugin .t-one.: .*registry_gone"):
+        update_registry(repository / "registry.toml")
+    assert (repository / "registry.toml").read_bytes() == before
 
 
 def test_the_shipped_registry_is_well_formed_and_known_to_error_messages() -> None:

@@ -31,7 +31,8 @@ def test_the_project_names_itself_everywhere(project: Path) -> None:
     assert data["project"]["name"] == "paperhooks-my-method"
     assert data["project"]["entry-points"]["paperhooks.plugins"] == {"my-method": "paperhooks_my_method.plugin:PLUGIN"}
     files = {p.relative_to(project).as_posix() for p in project.rglob("*") if p.is_file()}
-    assert {"README.md", "src/paperhooks_my_method/py.typed", "tests/test_method.py", ".gitignore"} <= files
+    sources = {f"src/paperhooks_my_method/{name}" for name in ("py.typed", "__init__.pyi", "algorithm.py", "method.py")}
+    assert sources | {"README.md", "tests/test_method.py", ".gitignore"} <= files
     for file in files:
         assert "$" not in (project / file).read_text()
 

@@ -347,7 +347,7 @@ class Count(Task):
             raise ValueError("no question")
         return Request(prompt="w1 w2", max_new_tokens=2)
 
-    def parse(self, document, reply, mode):
+    def parse(self, document, response, mode):
         return Parsed(mode)
 
     def score(self, document, parsed):

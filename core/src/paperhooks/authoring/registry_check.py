@@ -13,16 +13,19 @@ from typing import Any, Final
 from packaging.requirements import InvalidRequirement, Requirement
 
 from paperhooks.authoring.claims import load_claims, package_folder
+from paperhooks.authoring.registry_entry import described, entry_point
 from paperhooks.errors import DataError, PluginBroken
-from paperhooks.info import ENTRY_POINT_GROUP, HOOK_API, MODES, PluginInfo, Traits
+from paperhooks.info import ENTRY_POINT_GROUP, HOOK_API, PluginInfo
 from paperhooks.io.toml import Problem, read_toml
-from paperhooks.plugins.methods import implemented_hooks, import_target, known_hooks, validate_method
+from paperhooks.plugins.methods import import_target, validate_method
 from paperhooks.plugins.registry import Registry, RegistryEntry, check_schema
 
 __all__ = ["check_registry"]
 
 #: Folders under packages/ that are not plugins.
 NOT_PLUGINS: Final = frozenset({"testbed"})
+#: Who decides a key, where it is not PluginInfo.
+_ORIGINS: Final = dict.fromkeys(("devices", "dtypes", "attention", "parallel", "supports"), "Traits say")
 
 
 def check_registry(path: str | Path) -> list[Problem]:
@@ -74,11 +77,8 @@ class _EntryCheck:
         target = self.check_pyproject()
         info = self.load_info(target) if target else None
         if info is not None and target:
-            self.check_info(info)
             self.check_resources(info, target)
-            classes = self.load_methods(info)
-            self.check_hooks(info, classes)
-            self.check_traits([cls.traits for cls in classes])
+            self.check_described(info, self.load_methods(info))
         self.check_models()
         return self.problems
 
@@ -100,7 +100,7 @@ class _EntryCheck:
         if "requires-python" not in project:
             self.fault("path", f"{file} lacks requires-python")
         self.check_dependency(project.get("dependencies", []), file)
-        target: str | None = project.get("entry-points", {}).get(ENTRY_POINT_GROUP, {}).get(self.entry.name)
+        target = entry_point(project, self.entry.name)
         if target is None:
             self.fault("name", f"{file} has no entry point {self.entry.name!r} in the group {ENTRY_POINT_GROUP!r}")
         return target
@@ -141,22 +141,26 @@ class _EntryCheck:
         self.fault("name", f"{target} is {type(info).__name__}, not a paperhooks.PluginInfo")
         return None
 
-    def check_info(self, info: PluginInfo) -> None:
-        """Compare with the PluginInfo."""
-        self.equal("name", info.name)
-        self.equal("hook_api", info.api)
-        self.equal("summary", info.summary)
-        if self.entry.kind != info.kind:
-            self.fault("kind", f"kind is {self.entry.kind!r}, PluginInfo says {info.kind!r}")
-        if "paper" not in self.entry.data:
-            return
-        if info.paper is None:
+    def check_described(self, info: PluginInfo, classes: list[Any]) -> None:
+        """What the code decides is what the entry says."""
+        process_wide = self.load("the process-wide hooks", info.hooks) if info.hooks else None
+        found = described(info, classes, process_wide)
+        if "paper" in self.entry.data and "paper" not in found:
             self.fault("paper", "the registry names a paper, PluginInfo.paper is None", "paper")
-            return
-        for key in ("arxiv", "title", "year", "venue", "code", "authors"):
-            said, found = self.entry.data["paper"].get(key), getattr(info.paper, key)
-            if found and said != found:
-                self.fault(key, f"paper.{key} is {said!r}, PluginInfo says {found!r}", "paper")
+        for key, value in found.items():
+            if isinstance(value, dict):
+                for inner, each in value.items():
+                    self.equal(inner, self.entry.data.get(key, {}).get(inner), each, key)
+            else:
+                self.equal(key, self.entry.kind if key == "kind" else self.entry.data.get(key), value)
+
+    def equal(self, key: str, said: Any, found: Any, table: str = "") -> None:
+        """Note a difference between the entry and the code."""
+        if said != found and not (isinstance(found, list) and sorted(said or ()) == sorted(found)):
+            origin = "the code implements" if key == "hooks" else _ORIGINS.get(table or key, "PluginInfo says")
+            name = f"{table}.{key}" if table else key
+            fix = "; `paperhooks registry update` writes it"
+            self.fault(key, f"{name} is {said!r}, {origin} {found!r}{fix}", table)
 
     def load(self, what: str, target: str) -> Any:
         """Import a target; a failure is noted and gives None."""
@@ -192,37 +196,9 @@ class _EntryCheck:
         if claims.plugin != info.name:
             self.fault("name", f"{file} says plugin = {claims.plugin!r}")
 
-    def check_hooks(self, info: PluginInfo, classes: list[Any]) -> None:
-        """The listed hooks are those that the classes and the process-wide object implement."""
-        process_wide = self.load("the process-wide hooks", info.hooks) if info.hooks else None
-        owners = [*classes, process_wide]
-        found = {hook for owner in owners for hook in implemented_hooks(owner)}
-        order = [hook for hook in known_hooks() if hook in found]
-        if sorted(self.entry.data["hooks"]) != sorted(found):
-            self.fault("hooks", f"hooks = {self.entry.data['hooks']}; the code implements {order}")
-
-    def check_traits(self, traits: list[Traits]) -> None:
-        """``supports`` holds where every method declares it; the lists are unions over the methods."""
-        if not traits:
-            return
-        for mode in MODES:
-            declared = all(getattr(each, mode) for each in traits)
-            if self.entry.data["supports"][mode] != declared:
-                said = self.entry.data["supports"][mode]
-                self.fault(mode, f"supports.{mode} is {said}, Traits say {declared}", "supports")
-        for key in ("devices", "dtypes", "attention", "parallel"):
-            union = sorted({item for each in traits for item in getattr(each, key)})
-            if sorted(self.entry.data[key]) != union:
-                self.fault(key, f"{key} = {self.entry.data[key]}; Traits say {union}")
-
     def check_models(self) -> None:
         """Every family listed is named somewhere in the package's tests."""
         tests = "".join(file.read_text(encoding="utf-8") for file in sorted((self.folder / "tests").rglob("*.py")))
         for model in self.entry.data.get("models", ()):
             if model not in tests:
                 self.fault("models", f"models lists {model!r}, which no file in {self.entry.path}/tests mentions")
-
-    def equal(self, key: str, found: object) -> None:
-        """Note a difference between the entry and PluginInfo."""
-        if self.entry.data[key] != found:
-            self.fault(key, f"{key} is {self.entry.data[key]!r}, PluginInfo says {found!r}")

@@ -1,4 +1,4 @@
-"""Commands for authors of plugins: new, registry check, registry table."""
+"""Commands for authors of plugins: new, registry check, registry update, registry table."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(new)
     registry = typer.Typer(help="Work on registry.toml.", no_args_is_help=True)
     registry.command()(check)
+    registry.command()(update)
     registry.command()(table)
     app.add_typer(registry, name="registry")
 
@@ -45,6 +46,15 @@ def check(path: Registry = None) -> None:
     if problems:
         raise typer.Exit(1)
     typer.echo(f"{file}: no problem")
+
+
+def update(path: Registry = None) -> None:
+    """Write into registry.toml what PluginInfo and Traits of the packages say; comments and other keys stay."""
+    from paperhooks.authoring.registry_entry import update_registry
+
+    file = path if path is not None else find_registry(Path.cwd())
+    changed = update_registry(file / "registry.toml" if file.is_dir() else file)
+    typer.echo(f"{file}: {', '.join(changed) or 'nothing to change'}")
 
 
 def table(

@@ -5,7 +5,7 @@ from .offline_backends import ReplayBackend as ReplayBackend
 from .prompts import make_prompt as make_prompt
 from .requests import Backend as Backend
 from .requests import Prompt as Prompt
-from .requests import Reply as Reply
 from .requests import Request as Request
+from .requests import Response as Response
 from .server_backend import ServerBackend as ServerBackend
 from .transformers_backend import TransformersBackend as TransformersBackend

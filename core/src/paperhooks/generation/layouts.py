@@ -1,13 +1,13 @@
-"""Where the pictures of a request go, and how large they may be. The same for every backend.
+"""Where the images of a request go, and how large they may be. The same for every backend.
 
 ``prepend``
-    All pictures of a message before its text.
+    All images of a message before its text.
 ``interleave``
-    Every picture where the task put it.
+    Every image where the task put it.
 ``joined``
-    As prepend, with all pictures of the request side by side in one: for models that take a single picture.
+    As prepend, with all images of the request side by side in one: for models that take a single image.
 ``text-only``
-    No pictures; what is left is the text.
+    No images; what is left is the text.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def check_layout(layout: str) -> str:
 
 
 def arrange(request: Request, layout: str, max_pixels: int | None = None) -> Request:
-    """The request with its pictures laid out, in RGB, and no larger than ``max_pixels`` each.
+    """The request with its images laid out, in RGB, and no larger than ``max_pixels`` each.
 
     Every message of the result has a list of parts, in which the n-th image part stands for ``images[n]`` and texts
-    without a picture between them are one part. A request with a finished prompt keeps prompt and order. Raises
-    DataError for a request without question, a part of unknown type, an image part without picture, and for pictures of
+    without an image between them are one part. A request with a finished prompt keeps prompt and order. Raises
+    DataError for a request without question, a part of unknown type, an image part without image, and for images of
     a finished prompt that are to be left out.
     """
     if not request.messages and not request.prompt:
@@ -47,7 +47,7 @@ def arrange(request: Request, layout: str, max_pixels: int | None = None) -> Req
     if request.prompt and request.messages:
         raise DataError("the request has both a prompt and messages; give one of them")
     if request.prompt and request.images and layout == "text-only":
-        raise DataError("the request has a finished prompt, whose pictures cannot be left out; use another layout")
+        raise DataError("the request has a finished prompt, whose images cannot be left out; use another layout")
     if request.prompt:
         return dataclasses.replace(request, images=_ready(request.images, max_pixels))
     numbered = _numbered(request)
@@ -63,7 +63,7 @@ def arrange(request: Request, layout: str, max_pixels: int | None = None) -> Req
 
 
 def _numbered(request: Request) -> list[tuple[str, list[_Part]]]:
-    """Role and parts of every message; each image part has its index, and pictures without a part get one."""
+    """Role and parts of every message; each image part has its index, and images without a part get one."""
     count = 0
     used: set[int] = set()
     messages: list[tuple[str, list[_Part]]] = []
@@ -89,7 +89,7 @@ def _numbered(request: Request) -> list[tuple[str, list[_Part]]]:
 
 def _checked_index(index: Any, request: Request) -> int:
     if not isinstance(index, int) or not 0 <= index < len(request.images):
-        raise DataError(f"the request shows picture {index!r} (counted from 0), but has {len(request.images)} of them")
+        raise DataError(f"the request shows image {index!r} (counted from 0), but has {len(request.images)} of them")
     return index
 
 
@@ -129,12 +129,12 @@ def _joined(request: Request, numbered: Sequence[tuple[str, Sequence[_Part]]], m
             placed.insert(0, {"type": "image"})
             shown = True
         messages.append({"role": role, "content": _merged(placed)})
-    picture = _side_by_side(_ready(request.images, None))
-    return dataclasses.replace(request, messages=messages, images=_ready([picture], max_pixels))
+    image = _side_by_side(_ready(request.images, None))
+    return dataclasses.replace(request, messages=messages, images=_ready([image], max_pixels))
 
 
 def _side_by_side(images: Sequence[Any]) -> Any:
-    """Pictures in a row, top edges aligned, on white."""
+    """Images in a row, top edges aligned, on white."""
     from PIL import Image
 
     row = Image.new("RGB", (sum(image.width for image in images), max(image.height for image in images)), "white")

@@ -1,4 +1,4 @@
-"""What can answer a task besides a transformers model: a function, stored replies, a server.
+"""What can answer a task besides a transformers model: a function, stored responses, a server.
 
 >>>
 >>> backend = CallableBackend(lambda request: "yes")
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from paperhooks.errors import DataError
-from paperhooks.generation.requests import Backend, Prompt, Reply, Request
+from paperhooks.generation.requests import Backend, Prompt, Request, Response
 from paperhooks.generation.server_backend import prompt_text
 from paperhooks.io.hashing import hash_file
 
@@ -21,7 +21,7 @@ __all__ = ["CallableBackend", "ReplayBackend"]
 
 
 class CallableBackend(Backend):
-    """A function from a :class:`~paperhooks.generation.Request` to a reply.
+    """A function from a :class:`~paperhooks.generation.Request` to a response.
 
     ``name`` goes into the record of the run; runs under another name are not continued. What the function raises is the
     error of that document.
@@ -38,25 +38,25 @@ class CallableBackend(Backend):
         """The messages as JSON."""
         return Prompt(document_id, prompt_text(request), request)
 
-    def answer(self, prompts: Sequence[Prompt]) -> list[Reply]:
+    def answer(self, prompts: Sequence[Prompt]) -> list[Response]:
         """One call a prompt."""
         return [self._answer(prompt.request) for prompt in prompts]
 
-    def _answer(self, request: Request) -> Reply:
+    def _answer(self, request: Request) -> Response:
         try:
-            reply = self.function(request)
+            response = self.function(request)
         except Exception as error:
-            return Reply("", error=f"{type(error).__name__}: {error}")
-        if not isinstance(reply, str):
-            return Reply("", error=f"the function returned {type(reply).__name__}, not a text")
-        return Reply(reply)
+            return Response("", error=f"{type(error).__name__}: {error}")
+        if not isinstance(response, str):
+            return Response("", error=f"the function returned {type(response).__name__}, not a text")
+        return Response(response)
 
 
 class ReplayBackend(Backend):
-    """Replies from a file: ``samples.jsonl`` of a run, or JSON lines with ``id`` (or ``doc_id``) and ``reply``.
+    """Responses from a file: ``samples.jsonl`` of a run, or JSON lines with ``id`` (or ``doc_id``) and ``reply``.
 
     In the place of ``reply`` may stand ``resps``, a list whose first entry counts, as in the sample files of lm-eval
-    and lmms-eval. ``finish`` is taken over where it is there. Neither requests nor pictures are made. Raises DataError
+    and lmms-eval. ``finish`` is taken over where it is there. Neither requests nor images are made. Raises DataError
     for a line that holds neither.
     """
 
@@ -64,7 +64,7 @@ class ReplayBackend(Backend):
 
     def __init__(self, file: str | Path) -> None:
         self.file = Path(file)
-        self.replies = _read_replies(self.file)
+        self.responses = _read_responses(self.file)
 
     def describe(self) -> dict[str, Any]:
         """The hash of the file."""
@@ -74,13 +74,13 @@ class ReplayBackend(Backend):
         """Where the file lies."""
         return {"class": "replay", "name": str(self.file)}
 
-    def answer(self, prompts: Sequence[Prompt]) -> list[Reply]:
-        """The stored replies; a missing one is an error of its document."""
-        missing = Reply("", error=f"{self.file} has no reply to this document")
-        return [self.replies.get(prompt.id, missing) for prompt in prompts]
+    def answer(self, prompts: Sequence[Prompt]) -> list[Response]:
+        """The stored responses; a missing one is an error of its document."""
+        missing = Response("", error=f"{self.file} has no response to this document")
+        return [self.responses.get(prompt.id, missing) for prompt in prompts]
 
 
-def _read_replies(file: Path) -> dict[str, Reply]:
+def _read_responses(file: Path) -> dict[str, Response]:
     try:
         lines = file.read_bytes().split(b"\n")
     except OSError as error:
@@ -88,12 +88,12 @@ def _read_replies(file: Path) -> dict[str, Reply]:
     found = {}
     for number, line in enumerate(lines, 1):
         if line.strip():
-            key, reply = _stored_reply(f"{file}:{number}", line)
-            found[key] = reply
+            key, response = _stored_response(f"{file}:{number}", line)
+            found[key] = response
     return found
 
 
-def _stored_reply(where: str, line: bytes) -> tuple[str, Reply]:
+def _stored_response(where: str, line: bytes) -> tuple[str, Response]:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -102,10 +102,10 @@ def _stored_reply(where: str, line: bytes) -> tuple[str, Reply]:
     if key is None:
         raise DataError(f"{where}: expected an object with 'id' or 'doc_id'")
     if row.get("error"):
-        return str(key), Reply("", error=str(row["error"]))
+        return str(key), Response("", error=str(row["error"]))
     text = row["reply"] if "reply" in row else row.get("resps")
     while isinstance(text, list) and text:
         text = text[0]
     if not isinstance(text, str):
         raise DataError(f"{where}: expected a text in 'reply', or in 'resps'")
-    return str(key), Reply(text, int(row.get("tokens") or 0), str(row.get("finish") or ""))
+    return str(key), Response(text, int(row.get("tokens") or 0), str(row.get("finish") or ""))

@@ -14,16 +14,16 @@ _PLACEHOLDERS: Final = ("image_token", "video_token", "audio_token", "boi_token"
 
 
 def make_prompt(processor: Any, document_id: str, request: Request) -> Prompt:
-    """The prompt of a request whose pictures are laid out, for a processor or a tokenizer.
+    """The prompt of a request whose images are laid out, for a processor or a tokenizer.
 
     A finished prompt is taken as it is. Messages go through the chat template. Without a template (base models) the
-    prompt is the content of the messages one a line; placeholders of pictures are put where the pictures are, each
+    prompt is the content of the messages one a line; placeholders of images are put where the images are, each
     followed by a blank. A placeholder that occurs in a text of the messages gets a blank after its first character, so
-    that the model does not expect a picture there. Raises DataError when the processor takes no pictures, or has
+    that the model does not expect an image there. Raises DataError when the processor takes no images, or has
     neither a template nor a placeholder.
     """
     if request.images and not hasattr(processor, "image_processor"):
-        raise DataError(f"{document_id!r} shows pictures, but {type(processor).__name__} takes only text")
+        raise DataError(f"{document_id!r} shows images, but {type(processor).__name__} takes only text")
     if request.prompt:
         return Prompt(document_id, request.prompt, request)
     messages = [_harmless(processor, message) for message in request.messages]
@@ -36,9 +36,9 @@ def make_prompt(processor: Any, document_id: str, request: Request) -> Prompt:
 
 
 def image_token(processor: Any) -> str:
-    """What stands for a picture in a prompt; raises DataError when the processor does not say."""
+    """What stands for an image in a prompt; raises DataError when the processor does not say."""
     for holder in (processor, getattr(processor, "tokenizer", None)):
-        for name in ("boi_token", "image_token"):  # Gemma 3 expands the first of them to pictures
+        for name in ("boi_token", "image_token"):  # Gemma 3 expands the first of them to images
             if isinstance(found := getattr(holder, name, None), str) and found:
                 return found
     raise DataError(

@@ -1,4 +1,4 @@
-"""What passes between a task, the evaluation and whatever answers: requests, prompts, replies, backends.
+"""What passes between a task, the evaluation and whatever answers: requests, prompts, responses, backends.
 
 Imports nothing heavy, so that tasks can be imported where no model is.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     pass
 
-__all__ = ["Backend", "Prompt", "Reply", "Request"]
+__all__ = ["Backend", "Prompt", "Request", "Response"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,9 @@ class Request:
     messages
         A conversation. Each message has a ``role`` and a ``content``: text, or a list of parts. A part is
         ``{"type": "text", "text": ...}`` or ``{"type": "image"}``. The n-th image part stands for ``images[n]`` unless
-        it names another by ``"index"``. Where the layout moves pictures away from their place, an image part leaves
+        it names another by ``"index"``. Where the layout moves images away from their place, an image part leaves
         its ``"text"`` behind, if it has any. A text part may hold another wording for a layout under that layout's
-        name, such as ``{"type": "text", "text": "<image 1>", "interleave": "picture 1"}``.
+        name, such as ``{"type": "text", "text": "<image 1>", "interleave": "image 1"}``.
     prompt
         The finished prompt with the model's own image placeholders; used as it is, whatever the layout.
     images
@@ -51,9 +51,9 @@ class Prompt:
     id
         The document's.
     text
-        The whole prompt in the backend's own form; with the pictures it is what the answer depends on.
+        The whole prompt in the backend's own form; with the images it is what the answer depends on.
     request
-        The request, its pictures laid out.
+        The request, its images laid out.
     special
         Whether the tokenizer still has to add its special tokens; a chat template has written them already.
     """
@@ -65,17 +65,17 @@ class Prompt:
 
     @property
     def kind(self) -> tuple[bool, bool]:
-        """Prompts of one kind may share a batch: pictures or none, special tokens or none."""
+        """Prompts of one kind may share a batch: images or none, special tokens or none."""
         return self.special, bool(self.request.images)
 
     @property
     def cost(self) -> tuple[int, int, int]:
-        """Prompts of similar cost belong together: pictures, length of the answer, length of the text."""
+        """Prompts of similar cost belong together: images, length of the answer, length of the text."""
         return len(self.request.images), self.request.max_new_tokens, len(self.text)
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class Response:
     """What came back.
 
     finish
@@ -91,16 +91,16 @@ class Reply:
 
 
 class Backend:
-    """What answers prompts. ``asks`` False: it looks answers up by id, so no request is made and no picture opened."""
+    """What answers prompts. ``asks`` False: it looks answers up by id, so no request is made and no image opened."""
 
     asks: ClassVar[bool] = True
 
     def describe(self) -> Mapping[str, Any]:
-        """Plain data that determines the replies; another description does not continue a run."""
+        """Plain data that determines the responses; another description does not continue a run."""
         return {"backend": type(self).__name__}
 
     def about(self) -> Mapping[str, Any]:
-        """Plain data worth recording that does not determine the replies, such as where the model came from."""
+        """Plain data worth recording that does not determine the responses, such as where the model came from."""
         return {}
 
     @contextmanager
@@ -112,9 +112,9 @@ class Backend:
         """The prompt of a request; called in a worker thread ahead of :meth:`answer`."""
         return Prompt(document_id, request.prompt, request)
 
-    def answer(self, prompts: Sequence[Prompt]) -> list[Reply]:
-        """One reply a prompt, in their order. All prompts are of one kind."""
-        return [Reply("", error=f"{type(self).__name__} answers nothing") for _ in prompts]
+    def answer(self, prompts: Sequence[Prompt]) -> list[Response]:
+        """One response a prompt, in their order. All prompts are of one kind."""
+        return [Response("", error=f"{type(self).__name__} answers nothing") for _ in prompts]
 
     def too_large(self, error: Exception) -> bool:
         """Whether an error of :meth:`answer` means that the batch did not fit into memory; it is then halved."""

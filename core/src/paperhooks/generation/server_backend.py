@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from paperhooks.errors import DataError, MissingExtra
-from paperhooks.generation.requests import Backend, Prompt, Reply, Request
+from paperhooks.generation.requests import Backend, Prompt, Request, Response
 
 __all__ = ["ServerBackend"]
 
@@ -25,7 +25,7 @@ class ServerBackend(Backend):
     parameters
         More arguments of a request, such as ``{"seed": 0}``; None removes one that is sent by default.
 
-    The prompts of a batch are sent at the same time. Pictures go as PNG data in the message. What a server refuses for
+    The prompts of a batch are sent at the same time. Images go as PNG data in the message. What a server refuses for
     one document, or fails at after the client's own retries, is the error of that document; a wrong key or an unknown
     model ends the run with DataError.
     """
@@ -61,30 +61,30 @@ class ServerBackend(Backend):
             raise DataError("a server takes messages, but the task's request has a finished prompt")
         return Prompt(document_id, prompt_text(request), request)
 
-    def answer(self, prompts: Sequence[Prompt]) -> list[Reply]:
+    def answer(self, prompts: Sequence[Prompt]) -> list[Response]:
         """One request a prompt, all at the same time."""
         with ThreadPoolExecutor(len(prompts), thread_name_prefix="paperhooks-server") as pool:
             return list(pool.map(self._answer, prompts))
 
-    def _answer(self, prompt: Prompt) -> Reply:
+    def _answer(self, prompt: Prompt) -> Response:
         fatal = self._openai.AuthenticationError, self._openai.PermissionDeniedError, self._openai.NotFoundError
         try:
             done = self._client.chat.completions.create(**self._arguments(prompt.request))
         except fatal as error:
             raise DataError(f"the server {self._client.base_url} refuses {self.model!r}: {error}") from error
         except self._openai.OpenAIError as error:
-            return Reply("", error=f"{type(error).__name__}: {error}")
+            return Response("", error=f"{type(error).__name__}: {error}")
         choice = done.choices[0]
         tokens = done.usage.completion_tokens if done.usage else 0
         # "stop" may be the model's own end or one of our strings; without such strings it is the former.
         known = {"length": "length"} | ({} if prompt.request.stop else {"stop": "eos"})
         finish = known.get(choice.finish_reason or "", "")
-        return Reply((choice.message.content or "").strip(), tokens, finish)
+        return Response((choice.message.content or "").strip(), tokens, finish)
 
     def _arguments(self, request: Request) -> dict[str, Any]:
         arguments: dict[str, Any] = {
             "model": self.model,
-            "messages": _with_pictures(request),
+            "messages": _with_images(request),
             "temperature": 0.0,
             "max_tokens": request.max_new_tokens,
             "stop": list(request.stop) or None,
@@ -97,7 +97,7 @@ def prompt_text(request: Request) -> str:
     return request.prompt or json.dumps(request.messages, ensure_ascii=False)
 
 
-def _with_pictures(request: Request) -> list[dict[str, Any]]:
+def _with_images(request: Request) -> list[dict[str, Any]]:
     images = iter(request.images)
     return [
         {**message, "content": [_part(part, images) for part in message["content"]]} for message in request.messages

@@ -14,7 +14,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from paperhooks.compat import attention_kernel
 from paperhooks.generation.prompts import make_prompt
-from paperhooks.generation.requests import Backend, Prompt, Reply, Request
+from paperhooks.generation.requests import Backend, Prompt, Request, Response
 from paperhooks.io.files import plain
 from paperhooks.io.hashing import hash_json, model_digest
 from paperhooks.models.forward import evaluation_mode
@@ -84,8 +84,8 @@ class TransformersBackend(Backend):
         """See :func:`paperhooks.generation.make_prompt`."""
         return make_prompt(self.processor, document_id, request)
 
-    def answer(self, prompts: Sequence[Prompt]) -> list[Reply]:
-        """Greedy answers to a batch, padded on the left. Replies are without special tokens and outer blanks."""
+    def answer(self, prompts: Sequence[Prompt]) -> list[Response]:
+        """Greedy answers to a batch, padded on the left. Responses are without special tokens and outer blanks."""
         with _left_padding(self.tokenizer):
             inputs = self._inputs(prompts)
         config = _greedy(self.model.generation_config, self.tokenizer, prompts)
@@ -93,9 +93,9 @@ class TransformersBackend(Backend):
         extra = {"stopping_criteria": StoppingCriteriaList([stopping])} if stopping.needed else {}
         with _generation_config(self.model, config):
             output = self.model.generate(**inputs, generation_config=config, **extra)
-        new = output[:, inputs["input_ids"].shape[1] :]  # cut by length: a reply may repeat its prompt
+        new = output[:, inputs["input_ids"].shape[1] :]  # cut by length: a response may repeat its prompt
         ends = _ends(config)
-        return [self._reply(row.tolist(), prompt.request, ends) for row, prompt in zip(new, prompts, strict=True)]
+        return [self._response(row.tolist(), prompt.request, ends) for row, prompt in zip(new, prompts, strict=True)]
 
     def too_large(self, error: Exception) -> bool:
         """Also the errors of torch, which has one class for accelerators and none for the CPU."""
@@ -120,15 +120,15 @@ class TransformersBackend(Backend):
                 inputs[name] = value.to(self.model.dtype)
         return inputs
 
-    def _reply(self, ids: list[int], request: Request, ends: set[int]) -> Reply:
+    def _response(self, ids: list[int], request: Request, ends: set[int]) -> Response:
         ids = ids[: request.max_new_tokens]
         end = next((place for place, token in enumerate(ids) if token in ends), None)
         kept = ids if end is None else ids[:end]
         text = self.tokenizer.decode(kept, skip_special_tokens=True)
         cut = _first_stop(text, request.stop)
         if cut is not None:
-            return Reply(text[:cut].strip(), _tokens_until_stop(self.tokenizer, kept, request.stop), "stop")
-        return Reply(text.strip(), len(kept), "length" if end is None else "eos")
+            return Response(text[:cut].strip(), _tokens_until_stop(self.tokenizer, kept, request.stop), "stop")
+        return Response(text.strip(), len(kept), "length" if end is None else "eos")
 
 
 class _Stopping(StoppingCriteria):  # type: ignore[misc, unused-ignore]
