@@ -64,6 +64,12 @@ def test_good_claims_load_and_render(tmp_path: Path) -> None:
     table = claims.as_markdown().splitlines()
     assert len(table) == 4
     assert "Prefill is faster \\| cheaper. (Table 2)" in table[2]
+    assert claims.as_summary().splitlines()[2:] == [
+        "| Prefill is faster \\| cheaper. | reproduced | speed-up 1.5 x [1.4, 1.6] at 95%, n = 20 |",
+        "| Training helps. | not-reproduced | – |",
+    ]
+    file.write_text(GOOD.replace('status = "reproduced"', 'status = "reproduced"\nheadline = "FLOPs"'))
+    assert "| FLOPs 0.5 (exact) |" in load_claims(file).as_summary()
 
 
 @pytest.mark.parametrize(
@@ -79,6 +85,7 @@ def test_good_claims_load_and_render(tmp_path: Path) -> None:
         ("n = 20", "n = 0", "at least 1"),
         ("date = 2026-01-31", 'date = "today"', "must be a date"),
         ('id = "better"', 'id = "faster"', "there twice"),
+        ('id = "faster"', 'id = "faster"\nheadline = "flops"', "did you mean 'FLOPs'"),
         ("schema = 1", "schema = 2", "must be one of 1"),
     ],
 )

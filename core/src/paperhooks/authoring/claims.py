@@ -12,6 +12,7 @@ Schema 1; unknown keys are refused::
     published = "-55 % FLOPs, LLaVA-NeXT-7B"   # optional: the paper's figure
     status = "reproduced"                      # reproduced | partly | contradicted | not-reproduced
     why = "..."                                # required unless reproduced: what is missing, or what differs
+    headline = "prefill FLOPs"                 # optional: the figure that stands for the claim; default: its first
 
     [[claim.run]]                              # at least one, unless not-reproduced
     scale = "test bed model, 8 layers, 2 CPU cores"
@@ -37,12 +38,12 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from paperhooks.errors import DataError
+from paperhooks.errors import DataError, did_you_mean
 from paperhooks.io.toml import Field, Problem, check_table, line_of, read_toml
 
 __all__ = [
@@ -70,6 +71,7 @@ _CLAIM: Final = {
     "published": Field("str", required=False),
     "status": Field("str", choices=STATUSES),
     "why": Field("str", required=False),
+    "headline": Field("str", required=False),
     "run": Field("tables", required=False),
 }
 _RUN: Final = {
@@ -132,7 +134,14 @@ class Claim:
     status: str
     published: str = ""
     why: str = ""
+    headline: str = ""
     runs: tuple[Run, ...] = ()
+
+    @property
+    def figure(self) -> ClaimFigure | None:
+        """The figure that stands for the claim; None where nothing was run."""
+        figures = [figure for run in self.runs for figure in run.figures]
+        return next((figure for figure in figures if figure.name == self.headline), figures[0] if figures else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +155,25 @@ class Claims:
         """For the terminal."""
         return "\n\n".join("\n".join(_text_lines(claim)) for claim in self.claims)
 
+    def as_summary(self) -> str:
+        """A table for the plugin's README: a short line a claim, with one figure."""
+        lines = ((claim.statement, claim.status, str(claim.figure or "–")) for claim in self.claims)
+        return _table(("claim", "here", "figure"), lines)
+
     def as_markdown(self) -> str:
-        """A table for the plugin's README; of every run the first figures, the others counted."""
-        rows = ["| claim | published | here | figures |", "| --- | --- | --- | --- |"]
-        for claim in self.claims:
-            figures = "<br>".join(map(_markdown_run, claim.runs))
-            status = claim.status + (f": {claim.why}" if claim.why else "")
-            cells = [f"{claim.statement} ({claim.source})", claim.published or "–", status, figures or "–"]
-            rows.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
-        return "\n".join(rows)
+        """A table for the plugin's page in docs/; of every run the first figures, the others counted."""
+        return _table(("claim", "published", "here", "figures"), map(_markdown_cells, self.claims))
+
+
+def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in row) + " |" for row in rows)
+
+
+def _markdown_cells(claim: Claim) -> list[str]:
+    figures = "<br>".join(map(_markdown_run, claim.runs))
+    status = claim.status + (f": {claim.why}" if claim.why else "")
+    return [f"{claim.statement} ({claim.source})", claim.published or "–", status, figures or "–"]
 
 
 def _markdown_run(run: Run) -> str:
@@ -203,6 +222,11 @@ def _claim_faults(table: Mapping[str, Any], where: str, seen: set[object]) -> li
         faults.append(("status", f"{where} is {table['status']} and has {len(runs)} runs"))
     for number, run in enumerate(runs, 1):
         faults += _run_faults(run, f"{where}, run {number}")
+    names = [] if faults else [figure["name"] for run in runs for figure in run["figure"]]
+    if not faults and "headline" in table and table["headline"] not in names:
+        faults.append(
+            ("headline", f"{where}: headline = {table['headline']!r}; {did_you_mean(table['headline'], names)}")
+        )
     return faults
 
 

@@ -148,10 +148,11 @@ def describe(
 
 def claims(
     name: Annotated[str, typer.Argument(help="Plugin name.")],
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's table.")] = False,
+    summary: Annotated[bool, typer.Option("--summary", help="Print the short table of the README.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the whole table as Markdown.")] = False,
 ) -> None:
     """Print what a plugin's paper claims, what was reproduced here, and what was not and why."""
     from paperhooks.authoring.claims import plugin_claims
 
     found = plugin_claims(name)
-    typer.echo(found.as_markdown() if markdown else found.as_text())
+    typer.echo(found.as_summary() if summary else found.as_markdown() if markdown else found.as_text())

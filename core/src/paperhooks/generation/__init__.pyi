@@ -1,3 +1,4 @@
+from .layouts import Layout as Layout
 from .layouts import arrange as arrange
 from .layouts import check_layout as check_layout
 from .offline_backends import CallableBackend as CallableBackend

@@ -15,14 +15,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from paperhooks.errors import DataError, did_you_mean
 from paperhooks.generation.requests import Request
 
-__all__ = ["LAYOUTS", "arrange", "check_layout"]
+__all__ = ["LAYOUTS", "Layout", "arrange", "check_layout"]
 
-LAYOUTS: Final = ("prepend", "interleave", "joined", "text-only")
+Layout: TypeAlias = Literal["prepend", "interleave", "joined", "text-only"]
+LAYOUTS: Final[tuple[str, ...]] = get_args(Layout)
 
 _Part = Mapping[str, Any]
 
@@ -38,9 +39,10 @@ def arrange(request: Request, layout: str, max_pixels: int | None = None) -> Req
     """The request with its images laid out, in RGB, and no larger than ``max_pixels`` each.
 
     Every message of the result has a list of parts, in which the n-th image part stands for ``images[n]`` and texts
-    without an image between them are one part. A request with a finished prompt keeps prompt and order. Raises
-    DataError for a request without question, a part of unknown type, an image part without image, and for images of
-    a finished prompt that are to be left out.
+    without an image between them are one part. A request with a finished prompt keeps prompt and order.
+
+    :raises DataError: a request without question, a part of unknown type, an image part without image, or images of a
+        finished prompt that are to be left out.
     """
     if not request.messages and not request.prompt:
         raise DataError("the request has neither a prompt nor messages")

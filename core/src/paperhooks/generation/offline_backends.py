@@ -56,8 +56,9 @@ class ReplayBackend(Backend):
     """Responses from a file: ``samples.jsonl`` of a run, or JSON lines with ``id`` (or ``doc_id``) and ``reply``.
 
     In the place of ``reply`` may stand ``resps``, a list whose first entry counts, as in the sample files of lm-eval
-    and lmms-eval. ``finish`` is taken over where it is there. Neither requests nor images are made. Raises DataError
-    for a line that holds neither.
+    and lmms-eval. ``finish`` is taken over where it is there. Neither requests nor images are made.
+
+    :raises DataError: a line that holds neither.
     """
 
     asks: ClassVar[bool] = False

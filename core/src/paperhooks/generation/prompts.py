@@ -17,10 +17,11 @@ def make_prompt(processor: Any, document_id: str, request: Request) -> Prompt:
     """The prompt of a request whose images are laid out, for a processor or a tokenizer.
 
     A finished prompt is taken as it is. Messages go through the chat template. Without a template (base models) the
-    prompt is the content of the messages one a line; placeholders of images are put where the images are, each
-    followed by a blank. A placeholder that occurs in a text of the messages gets a blank after its first character, so
-    that the model does not expect an image there. Raises DataError when the processor takes no images, or has
-    neither a template nor a placeholder.
+    prompt is the content of the messages one a line; placeholders of images are put where the images are, each followed
+    by a blank. A placeholder that occurs in a text of the messages gets a blank after its first character, so that the
+    model does not expect an image there.
+
+    :raises DataError: when the processor takes no images, or has neither a template nor a placeholder.
     """
     if request.images and not hasattr(processor, "image_processor"):
         raise DataError(f"{document_id!r} shows images, but {type(processor).__name__} takes only text")

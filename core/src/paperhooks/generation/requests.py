@@ -20,20 +20,16 @@ __all__ = ["Backend", "Prompt", "Request", "Response"]
 class Request:
     """What a model is asked: ``messages``, or a finished ``prompt``.
 
-    messages
-        A conversation. Each message has a ``role`` and a ``content``: text, or a list of parts. A part is
+    :param messages: A conversation. Each message has a ``role`` and a ``content``: text, or a list of parts. A part is
         ``{"type": "text", "text": ...}`` or ``{"type": "image"}``. The n-th image part stands for ``images[n]`` unless
-        it names another by ``"index"``. Where the layout moves images away from their place, an image part leaves
-        its ``"text"`` behind, if it has any. A text part may hold another wording for a layout under that layout's
-        name, such as ``{"type": "text", "text": "<image 1>", "interleave": "image 1"}``.
-    prompt
-        The finished prompt with the model's own image placeholders; used as it is, whatever the layout.
-    images
-        PIL images, already opened.
-    max_new_tokens, stop
-        Where the answer is cut: a number of tokens, and strings that end it and are not part of it.
-    metadata
-        Plain data for callables and servers; never shown to a model.
+        it names another by ``"index"``. Where the layout moves images away from their place, an image part leaves its
+        ``"text"`` behind, if it has any. A text part may hold another wording for a layout under that layout's name,
+        such as ``{"type": "text", "text": "<image 1>", "interleave": "image 1"}``.
+    :param prompt: the finished prompt with the model's own image placeholders; used as it is, whatever the layout.
+    :param images: PIL images, already opened.
+    :param max_new_tokens, stop: where the answer is cut: a number of tokens, and strings that end it and are not part
+        of it.
+    :param metadata: plain data for callables and servers; never shown to a model.
     """
 
     messages: Sequence[Mapping[str, Any]] = ()
@@ -48,14 +44,10 @@ class Request:
 class Prompt:
     """A request as a backend will ask it.
 
-    id
-        The document's.
-    text
-        The whole prompt in the backend's own form; with the images it is what the answer depends on.
-    request
-        The request, its images laid out.
-    special
-        Whether the tokenizer still has to add its special tokens; a chat template has written them already.
+    :param id: the document's.
+    :param text: the whole prompt in the backend's own form; with the images it is what the answer depends on.
+    :param request: the request, its images laid out.
+    :param special: whether the tokenizer still has to add its special tokens; a chat template has written them already.
     """
 
     id: str
@@ -78,10 +70,8 @@ class Prompt:
 class Response:
     """What came back.
 
-    finish
-        ``"eos"``, ``"stop"`` (a stop string) or ``"length"`` (cut); ``""`` where the backend does not say.
-    error
-        Why there is no answer; the document is asked again by the next call.
+    :param finish: ``"eos"``, ``"stop"`` (a stop string) or ``"length"`` (cut); ``""`` where the backend does not say.
+    :param error: why there is no answer; the document is asked again by the next call.
     """
 
     text: str

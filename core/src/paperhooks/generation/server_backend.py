@@ -18,16 +18,14 @@ __all__ = ["ServerBackend"]
 class ServerBackend(Backend):
     """A model behind an OpenAI-compatible server (vLLM, llama.cpp, a provider). Needs the extra ``paperhooks[server]``.
 
-    model
-        The model's name there.
-    base_url, api_key
-        As in ``openai.OpenAI``; its environment variables without them. The key is never recorded.
-    parameters
-        More arguments of a request, such as ``{"seed": 0}``; None removes one that is sent by default.
-
     The prompts of a batch are sent at the same time. Images go as PNG data in the message. What a server refuses for
     one document, or fails at after the client's own retries, is the error of that document; a wrong key or an unknown
     model ends the run with DataError.
+
+    :param model: the model's name there.
+    :param base_url, api_key: as in ``openai.OpenAI``; its environment variables without them. The key is never
+        recorded.
+    :param parameters: more arguments of a request, such as ``{"seed": 0}``; None removes one that is sent by default.
     """
 
     def __init__(
