@@ -85,7 +85,7 @@ def test_good_claims_load_and_render(tmp_path: Path) -> None:
         ("n = 20", "n = 0", "at least 1"),
         ("date = 2026-01-31", 'date = "today"', "must be a date"),
         ('id = "better"', 'id = "faster"', "there twice"),
-        ('id = "faster"', 'id = "faster"\nheadline = "flops"', "did you mean 'FLOPs'"),
+        ('id = "faster"', 'id = "faster"\nheadline = "FLOP"', "did you mean 'FLOPs'"),
         ("schema = 1", "schema = 2", "must be one of 1"),
     ],
 )

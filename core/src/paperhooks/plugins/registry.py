@@ -29,9 +29,9 @@ Schema 1::
     [plugin.evidence]                          # summary, command: what was reproduced, and how to rerun it
     [plugin.supports]                          # training, compile, beams, assisted, static_cache, chunked_prefill
 
-Third parties add an entry with ``repository``. Of entries that have a ``path``, ``paperhooks registry update`` writes
-what PluginInfo and Traits of the package know, and :mod:`paperhooks.authoring.registry_check` compares. The file ships inside the wheel, so that what could be installed is known
-offline.
+Third parties add an entry with ``repository``. Into entries that have a ``path``, ``paperhooks registry update`` writes
+what PluginInfo and Traits of the package know; :mod:`paperhooks.authoring.registry_check` compares. The file ships
+inside the wheel, so that what could be installed is known offline.
 """
 
 from __future__ import annotations
