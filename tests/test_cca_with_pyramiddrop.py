@@ -74,10 +74,10 @@ def dropped(model: Any, alive: dict[int, torch.Tensor]):
             handle.remove()
 
 
-def run(model: Any, ids: torch.Tensor, pictures: list[torch.Tensor], alive: dict[int, torch.Tensor]) -> Any:
+def run(model: Any, ids: torch.Tensor, images: list[torch.Tensor], alive: dict[int, torch.Tensor]) -> Any:
     """One forward of the stock model, without a cache, with attention weights."""
     places, mask = rings(ids.tolist())
-    given = {"mm_encoder_outputs": {"image": image_outputs(model, pictures)}} if pictures else {}
+    given = {"mm_encoder_outputs": {"image": image_outputs(model, images)}} if images else {}
     alive = {layer: torch.nn.functional.pad(a, (0, len(ids) - len(a)), value=True) for layer, a in alive.items()}
     with dropped(model, alive), torch.no_grad():
         return model(
@@ -90,11 +90,11 @@ def run(model: Any, ids: torch.Tensor, pictures: list[torch.Tensor], alive: dict
         )
 
 
-def ranked(model: Any, ids: torch.Tensor, pictures: list[torch.Tensor]) -> dict[int, torch.Tensor]:
+def ranked(model: Any, ids: torch.Tensor, images: list[torch.Tensor]) -> dict[int, torch.Tensor]:
     """Which tokens of a prompt are alive from each drop layer on, by the attention of its last token."""
     visual, alive = ids == IMAGE_TOKEN, {}
     for layer, share in STAGES.items() if bool(visual.any()) else ():
-        score = run(model, ids, pictures, alive).attentions[layer][0, :, -1].mean(0)
+        score = run(model, ids, images, alive).attentions[layer][0, :, -1].mean(0)
         before = torch.stack(list(alive.values())).all(0) if alive else torch.ones_like(visual)
         best = score.masked_fill(~(visual & before), -1).topk(int(int(visual.sum()) * share)).indices
         alive[layer] = ~visual
@@ -102,13 +102,11 @@ def ranked(model: Any, ids: torch.Tensor, pictures: list[torch.Tensor]) -> dict[
     return alive
 
 
-def reference(
-    model: Any, ids: torch.Tensor, pictures: list[torch.Tensor], steps: int
-) -> tuple[torch.Tensor, list[int]]:
+def reference(model: Any, ids: torch.Tensor, images: list[torch.Tensor], steps: int) -> tuple[torch.Tensor, list[int]]:
     """Logits of the prompt's last token, and greedy tokens by recomputing everything."""
-    alive, new, first = ranked(model, ids, pictures), [], None
+    alive, new, first = ranked(model, ids, images), [], None
     for _ in range(steps):
-        logits = run(model, ids, pictures, alive).logits[0, -1]
+        logits = run(model, ids, images, alive).logits[0, -1]
         first = logits if first is None else first
         new.append(int(logits.argmax()))
         ids = torch.cat([ids, logits.argmax()[None]])
@@ -128,15 +126,15 @@ def methods(order: str) -> list[Any]:
 
 
 def rows(model: Any) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
-    """Every row's tokens without padding, and its pictures."""
+    """Every row's tokens without padding, and its images."""
     inputs = vlm_inputs(model, PARTS)
-    pictures = list(inputs["mm_encoder_outputs"]["image"].pooler_output)
+    images = list(inputs["mm_encoder_outputs"]["image"].pooler_output)
     found = []
     for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
         real = ids[mask.bool()]
         count = int((real == IMAGE_TOKEN).sum()) // SIDE**2
-        found.append((real, pictures[:count]))
-        pictures = pictures[count:]
+        found.append((real, images[:count]))
+        images = images[count:]
     return found
 
 
@@ -150,7 +148,7 @@ def generated(model: Any, inputs: dict[str, Any], **options: Any) -> list[list[i
 def test_both_equal_the_plain_computation_in_prefill_and_cached_decoding(order, kernel):
     """pre_decoder runs before pre_attention, so the order in which the two were written decides nothing."""
     plain, model = tiny(), tiny(kernel)
-    expected = [reference(plain, ids, pictures, 5) for ids, pictures in rows(plain)]
+    expected = [reference(plain, ids, images, 5) for ids, images in rows(plain)]
     inputs = vlm_inputs(model, PARTS)
     with attach(model, *methods(order)), torch.no_grad():
         logits = model(**inputs).logits[:, -1]
@@ -240,8 +238,8 @@ class Norms:
 
 def test_an_observer_sees_the_layers_under_rings_and_changes_nothing():
     plain, model = tiny(), tiny()
-    ids, pictures = rows(plain)[0]
-    expected = [float(h.norm(dim=-1).mean()) for h in hidden_states(plain, ids, pictures)]
+    ids, images = rows(plain)[0]
+    expected = [float(h.norm(dim=-1).mean()) for h in hidden_states(plain, ids, images)]
     inputs = vlm_inputs(model, PARTS[:1])
     with attach(model, cca.CCA()):
         alone = generated(model, inputs)
@@ -252,14 +250,14 @@ def test_an_observer_sees_the_layers_under_rings_and_changes_nothing():
         assert [observer.seen[i] for i in range(6)] == pytest.approx(expected, abs=1e-4)
 
 
-def hidden_states(model: Any, ids: torch.Tensor, pictures: list[torch.Tensor]) -> list[torch.Tensor]:
+def hidden_states(model: Any, ids: torch.Tensor, images: list[torch.Tensor]) -> list[torch.Tensor]:
     """What every layer of the stock model returns, with positions and mask by hand."""
     found: list[torch.Tensor] = []
     handles = [
         layer.register_forward_hook(lambda module, args, out: found.append(out[0] if isinstance(out, tuple) else out))
         for layer in model.model.language_model.layers
     ]
-    run(model, ids, pictures, {})
+    run(model, ids, images, {})
     for handle in handles:
         handle.remove()
     return found

@@ -200,7 +200,7 @@ class TaskInfo:
     task
         ``"package.module:Class"`` of a :class:`Task` whose fields all have defaults.
     needs
-        What the model must take: ``"text"``, and ``"image"`` where pictures are shown.
+        What the model must take: ``"text"``, and ``"image"`` where images are shown.
     """
 
     name: str

@@ -31,8 +31,8 @@ GENERATE = "generate"
 #: Arguments of a model call that are for methods and that the model itself does not know.
 OWN_ARGUMENTS = ("visual_mask", "target_mask")
 
-#: Arguments of a model call that bring pictures.
-_PICTURES = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
+#: Arguments of a model call that bring images.
+_IMAGES = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,7 +188,7 @@ class Call:
 
         It is the ``visual_mask`` argument of the model call (or of ``generate``, for the prompt) if there is one, else
         read off ``input_ids``, else off ``inputs_embeds`` that still hold the embedding of the image token, where
-        pictures come with them.
+        images come with them.
         """
         if self._image_mask is None:
             self._image_mask = self._find_image_mask()
@@ -207,8 +207,8 @@ class Call:
         if self.input_ids is not None:
             return self.view.image_mask(self.input_ids)
         embeds = self.inputs.get("inputs_embeds")
-        pictures = any(self.inputs.get(name) is not None for name in _PICTURES)
-        return self.view.image_mask_of_embeddings(embeds) if embeds is not None and pictures else None
+        images = any(self.inputs.get(name) is not None for name in _IMAGES)
+        return self.view.image_mask_of_embeddings(embeds) if embeds is not None and images else None
 
     @property
     def target_mask(self) -> Tensor | None:

@@ -181,7 +181,7 @@ class ModelView:
     def image_mask_of_embeddings(self, embeds: Tensor) -> Tensor | None:
         """Which of ``inputs_embeds`` [B, T, D] are still the embedding of an image token: bool [B, T], None for none.
 
-        So transformers itself finds where features go when it is called with embeddings and pictures.
+        So transformers itself finds where features go when it is called with embeddings and images.
         """
         embed = self.model.get_input_embeddings()  # type: ignore[operator]
         mask = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)

@@ -60,7 +60,7 @@ def bootstrap_interval(
     """Percentile bootstrap of a statistic over independent units (Efron and Tibshirani 1993, section 13.3).
 
     Units are drawn with replacement; the statistic gets a list of them, or an array where ``units`` is one. What
-    belongs together (the questions on one picture) is one unit, which makes this the cluster bootstrap. Draws come from
+    belongs together (the questions on one image) is one unit, which makes this the cluster bootstrap. Draws come from
     a generator of its own with ``seed``. Resamples on which the statistic is NaN are left out; both bounds are NaN when
     all are. Raises ValueError without units or resamples.
 

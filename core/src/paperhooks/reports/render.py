@@ -63,8 +63,8 @@ def _markdown_block(block: Block, folder: Path) -> str:
 
 
 def _markdown_image(file: Path, alt: str, caption: str) -> str:
-    picture = f"![{_md(alt).replace(']', '')}]({file.name})"
-    return f"{picture}\n\n*{_md(caption)}*" if caption else picture
+    markup = f"![{_md(alt).replace(']', '')}]({file.name})"
+    return f"{markup}\n\n*{_md(caption)}*" if caption else markup
 
 
 def _markdown_table(table: Table) -> str:

@@ -40,7 +40,7 @@ __all__ = ["CacheGuard", "GuardedGenerate", "MaskNotes", "check_cache", "check_g
 
 # Cache implementations that allocate their full length up front.
 _STATIC = ("static", "offloaded_static", "hybrid", "offloaded_hybrid", "sliding_window", "paged")
-#: What says the grids of pictures; ``generate`` uses it up before the first forward.
+#: What says the grids of images; ``generate`` uses it up before the first forward.
 _LAYOUT = ("image_sizes", "image_grid_thw")
 #: Settings that ask for assisted decoding, and the argument that does.
 _DRAFTS = ("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")

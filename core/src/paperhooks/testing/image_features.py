@@ -1,4 +1,4 @@
-"""Image features handed in place of pictures, also to versions of transformers whose models take pictures only.
+"""Image features handed in place of images, also to versions of transformers whose models take images only.
 
 Models take features as ``mm_encoder_outputs`` since 5.18. For older versions :func:`taking_features` makes a subclass
 whose forward takes them under the same name, so that a test is written once.
@@ -64,7 +64,7 @@ def _inner_forward(base: Any) -> Any:
         if features is None or _read_before(features, images, kwargs):
             return base.forward(self, *args, **kwargs)
         token = _HANDED.set(_of_repeated_rows(features, images))
-        try:  # the pictures are looked at by nobody
+        try:  # the images are looked at by nobody
             return base.forward(self, *args, **{**kwargs, "pixel_values": torch.zeros(1, 3, 2, 2)})
         finally:
             _HANDED.reset(token)

@@ -1,7 +1,7 @@
 """Tiny random models of every supported family: seeded, a few thousand parameters, made in milliseconds.
 
 Text models: ``tiny_text("llama")``; vision-language models: ``tiny_vlm("llava")``. Image features can be handed in with
-``mm_encoder_outputs`` (see :func:`vlm_inputs`), so that tests need no pictures.
+``mm_encoder_outputs`` (see :func:`vlm_inputs`), so that tests need no images.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def vlm_inputs(
     seed: int = 0,
     rows: slice = slice(None),
 ) -> dict[str, Any]:
-    """A batch of prompts with images whose features are random, so that tests need no pictures.
+    """A batch of prompts with images whose features are random, so that tests need no images.
 
     Every prompt is a list of lengths: text, image, text, image, ... Lengths of images must be multiples of 4.
 
