@@ -22,7 +22,7 @@ import sysconfig
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from paperhooks.reports import Block, Figure, Heading, Paragraph, RunFolder, Table
+from paperhooks.reports import PALETTE, Block, Figure, Heading, Paragraph, RunFolder, Table, new_figure, style_axes
 from paperhooks_miniplm import (
     Difference,
     Distil,
@@ -45,9 +45,10 @@ from paperhooks_miniplm import (
     select,
     small_llama,
 )
+from paperhooks_miniplm.algorithm import flops_matched_steps
 from paperhooks_miniplm.demo_models import train as run_training
 from paperhooks_miniplm.demo_models import training_batch
-from paperhooks_miniplm.figures import kept_figure, loss_figure, scatter_figure, score_figure
+from paperhooks_miniplm.figures import kept_figure, scatter_figure, score_figure
 from paperhooks_miniplm.reports import kept_by_domain
 from paperhooks_testbed import documents
 from tqdm import tqdm
@@ -202,7 +203,7 @@ def one_seed(scale: Scale, seed: int, folder: Path) -> dict[str, Any]:
         curves[name] = train(student, source, chosen, scale.student_steps, RATES["student"], seed, None, probe, name)
         seconds[name] = time.process_time() - begin
     sizes = {role: sum(p.numel() for p in model_of(role, len(tokenizer), seed).parameters()) for role in WIDTHS}
-    equal_cost = scale.student_steps * 3 * sizes["student"] // (3 * sizes["student"] + sizes["teacher"])
+    equal_cost = int(flops_matched_steps(scale.student_steps, sizes["student"], sizes["teacher"]))
     for name, steps in (("vanilla KD, equal steps", scale.student_steps), ("vanilla KD, equal operations", equal_cost)):
         begin = time.process_time()
         student = model_of("student", len(tokenizer), seed)
@@ -258,6 +259,19 @@ def spread(values: Sequence[float]) -> list[float]:
     t = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}.get(len(values), 2.262)
     half = t * stdev(values) / len(values) ** 0.5
     return [mean, mean - half, mean + half]
+
+
+def loss_figure(curves: Mapping[str, tuple[Sequence[float], Sequence[Sequence[float]]]]) -> Any:
+    """Loss curves: name to steps and one list of losses a seed; thin lines for seeds, a thick one for their mean."""
+    figure, (axes,) = new_figure()
+    for number, (name, (along, losses)) in enumerate(curves.items()):
+        colour = PALETTE[number % len(PALETTE)]
+        for each in losses:
+            axes.plot(along, each, color=colour, linewidth=0.8, alpha=0.4)
+        axes.plot(along, np.mean(losses, axis=0), color=colour, linewidth=2.0, label=name)
+    style_axes(axes, "Students", "steps", "held-out loss")
+    axes.legend(frameon=False, labelcolor="#7b8696", fontsize=9)
+    return figure
 
 
 def write_report(out: Path, found: Sequence[dict[str, Any]], result: dict[str, Any]) -> None:

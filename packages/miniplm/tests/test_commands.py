@@ -228,7 +228,7 @@ def test_the_scaling_law(says, tmp_path: Path) -> None:
         (("pack", "CORPUS", "--tokenizer", "nowhere", "-o", "OUT"), 1, "'nowhere' has no tokenizer"),
         (("pack", "CORPUS", "--tokenizer", "TOKENIZER", "-o", "PACKED"), 1, "holds a corpus"),
         (("diff", "PACKED", "PACKED", "-o", "OUT"), 1, "is no scoring folder"),
-        (("diff", "TEACHER", "REF", "-o", "OUT", "--normalize", "median"), 1, "normalize is 'median'"),
+        (("diff", "TEACHER", "REF", "-o", "OUT", "--normalize", "median"), 2, "'median' is not one of"),
         (("fit-scaling", "CORPUS"), 1, "holds no JSON list of"),
         (("export", "DIFF", "--corpus", "PACKED", "-o", "OUT", "--format", "index"), 1, "is no selection of miniplm"),
     ],

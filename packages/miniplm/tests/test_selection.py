@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paperhooks import DataError
 from paperhooks.testing import resident
-from paperhooks_miniplm import Difference, MemoryRows, duplicates_of, select
-from paperhooks_miniplm import algorithm as ranking
-from paperhooks_miniplm.algorithm import ordered_keys
+from paperhooks_miniplm import Difference, MemoryRows, duplicates_of, select, top_rows
 from paperhooks_miniplm.corpus import kept_duplicates
+from paperhooks_miniplm.top_rows import ordered_keys
 
 STORED = golden.selection()
 DIFF = golden.scores()["diff"].numpy()
@@ -47,12 +46,12 @@ def test_k_is_the_floor_of_the_float_product(ratio: float, k: int) -> None:
 @given(st.lists(FLOATS, min_size=1, max_size=40), st.integers(0, 40), st.integers(1, 7))
 def test_blocks_and_ties_change_nothing(values: list[float], k: int, block: int) -> None:
     array = np.array(values, dtype=np.float32)
-    size = ranking._BLOCK
+    size = top_rows._BLOCK
     try:
-        ranking._BLOCK = block
+        top_rows._BLOCK = block
         found = select(array, count=k)
     finally:
-        ranking._BLOCK = size
+        top_rows._BLOCK = size
     assert found.rows.tolist() == plain(array, k)
 
 
@@ -60,12 +59,12 @@ def test_blocks_and_ties_change_nothing(values: list[float], k: int, block: int)
 @given(st.lists(st.tuples(FLOATS, st.integers(1, 9)), min_size=1, max_size=30), st.integers(0, 120), st.integers(1, 7))
 def test_budgets_of_tokens_are_filled_from_the_best_on(rows, budget: int, block: int) -> None:
     values, lengths = np.array([v for v, _ in rows], dtype=np.float32), np.array([n for _, n in rows])
-    size = ranking._BLOCK
+    size = top_rows._BLOCK
     try:
-        ranking._BLOCK = block
+        top_rows._BLOCK = block
         found = select(values, tokens=budget, lengths=lengths)
     finally:
-        ranking._BLOCK = size
+        top_rows._BLOCK = size
     wanted, left = [], budget
     for i in sorted((i for i in range(len(values)) if not math.isnan(values[i])), key=lambda i: (-values[i], i)):
         if lengths[i] > left:

@@ -5,7 +5,7 @@ from typing import Any
 from paperhooks import hookimpl
 from paperhooks.info import Paper, PluginInfo
 
-__all__ = ["HOOKS", "PLUGIN", "Hooks"]
+__all__ = ["PLUGIN", "register_commands"]
 
 PLUGIN = PluginInfo(
     name="mathneuro",
@@ -20,21 +20,15 @@ PLUGIN = PluginInfo(
         venue="ACL 2025",
         code="bryanchrist/MathNeuro",
     ),
-    hooks="paperhooks_mathneuro.plugin:HOOKS",
+    hooks="paperhooks_mathneuro.plugin",
     demo="paperhooks_mathneuro.demo:run",
     claims="claims.toml",
 )
 
 
-class Hooks:
-    """What is not bound to a model."""
+@hookimpl
+def register_commands(app: Any) -> None:
+    """Add ``paperhooks mathneuro ...``; the command line's libraries are imported only here."""
+    from paperhooks_mathneuro.commands import add_commands
 
-    @hookimpl
-    def register_commands(self, app: Any) -> None:
-        """Add ``paperhooks mathneuro ...``; the command line's libraries are imported only here."""
-        from paperhooks_mathneuro.commands import add_commands
-
-        add_commands(app)
-
-
-HOOKS = Hooks()
+    add_commands(app)

@@ -1,3 +1,5 @@
+from .algorithm import ScalingLaw as ScalingLaw
+from .algorithm import lr_at as lr_at
 from .corpus.adapter import open_corpus as open_corpus
 from .corpus.collator import collate as collate
 from .corpus.converter import convert as convert
@@ -31,11 +33,8 @@ from .distillation.methods import Distil as Distil
 from .distillation.methods import DistilTerm as DistilTerm
 from .method import MiniPLM as MiniPLM
 from .reports import report as report
-from .scaling_law import ScalingLaw as ScalingLaw
 from .scaling_law import fit_scaling as fit_scaling
 from .scaling_law import published_table as published_table
-from .schedule import lr_at as lr_at
-from .schedule import warmup_cosine as warmup_cosine
 from .scoring.cost import CostEstimate as CostEstimate
 from .scoring.cost import plan as plan
 from .scoring.jobs import score as score

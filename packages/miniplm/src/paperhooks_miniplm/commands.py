@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from paperhooks import DataError
-from paperhooks.cli import load_model, usage_errors
+from paperhooks.cli import Device, Dtype, Model, RunOut, Seed, load_model, usage_errors
 from tqdm import tqdm
 
 if TYPE_CHECKING:
@@ -17,15 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["add_commands"]
 
-Model = Annotated[str, typer.Argument(help="Model folder or hub name.")]
 Corpus = Annotated[str, typer.Option("--corpus", help="Folder of shards, or .jsonl, .parquet, hub:NAME:SPLIT.")]
 Tokenizer = Annotated[str | None, typer.Option("--tokenizer", help="Folder or hub name; that of the model without.")]
 TextTokenizer = Annotated[
     str | None,
     typer.Option("--tokenizer", help="Folder or hub name: to read texts, and to show rows as text."),
 ]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda:1, or cuda: under torchrun a GPU for each process.")]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 MaxLength = Annotated[int, typer.Option("--max-length", min=1, help="Most tokens that a model reads of a row.")]
 BatchTokens = Annotated[
     int | None, typer.Option("--batch-tokens", min=1, help="Rows times longest row of a batch; as suits the device.")
@@ -35,11 +32,15 @@ DomainField = Annotated[str, typer.Option("--domain-field", help="Where domains 
 Bos = Annotated[
     bool | None, typer.Option("--bos/--no-bos", help="Begin rows with it; as the tokenizer does by itself.")
 ]
-OverLong = Annotated[str, typer.Option("--over-long", help="Of rows longer than that: truncate, split or error.")]
+OverLong = Annotated[
+    Literal["truncate", "split", "error"], typer.Option("--over-long", help="What happens to rows longer than that.")
+]
 MaskAfterEnd = Annotated[
     bool, typer.Option("--mask-after-end/--count-after-end", help="Whether to leave out what follows an end token.")
 ]
-Normalize = Annotated[str, typer.Option("--normalize", help="mean (official), sum or per_byte.")]
+Normalize = Annotated[
+    Literal["mean", "sum", "per_byte"], typer.Option("--normalize", help="By counted tokens (official), or text bytes.")
+]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -111,7 +112,7 @@ def plan(
     typer.echo(
         str(
             run(
-                models, rows, tokenizer=known, max_length=max_length, over_long=over_long,  # type: ignore[arg-type]
+                models, rows, tokenizer=known, max_length=max_length, over_long=over_long,
                 mask_after_end=mask_after_end, batch_tokens=batch_tokens, workers=workers, student=student,
             )
         )
@@ -121,7 +122,7 @@ def plan(
 def score(
     model: Model,
     corpus: Corpus,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Scoring folder; an unfinished one goes on.")],
+    out: RunOut,
     tokenizer: Tokenizer = None,
     name: Annotated[str, typer.Option("--name", help="Such as teacher or reference.")] = "",
     max_length: MaxLength = 1024,
@@ -153,7 +154,7 @@ def score(
         settings |= {"mask_after_end": mask_after_end, "batch_tokens": batch_tokens}
         typer.echo(_cost(name or "model", loaded, rows, settings))
     found = run(
-        loaded, rows, out, tokenizer=known, name=name, max_length=max_length, over_long=over_long,  # type: ignore[arg-type]
+        loaded, rows, out, tokenizer=known, name=name, max_length=max_length, over_long=over_long,
         batch_tokens=batch_tokens, unit_rows=unit_rows, worker=(index, count), mask_after_end=mask_after_end,
         most_bad=most_bad, take_over=take_over,
         trained_on=None if trained_on is None else _rows(trained_on, known, text_field, domain_field),
@@ -178,7 +179,7 @@ def diff(
     """Reference minus teacher, row by row."""
     from paperhooks_miniplm.difference import diff as run
 
-    found = run(teacher, reference, normalize)  # type: ignore[arg-type]
+    found = run(teacher, reference, normalize)
     typer.echo(f"{found.save(out)}: {len(found)} rows, {found.unscored} without a difference")
 
 
@@ -194,7 +195,7 @@ def select(
     drop_duplicates: Annotated[bool, typer.Option("--drop-duplicates", help="Never take a repeated row.")] = False,
     upper: Annotated[float, typer.Option("--upper", help="Leave the top share out.")] = 0.0,
     tokenizer: TextTokenizer = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the Gumbel noise.")] = 0,
+    seed: Seed = 0,
     text_field: TextField = "text",
     domain_field: DomainField = "domain",
 ) -> None:
@@ -224,7 +225,9 @@ def export(
     selection: Annotated[Path, typer.Argument(help="selection.safetensors of select.")],
     corpus: Corpus,
     out: Annotated[Path, typer.Option("--out", "-o", help="File, or folder for shards.")],
-    format: Annotated[str, typer.Option("--format", help="index, bitmap, shards, parquet or jsonl.")],
+    format: Annotated[
+        Literal["index", "bitmap", "shards", "parquet", "jsonl"], typer.Option("--format", help="What is written.")
+    ],
     tokenizer: TextTokenizer = None,
     text_field: TextField = "text",
     domain_field: DomainField = "domain",
@@ -237,7 +240,7 @@ def export(
     rows = _rows(corpus, known, text_field, domain_field)
     chosen = load_selection(selection, rows)
     vocabulary = len(known) if known is not None else None
-    file = run(chosen, rows, out, format, tokenizer=known, vocabulary=vocabulary)  # type: ignore[arg-type]
+    file = run(chosen, rows, out, format, tokenizer=known, vocabulary=vocabulary)
     typer.echo(f"{file}: {len(chosen)} rows")
 
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from paperhooks import attach
 from paperhooks.hooks import LossContext
 from paperhooks.training import compute_loss
 from torch import Tensor
 
+from paperhooks_miniplm.algorithm import Array, lr_at
 from paperhooks_miniplm.corpus.collator import collate
 from paperhooks_miniplm.corpus.rows import RowSource
 from paperhooks_miniplm.distillation.methods import Distil
-from paperhooks_miniplm.schedule import lr_at
 
 __all__ = ["byte_tokenizer", "small_llama", "train", "training_batch"]
 
@@ -55,9 +54,7 @@ def small_llama(
         return LlamaForCausalLM(config)
 
 
-def training_batch(
-    source: RowSource, rows: Sequence[int] | np.ndarray[Any, Any], max_length: int, end: int = 0
-) -> dict[str, Tensor]:
+def training_batch(source: RowSource, rows: Sequence[int] | Array, max_length: int, end: int = 0) -> dict[str, Tensor]:
     """Rows as ``input_ids``, ``attention_mask`` and ``shift_labels`` [B, T], which are not moved any more."""
     ready = collate([row.ids for row in source.read([int(row) for row in rows])], max_length=max_length, pad_id=end)
     labels = ready["label"].masked_fill(ready["loss_mask"] == 0, -100)

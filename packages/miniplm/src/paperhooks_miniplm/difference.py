@@ -20,6 +20,7 @@ from paperhooks.io import atomic_path, plain, with_ending
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from paperhooks_miniplm.algorithm import Array, difference_scores
 from paperhooks_miniplm.scoring.likelihood import ScoringWarning
 from paperhooks_miniplm.scoring.scores import Normalize, Scores, incomparable, read_arrays
 
@@ -40,9 +41,9 @@ class Difference:
         Plain data: normalisation, fingerprint of the corpus, and both manifests.
     """
 
-    values: np.ndarray[Any, Any]
-    teacher: np.ndarray[Any, Any]
-    reference: np.ndarray[Any, Any]
+    values: Array
+    teacher: Array
+    reference: Array
     about: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -86,7 +87,7 @@ def diff(teacher: Scores | str | Path, reference: Scores | str | Path, normalize
     one, other = (each if isinstance(each, Scores) else Scores.load(each) for each in (teacher, reference))
     _check(one, other, normalize)
     first, second = one.values(normalize), other.values(normalize)
-    values = (second - first).astype(np.float32)
+    values = difference_scores(first, second)
     known = values[~np.isnan(values)]
     if len(known) and not known.any():
         _warn("all differences are 0: teacher and reference are the same model")

@@ -1,17 +1,19 @@
-"""Pictures: the scores and where they were cut, both models against each other, what is kept of each domain, losses."""
+"""Figures: the scores and where they were cut, both models against each other, what is kept of each domain."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from paperhooks.reports import PALETTE, new_figure, style_axes
 
+from paperhooks_miniplm.algorithm import Array
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["UNITS", "kept_figure", "loss_figure", "scatter_figure", "score_figure"]
+__all__ = ["UNITS", "kept_figure", "scatter_figure", "score_figure"]
 
 #: What scores are measured in, by how they are normalised.
 UNITS: Final = {"mean": "nats a token", "sum": "nats a row", "per_byte": "nats a byte"}
@@ -19,9 +21,7 @@ _GREY: Final = "#7b8696"
 _POINTS: Final = 4000
 
 
-def score_figure(
-    values: np.ndarray[Any, Any], cut: float, *, kept: np.ndarray[Any, Any] | None = None, unit: str = UNITS["mean"]
-) -> Figure:
+def score_figure(values: Array, cut: float, *, kept: Array | None = None, unit: str = UNITS["mean"]) -> Figure:
     """Histogram of difference scores, those of kept rows in colour, with a line at the cut."""
     figure, (axes,) = new_figure()
     known = ~np.isnan(values)
@@ -38,9 +38,9 @@ def score_figure(
 
 
 def scatter_figure(
-    teacher: np.ndarray[Any, Any],
-    reference: np.ndarray[Any, Any],
-    domains: np.ndarray[Any, Any] | None = None,
+    teacher: Array,
+    reference: Array,
+    domains: Array | None = None,
     *,
     unit: str = UNITS["mean"],
 ) -> Figure:
@@ -76,24 +76,6 @@ def kept_figure(shares: Mapping[str, float], overall: float) -> Figure:
     return figure
 
 
-def loss_figure(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[Sequence[float]]]],
-    *,
-    x: str = "steps",
-    y: str = "held-out loss",
-) -> Figure:
-    """Loss curves: name to x values and one list of losses a seed; thin lines for seeds, a thick one for their mean."""
-    figure, (axes,) = new_figure()
-    for number, (name, (along, losses)) in enumerate(curves.items()):
-        colour = PALETTE[number % len(PALETTE)]
-        for each in losses:
-            axes.plot(along, each, color=colour, linewidth=0.8, alpha=0.4)
-        axes.plot(along, np.mean(losses, axis=0), color=colour, linewidth=2.0, label=name)
-    style_axes(axes, "Students", x, y)
-    axes.legend(frameon=False, labelcolor=_GREY, fontsize=9)
-    return figure
-
-
-def _frequent(domains: np.ndarray[Any, Any]) -> list[str]:
+def _frequent(domains: Array) -> list[str]:
     names, counts = np.unique(domains, return_counts=True)
     return [str(name) for name in names[np.argsort(-counts, kind="stable")][: len(PALETTE)]]

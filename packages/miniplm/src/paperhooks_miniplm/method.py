@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Literal, get_args
+from typing import ClassVar, Final, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from paperhooks import DataError, ModelView, Traits, hookimpl
 from paperhooks.io import Example, choice, flag, optional, whole
 from torch import Tensor
 
+from paperhooks_miniplm.algorithm import Array, difference_scores
 from paperhooks_miniplm.scoring.jobs import end_token
 from paperhooks_miniplm.scoring.likelihood import LogLikelihood, OverLong, ScoringWarning, longest_readable
 from paperhooks_miniplm.scoring.scores import Normalize, Scores
@@ -35,15 +36,19 @@ _ROLES: Final = ("teacher", "reference")
 class MiniPLM:
     """Scores an example by how much likelier the teacher finds it than the reference does (section 2.5).
 
-    normalize
-        "mean" per counted token (official), "sum", or "per_byte" of the text.
-    max_length, over_long
-        Most tokens read of an example (by default 1024, or as many as both models can read), and what happens to longer
-        ones: "truncate", "split" or "error".
+    max_length
+        Most tokens read of an example; by default 1024, as in the paper, or as many as both models can read.
     end
         The end token, from which nothing is predicted: "auto" takes the teacher's, None predicts from every token.
     append_end
         End every example with the end token, as packed corpora do, so that the end is scored too.
+
+    Beyond the paper:
+
+    normalize
+        "mean" per counted token (official), "sum", or "per_byte" of the text.
+    over_long
+        What happens to longer examples: "truncate" (official), "split" or "error".
     batch_tokens, chunk
         Rows times longest row of a batch (by default 2,048 on a CPU, 16,384 elsewhere), and positions that a head sees
         at once.
@@ -91,9 +96,9 @@ class MiniPLM:
         for role in _ROLES:
             found = self._likelihood(role, views[role], end, length).score(rows, first=examples[0].row)
             values[role] = Scores(found.nll, found.count, n_bytes, cut=found.cut).values(self.normalize)
-        return torch.from_numpy(values["reference"] - values["teacher"]).float()
+        return torch.from_numpy(difference_scores(values["teacher"], values["reference"]))
 
-    def _ids(self, example: Example, end: int | None) -> np.ndarray[Any, Any]:
+    def _ids(self, example: Example, end: int | None) -> Array:
         if example.input_ids is None:
             raise DataError(f"example {example.row} is text and there is no tokenizer; pass tokenizer=")
         ids = example.input_ids.numpy().astype(np.int64)

@@ -5,7 +5,7 @@ from typing import Any
 from paperhooks import hookimpl
 from paperhooks.info import Paper, PluginInfo
 
-__all__ = ["HOOKS", "PLUGIN", "Hooks"]
+__all__ = ["PLUGIN", "register_commands"]
 
 PLUGIN = PluginInfo(
     name="miniplm",
@@ -24,21 +24,15 @@ PLUGIN = PluginInfo(
         venue="ICLR 2025",
         code="thu-coai/MiniPLM",
     ),
-    hooks="paperhooks_miniplm.plugin:HOOKS",
+    hooks="paperhooks_miniplm.plugin",
     demo="paperhooks_miniplm.demo:run",
     claims="claims.toml",
 )
 
 
-class Hooks:
-    """What is not bound to a model."""
+@hookimpl
+def register_commands(app: Any) -> None:
+    """Add ``paperhooks miniplm ...``; the command line's libraries are imported only here."""
+    from paperhooks_miniplm.commands import add_commands
 
-    @hookimpl
-    def register_commands(self, app: Any) -> None:
-        """Add ``paperhooks miniplm ...``; the command line's libraries are imported only here."""
-        from paperhooks_miniplm.commands import add_commands
-
-        add_commands(app)
-
-
-HOOKS = Hooks()
+    add_commands(app)

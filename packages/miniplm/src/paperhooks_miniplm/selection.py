@@ -15,8 +15,9 @@ import numpy as np
 from paperhooks import DataError
 from paperhooks.io import plain
 
-from paperhooks_miniplm.algorithm import Array, best, best_within, blocks, gumbel, ordered_keys
+from paperhooks_miniplm.algorithm import Array, rows_kept
 from paperhooks_miniplm.difference import Difference
+from paperhooks_miniplm.top_rows import best, best_within, blocks, gumbel, ordered_keys
 
 __all__ = ["Quota", "RowSelection", "select"]
 
@@ -95,7 +96,7 @@ def select(
     _check(n, ratio, count, tokens, lengths, temperature, upper, drop)
     keys = _keys(values, temperature, seed, drop)
     if upper:
-        keys = _without_top(keys, _keys(values, 0.0, seed, drop), n, int(upper * n))
+        keys = _without_top(keys, _keys(values, 0.0, seed, drop), n, rows_kept(n, upper))
     parts = _parts(n, domains, quota)
     budgets = _budgets(parts, n, ratio, count, tokens, lengths, quota)
     found = []
@@ -193,9 +194,9 @@ def _budgets(
     if isinstance(quota, Mapping):
         if ratio is None:
             raise DataError("a quota of ratios by domain goes with ratio=, which the other domains have")
-        return {name: int(quota.get(name, ratio) * size) for name, size in sizes.items()}
+        return {name: rows_kept(size, quota.get(name, ratio)) for name, size in sizes.items()}
     if ratio is not None:
-        return {name: int(ratio * size) for name, size in sizes.items()}
+        return {name: rows_kept(size, ratio) for name, size in sizes.items()}
     if tokens is not None and lengths is not None:
         sizes = {
             name: int(lengths.sum() if inside is None else lengths[inside].sum()) for name, inside in parts.items()

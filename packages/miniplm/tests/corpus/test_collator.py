@@ -8,7 +8,7 @@ import pytest
 import torch
 from paperhooks import DataError
 from paperhooks_miniplm import collate
-from paperhooks_miniplm.corpus import sequence_means
+from paperhooks_miniplm.algorithm import sequence_means
 from paperhooks_miniplm.corpus.collator import loss_mask
 
 NAMES = ("input_ids", "attention_mask", "label", "loss_mask")

@@ -1,6 +1,5 @@
 from .adapter import open_corpus as open_corpus
 from .collator import collate as collate
-from .collator import sequence_means as sequence_means
 from .converter import convert as convert
 from .converter import text_of as text_of
 from .datasets import SelectedDataset as SelectedDataset

@@ -15,7 +15,9 @@ import torch
 from paperhooks import DataError
 from torch import Tensor
 
-__all__ = ["collate", "loss_mask", "sequence_means"]
+from paperhooks_miniplm.algorithm import counted_inputs
+
+__all__ = ["collate", "loss_mask"]
 
 
 def loss_mask(
@@ -34,11 +36,7 @@ def loss_mask(
     left_out = [eos_id] if mask_after_eos else []
     if mask_after_eos or pad_id != eos_id:
         left_out.append(pad_id)
-    counted = torch.ones(found.shape, dtype=torch.float32, device=found.device)
-    for token in left_out:
-        if token is not None:
-            counted *= found.ne(token)
-    return counted
+    return counted_inputs(found, [token for token in left_out if token is not None]).float()
 
 
 def collate(
@@ -81,17 +79,6 @@ def collate(
     if positions:
         batch["position_ids"] = torch.arange(width) * batch["attention_mask"]
     return batch
-
-
-def sequence_means(values: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of each row of ``values`` [B, T] where ``counted`` (bool or 0/1 [B, T]), and how many those are.
-
-    Means [B] in the dtype of ``values``, 0 for a row without any; counts int64 [B]. What does not count may be
-    anything, also infinite.
-    """
-    there = counted.to(values.device).bool()
-    count = there.sum(1)
-    return torch.where(there, values, 0.0).sum(1) / count.clamp(min=1), count
 
 
 def _checked(row: Any, number: int) -> np.ndarray[Any, Any]:

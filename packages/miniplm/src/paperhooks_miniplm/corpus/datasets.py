@@ -20,7 +20,8 @@ from paperhooks import DataError
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from paperhooks_miniplm.corpus.collator import collate, sequence_means
+from paperhooks_miniplm.algorithm import sequence_means
+from paperhooks_miniplm.corpus.collator import collate
 from paperhooks_miniplm.corpus.record_rows import StreamRows
 from paperhooks_miniplm.corpus.row_numbers import row_numbers
 from paperhooks_miniplm.corpus.rows import Row, RowSource, count_rows

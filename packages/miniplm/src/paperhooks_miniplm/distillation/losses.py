@@ -14,10 +14,17 @@ from typing import Final, Literal, TypeAlias, get_args
 import torch
 from paperhooks import DataError
 from paperhooks.io import choice, number
-from paperhooks.logprobs import Divergence, divergence_of, in_chunks, scatter_rows, target_rows
+from paperhooks.logprobs import Divergence, in_chunks, scatter_rows, target_rows
 from torch import Tensor
 
-from paperhooks_miniplm.corpus.collator import sequence_means
+from paperhooks_miniplm.algorithm import (
+    blended_loss,
+    distillation_divergence,
+    entropy,
+    log_probabilities,
+    negative_log_likelihood,
+    sequence_means,
+)
 
 __all__ = [
     "NO_TARGET",
@@ -28,7 +35,6 @@ __all__ = [
     "check_options",
     "common_vocabulary",
     "distillation_loss",
-    "surprise",
 ]
 
 Reduction: TypeAlias = Literal["sequence_mean", "token_mean"]
@@ -92,7 +98,8 @@ def distillation_loss(
 
     def terms(target: Tensor, s: Tensor, t: Tensor) -> Tensor:
         logits, known = s.float(), t.to(s.device).float()
-        return torch.stack([surprise(logits, target), measure(logits, known), measure.entropy(known)], -1)
+        lm = negative_log_likelihood(logits, target)
+        return torch.stack([lm, measure(logits, known), measure.entropy(known)], -1)
 
     rows = target_rows(counted)
     given = [x.reshape(-1, x.shape[-1])[rows.to(x.device)] for x in (student_logits, teacher_logits.detach())]
@@ -102,19 +109,16 @@ def distillation_loss(
     lm, kd, entropy = (scatter_rows(parts[:, i], rows, labels.shape) for i in range(3))
     (lm_mean, count), (kd_mean, _), (known, _) = (sequence_means(values, counted) for values in (lm, kd, entropy))
     if reduction == "token_mean":
-        loss = _blended(lm.sum() / count.sum(), kd.sum() / count.sum(), weight)
+        loss = blended_loss(lm.sum() / count.sum(), kd.sum() / count.sum(), weight)
     else:
-        loss = _blended(lm_mean[count > 0].mean(), kd_mean[count > 0].mean(), weight)
+        loss = blended_loss(lm_mean[count > 0].mean(), kd_mean[count > 0].mean(), weight)
     return DistillationLoss(loss, lm_mean, kd_mean, known, count)
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A divergence of logits [n, V] at every position.
-
-    Terms where the *student* gives no mass add nothing and get no gradient, also in the cross-entropy, where they would
-    be infinite: the official rule.
-    """
+    """A divergence of logits [n, V] at every position; see
+    :func:`paperhooks_miniplm.algorithm.distillation_divergence`."""
 
     divergence: Divergence
     beta: float
@@ -123,35 +127,14 @@ class Measure:
 
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
         """float32 [n] for logits [n, V] and [n, V'] of which ``size`` are compared."""
-        p, q = self._logs(teacher), self._logs(student)
-        kind = self.divergence
-        if kind == "jsd" and self.beta in (0, 1):  # the limits
-            kind = "reverse" if self.beta else "forward"
-        return divergence_of(p, q, kind, beta=self.beta, skip_excluded=True)
+        return distillation_divergence(self._logs(teacher), self._logs(student), self.divergence, self.beta)
 
     def entropy(self, teacher: Tensor) -> Tensor:
-        """-sum p log p, float32 [n]."""
-        p = self._logs(teacher)
-        return -(p.exp() * p.masked_fill(p == -torch.inf, 0.0)).sum(-1)
+        """Of the teacher's distribution, float32 [n]."""
+        return entropy(self._logs(teacher))
 
     def _logs(self, logits: Tensor) -> Tensor:
-        scaled = logits[..., : self.size]
-        if self.temperature != 1.0:
-            scaled = scaled / self.temperature
-        # logsumexp is far more exact than log_softmax over a large vocabulary on CPU.
-        return scaled - scaled.logsumexp(-1, keepdim=True)
-
-
-def surprise(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log q of the targets, [n]."""
-    return logits.logsumexp(-1) - logits.gather(-1, targets[:, None])[:, 0]
-
-
-def _blended(lm: Tensor, kd: Tensor, weight: float) -> Tensor:
-    # At the ends the other term must not turn an infinite value into NaN.
-    if weight == 0:
-        return lm
-    return kd if weight == 1 else (1 - weight) * lm + weight * kd
+        return log_probabilities(logits[..., : self.size], self.temperature)
 
 
 def check_options(

@@ -24,7 +24,7 @@ from paperhooks.logprobs import Divergence, Head, in_chunks, next_token_labels, 
 from paperhooks.models import evaluation_mode, last_hidden_state, view_of
 from torch import Tensor, nn
 
-from paperhooks_miniplm.corpus.collator import sequence_means
+from paperhooks_miniplm.algorithm import counted_inputs, negative_log_likelihood, sequence_means
 from paperhooks_miniplm.distillation.losses import (
     NO_TARGET,
     Measure,
@@ -32,7 +32,6 @@ from paperhooks_miniplm.distillation.losses import (
     check_ids,
     check_options,
     common_vocabulary,
-    surprise,
 )
 
 __all__ = ["Distil", "DistilTerm"]
@@ -118,8 +117,8 @@ class _Distillation:
         if self.official_mask:
             if not isinstance(ids, Tensor):
                 raise DataError("the batch has no input_ids to find ends of documents in; pass official_mask=False")
-            ends = torch.tensor(self._ends(context.view), device=ids.device)
-            labels = labels.masked_fill(torch.isin(ids, ends).to(labels.device), _IGNORE)
+            counted = counted_inputs(ids, self._ends(context.view))
+            labels = labels.masked_fill(~counted.to(labels.device), _IGNORE)
         if not bool((labels != _IGNORE).any()):
             raise DataError(NO_TARGET.format(rows=len(labels)))
         return labels
@@ -168,23 +167,22 @@ class Distil(_Distillation):
         and does not become part of the student. Not asked at all with ``weight`` 0.
     weight
         w between 0 and 1: share of the KD term.
-    divergence
-        "cross_entropy" (official): H(p, q) = -sum p log q, whose gradient is that of forward KL; "forward": KL(p || q),
-        which is H without the teacher's entropy; "reverse": KL(q || p); "jsd": beta KL(p || m) + (1 - beta) KL(q || m)
-        with m = beta p + (1 - beta) q.
-    beta
-        Of "jsd", between 0 and 1. At the ends it is the limit of JSD / beta and JSD / (1 - beta): KL(p || q) at 0,
-        KL(q || p) at 1.
+    official_mask
+        Also leave out what is predicted from an end-of-sequence token, whatever the labels say.
+    eos_token_id
+        That token, or several; the model's own by default.
+
+    Beyond the paper:
+
+    divergence, beta
+        "cross_entropy" (official), "forward", "reverse" or "jsd" with its beta between 0 and 1; see
+        :func:`paperhooks_miniplm.algorithm.distillation_divergence`.
     temperature
         Both logits are divided by it in the KD term, which is not multiplied by its square.
     reduction
         "sequence_mean" (official): mean over rows of each row's mean over tokens; rows without a target do not count.
         "token_mean": mean over all targets. Both are of the accumulated batch, whose rows and targets the Trainer
         counts by labels other than -100: have them masked by :class:`~paperhooks_miniplm.TrainingCollator`.
-    official_mask
-        Also leave out what is predicted from an end-of-sequence token, whatever the labels say.
-    eos_token_id
-        That token, or several; the model's own by default.
     vocabulary
         Leading logits that the KD term compares, ``len(tokenizer)``: for heads that differ by padding rows only. The LM
         term always has all of the student's logits.
@@ -233,14 +231,14 @@ class Distil(_Distillation):
 
     def _chunk_function(self, head: Head) -> Callable[..., Tensor]:
         if self.weight == 0:
-            return lambda h, targets: surprise(head.logits(h), targets)[:, None]
+            return lambda h, targets: negative_log_likelihood(head.logits(h), targets)[:, None]
         other, measure = self._other_head(), self._measure(head.vocabulary)
 
         def both(h: Tensor, targets: Tensor, g: Tensor) -> Tensor:
             with torch.no_grad():
                 known = other.logits(g)
             logits = head.logits(h)
-            return torch.stack([surprise(logits, targets), measure(logits, known.to(logits.device))], -1)
+            return torch.stack([negative_log_likelihood(logits, targets), measure(logits, known.to(logits.device))], -1)
 
         return both
 

@@ -22,6 +22,8 @@ from paperhooks.logprobs import Head, token_logprobs
 from paperhooks.models import evaluation_mode, last_hidden_state, view_of
 from torch import Tensor, nn
 
+from paperhooks_miniplm.algorithm import Array, counted_inputs
+
 __all__ = ["LogLikelihood", "OverLong", "RowScores", "ScoringWarning", "fitted", "labels_of", "longest_readable"]
 
 #: What happens to rows longer than the model may read: cut (and counted), read in pieces, or refused.
@@ -48,9 +50,9 @@ class RowScores:
         Rows that were cut to the length limit, bool [n].
     """
 
-    nll: np.ndarray[Any, Any]
-    count: np.ndarray[Any, Any]
-    cut: np.ndarray[Any, Any]
+    nll: Array
+    count: Array
+    cut: Array
 
 
 def labels_of(ids: Tensor, lengths: Tensor, end: int | None) -> Tensor:
@@ -61,13 +63,13 @@ def labels_of(ids: Tensor, lengths: Tensor, end: int | None) -> Tensor:
     """
     labels = ids[:, 1:].clone()
     there = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None]
-    counted = there if end is None else there & (ids[:, :-1] != end)
+    counted = there & counted_inputs(ids[:, :-1], () if end is None else (end,))
     return labels.masked_fill(~counted, _IGNORE)
 
 
 def fitted(
-    rows: Sequence[np.ndarray[Any, Any]], max_length: int, over_long: OverLong, first: int = 0
-) -> tuple[list[np.ndarray[Any, Any]], list[int], np.ndarray[Any, Any]]:
+    rows: Sequence[Array], max_length: int, over_long: OverLong, first: int = 0
+) -> tuple[list[Array], list[int], Array]:
     """Rows as pieces of at most ``max_length`` + 1 ids, the row that each piece belongs to, and which were cut, bool.
 
     Pieces of a split row overlap by one id, so that every token but the first is predicted once. Raises DataError for a
@@ -147,7 +149,7 @@ class LogLikelihood:
         embeddings: Any = self.view.model.get_input_embeddings()  # type: ignore[operator]
         return int(embeddings.weight.shape[0])
 
-    def score(self, rows: Sequence[np.ndarray[Any, Any]], *, first: int = 0) -> RowScores:
+    def score(self, rows: Sequence[Array], *, first: int = 0) -> RowScores:
         """Scores of rows of ids, in their order; the same whatever rows are scored together, up to rounding.
 
         :param first: number of the first row, for messages.
@@ -164,7 +166,7 @@ class LogLikelihood:
             nll[bad] = self._again([rows[i] for i in bad.tolist()])
         return RowScores(np.where(np.isfinite(nll), nll, np.nan), count, cut)
 
-    def _all(self, pieces: Sequence[np.ndarray[Any, Any]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    def _all(self, pieces: Sequence[Array]) -> tuple[Array, Array]:
         while True:
             try:
                 return self._once(pieces)
@@ -177,7 +179,7 @@ class LogLikelihood:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _once(self, pieces: Sequence[np.ndarray[Any, Any]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    def _once(self, pieces: Sequence[Array]) -> tuple[Array, Array]:
         nll, count = np.zeros(len(pieces)), np.zeros(len(pieces), dtype=np.int64)
         sums = []
         with evaluation_mode(self.view.model), torch.inference_mode():
@@ -189,7 +191,7 @@ class LogLikelihood:
             nll[batch] = found.cpu().numpy()
         return nll, count
 
-    def _batches(self, pieces: Sequence[np.ndarray[Any, Any]]) -> Iterator[list[int]]:
+    def _batches(self, pieces: Sequence[Array]) -> Iterator[list[int]]:
         usable = [i for i, ids in enumerate(pieces) if len(ids) > 1]
         if self.sort:
             usable.sort(key=lambda i: len(pieces[i]))
@@ -204,7 +206,7 @@ class LogLikelihood:
         if batch:
             yield batch
 
-    def _batch(self, rows: Sequence[np.ndarray[Any, Any]]) -> tuple[Tensor, np.ndarray[Any, Any]]:
+    def _batch(self, rows: Sequence[Array]) -> tuple[Tensor, Array]:
         """Summed negative log-likelihoods [B], float64 where the model is, and how many were counted, int64 [B]."""
         lengths = torch.tensor([len(ids) for ids in rows])
         ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
@@ -236,7 +238,7 @@ class LogLikelihood:
             )
         return torch.cat(found)
 
-    def _again(self, rows: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    def _again(self, rows: Sequence[Array]) -> Array:
         """Rows whose sum overflowed, once more with a float32 copy of the model; NaN where that does not help."""
         warnings.warn(
             f"{len(rows)} rows gave NaN or infinity in {self.view.model.dtype}; they are scored again in float32",
@@ -252,7 +254,7 @@ class LogLikelihood:
         return again.score(rows).nll
 
 
-def check_ids(rows: Sequence[np.ndarray[Any, Any]], vocabulary: int, first: int = 0) -> None:
+def check_ids(rows: Sequence[Array], vocabulary: int, first: int = 0) -> None:
     """Raise DataError for an id below 0 or not below ``vocabulary``: CUDA would fail late and without a name."""
     for number, ids in enumerate(rows):
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:

@@ -20,6 +20,8 @@ from paperhooks.io import atomic_path
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from paperhooks_miniplm.algorithm import Array, per_unit
+
 __all__ = [
     "MOST_BAD",
     "Columns",
@@ -39,7 +41,7 @@ __all__ = [
 
 #: Mean per counted token (the official code), sum over a row, or mean per byte of text.
 Normalize: TypeAlias = Literal["mean", "sum", "per_byte"]
-Columns: TypeAlias = dict[str, np.ndarray[Any, Any]]
+Columns: TypeAlias = dict[str, Array]
 
 #: A larger share of rows that are NaN or infinite means that something is wrong.
 MOST_BAD: Final = 0.001
@@ -61,21 +63,21 @@ class Scores:
         Rows that were cut to the longest length, bool [N]; none where it is None.
     """
 
-    nll: np.ndarray[Any, Any]
-    count: np.ndarray[Any, Any]
-    n_bytes: np.ndarray[Any, Any]
+    nll: Array
+    count: Array
+    n_bytes: Array
     manifest: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    cut: np.ndarray[Any, Any] | None = None
+    cut: Array | None = None
 
     def __len__(self) -> int:
         return len(self.nll)
 
     @property
-    def usable(self) -> np.ndarray[Any, Any]:
+    def usable(self) -> Array:
         """Rows with something to predict and a finite score, bool [N]."""
         return np.isfinite(self.nll) & (self.count > 0)
 
-    def values(self, normalize: Normalize = "mean") -> np.ndarray[Any, Any]:
+    def values(self, normalize: Normalize = "mean") -> Array:
         """Negative log-likelihood of each row, float64 [N]; NaN for rows that are not usable.
 
         With "per_byte" also for rows without text and for rows that were cut, of which only a part was scored. Raises
@@ -83,16 +85,13 @@ class Scores:
         """
         if normalize not in get_args(Normalize):
             raise DataError(f"normalize is {normalize!r}; expected one of {', '.join(get_args(Normalize))}")
-        rows = self.usable
+        rows, units = self.usable, {"mean": self.count, "sum": np.ones(len(self)), "per_byte": self.n_bytes}[normalize]
         if normalize == "per_byte":
             unknown = np.flatnonzero(rows & (self.n_bytes < 0))
             if len(unknown):
                 raise DataError(f"row {unknown[0]} has no byte count; score text, or a corpus packed with byte counts")
-            rows = rows & (self.n_bytes > 0) & (True if self.cut is None else ~self.cut)
-        found = np.full(len(self), np.nan)
-        below = {"mean": self.count, "sum": np.ones(len(self)), "per_byte": self.n_bytes}[normalize]
-        found[rows] = self.nll[rows] / below[rows]
-        return found
+            rows = rows & (True if self.cut is None else ~self.cut)
+        return per_unit(self.nll, np.where(rows, units, 0))
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
@@ -192,13 +191,13 @@ def read_columns(file: Path, run: str) -> Columns | None:
     return None
 
 
-def write_columns(file: Path, columns: Mapping[str, np.ndarray[Any, Any]], run: str) -> None:
+def write_columns(file: Path, columns: Mapping[str, Array], run: str) -> None:
     """Write columns [n] atomically, marked with the run that they belong to."""
     with atomic_path(file) as temporary:
         save_file({name: np.ascontiguousarray(each) for name, each in columns.items()}, temporary, {"run": run})
 
 
-def read_arrays(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray[Any, Any]]]:
+def read_arrays(path: str | Path) -> tuple[dict[str, str], dict[str, Array]]:
     """Header and arrays of a file; raises SafetensorError or OSError for one that is damaged or not there.
 
     The arrays may be written to, which changes nothing on disk.
