@@ -20,7 +20,7 @@ import time
 import torch
 from paperhooks import ModelView, attach
 from paperhooks_pyramiddrop import DecoderShape, PyramidDrop, Ranking, Schedule
-from paperhooks_pyramiddrop.algorithm import last_token
+from paperhooks_pyramiddrop.policies import last_token
 from transformers import LlamaConfig, LlamaForCausalLM
 
 TEXT = 64

@@ -44,7 +44,7 @@ class Questions:
         ids = processor.tokenizer(words, add_special_tokens=False)["input_ids"]
         self.answers = torch.tensor([i[0] for i in ids])
         self.batches = []
-        for start in tqdm(range(0, n, batch), desc="pictures"):
+        for start in tqdm(range(0, n, batch), desc="images"):
             part = questions[start : start + batch]
             inputs = processor(
                 images=[q.image() for q in part],
@@ -119,7 +119,7 @@ def main() -> None:
 
 def report(run: RunFolder, results: dict[str, Any], layers: int, n: int) -> None:
     depths = [d for d in range(1, layers) if f"keep 0 at {d}, ranked" in results]
-    blocks: list[Block] = [Paragraph(f"{n} held-out questions a setting, each about its own picture.")]
+    blocks: list[Block] = [Paragraph(f"{n} held-out questions a setting, each about its own image.")]
     for share in SHARES:
         ways = ("ranked", "random") if share else ("ranked",)
         series = {

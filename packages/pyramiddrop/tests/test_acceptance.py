@@ -11,8 +11,8 @@ from oracle_pyramiddrop import kept, masked
 from paperhooks import DataError, PluginConflict, PluginIncompatible, UnsupportedGeneration, UnsupportedModel, attach
 from paperhooks.compat import SAFE_CHECKPOINTING
 from paperhooks.testing import fingerprint, tiny_llama, tiny_text, tiny_vlm, vlm_inputs
-from paperhooks_pyramiddrop import PyramidDrop, Ranking, Schedule, solve_ratio
-from paperhooks_pyramiddrop import algorithm as ranking
+from paperhooks_pyramiddrop import PyramidDrop, Ranking, Schedule, policies, solve_ratio
+from paperhooks_pyramiddrop.algorithm import choose
 from transformers import DynamicCache, StaticCache, Trainer, TrainingArguments
 
 STAGES = {2: 0.5, 4: 0.25}
@@ -220,7 +220,7 @@ def test_loss_and_gradients_equal_the_oracle(pad, checkpointing, restore, monkey
 
     def counting(given: Ranking):
         calls.append(given.layer)
-        return ranking.last_token(given)
+        return policies.last_token(given)
 
     if checkpointing is not None:
         model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
@@ -296,7 +296,7 @@ def test_labels_decide_the_query_rows_also_in_evaluation():
 
     def spy(given: Ranking):
         seen.append((given.query_rows.clone(), given.query_valid.clone()))
-        return ranking.last_token(given)
+        return policies.last_token(given)
 
     inputs = vlm_inputs(model, ((3, 12, 9), (3, 12, 9)))
     labels = torch.full_like(inputs["input_ids"], -100)
@@ -375,7 +375,7 @@ def test_ranking_projects_one_query_row_and_never_builds_n_by_n():
             for name in ("q_proj", "k_proj", "v_proj", "o_proj")
         ]
         with counter, sizes:
-            scores = ranking.last_token(given)
+            scores = policies.last_token(given)
         for handle in handles:
             handle.remove()
         return scores
@@ -571,7 +571,7 @@ def test_segments_keep_their_own_share():
 @torch.no_grad()
 def test_not_a_number_is_the_lowest_score():
     scores = torch.tensor([[float("nan"), 1.0, float("nan"), 2.0]])
-    keep = ranking.choose(scores, torch.ones(1, 4, dtype=torch.int64), torch.zeros(1, 4).bool(), torch.tensor([[0, 3]]))
+    keep = choose(scores, torch.ones(1, 4, dtype=torch.int64), torch.zeros(1, 4).bool(), torch.tensor([[0, 3]]))
     assert keep.tolist() == [[True, True, False, True]]
 
 
@@ -689,7 +689,7 @@ def test_half_precision_keeps_what_float32_ranks_best(dtype):
 
     def spy(given: Ranking):
         states.append(given)
-        return ranking.last_token(given)
+        return policies.last_token(given)
 
     with attach(model, PyramidDrop(stages={2: 0.5}, rank=spy, record=drops)):
         out = model(**vlm_inputs(model, ONE))
@@ -710,7 +710,7 @@ def test_half_precision_keeps_what_float32_ranks_best(dtype):
         visual=given.visual,
         generator=given.generator,
     )
-    exact = ranking.last_token(again)[0][given.visual[0]]
+    exact = policies.last_token(again)[0][given.visual[0]]
     chosen = drops[0].kept[0][drops[0].visual[0]]
     ulp = torch.finfo(dtype).eps * exact.max()
     assert exact[chosen].min() >= exact[~chosen].max() - ulp
@@ -740,7 +740,7 @@ def test_a_function_chooses_the_query_rows():
 
     def spy(given: Ranking):
         seen.append(given.query_rows[given.query_valid].tolist())
-        return ranking.last_token(given)
+        return policies.last_token(given)
 
     def second(call):
         return torch.arange(call.query_length).expand(call.input_ids.shape) == 1
@@ -766,7 +766,7 @@ def test_visual_token_ids_for_a_config_that_names_none(monkeypatch):
 # -- policies ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rank", sorted(ranking.POLICIES))
+@pytest.mark.parametrize("rank", sorted(policies.POLICIES))
 @torch.no_grad()
 def test_every_policy_keeps_the_right_number(rank):
     model, drops = tiny_vlm(), []

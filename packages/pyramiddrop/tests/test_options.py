@@ -13,8 +13,7 @@ import torch
 from paperhooks import attach
 from paperhooks.plugins import describe_method
 from paperhooks.testing import check_options, tiny_vlm, vlm_inputs
-from paperhooks_pyramiddrop import PaperPyramidDrop, PyramidDrop, RandomDrop, Ranking, Schedule
-from paperhooks_pyramiddrop import algorithm as ranking
+from paperhooks_pyramiddrop import PaperPyramidDrop, PyramidDrop, RandomDrop, Ranking, Schedule, policies
 
 METHODS = [PyramidDrop, PaperPyramidDrop, RandomDrop]
 
@@ -113,16 +112,16 @@ class Scorer:
     factor: float
 
     def __call__(self, given: Ranking):
-        return ranking.last_token(given) * self.factor
+        return policies.last_token(given) * self.factor
 
 
 def scaled(given: Ranking, factor: float):
-    return ranking.last_token(given) * factor
+    return policies.last_token(given) * factor
 
 
 @pytest.mark.parametrize(
     "rank",
-    [functools.partial(scaled, factor=2.0), Scorer(2.0), Scorer(2.0).__call__, ranking.last_token],
+    [functools.partial(scaled, factor=2.0), Scorer(2.0), Scorer(2.0).__call__, policies.last_token],
     ids=["partial", "object", "method", "function"],
 )
 @torch.no_grad()

@@ -8,8 +8,8 @@ import pytest
 import torch
 from paperhooks import HookError, attach
 from paperhooks.testing import tiny_llama, tiny_vlm, vlm_inputs
-from paperhooks_pyramiddrop import PyramidDrop, Ranking
-from paperhooks_pyramiddrop import algorithm as ranking
+from paperhooks_pyramiddrop import PyramidDrop, Ranking, policies
+from paperhooks_pyramiddrop.algorithm import choose
 
 STAGES = {2: 0.5, 4: 0.25}
 PARTS = [((3, 12, 5),), ((2, 24, 6), (4, 8, 3, 12, 2)), ((1, 40, 3), (5, 9, 4))]
@@ -19,7 +19,7 @@ LOW = [torch.bfloat16, torch.float16]
 def kept_by_scores(given: Ranking, scores, kept):
     """What the ``kept`` [B, n] best would be by ``scores``, of the visual tokens, as many as were kept."""
     limits = torch.stack([torch.zeros(len(kept), dtype=torch.int64), (kept & given.visual).sum(1)], 1)
-    return ranking.choose(scores, given.visual.long(), torch.zeros_like(given.visual), limits)
+    return choose(scores, given.visual.long(), torch.zeros_like(given.visual), limits)
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=["bf16", "fp16"])
@@ -30,7 +30,7 @@ def test_autocast_does_not_reach_the_ranking(policy, dtype):
     model, seen, compared = tiny_vlm(), [], 0
 
     def spy(given: Ranking):
-        seen.append((given, ranking.POLICIES[policy](given)))
+        seen.append((given, policies.POLICIES[policy](given)))
         return seen[-1][1]
 
     for seed in range(6):
@@ -39,7 +39,7 @@ def test_autocast_does_not_reach_the_ranking(policy, dtype):
             with attach(model, PyramidDrop(stages=STAGES, rank=spy)), torch.autocast("cpu", dtype):
                 model(**vlm_inputs(model, parts, seed=seed))
             for given, scores in seen:
-                again = ranking.POLICIES[policy](replace(given, hidden_states=given.hidden_states.float()))
+                again = policies.POLICIES[policy](replace(given, hidden_states=given.hidden_states.float()))
                 assert scores.dtype == torch.float32
                 assert torch.equal(scores, again)
                 compared += len(scores)
@@ -53,13 +53,13 @@ def test_the_kept_sets_under_autocast_are_those_of_float32(dtype):
 
     def spy(given: Ranking):
         seen.append(given)
-        return ranking.last_token(given)
+        return policies.last_token(given)
 
     for seed in range(10):
         with attach(model, PyramidDrop(stages={2: 0.5}, rank=spy, record=drops)), torch.autocast("cpu", dtype):
             model(**vlm_inputs(model, PARTS[2], seed=seed))
     for given, drop in zip(seen, drops, strict=True):
-        exact = ranking.last_token(replace(given, hidden_states=given.hidden_states.float()))
+        exact = policies.last_token(replace(given, hidden_states=given.hidden_states.float()))
         assert torch.equal(kept_by_scores(given, exact, drop.kept) & given.real, drop.kept)
 
 
@@ -80,7 +80,7 @@ def test_a_policy_of_ones_own_runs_without_autocast_too(dtype):
     assert seen == [(False, torch.float32, False)] * 2
 
 
-@pytest.mark.parametrize("policy", sorted(ranking.POLICIES))
+@pytest.mark.parametrize("policy", sorted(policies.POLICIES))
 @pytest.mark.parametrize("dtype", LOW, ids=["bf16", "fp16"])
 @torch.no_grad()
 def test_half_precision_states_under_autocast_meet_float32_weights(dtype, policy):

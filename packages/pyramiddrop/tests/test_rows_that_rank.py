@@ -13,8 +13,7 @@ import torch
 from paperhooks import Traits, hookimpl
 from paperhooks.testing import image_outputs
 from paperhooks.tokens import compact
-from paperhooks_pyramiddrop import Drop, PyramidDrop, RandomDrop, Ranking
-from paperhooks_pyramiddrop import algorithm as ranking
+from paperhooks_pyramiddrop import Drop, PyramidDrop, RandomDrop, Ranking, policies
 from reading import IGNORE, Reading
 
 STAGES = {2: 0.5, 4: 0.25, 6: 0.125}
@@ -279,7 +278,7 @@ def test_behind_a_method_that_drops_the_last_token_the_one_before_it_ranks():
 
     def spy(given: Ranking):
         seen.append((given.query_rows[given.query_valid].tolist(), given.hidden_states.shape[1]))
-        return ranking.last_token(given)
+        return policies.last_token(given)
 
     with paperhooks.attach(model, DropsText(last=True), PyramidDrop(stages=STAGES, rank=spy, record=drops)):
         model(**batch, mm_encoder_outputs={"image": image_outputs(model, features)})

@@ -7,8 +7,7 @@ import torch
 from paperhooks import DataError, HooksTrainerMixin, attach
 from paperhooks.compat import SAFE_CHECKPOINTING
 from paperhooks.testing import tiny_vlm, vlm_inputs
-from paperhooks_pyramiddrop import PyramidDrop, Ranking
-from paperhooks_pyramiddrop import algorithm as ranking
+from paperhooks_pyramiddrop import PyramidDrop, Ranking, policies
 from transformers import Trainer, TrainingArguments
 
 STAGES = {2: 0.5, 4: 0.25}
@@ -26,7 +25,7 @@ def batch_of(model, pad="right"):
 def spied(seen, **options):
     def spy(given: Ranking):
         seen.append(given.query_rows[given.query_valid].tolist())
-        return ranking.last_token(given)
+        return policies.last_token(given)
 
     return PyramidDrop(stages=STAGES, rank=spy, **options)
 

@@ -1,4 +1,4 @@
-"""Around the method: calibration, commands, pictures and the demo."""
+"""Around the method: calibration, commands, figures and the demo."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_overlay_shows_kept_tokens_clear_and_dropped_ones_dark():
     assert pixels[:16].min() == 1.0
     assert pixels[16:].max() < 0.3
     assert len(after.patches) == 3
-    assert "4 of 16 tokens" in after.get_title()
+    assert "4 of 16 image tokens" in after.get_title()
 
 
 def test_the_default_schedule_of_a_model():
@@ -97,7 +97,7 @@ def test_the_default_schedule_of_a_model():
     assert decoder_shape(view) == DecoderShape(layers=6, hidden=32, intermediate=64, kv_width=16)
 
 
-def test_one_picture_is_illustrated(tmp_path):
+def test_one_image_is_illustrated(tmp_path):
     testbed = pytest.importorskip("paperhooks_testbed")
     pytest.importorskip("matplotlib")
     from paperhooks import DataError
@@ -110,6 +110,7 @@ def test_one_picture_is_illustrated(tmp_path):
     assert "What each stage sees" in text
     assert (tmp_path / "overlay.png").stat().st_size > 1000
     assert (tmp_path / "staircase.svg").exists()
+    assert "49 image tokens kept" in text, "a quarter of 196; text is not counted with them"
     result = json.loads((tmp_path / "result.json").read_text())
     assert 0.4 < result["results"]["flops_ratio"] < 1
     assert not model.get_decoder().layers[4]._forward_pre_hooks

@@ -1,90 +1,121 @@
-"""Which visual tokens to keep: scores by policy, and the choice of the best. Pure functions on tensors.
+"""PyramidDrop in formulas, as functions on numbers and tensors (arXiv 2410.17247).
 
-B batch, n tokens alive, m query rows, D width.
+The decoder is cut into stages. At the end of every stage but the last, rho_s = lambda^s of the N0 visual tokens go on:
+those to which the last instruction token pays the most attention (section 3.2). Text is never dropped. As in the
+official code, the stage's end is the entry of the next layer r_s, whose norm and projections rank. B batch, T tokens of
+the forward, n of them still alive, m rows that rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
-
 import torch
-from paperhooks import HookError, Site
-from paperhooks.io import function_or_choice
-from paperhooks.models import ModelView, causal_attention, full_precision, queries_and_keys
 from torch import Tensor
 
-__all__ = ["POLICIES", "Policy", "Ranking", "choose", "key_norm", "last_token", "policy_of", "ranked", "states_of"]
+__all__ = [
+    "choose",
+    "even_layers",
+    "importance",
+    "instruction_ends",
+    "kept_tokens",
+    "last_of",
+    "layer_flops",
+    "preceding",
+    "stage_ratios",
+    "stand_ins",
+]
 
 
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """What a policy may look at when it scores the tokens alive at the entry of layer ``layer``.
+# -- the schedule: where to drop, and how much -------------------------------------------------------------------------
 
-    hidden_states [B, n, D]; position_embeddings (cos, sin) or None; query_rows int64 [B, m] and query_valid bool
-    [B, m] (the instruction tokens that rank); real bool [B, n] (False: padding or an empty slot); visual bool [B, n].
+
+def even_layers(n_layers: int, stages: int) -> tuple[int, ...]:
+    """Drop layers r_s = s * floor(L / S): the even split behind the published FLOPs (stage ablation).
+
+    >>> even_layers(32, 4)
+    (8, 16, 24)
     """
-
-    view: ModelView
-    layer: int
-    hidden_states: Tensor
-    position_embeddings: tuple[Tensor, Tensor] | None
-    query_rows: Tensor
-    query_valid: Tensor
-    real: Tensor
-    visual: Tensor
-    generator: torch.Generator
+    return tuple(s * (n_layers // stages) for s in range(1, stages))
 
 
-#: Gives every token alive a score [B, n]; the visual tokens with the largest are kept.
-Policy: TypeAlias = Callable[[Ranking], Tensor]
+def stage_ratios(ratio: float, drops: int) -> tuple[float, ...]:
+    """Shares of the visual tokens that are left behind each drop: rho_s = lambda^s (section 3.2).
 
-
-def last_token(ranking: Ranking) -> Tensor:
-    """The paper's score: attention of the last instruction token in the layer about to run, averaged over heads.
-
-    With several query rows (training on several answers) their rows are averaged. float32 [B, n].
+    >>> stage_ratios(0.5, 3)
+    (0.5, 0.25, 0.125)
     """
-    states, tables, rows = ranking.hidden_states, ranking.position_embeddings, ranking.query_rows
-    attention = causal_attention(ranking.view, ranking.layer, states, tables, rows, ranking.real)  # [B, m, n]
-    weight = ranking.query_valid.to(attention)[..., None]
+    return tuple(ratio**s for s in range(1, drops + 1))
+
+
+def kept_tokens(tokens: int, ratio: float) -> int:
+    """How many of ``tokens`` visual tokens a share is: ``int(N0 * rho_s)``, cut off as in the official code.
+
+    >>> kept_tokens(100, 0.29)
+    28
+    """
+    return int(tokens * ratio)
+
+
+def layer_flops(tokens: int, hidden: int, intermediate: int, kv_width: int) -> float:
+    """Multiply-adds of one layer at n tokens: 4 n d^2 + 2 n^2 d + 3 n d m (section 3.3).
+
+    The two of the four d^2 that belong to keys and values shrink with ``kv_width`` where heads share them.
+    """
+    linear = 2 * hidden * hidden + 2 * hidden * kv_width + 3 * hidden * intermediate
+    return tokens * linear + 2 * tokens * tokens * hidden
+
+
+# -- the rows that rank ------------------------------------------------------------------------------------------------
+
+
+def last_of(rows: Tensor) -> Tensor:
+    """The last True of every row, bool [B, T]: the last instruction token of a prompt; none where there is none."""
+    position = torch.arange(1, rows.shape[1] + 1, device=rows.device) * rows
+    return torch.zeros_like(rows).scatter(1, position.argmax(dim=1, keepdim=True), True) & rows
+
+
+def instruction_ends(targets: Tensor, candidates: Tensor) -> Tensor:
+    """In training: the ends of all instructions, bool [B, T] (official code; section 3.2 speaks of one).
+
+    A row ranks if it is no target and the next token is one. Where that row is no candidate, the nearest before it.
+
+    :param targets: bool [B, T], the tokens that the loss asks for. :param candidates: bool [B, T], rows that may rank.
+    """
+    return stand_ins(preceding(targets), candidates) & ~targets
+
+
+def preceding(rows: Tensor) -> Tensor:
+    """The rows in front of the given ones, bool [B, T]: those that predict them."""
+    return torch.nn.functional.pad(rows[:, 1:], (0, 1), value=False)
+
+
+def stand_ins(marked: Tensor, alive: Tensor) -> Tensor:
+    """In place of every ``marked`` position the nearest one ``alive`` at or before it, if any; all bool [B, T]."""
+    length = marked.shape[1]
+    columns = torch.arange(length, device=marked.device).expand_as(marked)
+    nearest = columns.masked_fill(~alive, -1).cummax(1).values
+    found = nearest.masked_fill(~marked | (nearest < 0), length)  # a column behind the last, which is cut off
+    return marked.new_zeros(len(marked), length + 1).scatter(1, found, True)[:, :-1]
+
+
+# -- ranking and dropping ----------------------------------------------------------------------------------------------
+
+
+def importance(attention: Tensor, valid: Tensor) -> Tensor:
+    """The score of every token alive: the attention that the ranking rows pay it (section 3.2).
+
+    :param attention: float32 [B, m, n], softmax(q K^T / sqrt(h)) of those rows, averaged over heads.
+    :param valid: bool [B, m], which of the m rows there are; several (in training) are averaged.
+    :return: float32 [B, n].
+    """
+    weight = valid.to(attention)[..., None]
     return (attention * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-def random(ranking: Ranking) -> Tensor:
-    """A control: every visual token is as likely to stay as any other. Seeded by the method's ``seed``."""
-    scores = torch.rand(ranking.visual.shape, generator=ranking.generator)
-    return scores.to(ranking.hidden_states.device)
-
-
-def mean_text(ranking: Ranking) -> Tensor:
-    """Cosine similarity to the mean of the text tokens' hidden states. Needs no projection."""
-    x = ranking.hidden_states.float()
-    text = (ranking.real & ~ranking.visual).to(x)[..., None]
-    mean = (x * text).sum(1, keepdim=True) / text.sum(1, keepdim=True).clamp(min=1)
-    return torch.cosine_similarity(x, mean, dim=-1)
-
-
-def key_norm(ranking: Ranking) -> Tensor:
-    """Small keys first: tokens whose key has a small norm tend to be attended to. Needs no query."""
-    _, k = queries_and_keys(ranking.view, ranking.layer, ranking.hidden_states, None, ranking.query_rows[:, :1])
-    return -k.norm(dim=-1).mean(1)
-
-
-POLICIES: Final[dict[str, Policy]] = {
-    "last_token": last_token,
-    "random": random,
-    "mean_text": mean_text,
-    "key_norm": key_norm,
-}
-
-
 def choose(scores: Tensor, segments: Tensor, protected: Tensor, keep: Tensor) -> Tensor:
-    """Keep the best visual tokens of every segment, and all text.
+    """Keep the best visual tokens of every segment, and all text (section 3.2; there a sample is one segment).
 
     :param scores: float [B, n]; NaN counts as the lowest score.
-    :param segments: int64 [B, n]: 0 for text, s > 0 for a visual token of segment s. Paper: one segment a sample.
+    :param segments: int64 [B, n]: 0 for text, s > 0 for a visual token of segment s.
     :param protected: bool [B, n]: visual tokens that must stay; they count towards ``keep``.
     :param keep: int64 [B, S+1]: tokens to keep of each segment (entry 0 is ignored). Never fewer than are protected.
     :return: bool [B, n]. Ties go to the earlier token.
@@ -101,37 +132,3 @@ def choose(scores: Tensor, segments: Tensor, protected: Tensor, keep: Tensor) ->
     must = torch.zeros_like(keep).scatter_add(1, segments, (protected & visual).long())
     limit = torch.maximum(keep, must)
     return ~visual | ((place - start.gather(1, segments)) < limit.gather(1, segments))
-
-
-def policy_of(rank: str | Policy) -> Policy:
-    """A policy by name, or whatever can be called. Raises ValueError naming the known ones."""
-    found = function_or_choice("rank", rank, tuple(POLICIES))
-    return POLICIES[found] if isinstance(found, str) else found
-
-
-def states_of(site: Site, hidden_states: Tensor) -> Tensor:
-    """What a layer is about to receive, without gradient and under autocast in no lower precision than its weights."""
-    states = hidden_states.detach()
-    if not torch.is_autocast_enabled(states.device.type):
-        return states
-    dtypes = (p.dtype for p in site.layer.parameters() if p.ndim > 1 and p.is_floating_point() and p.element_size() > 1)
-    return states.to(torch.promote_types(states.dtype, next(dtypes, states.dtype)))
-
-
-def ranked(policy: Policy, ranking: Ranking) -> Tensor:
-    """The scores that a policy gives, float [B, n], without gradient and in full precision.
-
-    Autocast around the model's forward does not reach into a policy: the same states rank alike with it and without.
-
-    :raises HookError: the policy gives anything but a number for every token.
-    """
-    with torch.no_grad(), full_precision(ranking.hidden_states.device):
-        scores: Any = policy(ranking)
-    expected = list(ranking.real.shape)
-    if isinstance(scores, Tensor) and list(scores.shape) == expected and not scores.is_complex():
-        return scores if scores.is_floating_point() else scores.float()
-    tensor = isinstance(scores, Tensor)
-    found = f"{str(scores.dtype).removeprefix('torch.')} {list(scores.shape)}" if tensor else type(scores).__name__
-    raise HookError(
-        f"pyramiddrop: rank at layer {ranking.layer} returned {found}; expected float {expected}, a score a token"
-    )

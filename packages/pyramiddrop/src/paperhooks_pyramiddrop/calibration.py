@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from paperhooks import ModelView, attach
+from paperhooks.logprobs import divergence_of
 from torch import Tensor
 from tqdm import tqdm
 
-from paperhooks_pyramiddrop.algorithm import Policy
 from paperhooks_pyramiddrop.method import PyramidDrop
+from paperhooks_pyramiddrop.policies import Policy
 from paperhooks_pyramiddrop.schedule import Schedule
 
 __all__ = ["Calibration", "calibrate"]
@@ -84,7 +85,7 @@ def calibrate(
     for layer, ratio in tqdm(total, desc="drops", disable=not progress):
         with attach(model, PyramidDrop(stages={layer: ratio}, rank=rank)):
             for batch, expected in zip(batches, plain, strict=True):
-                total[layer, ratio] += float(_divergence(expected, _distribution(model, batch)))
+                total[layer, ratio] += float(divergence_of(expected, _distribution(model, batch)).sum())
     return Calibration({key: value / count for key, value in total.items()}, count)
 
 
@@ -92,7 +93,3 @@ def _distribution(model: Any, batch: Mapping[str, Any]) -> Tensor:
     """Log-probabilities of the next token, float32 [B, V]."""
     logits: Tensor = model(**dict(batch), use_cache=False, logits_to_keep=1).logits[:, -1]
     return logits.float().log_softmax(-1)
-
-
-def _divergence(expected: Tensor, got: Tensor) -> Tensor:
-    return torch.nn.functional.kl_div(got, expected, log_target=True, reduction="sum")

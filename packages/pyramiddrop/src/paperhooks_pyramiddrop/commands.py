@@ -1,4 +1,4 @@
-"""``paperhooks pyramiddrop ...``: schedules and their savings, the solver, and pictures of a drop."""
+"""``paperhooks pyramiddrop ...``: schedules and their savings, the solver, and figures of a drop."""
 
 from __future__ import annotations
 
@@ -7,34 +7,27 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from paperhooks.cli import Model, usage_errors
 
 __all__ = ["add_commands"]
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add the command group ``pyramiddrop`` to the application."""
-    group = typer.Typer(name="pyramiddrop", help="PyramidDrop: schedules, savings, pictures.", no_args_is_help=True)
+    group = typer.Typer(name="pyramiddrop", help="PyramidDrop: schedules, savings, figures.", no_args_is_help=True)
     for command in (schedule, solve, illustrate):
-        group.command()(command)
+        group.command()(usage_errors(command))
     app.add_typer(group)
 
 
-def _option(name: str, text: str) -> Any:
-    return typer.Option(name, help=text)
-
-
-def _argument(text: str) -> Any:
-    return typer.Argument(help=text)
-
-
 def schedule(
-    layers: Annotated[int, _option("--layers", "Decoder layers.")] = 32,
-    tokens: Annotated[int, _option("--tokens", "Visual tokens of the prompt.")] = 576,
-    stages: Annotated[int, _option("--stages", "Stages of an even split.")] = 4,
-    ratio: Annotated[float, _option("--ratio", "Share kept from stage to stage (lambda).")] = 0.5,
-    drops: Annotated[str, _option("--drops", "Drop layers, such as 8,16,24, in place of an even split.")] = "",
-    hidden: Annotated[int, _option("--hidden", "Hidden width.")] = 4096,
-    intermediate: Annotated[int, _option("--intermediate", "Width of the MLP.")] = 11008,
+    layers: Annotated[int, typer.Option(help="Decoder layers.")] = 32,
+    tokens: Annotated[int, typer.Option(help="Visual tokens of the prompt.")] = 576,
+    stages: Annotated[int, typer.Option(help="Stages of an even split.")] = 4,
+    ratio: Annotated[float, typer.Option(help="Share kept from stage to stage (lambda).")] = 0.5,
+    drops: Annotated[str, typer.Option(help="Drop layers, such as 8,16,24, in place of an even split.")] = "",
+    hidden: Annotated[int, typer.Option(help="Hidden width.")] = 4096,
+    intermediate: Annotated[int, typer.Option(help="Width of the MLP.")] = 11008,
 ) -> None:
     """Show what a schedule keeps and saves."""
     from paperhooks_pyramiddrop.schedule import DecoderShape, Schedule
@@ -53,10 +46,10 @@ def schedule(
 
 
 def solve(
-    average: Annotated[float, _option("--average", "Visual tokens a layer, on average.")],
-    drops: Annotated[str, _option("--drops", "Drop layers, such as 2,8,16.")] = "2,8,16",
-    layers: Annotated[int, _option("--layers", "Decoder layers.")] = 32,
-    tokens: Annotated[int, _option("--tokens", "Visual tokens of the prompt.")] = 576,
+    average: Annotated[float, typer.Option(help="Visual tokens a layer, on average.")],
+    drops: Annotated[str, typer.Option(help="Drop layers, such as 2,8,16.")] = "2,8,16",
+    layers: Annotated[int, typer.Option(help="Decoder layers.")] = 32,
+    tokens: Annotated[int, typer.Option(help="Visual tokens of the prompt.")] = 576,
 ) -> None:
     """Find the lambda that meets an average token budget."""
     from paperhooks_pyramiddrop.schedule import Schedule, solve_ratio
@@ -67,24 +60,26 @@ def solve(
 
 
 def illustrate(
-    model: Annotated[str, _argument("Model folder or hub name, or 'testbed'.")],
-    image: Annotated[Path, _argument("Picture.")],
-    prompt: Annotated[str, _argument("Question; with the processor's image placeholder, which is added if missing.")],
-    out: Annotated[Path, _option("--out", "Folder for report.html and the figures.")] = Path("pyramiddrop-report"),
-    stages: Annotated[str, _option("--stages", "Number of stages, or layer=ratio,... such as 8=0.5,16=0.25.")] = "4",
+    model: Model,
+    image: Annotated[Path, typer.Argument(help="Image file.", exists=True, dir_okay=False)],
+    prompt: Annotated[str, typer.Argument(help="Question; the processor's image placeholder is added if missing.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.html and the figures.")] = Path("pyramiddrop-report"),
+    stages: Annotated[str, typer.Option(help="Number of stages, or layer=ratio,... such as 8=0.5,16=0.25.")] = "4",
 ) -> None:
-    """Answer a question about a picture with and without PyramidDrop, and draw what each stage sees."""
-    from PIL import Image
+    """Answer a question about an image with and without PyramidDrop, and draw what each stage sees.
+
+    The model testbed is that of the demo.
+    """
+    from paperhooks.io import read_image
 
     from paperhooks_pyramiddrop.method import PyramidDrop
     from paperhooks_pyramiddrop.report import illustrate as draw
 
+    shown = read_image(image)
     loaded, processor = _load(model)
     token = getattr(processor, "image_token", "<image>")
     text = prompt if token in prompt else f"{token} {prompt}"
-    with Image.open(image) as picture:
-        html = draw(loaded, processor, picture.convert("RGB"), text, out, PyramidDrop(stages=_stages(stages)))
-    typer.echo(f"report: {html}")
+    typer.echo(f"report: {draw(loaded, processor, shown, text, out, PyramidDrop(stages=_stages(stages)))}")
 
 
 def _layers(text: str) -> list[int]:
@@ -98,10 +93,8 @@ def _stages(text: str) -> Any:
 
 
 def _load(name: str) -> tuple[Any, Any]:
-    if name == "testbed":
-        from paperhooks_pyramiddrop.demo import load_testbed
+    from paperhooks.cli import load_model, load_processor
 
-        return load_testbed()
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from paperhooks_pyramiddrop.demo import load_testbed
 
-    return AutoModelForImageTextToText.from_pretrained(name).eval(), AutoProcessor.from_pretrained(name)
+    return load_testbed() if name == "testbed" else (load_model(name), load_processor(name))

@@ -1,4 +1,4 @@
-"""The demo: a small vision-language model answers questions about pictures, with every image token and with few."""
+"""The demo: a small vision-language model answers questions about images, with every image token and with few."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def load_testbed() -> tuple[Any, Any]:
 
 
 def run(context: DemoContext) -> None:
-    """Ask some twenty questions about a few generated pictures, plain and attached, and write report.html."""
+    """Ask some twenty questions about a few generated images, plain and attached, and write report.html."""
     model, processor = load_testbed()
     from paperhooks_testbed import prompt
 
     questions = _questions(2 if context.quick else 5, context.seed)
     prompts, images = [prompt(q) for q in questions], [q.image() for q in questions]
-    context.echo(f"{len(questions)} questions about {len({q.scene_index for q in questions})} pictures")
+    context.echo(f"{len(questions)} questions about {len({q.scene_index for q in questions})} images")
     settings = [
         ("every image token", None),
         ("PyramidDrop", PyramidDrop(stages=STAGES)),
@@ -61,12 +61,12 @@ def run(context: DemoContext) -> None:
     _report(context, model, processor, questions, found, right)
 
 
-def _questions(pictures: int, seed: int) -> list[Any]:
-    """Four questions or so about each of a few test pictures, of every kind."""
+def _questions(images: int, seed: int) -> list[Any]:
+    """Four questions or so about each of a few test images, of every kind."""
     from paperhooks_testbed import generate_scene, questions_for
 
     chosen = []
-    for index in range(pictures):
+    for index in range(images):
         scene = generate_scene("test", 1000 * seed + index)
         chosen += questions_for(scene, random.Random(f"{seed}-{index}"))
     return chosen
@@ -91,7 +91,7 @@ def _ask(model: Any, processor: Any, images: list[Any], prompts: list[str], name
 
 def _print(context: DemoContext, questions: list[Any], found: list[_Answers], right: list[list[bool]]) -> None:
     width = max(len(q.text) for q in questions)
-    context.echo(f"{'picture':>7}  {'question':<{width}}  {'right':<12} " + " ".join(f"{a.setting:<18}" for a in found))
+    context.echo(f"{'image':>7}  {'question':<{width}}  {'right':<12} " + " ".join(f"{a.setting:<18}" for a in found))
     for i, question in enumerate(questions):
         cells = [f"{a.texts[i]}{'' if r[i] else '  (wrong)'}" for a, r in zip(found, right, strict=True)]
         line = " ".join(f"{c:<18}" for c in cells)
@@ -125,7 +125,7 @@ def _report(
     blocks: list[Block] = [
         Paragraph(
             f"A vision-language model of {model.num_parameters() / 1e6:.1f} million parameters answers questions "
-            "about generated pictures: once with all 196 image tokens in every layer, once with PyramidDrop, once with "
+            "about generated images: once with all 196 image tokens in every layer, once with PyramidDrop, once with "
             "as many tokens chosen at random. So few questions only show how it looks; "
             "the claims table (paperhooks claims pyramiddrop) has the measured accuracies."
         ),
@@ -134,16 +134,16 @@ def _report(
     shown = [questions[i] for i in (0, len(questions) // 2, len(questions) - 1)]
     for number, question in enumerate(shown):
         seen = observe(model, processor, question.image(), prompt(question), PyramidDrop(stages=STAGES), 2)
-        question.image().save(context.out / f"picture-{number}.png")
+        question.image().save(context.out / f"image-{number}.png")
         blocks += [
             Heading(question.text),
-            Image(f"picture-{number}.png", alt=f"generated picture {question.scene_index}"),
+            Image(f"image-{number}.png", alt=f"generated image {question.scene_index}"),
             Paragraph(f"Right: {question.answer}. All tokens: {seen.plain_answer}. PyramidDrop: {seen.answer}."),
             *figure_blocks(run, f"overlay-{number}", question.image(), seen),
         ]
     blocks += [Heading("What it costs"), *cost_blocks(run, seen), Heading("Every question")]
     rows = [(q.scene_index, q.kind, q.text, q.answer, *(a.texts[i] for a in found)) for i, q in enumerate(questions)]
-    blocks.append(Table(("picture", "kind", "question", "right", *(a.setting for a in found)), rows))
+    blocks.append(Table(("image", "kind", "question", "right", *(a.setting for a in found)), rows))
     run.record(settings=summary, flops_ratio=seen.savings.flops_ratio)
     html = run.report("PyramidDrop on the test bed", blocks)
     run.finish()

@@ -1,9 +1,8 @@
-"""A record of what was dropped, for pictures and analysis."""
+"""A record of what was dropped, for figures and analysis."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +14,8 @@ __all__ = ["Drop", "recorded"]
 class Drop:
     """One drop as it happened, on the CPU: what ``record`` collects.
 
-    layer; kept bool [B, T] in original coordinates; scores float32 [B, T] with NaN where nothing was scored; visual
-    bool [B, T].
+    layer; kept bool [B, T] in original coordinates, text included; scores float32 [B, T] with NaN where nothing was
+    scored; visual bool [B, T], the visual tokens that were ranked.
     """
 
     layer: int
@@ -24,17 +23,18 @@ class Drop:
     scores: Tensor
     visual: Tensor
 
+    def kept_visual(self, row: int = 0) -> int:
+        """How many visual tokens of a row went on."""
+        return int((self.kept & self.visual)[row].sum())
+
 
 def recorded(layer: int, keep: Tensor, scores: Tensor, visual: Tensor, index: Tensor, length: int) -> Drop:
     """A drop in original coordinates, from what a layer had: bool ``keep`` and ``visual`` and float ``scores``, [B, n],
     and int64 ``index`` [B, n] of those tokens among ``length``."""
-    full: dict[str, Any] = {
-        "kept": torch.zeros(index.shape[0], length, dtype=torch.bool),
-        "scores": torch.full((index.shape[0], length), torch.nan),
-        "visual": torch.zeros(index.shape[0], length, dtype=torch.bool),
-    }
-    index = index.cpu()
-    full["kept"].scatter_(1, index, keep.cpu())
-    full["visual"].scatter_(1, index, visual.cpu())
-    full["scores"].scatter_(1, index, scores.detach().float().cpu().masked_fill(~visual.cpu(), torch.nan))
-    return Drop(layer, **full)
+    index, visual = index.cpu(), visual.cpu()
+
+    def spread(values: Tensor, empty: float | bool) -> Tensor:
+        return torch.full((index.shape[0], length), empty).scatter_(1, index, values)
+
+    seen = scores.detach().float().cpu().masked_fill(~visual, torch.nan)
+    return Drop(layer, spread(keep.cpu(), False), spread(seen, torch.nan), spread(visual, False))

@@ -1,4 +1,4 @@
-"""Pictures of a drop: the tokens kept on the image, the tokens-per-layer staircase, the cost before and after."""
+"""Figures of a drop: the tokens kept on the image, the tokens-per-layer staircase, the cost before and after."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GREY = "#7b8696"
 
 
 def overlay_figure(image: Image, drops: Sequence[Drop], part: GridPart, row: int = 0) -> Figure:
-    """The picture as every stage sees it: kept tokens clear, dropped ones dark, framed by their score.
+    """The image as every stage sees it: kept tokens clear, dropped ones dark, framed by their score.
 
     :param image: what the model was shown. :param drops: what ``PyramidDrop(record=...)`` collected in one forward.
     :param part: the grid of the image's tokens. :param row: the batch entry.
@@ -40,7 +40,7 @@ def overlay_figure(image: Image, drops: Sequence[Drop], part: GridPart, row: int
         panels.append((_span(drop.layer, after), drop.kept[row][index], drop.scores[row][index]))
     for one, (title, kept, scores) in zip(axes, panels, strict=True):
         _panel(one, pixels, kept.reshape(part.rows, part.cols).numpy(), scores, part)
-        one.set_title(f"{title}\n{int(kept.sum())} of {total} tokens", color=_GREY, fontsize=9)
+        one.set_title(f"{title}\n{int(kept.sum())} of {total} image tokens", color=_GREY, fontsize=9)
     return figure
 
 
@@ -88,7 +88,7 @@ def staircase_figure(savings: Savings, text_tokens: int = 0) -> Figure:
     note = f"mean {savings.average_tokens:.4g}"
     axes.text(len(counts) - 0.5, savings.average_tokens, note, ha="right", va="bottom", color=PALETTE[1], fontsize=9)
     more = f" (each also computes {text_tokens} text tokens)" if text_tokens else ""
-    style_axes(axes, "Visual tokens per layer", "decoder layer" + more, "visual tokens")
+    style_axes(axes, "Image tokens per layer", "decoder layer" + more, "image tokens")
     axes.legend(frameon=False, labelcolor=_GREY, fontsize=9, loc="upper right", bbox_to_anchor=(1.0, 1.16), ncols=2)
     return figure
 

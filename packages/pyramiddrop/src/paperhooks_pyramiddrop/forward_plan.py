@@ -16,6 +16,8 @@ from paperhooks import Call, DataError, LayerInputs
 from paperhooks.tokens import TokenTrack
 from torch import Tensor
 
+from paperhooks_pyramiddrop.algorithm import instruction_ends, kept_tokens, last_of, preceding, stand_ins
+
 __all__ = ["Alive", "Census", "ForwardPlan", "Query", "make_plan"]
 
 Query: TypeAlias = Literal["auto", "last"] | Callable[[Call], Tensor]
@@ -92,12 +94,10 @@ class ForwardPlan:
         return self.real.shape[1]
 
     def keep_counts(self, ratio: float, minimum: int, now: Census) -> Counts:
-        """``int(N0 * ratio)`` tokens of each segment, at least ``minimum``; a row in which nothing ranks keeps all."""
-        rows = zip(self.census.segments, now.segments, now.queries, strict=True)
-        return [
-            [min(have, max(int(n * ratio), minimum)) for n, have in zip(first, left, strict=True)] if ranks else left
-            for first, left, ranks in rows
-        ]
+        """The share ``ratio`` of each segment, at least ``minimum`` tokens; a row in which nothing ranks keeps all."""
+        share = [[max(kept_tokens(n, ratio), minimum) for n in row] for row in self.census.segments]
+        rows = zip(share, now.segments, now.queries, strict=True)
+        return [list(map(min, wanted, left)) if ranks else left for wanted, left, ranks in rows]
 
     def alive(self, track: TokenTrack | None, hidden_states: Tensor, alone: bool = True) -> Alive:
         """This plan for the tokens that a layer still has.
@@ -133,8 +133,8 @@ class ForwardPlan:
         slots = index.masked_fill(~valid, self.length).to(self.real.device)
         alive = torch.zeros_like(self.real).new_zeros(len(slots), self.length + 1).scatter(1, slots, True)[:, :-1]
         if self.targets is None:
-            return _stand_ins(self.marked, alive & self.prompt)
-        return _stand_ins(_before(self.targets & alive), alive & self.prompt) & ~self.targets
+            return stand_ins(self.marked, alive & self.prompt)
+        return instruction_ends(self.targets & alive, alive & self.prompt)
 
 
 def make_plan(
@@ -156,8 +156,8 @@ def make_plan(
     targets = None if targets is None else targets.to(device)
     ranking = targets if query == "auto" else None
     marked = _marked(call, prompt, ranking, query)
-    predicts = _last(prompt) if targets is None else _before(targets)
-    protected = (marked | _before(targets) if targets is not None else marked) & visual & protect
+    predicts = last_of(prompt) if targets is None else preceding(targets)
+    protected = (marked | preceding(targets) if targets is not None else marked) & visual & protect
     segments = visual.long() if scope == "sample" else _runs(visual)
     columns = 2 if scope == "sample" else int(segments.max()) + 1
     moves = marked & visual & ~protected if ranking is None else (marked & ~protected | ranking) & visual
@@ -181,16 +181,10 @@ def make_plan(
 
 
 def _marked(call: Call, prompt: Tensor, targets: Tensor | None, query: Query) -> Tensor:
-    """The rows that rank, bool [B, T].
-
-    With targets: every position that is none and whose next token is one (the end of an instruction, section 2.4).
-    Without: the last real token.
-    """
+    """The rows that rank, bool [B, T]: with targets the ends of all instructions, without the last real token."""
     if callable(query):
         return _asked(query, call, prompt) & prompt
-    if targets is not None:
-        return _stand_ins(_before(targets), prompt) & ~targets
-    return _last(prompt)
+    return last_of(prompt) if targets is None else instruction_ends(targets, prompt)
 
 
 def _asked(query: Callable[[Call], Tensor], call: Call, prompt: Tensor) -> Tensor:
@@ -213,26 +207,6 @@ def _check_training(call: Call, query: Query) -> None:
             "take the labels away before the call: pass target_mask= (bool [B, T], the tokens that the loss asks for) "
             "to the model call, train with paperhooks.HooksTrainerMixin, or choose query='last'"
         )
-
-
-def _before(rows: Tensor) -> Tensor:
-    """Those in front of the given ones, bool [B, T]."""
-    return torch.nn.functional.pad(rows[:, 1:], (0, 1), value=False)
-
-
-def _last(rows: Tensor) -> Tensor:
-    """The last of the given ones in every row, bool [B, T]; none where there is none."""
-    position = torch.arange(1, rows.shape[1] + 1, device=rows.device) * rows
-    return torch.zeros_like(rows).scatter(1, position.argmax(dim=1, keepdim=True), True) & rows
-
-
-def _stand_ins(marked: Tensor, alive: Tensor) -> Tensor:
-    """In place of every ``marked`` position the nearest one ``alive`` at or before it, if any; all bool [B, T]."""
-    length = marked.shape[1]
-    columns = torch.arange(length, device=marked.device).expand_as(marked)
-    nearest = columns.masked_fill(~alive, -1).cummax(1).values
-    found = nearest.masked_fill(~marked | (nearest < 0), length)  # a column behind the last, which is cut off
-    return marked.new_zeros(len(marked), length + 1).scatter(1, found, True)[:, :-1]
 
 
 def _runs(visual: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
 """PyramidDrop (arXiv 2410.17247): drop visual tokens stage by stage, ranked by the last instruction token.
 
-At the entry of every drop layer r_s the visual tokens still alive are scored by the attention that the last
-instruction token pays them in that layer (:func:`paperhooks_pyramiddrop.algorithm.last_token`); the best ``int(N0 *
-rho_s)`` of the N0 original ones go on, with all text. Nothing is dropped in decoding: a new token meets shorter caches
-in deeper layers. Cutting masks, rotary tables, caches and labels is the core's ``inputs.select``.
+At the entry of every drop layer the visual tokens still alive are scored; the best of them go on, with all text
+(:mod:`paperhooks_pyramiddrop.algorithm`). Nothing is dropped in decoding: a new token meets shorter caches in deeper
+layers. Cutting masks, rotary tables, caches and labels is the core's ``inputs.select``.
 """
 
 from __future__ import annotations
@@ -12,47 +11,23 @@ import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from paperhooks import (
-    Call,
-    LayerInputs,
-    ModelView,
-    PluginIncompatible,
-    Site,
-    Traits,
-    UnsupportedGeneration,
-    UnsupportedModel,
-    hookimpl,
-)
-from paperhooks.io import (
-    choice,
-    flag,
-    function_or_choice,
-    number,
-    number_list,
-    optional,
-    refused,
-    shown,
-    whole,
-    whole_list,
-)
+from paperhooks import Call, LayerInputs, ModelView, Site, Traits, UnsupportedModel, hookimpl
+from paperhooks.io import choice, flag, function_or_choice, number, number_list, optional, refused, whole, whole_list
 from paperhooks.models import attention_parts
 from paperhooks.tokens import compact
 from torch import Tensor
 
-from paperhooks_pyramiddrop.algorithm import Policy, Ranking, choose, key_norm, last_token, policy_of, ranked, states_of
+from paperhooks_pyramiddrop.algorithm import choose
 from paperhooks_pyramiddrop.drops import Drop, recorded
 from paperhooks_pyramiddrop.forward_plan import Alive, ForwardPlan, Query, make_plan
-from paperhooks_pyramiddrop.schedule import Schedule, checked_stages
+from paperhooks_pyramiddrop.policies import Policy, Ranking, key_norm, last_token, policy_of, ranked, states_of
+from paperhooks_pyramiddrop.renumbering import check_positions, renumbered
+from paperhooks_pyramiddrop.schedule import Schedule, checked_stages, explicit_schedule
 
 __all__ = ["PaperPyramidDrop", "PyramidDrop", "RandomDrop"]
-
-
-#: Under which name a cache carries the mark that its positions were renumbered, and why it needs the method then.
-_STATE = "pyramiddrop with renumbered positions"
-_NEEDED = "every layer counts positions on from the tokens that it kept, where the plain model counts all"
 
 
 @dataclass(eq=False)
@@ -67,31 +42,36 @@ class PyramidDrop:
         The paper's lambda, used where ``stages`` does not give ratios.
     layers, ratios
         Explicit drop layers in place of the even split, with ``ratio``'s powers or with keep ratios of their own.
+
+    Beyond the paper:
+
     positions
         ``"preserve"``: kept tokens keep their rotary positions, which equals masking the dropped ones. ``"renumber"``:
         positions are counted anew without gaps, as in the official code; excludes other methods that set positions.
     query
         Which rows rank: ``"auto"`` (the ends of all instructions where labels or a ``target_mask`` are given, else the
-        last token), ``"last"``, or a function of the :class:`~paperhooks.Call` that returns bool [B, T]. They are
-        looked up anew in what survives at every stage: in place of a dropped row ranks the nearest one before it.
+        last token, both the paper's), ``"last"``, or a function of the :class:`~paperhooks.Call` that returns bool
+        [B, T]. They are looked up anew in what survives at every stage: in place of a dropped row ranks the nearest one
+        before it.
     rank
-        ``"last_token"`` (the paper), ``"random"``, ``"mean_text"``, ``"key_norm"``, or a function of a
+        ``"last_token"`` (the paper's), ``"random"``, ``"mean_text"``, ``"key_norm"``, or a function of a
         :class:`~paperhooks_pyramiddrop.Ranking`.
     scope
-        ``"sample"``: all visual tokens of a sample compete; ``"segment"``: every contiguous run keeps its share.
+        ``"sample"`` (the paper's): all visual tokens of a sample compete; ``"segment"``: every contiguous run keeps its
+        share.
     min_visual_tokens
         Lower bound for what a stage keeps (of a segment, with ``scope="segment"``).
     protect_queries
         Never drop a row that ranks, or that predicts a labelled token. False is the official code's way.
     restore_outputs
         Give logits their full length back (dropped rows are zeros). False: in training with labels the loss is computed
-        on the kept tokens only, which saves memory.
+        on the kept tokens only, which saves memory, as in the official code.
     visual_token_ids
         Token ids that stand for image features, for a model whose config does not name them.
     seed
         Seeds the ``random`` policy; successive forwards draw on.
     record
-        A list that every drop is appended to as a :class:`Drop`, for pictures and analysis.
+        A list that every drop is appended to as a :class:`Drop`, for figures and analysis.
 
     Numbers of numpy and torch are taken for what they are worth.
 
@@ -123,16 +103,6 @@ class PyramidDrop:
     )
 
     def __post_init__(self) -> None:
-        self._check_options()
-        self._check_schedule()
-        self._schedules: dict[int, Schedule] = {}  # by depth: one method may serve models of several depths
-        if self.positions == "renumber":  # then it excludes other methods that set positions
-            self.__dict__["traits"] = _RENUMBERING
-        self._policy = policy_of(self.rank)
-        self._generator = torch.Generator().manual_seed(self.seed)
-        self._warned: set[str] = set()
-
-    def _check_options(self) -> None:
         self.ratio = number("ratio", self.ratio, low=0, high=1)
         self.positions = choice("positions", self.positions, ("preserve", "renumber"))
         self.query = function_or_choice("query", self.query, ("auto", "last"))
@@ -144,26 +114,16 @@ class PyramidDrop:
         self.seed = whole("seed", self.seed, at_least=-(2**63), at_most=2**64 - 1)  # what torch's generators take
         if self.record is not None and not hasattr(self.record, "append"):
             raise refused("record", self.record, "a list that drops are appended to, or None")
-
-    def _check_schedule(self) -> None:
         self.stages = checked_stages(self.stages)
         self.layers = optional(whole_list, "layers", self.layers, at_least=1)
         self.ratios = optional(number_list, "ratios", self.ratios, low=0, high=1)
-        if isinstance(self.stages, Mapping) and (self.layers is not None or self.ratios is not None):
-            raise ValueError("give drop layers either in stages={layer: ratio} or in layers=[...], not both")
-        if self.ratios is not None and self.layers is None:
-            raise ValueError(f"ratios is {self.ratios}; they need layers=[...] of the same length")
-        if not self._even:  # the even split waits for the model's depth
-            self._named_schedule()
-
-    def _named_schedule(self) -> None:
-        """The explicit schedule; what is wrong with it is said with the options that it comes from."""
-        names = ("stages",) if self.layers is None else ("layers", "ratios")[: 1 + (self.ratios is not None)]
-        try:
-            self._explicit()
-        except ValueError as error:
-            given = ", ".join(f"{name} is {shown(getattr(self, name))}" for name in names)
-            raise ValueError(f"{given}: {error}") from None
+        self._explicit = explicit_schedule(self.stages, self.ratio, self.layers, self.ratios)
+        self._schedules: dict[int, Schedule] = {}  # by depth: one method may serve models of several depths
+        if self.positions == "renumber":  # then it excludes other methods that set positions
+            self.__dict__["traits"] = _RENUMBERING
+        self._policy = policy_of(self.rank)
+        self._generator = torch.Generator().manual_seed(self.seed)
+        self._warned: set[str] = set()
 
     # -- attaching -------------------------------------------------------------------------------------------------
 
@@ -188,11 +148,8 @@ class PyramidDrop:
             raise UnsupportedModel(
                 f"the config of this {view.family} names no image token; pass visual_token_ids=[...] to PyramidDrop"
             )
-        if self.positions == "renumber" and (view.rotary is None or view.multimodal_rotary):
-            raise PluginIncompatible(
-                f"positions='renumber' is not defined for {view.family}, whose positions are not plain rotary counts; "
-                "use positions='preserve'"
-            )
+        if self.positions == "renumber":
+            check_positions(view)
         if self._policy is last_token or self._policy is key_norm:
             for layer in schedule.layers:
                 attention_parts(view, layer)
@@ -200,24 +157,17 @@ class PyramidDrop:
             view.use_compact_loss()
 
     def schedule_for(self, n_layers: int) -> Schedule:
-        """The schedule on a decoder of ``n_layers`` layers. Raises ValueError if a drop falls outside it."""
+        """The schedule on a decoder of ``n_layers`` layers.
+
+        :raises ValueError: a drop falls outside it.
+        """
         found = self._schedules.get(n_layers)
         if found is None:
-            stages: Any = self.stages
-            found = Schedule.even(n_layers, stages, self.ratio) if self._even else self._explicit()
+            stages = 0 if isinstance(self.stages, Mapping) else self.stages
+            found = self._explicit or Schedule.even(n_layers, stages, self.ratio)
             found.check(n_layers)
             self._schedules[n_layers] = found
         return found
-
-    @property
-    def _even(self) -> bool:
-        return self.layers is None and not isinstance(self.stages, Mapping)
-
-    def _explicit(self) -> Schedule:
-        if isinstance(self.stages, Mapping):
-            return Schedule.from_stages(self.stages)
-        layers = tuple(self.layers or ())
-        return Schedule.powers(layers, self.ratio) if self.ratios is None else Schedule(layers, tuple(self.ratios))
 
     def selects_layer(self, site: Site) -> bool:
         """The drop layers; with renumbered positions every layer from the first one on."""
@@ -230,16 +180,21 @@ class PyramidDrop:
 
     @hookimpl
     def pre_attention(self, site: Site, call: Call, inputs: LayerInputs) -> LayerInputs | None:
-        """Algorithm of section 3.2: at a drop layer rank the visual tokens alive and go on with the best."""
+        """Section 3.2: at a drop layer rank the visual tokens alive and go on with the best."""
         layers = self.schedule_for(site.n_layers).layers
-        renumber = self.positions == "renumber"
-        now = self._renumbered(site, call, inputs) if renumber else inputs
+        now = self._placed(site, call, inputs)
         if call.query_length > 1 and site.index in layers:
             plan = self._plan(call, inputs)
             dropped = self._drop(site, call, plan, now, layers.index(site.index)) if plan else None
             if dropped is not None:
-                return self._renumbered(site, call, dropped) if renumber else dropped
-        return now if renumber else None
+                return self._placed(site, call, dropped)
+        return now if self.positions == "renumber" else None
+
+    def _placed(self, site: Site, call: Call, inputs: LayerInputs) -> LayerInputs:
+        """With the positions that the tokens alive have in this layer."""
+        if self.positions == "preserve":
+            return inputs
+        return renumbered(site, call, inputs, self.schedule_for(site.n_layers).layers[0], call.state(self))
 
     def _plan(self, call: Call, inputs: LayerInputs) -> ForwardPlan | None:
         """Counts and query rows of this forward, read from the device once; None when it holds nothing to drop."""
@@ -290,29 +245,6 @@ class PyramidDrop:
             visual=now.segments > 0,
             generator=self._generator,
         )
-
-    def _renumbered(self, site: Site, call: Call, inputs: LayerInputs) -> LayerInputs:
-        """Positions 0, 1, 2, ... over the tokens alive; in decoding the length of this layer's cache."""
-        first = self.schedule_for(site.n_layers).layers[0]
-        marked = call.row_state(f"{_STATE} from layer {first} on", _NEEDED)
-        state, lost = call.state(self), inputs.lost_tokens
-        memo = state.get("rotary")
-        if memo is None or memo[0] is not inputs.track or memo[1] is not lost:
-            if not marked and inputs.cached_length != call.past_length:
-                raise UnsupportedGeneration(
-                    f"layer {site.index}: this cache holds a selection of tokens whose positions were not renumbered "
-                    f"from layer {first} on (positions='preserve', or other stages), so they cannot be counted on; go "
-                    "on with the options it was filled with, or fill a new cache"
-                )
-            if inputs.track is not None and "marked" not in state:  # whoever dropped, from here on all is counted anew
-                past = int(call.past_length)
-                marked.note(past, past + call.query_length)
-                state["marked"] = True
-            rotary = site.view.rotary
-            assert rotary is not None  # setup has refused models without
-            tables = rotary(inputs.hidden_states, position_ids=inputs.compact_positions())
-            memo = state["rotary"] = (inputs.track, lost, tables)
-        return inputs.replace(position_embeddings=memo[2])
 
     def _warn_blind(self, call: Call) -> None:
         if call.view.image_token_ids:

@@ -5,7 +5,7 @@ from typing import Any
 from paperhooks import hookimpl
 from paperhooks.info import Paper, PluginInfo
 
-__all__ = ["HOOKS", "PLUGIN", "Hooks"]
+__all__ = ["PLUGIN", "register_commands"]
 
 PLUGIN = PluginInfo(
     name="pyramiddrop",
@@ -24,21 +24,15 @@ PLUGIN = PluginInfo(
         venue="CVPR 2025",
         code="Cooperx521/PyramidDrop",
     ),
-    hooks="paperhooks_pyramiddrop.plugin:HOOKS",
+    hooks="paperhooks_pyramiddrop.plugin",
     demo="paperhooks_pyramiddrop.demo:run",
     claims="claims.toml",
 )
 
 
-class Hooks:
-    """What is not bound to a model."""
+@hookimpl
+def register_commands(app: Any) -> None:
+    """Add ``paperhooks pyramiddrop ...``; the command line's libraries are imported only here."""
+    from paperhooks_pyramiddrop.commands import add_commands
 
-    @hookimpl
-    def register_commands(self, app: Any) -> None:
-        """Add ``paperhooks pyramiddrop ...``; the command line's libraries are imported only here."""
-        from paperhooks_pyramiddrop.commands import add_commands
-
-        add_commands(app)
-
-
-HOOKS = Hooks()
+    add_commands(app)

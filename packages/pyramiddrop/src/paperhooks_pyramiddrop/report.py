@@ -1,4 +1,4 @@
-"""One picture and one question, with and without PyramidDrop: answers, tokens kept, cost; as report.html and PNG."""
+"""One image and one question, with and without PyramidDrop: answers, tokens kept, cost; as report.html and PNG."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def observe(
     """
     placeholder = getattr(processor, "image_token", None)
     if placeholder is not None and placeholder not in text:
-        raise DataError(f"the prompt {text!r} holds no image token; write {placeholder!r} where the picture belongs")
+        raise DataError(f"the prompt {text!r} holds no image token; write {placeholder!r} where the image belongs")
     inputs = processor(images=image, text=text, return_tensors="pt").to(model.device)
     view = ModelView.from_model(model)
     visual = int(view.image_mask(inputs["input_ids"]).sum())
@@ -97,7 +97,8 @@ def figure_blocks(run: RunFolder, name: str, image: Image, seen: Illustration) -
     if not seen.drops or seen.grid is None:
         return []
     run.figure(name, overlay_figure(image, seen.drops, seen.grid))
-    alt = f"the picture as each stage sees it: {', '.join(str(int(d.kept[0].sum())) for d in seen.drops)} tokens kept"
+    kept = ", ".join(str(drop.kept_visual()) for drop in seen.drops)
+    alt = f"the image as each stage sees it: {kept} image tokens kept"
     return [Figure(name, alt=alt, caption="Dark: dropped. Framed: the three tokens with the most attention.")]
 
 
@@ -110,7 +111,7 @@ def illustrate(
     method: PyramidDrop | None = None,
     max_new_tokens: int = 16,
 ) -> Path:
-    """Write ``report.html``, ``report.md``, SVG and PNG figures about one picture and question into ``out``.
+    """Write ``report.html``, ``report.md``, SVG and PNG figures about one image and question into ``out``.
 
     :return: the path of report.html. Arguments as for :func:`observe`.
     """
@@ -123,7 +124,7 @@ def illustrate(
     blocks += figure_blocks(run, "overlay", image, seen)
     blocks += [Heading("What it costs"), *cost_blocks(run, seen)]
     run.record(plain=seen.plain_answer, attached=seen.answer, flops_ratio=seen.savings.flops_ratio)
-    html = run.report("PyramidDrop on one picture", blocks)
+    html = run.report("PyramidDrop on one image", blocks)
     run.finish()
     return html
 
@@ -136,14 +137,15 @@ def _rows(seen: Illustration) -> list[tuple[str, str, float]]:
 
 
 def cost_blocks(run: RunFolder, seen: Illustration) -> list[Block]:
-    """Staircase and cost figures with a sentence that says what is counted."""
+    """Staircase and cost figures, and what they count."""
     run.figure("staircase", staircase_figure(seen.savings, seen.text_tokens))
     run.figure("cost", cost_figure(seen.savings))
-    saved = 1 - seen.savings.flops_ratio
+    counts, saved = seen.savings.tokens_per_layer, 1 - seen.savings.flops_ratio
     return [
-        Figure("staircase", alt=f"tokens per layer: {seen.savings.tokens_per_layer}"),
-        Figure("cost", alt=f"{saved:.1%} of the prefill's multiply-adds saved"),
+        Figure("staircase", alt=f"image tokens per layer: {counts}", caption="Image tokens alone, text left out."),
+        Figure("cost", alt=f"{saved:.1%} of the prefill's multiply-adds saved, text counted"),
         Paragraph(
-            "Counted in the decoder, text tokens included. The vision tower and the output head cost what they did."
+            f"The cost is that of the decoder for the image's {counts[0]} tokens and the {seen.text_tokens} text "
+            "tokens, which every layer computes. The vision tower and the output head cost what they did."
         ),
     ]

@@ -1,7 +1,8 @@
-"""When to drop how much, and what that saves. Pure arithmetic, no torch.
+"""When to drop how much, and what that saves.
 
 A schedule is a list of drop layers r_1 < r_2 < ... (0-based; a drop happens at the entry of layer r) and the share of
-the original visual tokens that is still there behind each (cumulative, paper section 3.2: rho_s = lambda ** s).
+the original visual tokens that is still there behind each (cumulative). The formulas stand in
+:mod:`paperhooks_pyramiddrop.algorithm`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paperhooks.io import number, number_list, refused, whole, whole_list
+from paperhooks.io import number, number_list, refused, shown, whole, whole_list
 
-__all__ = ["DecoderShape", "Savings", "Schedule", "checked_stages", "solve_ratio"]
+from paperhooks_pyramiddrop.algorithm import even_layers, kept_tokens, layer_flops, stage_ratios
+
+__all__ = ["DecoderShape", "Savings", "Schedule", "checked_stages", "explicit_schedule", "solve_ratio"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +32,14 @@ class DecoderShape:
     intermediate: int = 11008
     kv_width: int | None = None
 
+    @property
+    def kv(self) -> int:
+        """Width of the keys, and of the values."""
+        return self.hidden if self.kv_width is None else self.kv_width
+
     def flops(self, tokens: int) -> float:
-        """Multiply-adds of one layer at ``tokens`` tokens: 4 n d^2 + 2 n^2 d + 3 n d m (paper section 3.3)."""
-        d, m = self.hidden, self.intermediate
-        kv = d if self.kv_width is None else self.kv_width
-        return tokens * (2 * d * d + 2 * d * kv + 3 * d * m) + 2 * tokens * tokens * d
+        """Multiply-adds of one layer at ``tokens`` tokens (section 3.3)."""
+        return layer_flops(tokens, self.hidden, self.intermediate, self.kv)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,20 +95,20 @@ class Schedule:
     def powers(cls, layers: Sequence[int], ratio: float) -> Schedule:
         """The given layers with ratios ``ratio``, ``ratio**2``, ... (the paper's lambda)."""
         chosen, share = whole_list("layers", layers), number("ratio", ratio, low=0, high=1)
-        return cls(tuple(chosen), tuple(share ** (s + 1) for s in range(len(chosen))))
+        return cls(tuple(chosen), stage_ratios(share, len(chosen)))
 
     @classmethod
     def even(cls, n_layers: int, stages: int = 4, ratio: float = 0.5) -> Schedule:
-        """Drops at multiples of ``n_layers // stages``, the split behind the paper's FLOPs.
+        """Drops at multiples of ``n_layers // stages``, with ratios ``ratio``, ``ratio**2``, ...
 
         :raises ValueError: fewer than 2 stages, or more than the layers allow.
         """
         if not 2 <= whole("stages", stages) <= n_layers:
             raise ValueError(f"stages must be between 2 and the number of layers ({n_layers}), got {stages}")
-        return cls.powers([s * (n_layers // stages) for s in range(1, stages)], ratio)
+        return cls.powers(even_layers(n_layers, stages), ratio)
 
     def check(self, n_layers: int) -> None:
-        """Raise ValueError if a drop layer lies outside a decoder of ``n_layers`` layers."""
+        """:raises ValueError: a drop layer lies outside a decoder of ``n_layers`` layers."""
         if self.layers[-1] > n_layers - 1:
             raise ValueError(
                 f"drop layer {self.layers[-1]} is outside this decoder: it has layers 0 to {n_layers - 1}, and a drop "
@@ -110,8 +116,8 @@ class Schedule:
             )
 
     def keep(self, tokens: int) -> tuple[int, ...]:
-        """How many of ``tokens`` visual tokens each stage keeps: ``int(tokens * ratio)``, as the official code."""
-        return tuple(int(tokens * ratio) for ratio in self.ratios)
+        """How many of ``tokens`` visual tokens each stage keeps."""
+        return tuple(kept_tokens(tokens, ratio) for ratio in self.ratios)
 
     def tokens_per_layer(self, tokens: int, n_layers: int) -> tuple[int, ...]:
         """Visual tokens that each layer computes on."""
@@ -131,7 +137,7 @@ class Schedule:
         :param kv_element_bytes: 2 for fp16 and bf16.
         """
         counts = self.tokens_per_layer(tokens, shape.layers)
-        kv = (shape.hidden if shape.kv_width is None else shape.kv_width) * 2 * kv_element_bytes
+        kv = shape.kv * 2 * kv_element_bytes
         return Savings(
             tokens_per_layer=counts,
             average_tokens=math.fsum(counts) / shape.layers,
@@ -159,6 +165,31 @@ def checked_stages(stages: Any) -> dict[int, float] | int:
         return whole("stages", stages, at_least=2)
     except ValueError as error:
         raise ValueError(f"{error}, or {{layer: ratio}}") from None
+
+
+def explicit_schedule(
+    stages: Mapping[int, float] | int, ratio: float, layers: Sequence[int] | None, ratios: Sequence[float] | None
+) -> Schedule | None:
+    """The schedule that these options spell out; None where they ask for an even split, which needs the model's depth.
+
+    :raises ValueError: options that contradict one another or make no schedule; names them and their values.
+    """
+    if layers is None and ratios is None:
+        if not isinstance(stages, Mapping):
+            return None
+        given = f"stages is {shown(stages)}"
+    elif isinstance(stages, Mapping):
+        raise ValueError("give drop layers either in stages={layer: ratio} or in layers=[...], not both")
+    elif layers is None:
+        raise ValueError(f"ratios is {ratios}; they need layers=[...] of the same length")
+    else:
+        given = f"layers is {shown(layers)}" + (f", ratios is {shown(ratios)}" if ratios is not None else "")
+    try:
+        if isinstance(stages, Mapping):
+            return Schedule.from_stages(stages)
+        return Schedule.powers(layers or (), ratio) if ratios is None else Schedule(tuple(layers or ()), tuple(ratios))
+    except ValueError as error:
+        raise ValueError(f"{given}: {error}") from None
 
 
 def solve_ratio(layers: Sequence[int], n_layers: int, average: float, tokens: int = 576) -> float:
