@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from paperhooks_testbed import prompt, question_set
-from paperhooks_testbed.scenes import IMAGE_TOKENS
 from paperhooks_testbed.training.packer import pixels
+from paperhooks_testbed.world import IMAGE_TOKENS
 from transformers import AutoProcessor, LlavaProcessor
 
 

@@ -1,4 +1,4 @@
-"""Scenes: determinism, disjoint splits, and pictures that show what the scene says."""
+"""Scenes: determinism, disjoint splits, and images that show what the scene says."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from paperhooks_testbed import GRID, PATCHES, generate_scene, render
 from paperhooks_testbed.canvas import _RGB, render_array
-from paperhooks_testbed.scenes import SPLITS, content_split
-from paperhooks_testbed.world import CELL_PIXELS, PATCH_PIXELS
+from paperhooks_testbed.world import CELL_PIXELS, PATCH_PIXELS, SPLITS, content_split
 
 
 def contents(split: str, n: int, n_objects: int | None = None) -> set:
@@ -66,7 +65,7 @@ def test_bad_arguments_are_refused():
         generate_scene("train", 0, 10)
 
 
-def test_the_picture_shows_each_colour_in_its_cell_and_nothing_elsewhere():
+def test_the_image_shows_each_colour_in_its_cell_and_nothing_elsewhere():
     for index in range(30):
         scene = generate_scene("test", index)
         image = np.asarray(render(scene), dtype=np.float64)

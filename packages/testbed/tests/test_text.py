@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from itertools import islice
 
 import pytest
 from paperhooks.errors import MissingExtra
-from paperhooks_testbed import Exercise, documents, problems
-from paperhooks_testbed.arithmetic import grade
+from paperhooks_testbed import documents, problems
 from paperhooks_testbed.text import DOMAINS
 
 
@@ -49,28 +49,13 @@ def test_unknown_domain_is_refused():
     assert all(d.domain in DOMAINS for d in islice(documents(), 3))
 
 
-def test_problems_are_seeded_and_their_solutions_grade_as_right():
+def test_problems_are_seeded_and_their_solutions_end_with_the_answer():
     pytest.importorskip("reasoning_gym", reason="needs paperhooks-testbed[arithmetic]")
     first = problems(20, seed=1)
     assert first == problems(20, seed=1)
     assert first != problems(20, seed=2)
-    assert all(grade(p, p.solution) for p in first)
-    assert not any(grade(p, f"{p.solution} No, it is {p.answer}1.") for p in first)
-
-
-@pytest.mark.parametrize(
-    ("text", "right"),
-    [
-        ("so 1,200 apples.", True),
-        ("1200", True),
-        ("1200.0", True),
-        ("1201", False),
-        ("no idea", False),
-        ("-1200", False),
-    ],
-)
-def test_grading_reads_the_last_number(text, right):
-    assert grade(Exercise("", "1200", ""), text) is right
+    last = [re.findall(r"-?\d[\d,]*(?:\.\d+)?", p.solution)[-1] for p in first]
+    assert [float(text.replace(",", "")) for text in last] == [float(p.answer.replace(",", "")) for p in first]
 
 
 def test_missing_library_names_the_extra(monkeypatch):

@@ -1,4 +1,4 @@
-"""The shipped model: it answers, it needs the picture, and it needs it below the first layers."""
+"""The shipped model: it answers, it needs the image, and it needs it below the first layers."""
 
 from __future__ import annotations
 

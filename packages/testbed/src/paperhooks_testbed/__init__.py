@@ -1,7 +1,6 @@
 """Small real models and data for paperhooks, with no network: a vision-language model, scenes, texts, problems.
 
->>> from paperhooks_testbed.pretrained import load_vlm; from paperhooks_testbed.scenes import question_set, prompt #
-doctest: +SKIP
+>>> from paperhooks_testbed import load_vlm, prompt, question_set  # doctest: +SKIP
 >>> model, processor = load_vlm()  # doctest: +SKIP
 >>> question = question_set("test", 1)[0]  # doctest: +SKIP
 >>> inputs = processor(images=question.image(), text=prompt(question), return_tensors="pt")  # doctest: +SKIP

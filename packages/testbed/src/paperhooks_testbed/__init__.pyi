@@ -1,5 +1,6 @@
 from .arithmetic import Exercise as Exercise
 from .arithmetic import problems as problems
+from .canvas import render as render
 from .evaluate import Share as Share
 from .evaluate import accuracy as accuracy
 from .evaluate import answer as answer
@@ -9,15 +10,11 @@ from .pope import STRATEGIES as STRATEGIES
 from .pope import pope_questions as pope_questions
 from .pretrained import load_vlm as load_vlm
 from .pretrained import vlm_folder as vlm_folder
-from .scenes import KINDS as KINDS
-from .scenes import Question as Question
-from .scenes import Scene as Scene
-from .scenes import Shape as Shape
-from .scenes import generate_scene as generate_scene
-from .scenes import prompt as prompt
-from .scenes import question_set as question_set
-from .scenes import questions_for as questions_for
-from .scenes import render as render
+from .questions import KINDS as KINDS
+from .questions import Question as Question
+from .questions import prompt as prompt
+from .questions import question_set as question_set
+from .questions import questions_for as questions_for
 from .smollm2 import load_smollm2 as load_smollm2
 from .text import Passage as Passage
 from .text import documents as documents
@@ -25,5 +22,8 @@ from .world import COLOURS as COLOURS
 from .world import FORMS as FORMS
 from .world import GRID as GRID
 from .world import PATCHES as PATCHES
+from .world import Scene as Scene
+from .world import Shape as Shape
+from .world import generate_scene as generate_scene
 
 __version__: str

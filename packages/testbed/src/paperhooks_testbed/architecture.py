@@ -15,12 +15,22 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from paperhooks_testbed.questions import DIRECTIONS, MAX_COUNT, PLACES
-from paperhooks_testbed.world import COLOURS, FORMS, IMAGE_PIXELS, PATCH_PIXELS
+from paperhooks_testbed.world import COLOURS, FORMS, IMAGE_PIXELS, IMAGE_TOKENS, PATCH_PIXELS, PLURALS
 
-__all__ = ["BOS", "EOS", "IMAGE_TOKEN", "PAD", "UNK", "build_model", "build_processor", "build_tokenizer", "vocabulary"]
+__all__ = [
+    "BOS",
+    "EOS",
+    "IMAGE_TOKEN",
+    "PAD",
+    "UNK",
+    "WIDTH",
+    "build_model",
+    "build_processor",
+    "build_tokenizer",
+    "token_ids",
+]
 
 PAD, BOS, EOS, UNK, IMAGE_TOKEN = "<pad>", "<s>", "</s>", "<unk>", "<image>"
-PLURALS: tuple[str, ...] = tuple(f"{form}s" if form != "cross" else "crosses" for form in FORMS)
 _NUMBERS = tuple(str(n) for n in range(MAX_COUNT + 1))
 _FRAME = ("what", "which", "colour", "shape", "shapes", "is", "are", "there", "a", "any", "the", "how", "many", "where")
 _LINKS = ("in", "picture", "and", "of", "above", "below", "?", "yes", "no")
@@ -29,16 +39,16 @@ WIDTH = 128
 DECODER_LAYERS = 8
 
 
-def vocabulary() -> list[str]:
-    """Every token in the order of its id: special tokens first, then words."""
+def token_ids() -> dict[str, int]:
+    """Every token with its id, in that order: special tokens first, then words."""
     words = [PAD, BOS, EOS, UNK, IMAGE_TOKEN, *COLOURS, *FORMS, *PLURALS, *PLACES, *_NUMBERS, *_FRAME, *_LINKS]
     words += [word for phrase in DIRECTIONS for word in phrase.split()]
-    return list(dict.fromkeys(words))
+    return {word: number for number, word in enumerate(dict.fromkeys(words))}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer with one id a word; it puts the beginning-of-sequence token first and pads on the left."""
-    ids = {word: number for number, word in enumerate(vocabulary())}
+    ids = token_ids()
     backend = Tokenizer(models.WordLevel(ids, unk_token=UNK))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.post_processor = processors.TemplateProcessing(
@@ -76,7 +86,7 @@ def build_processor() -> LlavaProcessor:
 
 def build_config() -> LlavaConfig:
     """The configuration: 2 vision layers and 8 decoder layers of width 128, about 2 million parameters."""
-    ids = {word: number for number, word in enumerate(vocabulary())}
+    ids = token_ids()
     vision = CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=2 * WIDTH,
@@ -104,7 +114,7 @@ def build_config() -> LlavaConfig:
         vision_config=vision,
         text_config=text,
         image_token_index=ids[IMAGE_TOKEN],
-        image_seq_length=(IMAGE_PIXELS // PATCH_PIXELS) ** 2,
+        image_seq_length=IMAGE_TOKENS,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,

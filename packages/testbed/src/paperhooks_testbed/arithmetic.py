@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import re
 from dataclasses import dataclass
 
 from paperhooks.errors import MissingExtra
 
-__all__ = ["Exercise", "grade", "problems"]
+__all__ = ["Exercise", "problems"]
 
 _TASK = "gsm_symbolic"
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +24,8 @@ class Exercise:
 def problems(n: int, seed: int = 0) -> list[Exercise]:
     """``n`` problems; the same arguments give the same problems.
 
-    Raises:
-        MissingExtra: without reasoning-gym (extra ``paperhooks-testbed[arithmetic]``).
-        ValueError: for ``n`` below 1.
+    :raises MissingExtra: without reasoning-gym (extra ``paperhooks-testbed[arithmetic]``).
+    :raises ValueError: ``n`` below 1.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1; got {n}")
@@ -37,16 +34,6 @@ def problems(n: int, seed: int = 0) -> list[Exercise]:
     except ImportError as error:
         raise MissingExtra("reasoning-gym", "paperhooks-testbed[arithmetic]", "to generate word problems") from error
     return [_problem(entry) for entry in gym.create_dataset(_TASK, size=n, seed=seed)]
-
-
-def grade(problem: Exercise, answer: str) -> bool:
-    """Whether the last number in ``answer`` is the right one.
-
-    >>> grade(Problem("", "1200", ""), "so there are 1,200 of them.")
-    True
-    """
-    found = _NUMBER.findall(answer)
-    return bool(found) and float(found[-1].replace(",", "")) == float(problem.answer.replace(",", ""))
 
 
 def _problem(entry: dict[str, object]) -> Exercise:

@@ -42,7 +42,7 @@ _CORNERS: dict[str, list[tuple[float, float]]] = {
 
 
 def render(scene: Scene) -> Image.Image:
-    """Draw the scene as a 224 x 224 RGB picture; the same scene always gives the same pixels."""
+    """Draw the scene as a 224 x 224 RGB image; the same scene always gives the same pixels."""
     return Image.fromarray(render_array(scene))
 
 
@@ -51,14 +51,14 @@ def render_array(scene: Scene) -> np.ndarray:
     name = f"paperhooks-testbed drawing {scene.split} {scene.index}"
     rng = random.Random(name)
     background = rng.randint(222, 238)
-    picture = Image.new("RGB", (IMAGE_PIXELS, IMAGE_PIXELS), (background,) * 3)
-    canvas = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (IMAGE_PIXELS, IMAGE_PIXELS), (background,) * 3)
+    canvas = ImageDraw.Draw(image)
     for shape in scene.shapes:
         _draw(canvas, shape, rng)
     noise = np.random.default_rng(rng.getrandbits(64)).integers(
         -12, 13, (IMAGE_PIXELS, IMAGE_PIXELS, 3), dtype=np.int16
     )
-    return np.clip(np.asarray(picture, dtype=np.int16) + noise, 0, 255).astype(np.uint8)
+    return np.clip(np.asarray(image, dtype=np.int16) + noise, 0, 255).astype(np.uint8)
 
 
 def _draw(canvas: ImageDraw.ImageDraw, shape: Shape, rng: random.Random) -> None:

@@ -40,7 +40,7 @@ class Share:
 
 
 def noise_image(seed: int = 0) -> Image.Image:
-    """A 224 x 224 RGB picture of independent uniform noise."""
+    """A 224 x 224 RGB image of independent uniform noise."""
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (IMAGE_PIXELS, IMAGE_PIXELS, 3), dtype=np.uint8))
 
@@ -55,8 +55,7 @@ def answer(
 ) -> list[str]:
     """Generate greedily and return the text of each answer.
 
-    Raises:
-        ValueError: if there are not as many images as prompts.
+    :raises ValueError: if there are not as many images as prompts.
     """
     if len(images) != len(prompts):
         raise ValueError(f"every prompt needs its image: got {len(images)} images and {len(prompts)} prompts")
@@ -78,8 +77,7 @@ def accuracy(
 ) -> dict[str, Share]:
     """Exact-match accuracy by kind and, under ``"all"``, over all questions.
 
-    Args:
-        images: pictures to show instead of the questions' own ones, for instance noise.
+    :param images: images to show instead of the questions' own ones, for instance noise.
     """
     shown = images if images is not None else [question.image() for question in questions]
     return score(questions, answer(model, processor, shown, [prompt(q) for q in questions], batch_size))
@@ -105,9 +103,8 @@ def depth_profile(
 ) -> list[Share]:
     """How accuracy depends on the depth at which all image tokens are dropped.
 
-    Returns:
-        One `Share` for every r = 0 ... L over all questions: image tokens are seen in layers below r only.  Entry 0
-        never sees the image; entry L is the model as it is.
+    :returns: one ``Share`` for every r = 0 ... L over all questions: image tokens are seen in layers below r only.
+        Entry 0 never sees the image; entry L is the model as it is.
     """
     layers = len(model.model.language_model.layers)
     right = [0] * (layers + 1)

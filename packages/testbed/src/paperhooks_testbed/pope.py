@@ -1,8 +1,8 @@
 """POPE-style existence questions over generated scenes: random, popular and adversarial absent objects.
 
-After "Evaluating Object Hallucination in Large Vision-Language Models" (Li et al. 2023): for every picture as many
+After "Evaluating Object Hallucination in Large Vision-Language Models" (Li et al. 2023): for every image as many
 objects that are there as objects that are not; what is not there is drawn at random, by how common it is in the
-split, or by how often it stands together with what the picture shows.  An object here is a colour and a form.
+split, or by how often it stands together with what the image shows. An object here is a colour and a form.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from itertools import permutations
 
-from paperhooks_testbed.questions import Question
-from paperhooks_testbed.world import COLOURS, FORMS, Scene, generate_scene
+from paperhooks_testbed.questions import Question, tokens_of
+from paperhooks_testbed.world import COLOURS, FORMS, SPLITS, Scene, generate_scene
 
 __all__ = ["STRATEGIES", "pope_questions"]
 
@@ -28,14 +28,11 @@ _PER_SCENE = 3
 def pope_questions(split: str, strategy: str, n: int, seed: int = 0) -> list[Question]:
     """``n`` existence questions, half "yes" and half "no" (to within one), six about each scene.
 
-    Args:
-        split: the split that the scenes come from.
-        strategy: ``"random"``, ``"popular"`` or ``"adversarial"``.
-        n: how many questions.
-        seed: other seeds use other scenes.
-
-    Raises:
-        ValueError: for an unknown strategy or a negative ``n``.
+    :param split: the split that the scenes come from.
+    :param strategy: ``"random"``, ``"popular"`` or ``"adversarial"``.
+    :param n: how many questions.
+    :param seed: other seeds use other scenes.
+    :raises ValueError: an unknown strategy or a negative ``n``.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"there is no strategy {strategy!r}; use one of {', '.join(STRATEGIES)}")
@@ -59,8 +56,7 @@ def pope_questions(split: str, strategy: str, n: int, seed: int = 0) -> list[Que
 def _ask(scene: Scene, thing: Object) -> Question:
     colour, form = thing
     found = scene.matching(form, colour)
-    tokens = tuple(sorted(token for shape in found for token in shape.tokens))
-    return Question("existence", f"is there a {colour} {form} ?", "yes" if found else "no", scene, tokens)
+    return Question("existence", f"is there a {colour} {form} ?", "yes" if found else "no", scene, tokens_of(found))
 
 
 def _absent(scene: Scene, rng: random.Random) -> list[Object]:
@@ -90,7 +86,7 @@ def _by_company(scene: Scene, split: str, rng: random.Random) -> list[Object]:
     return sorted(_absent(scene, rng), key=rank)
 
 
-@lru_cache(maxsize=len(("train", "dev", "test")))
+@lru_cache(maxsize=len(SPLITS))
 def _survey(split: str) -> tuple[Counter[Object], Counter[tuple[Object, Object]]]:
     """How often objects, and pairs of objects, occur in the first scenes of a split."""
     common: Counter[Object] = Counter()

@@ -23,13 +23,10 @@ def load_vlm(
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Load the trained model, in evaluation mode, and its processor.
 
-    Args:
-        device: where the model goes.
-        dtype: the dtype of its weights; they are stored in float32.
-        attn_implementation: as in ``from_pretrained``.
-
-    Raises:
-        DataError: if the installation has no weights.
+    :param device: where the model goes.
+    :param dtype: the dtype of its weights; they are stored in float32.
+    :param attn_implementation: as in ``from_pretrained``.
+    :raises DataError: if the installation has no weights.
     """
     folder = vlm_folder()
     if not (folder / "model.safetensors").is_file():

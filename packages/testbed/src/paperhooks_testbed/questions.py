@@ -1,7 +1,7 @@
 """Questions about scenes: existence, colour, count, place and two-step, each with a one-word answer.
 
 A kind lists every question that a scene can answer; one is then drawn so that answers are balanced (first an answer,
-then a question that has it).  Existence asks for absent pairs whose colour and form are both present, one by one,
+then a question that has it). Existence asks for absent pairs whose colour and form are both present, one by one,
 more often than for pairs that are absent altogether, because the easy ones can be answered without binding the two.
 """
 
@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from paperhooks_testbed.canvas import render
-from paperhooks_testbed.world import COLOURS, FORMS, GRID, Scene, Shape, generate_scene
+from paperhooks_testbed.world import COLOURS, FORMS, GRID, PLURALS, Scene, Shape, generate_scene
 
 __all__ = [
     "DIRECTIONS",
     "KINDS",
     "LISTINGS",
+    "MAX_COUNT",
     "PLACES",
     "Listing",
     "Question",
@@ -28,6 +29,7 @@ __all__ = [
     "prompt",
     "question_set",
     "questions_for",
+    "tokens_of",
 ]
 
 KINDS: tuple[str, ...] = ("existence", "colour", "count", "place", "two-step")
@@ -37,8 +39,8 @@ PLACES: tuple[str, ...] = (
     *("left", "centre", "right"),
     *("bottom-left", "bottom", "bottom-right"),
 )
+#: Words for the four neighbouring cells, as (row, column) steps from the object that is named to the one asked for.
 DIRECTIONS: dict[str, tuple[int, int]] = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
-"""Words for the four neighbouring cells, as (row, column) steps from the object that is named to the one asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,12 @@ class Question:
         return self.scene.index
 
     def image(self) -> Image.Image:
-        """The picture that the question is about (224 x 224 RGB)."""
+        """The image that the question is about (224 x 224 RGB)."""
         return render(self.scene)
 
 
+#: Lists every question of one kind that a scene can answer.
 Listing = Callable[[Scene], list[Question]]
-"""Lists every question of one kind that a scene can answer."""
 
 
 def prompt(question: Question) -> str:
@@ -75,7 +77,7 @@ def prompt(question: Question) -> str:
 
 
 def place_of(shape: Shape) -> str:
-    """The word of `PLACES` for an object's cell: two cells for each border, three for the middle."""
+    """The word of ``PLACES`` for an object's cell: two cells for each border, three for the middle."""
     return PLACES[3 * _third(shape.row) + _third(shape.column)]
 
 
@@ -91,14 +93,11 @@ def questions_for(
 ) -> list[Question]:
     """Draw one question for every entry of ``kinds`` that the scene can answer, without repeating a text.
 
-    Args:
-        scene: what is asked about.
-        rng: the source of the draws.
-        kinds: the kinds to draw, in this order; repeated as often as wanted.
-        listings: what lists the questions of each kind; None means `LISTINGS`, that is, `KINDS`.
-
-    Raises:
-        ValueError: for a kind that does not exist.
+    :param scene: what is asked about.
+    :param rng: the source of the draws.
+    :param kinds: the kinds to draw, in this order; repeated as often as wanted.
+    :param listings: what lists the questions of each kind; None means ``LISTINGS``, that is, ``KINDS``.
+    :raises ValueError: a kind that does not exist.
     """
     drawn: dict[str, Question] = {}
     candidates: dict[str, dict[str, list[Question]]] = {}
@@ -115,11 +114,10 @@ def questions_for(
 def question_set(split: str, n: int, kinds: Sequence[str] | None = None, seed: int = 0) -> list[Question]:
     """``n`` questions, each about its own scene, with the kinds in equal shares.
 
-    Args:
-        split: the split that the scenes come from.
-        n: how many questions.
-        kinds: the kinds to ask, in turn; None means all five.
-        seed: sets with different seeds use different scenes of the split (up to a million a set).
+    :param split: the split that the scenes come from.
+    :param n: how many questions.
+    :param kinds: the kinds to ask, in turn; None means all five.
+    :param seed: sets with different seeds use different scenes of the split (up to a million a set).
     """
     if n < 0 or n > 1_000_000:
         raise ValueError(f"n must be 0 to 1,000,000; got {n}")
@@ -145,7 +143,8 @@ def _by_answer(questions: Iterable[Question]) -> dict[str, list[Question]]:
     return groups
 
 
-def _tokens(shapes: Iterable[Shape]) -> tuple[int, ...]:
+def tokens_of(shapes: Iterable[Shape]) -> tuple[int, ...]:
+    """The image tokens of several objects, ascending."""
     return tuple(sorted({token for shape in shapes for token in shape.tokens}))
 
 
@@ -158,7 +157,7 @@ def _existence(scene: Scene) -> list[Question]:
                 continue
             found = scene.matching(form, colour)
             words = " ".join(word for word in (colour, form or "shape") if word)
-            question = Question("existence", f"is there a {words} ?", "yes" if found else "no", scene, _tokens(found))
+            question = Question("existence", f"is there a {words} ?", "yes" if found else "no", scene, tokens_of(found))
             bound = not found and form in forms and colour in colours
             questions += [question] * (6 if bound else 1)
     return questions
@@ -173,10 +172,10 @@ def _colour(scene: Scene) -> list[Question]:
 
 
 def _count(scene: Scene) -> list[Question]:
-    asked = [(f"{form}s" if form != "cross" else "crosses", scene.matching(form=form)) for form in FORMS]
+    asked = [(plural, scene.matching(form=form)) for form, plural in zip(FORMS, PLURALS, strict=True)]
     asked += [(f"{colour} shapes", scene.matching(colour=colour)) for colour in COLOURS]
     return [
-        Question("count", f"how many {words} ?", str(len(found)), scene, _tokens(found))
+        Question("count", f"how many {words} ?", str(len(found)), scene, tokens_of(found))
         for words, found in asked
         if len(found) <= MAX_COUNT
     ]
@@ -196,7 +195,7 @@ def _two_step(scene: Scene) -> list[Question]:
             target = scene.at(anchor.row + rows, anchor.column + columns)
             if target is None:
                 continue
-            tokens = _tokens((anchor, target))
+            tokens = tokens_of((anchor, target))
             colour_text = f"what colour is the shape {words} the {name} ?"
             questions.append(Question("two-step", colour_text, target.colour, scene, tokens))
             questions.append(Question("two-step", f"which shape is {words} the {name} ?", target.form, scene, tokens))

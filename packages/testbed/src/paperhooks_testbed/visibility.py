@@ -21,8 +21,7 @@ __all__ = ["attention_form", "hide_from_text", "hide_image"]
 def attention_form(model: LlavaForConditionalGeneration, mask: torch.Tensor) -> torch.Tensor:
     """A bool mask ``[B, 1, T, T]`` in the form that the model's attention takes: bool for sdpa, additive for eager.
 
-    Raises:
-        ValueError: for other attention implementations, which take no four-dimensional mask.
+    :raises ValueError: other attention implementations, which take no four-dimensional mask.
     """
     kernel = attention_kernel(model.config.text_config)
     if kernel == "sdpa":
@@ -36,13 +35,10 @@ def attention_form(model: LlavaForConditionalGeneration, mask: torch.Tensor) -> 
 def hide_from_text(mask: torch.Tensor, image: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Take the image away from all later text.
 
-    Args:
-        mask: ``[B, 1, T, T]`` bool, True = may look.
-        image: ``[B, T]`` bool, True at image tokens.
-        rows: ``[B]`` bool, the sequences to change.
-
-    Returns:
-        A new mask of the same shape.
+    :param mask: ``[B, 1, T, T]`` bool, True = may look.
+    :param image: ``[B, T]`` bool, True at image tokens.
+    :param rows: ``[B]`` bool, the sequences to change.
+    :returns: A new mask of the same shape.
     """
     text = ~image
     text[:, 0] = False

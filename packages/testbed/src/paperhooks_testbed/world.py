@@ -1,10 +1,10 @@
 """The generated world: scenes of coloured shapes on a grid, drawn from named splits.
 
-A scene is a handful of shapes on a 7 x 7 grid of cells.  Every cell is 32 x 32 pixels, so it is covered by exactly
+A scene is a handful of shapes on a 7 x 7 grid of cells. Every cell is 32 x 32 pixels, so it is covered by exactly
 2 x 2 patches of a 14 x 14 patch grid, and every object owns exactly four image tokens.
 
 Splits cannot overlap: what a scene *contains* is hashed into 16 buckets, bucket 0 belongs to ``test``, bucket 1 to
-``dev`` and the others to ``train``.  Two scenes with the same contents therefore always belong to the same split.
+``dev`` and the others to ``train``. Two scenes with the same contents therefore always belong to the same split.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ __all__ = [
     "MAX_OBJECTS",
     "PATCHES",
     "PATCH_PIXELS",
+    "PLURALS",
     "SPLITS",
     "Scene",
     "Shape",
@@ -32,17 +33,19 @@ __all__ = [
 
 COLOURS: tuple[str, ...] = ("red", "green", "blue", "yellow", "purple", "black")
 FORMS: tuple[str, ...] = ("circle", "square", "triangle", "star", "cross", "diamond")
+#: The forms again, for more than one of them.
+PLURALS: tuple[str, ...] = tuple(f"{form}s" if form != "cross" else "crosses" for form in FORMS)
 SPLITS: tuple[str, ...] = ("train", "dev", "test")
 
+#: Cells a side.
 GRID = 7
-"""Cells a side."""
 CELL_PIXELS = 32
 IMAGE_PIXELS = GRID * CELL_PIXELS
 PATCH_PIXELS = 16
+#: Patches a side: 14.
 PATCHES = IMAGE_PIXELS // PATCH_PIXELS
-"""Patches a side: 14."""
+#: Image tokens an image: 196.
 IMAGE_TOKENS = PATCHES * PATCHES
-"""Image tokens a picture: 196."""
 MAX_OBJECTS = 9
 DEFAULT_OBJECTS: tuple[int, ...] = (3, 4, 5, 6)
 
@@ -52,7 +55,7 @@ _NEIGHBOURS = ((0, -1), (0, 1), (-1, 0), (1, 0))
 
 @dataclass(frozen=True, slots=True, order=True)
 class Shape:
-    """One object: ``form`` and ``colour`` are words of `FORMS` and `COLOURS`; ``row`` and ``column`` name its cell."""
+    """One object: ``form`` and ``colour`` are words of ``FORMS`` and ``COLOURS``, ``row`` and ``column`` its cell."""
 
     form: str
     colour: str
@@ -68,7 +71,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A picture's contents.  ``split`` and ``index`` also seed the small variations of how it is drawn."""
+    """An image's contents. ``split`` and ``index`` also seed the small variations of how it is drawn."""
 
     split: str
     index: int
@@ -93,13 +96,10 @@ def content_split(shapes: tuple[Shape, ...]) -> str:
 def generate_scene(split: str, index: int, n_objects: int | None = None) -> Scene:
     """Generate one scene; the same arguments always give the same scene.
 
-    Args:
-        split: ``"train"``, ``"dev"`` or ``"test"``.
-        index: any integer; the scene's number in its split.
-        n_objects: 1 to 9; None draws 3 to 6.
-
-    Raises:
-        ValueError: for an unknown split or a number of objects out of range.
+    :param split: ``"train"``, ``"dev"`` or ``"test"``.
+    :param index: any integer; the scene's number in its split.
+    :param n_objects: 1 to 9; None draws 3 to 6.
+    :raises ValueError: an unknown split or a number of objects out of range.
     """
     if split not in SPLITS:
         raise ValueError(f"there is no split {split!r}; use one of {', '.join(SPLITS)}")

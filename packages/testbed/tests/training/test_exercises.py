@@ -8,7 +8,7 @@ import pytest
 import torch
 from paperhooks_testbed import COLOURS, FORMS, generate_scene
 from paperhooks_testbed.architecture import WIDTH, build_model
-from paperhooks_testbed.scenes import PLACES, place_of
+from paperhooks_testbed.questions import PLACES, place_of
 from paperhooks_testbed.training.neighbours import NeighbourHead, captured, neighbour_labels, neighbour_loss
 from paperhooks_testbed.training.train import QUICK
 from paperhooks_testbed.training.trainstate import TrainState

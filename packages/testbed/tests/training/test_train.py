@@ -17,7 +17,7 @@ from paperhooks_testbed.training.trainstate import Settings, TrainState
 from safetensors.torch import load_file
 
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch 2.9 or later")
-QUIET = Habits(log=1, save=1, check=100, profile=100, dev_pictures=1)
+QUIET = Habits(log=1, save=1, check=100, profile=100, dev_images=1)
 
 
 def test_the_model_is_small_deep_and_stock():

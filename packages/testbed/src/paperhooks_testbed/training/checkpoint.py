@@ -35,8 +35,7 @@ def save_checkpoint(
 def load_checkpoint(path: Path, modules: Mapping[str, nn.Module], optimizers: Iterable[torch.optim.Optimizer]) -> int:
     """Restore a checkpoint in place and return the number of finished steps.
 
-    Raises:
-        DataError: if the file belongs to a model of another shape.
+    :raises DataError: if the file belongs to a model of another shape.
     """
     named = _named(modules)
     owners = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}

@@ -14,11 +14,11 @@ from paperhooks_testbed.world import Scene, generate_scene
 __all__ = ["Curriculum", "Lesson"]
 
 HIDDEN_LAYERS: tuple[int, ...] = (0, 1, 2)
+#: In these shares of the images, questions cannot see the image in the first 0, 1 or 2 decoder layers.
 HIDDEN_SHARES: tuple[float, ...] = (0.4, 0.2, 0.4)
-"""In these shares of the pictures, questions cannot see the image in the first 0, 1 or 2 decoder layers."""
 
+#: The main step from which on these shares of kinds are drawn.
 Drill = tuple[int, tuple[tuple[str, float], ...]]
-"""The main step from which on these shares of kinds are drawn."""
 _EASY = (("existence", 0.05), ("colour", 0.03), ("count", 0.12), ("place", 0.04))
 DRILL_PLAN: tuple[Drill, ...] = (
     (1300, (*_EASY, ("two-step", 0.12), ("neighbour", 0.36), ("coordinate", 0.18), ("cell", 0.10))),
@@ -40,13 +40,12 @@ class Lesson:
 class Curriculum:
     """From two objects to six, and from one-step questions to a large share of two-step ones.
 
-    Args:
-        seed: everything drawn derives from it.
-        pictures: pictures a step.
-        questions: questions drawn a picture (a few less where a scene cannot answer that many).
-        pace: main steps after which one more object is allowed.
-        drills: from which main step on which shares of kinds are drawn, in scenes of 3 to 9 objects; before the first
-            of them all kinds are drawn from scenes of up to six.
+    :param seed: everything drawn derives from it.
+    :param pictures: images a step.
+    :param questions: questions drawn an image (a few less where a scene cannot answer that many).
+    :param pace: main steps after which one more object is allowed.
+    :param drills: from which main step on which shares of kinds are drawn, in scenes of 3 to 9 objects; before the
+        first of them all kinds are drawn from scenes of up to six.
     """
 
     seed: int = 0
@@ -55,11 +54,11 @@ class Curriculum:
     pace: int = 150
     drills: tuple[Drill, ...] = DRILL_PLAN
 
-    def scenes(self, step: int, pictures: int, most: int, least: int) -> list[Scene]:
+    def scenes(self, step: int, images: int, most: int, least: int) -> list[Scene]:
         """The scenes of a step, with ``least`` to ``most`` objects; no two steps share a scene's number."""
         rng = random.Random(f"objects {self.seed} {step}")
         first = (self.seed * 100_000_000) + step * 1_000
-        return [generate_scene("train", first + i, rng.randint(least, most)) for i in range(pictures)]
+        return [generate_scene("train", first + i, rng.randint(least, most)) for i in range(images)]
 
     def lesson(self, step: int, main_step: int) -> Lesson:
         """The lesson of ``step``, which is the ``main_step``-th one after the warm-up."""

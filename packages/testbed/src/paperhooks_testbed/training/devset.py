@@ -19,17 +19,16 @@ _FIRST = 50_000_000
 
 
 class DevSet:
-    """Always the same dev pictures with up to 20 questions each.
+    """Always the same dev images with up to 20 questions each.
 
-    Args:
-        pictures: how many.
+    :param images: how many.
     """
 
-    def __init__(self, pictures: int = 60) -> None:
+    def __init__(self, images: int = 60) -> None:
         rng = random.Random("paperhooks-testbed dev log")
-        scenes = [generate_scene("dev", _FIRST + i) for i in range(pictures)]
+        scenes = [generate_scene("dev", _FIRST + i) for i in range(images)]
         asked = [questions_for(scene, rng, list(KINDS) * 4) for scene in scenes]
-        starts = range(0, pictures, _ROWS)
+        starts = range(0, images, _ROWS)
         self.questions = [asked[i : i + _ROWS] for i in starts]
         self.batches = [pack(scenes[i : i + _ROWS], asked[i : i + _ROWS]) for i in starts]
 

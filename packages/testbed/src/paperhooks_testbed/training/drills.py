@@ -41,5 +41,5 @@ def _cell(scene: Scene) -> list[Question]:
     return questions
 
 
+#: The listings of all kinds, for training: those of ``paperhooks_testbed.questions`` and the drills.
 DRILLS = {**LISTINGS, "neighbour": _neighbour, "coordinate": _coordinate, "cell": _cell}
-"""The listings of all kinds, for training: those of `paperhooks_testbed.questions` and the drills."""

@@ -1,8 +1,8 @@
 """The neighbour exercise: inside the decoder, an object's image tokens learn what stands beside them.
 
-Two-step questions hardly improve by themselves, since "some object nearby" is right too often.  A linear head on the
-output of decoder layer 2 asks every object's tokens for the form and colour of its four neighbours.  The answer is
-built in the decoder, above the projector, so what the head teaches is lost when image tokens are dropped early.  The
+Two-step questions hardly improve by themselves, since "some object nearby" is right too often. A linear head on the
+output of decoder layer 2 asks every object's tokens for the form and colour of its four neighbours. The answer is
+built in the decoder, above the projector, so what the head teaches is lost when image tokens are dropped early. The
 head is thrown away after training.
 """
 
@@ -22,8 +22,8 @@ from paperhooks_testbed.world import COLOURS, FORMS, IMAGE_TOKENS, Scene
 
 __all__ = ["LAYER", "NeighbourHead", "captured", "neighbour_labels", "neighbour_loss"]
 
+#: The decoder layer whose output the head reads.
 LAYER = 2
-"""The decoder layer whose output the head reads."""
 _UNASKED = -100
 _NOBODY_WEIGHT = 0.5
 _SIZES = (len(FORMS) + 1, len(COLOURS) + 1)
@@ -60,9 +60,8 @@ def neighbour_labels(scenes: Sequence[Scene]) -> torch.Tensor:
 def neighbour_loss(head: NeighbourHead, states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, float]:
     """Mean cross-entropy, and the accuracy where there is a neighbour.
 
-    Args:
-        states: the image tokens' hidden states ``[B, 196, D]``.
-        labels: from `neighbour_labels`.
+    :param states: the image tokens' hidden states ``[B, 196, D]``.
+    :param labels: from ``neighbour_labels``.
     """
     losses, hits, count = [], 0, 0
     for number, logits in enumerate(head(states)):

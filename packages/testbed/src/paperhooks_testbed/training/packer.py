@@ -1,7 +1,7 @@
-"""Training rows: many questions about one picture behind one shared image prefix.
+"""Training rows: many questions about one image behind one shared image prefix.
 
-A row is ``<s>``, 196 image tokens, then question after question.  A four-dimensional mask lets every question see
-the prefix and itself but no other question, and every question's positions restart after the image.  So each
+A row is ``<s>``, 196 image tokens, then question after question. A four-dimensional mask lets every question see
+the prefix and itself but no other question, and every question's positions restart after the image. So each
 question is computed exactly as if it stood alone, which is how the model is used, while the image is paid for once.
 """
 
@@ -13,18 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from paperhooks_testbed.architecture import BOS, EOS, IMAGE_TOKEN, PAD, vocabulary
+from paperhooks_testbed.architecture import BOS, EOS, IMAGE_TOKEN, PAD, token_ids
 from paperhooks_testbed.canvas import render_array
 from paperhooks_testbed.questions import Question
 from paperhooks_testbed.world import IMAGE_TOKENS, Scene
 
 __all__ = ["IGNORE", "PREFIX", "Batch", "pack", "pixels"]
 
+#: Tokens before the first question: ``<s>`` and the image.
 PREFIX = 1 + IMAGE_TOKENS
-"""Tokens before the first question: ``<s>`` and the image."""
 IGNORE = -100
 
-_IDS = {word: number for number, word in enumerate(vocabulary())}
+_IDS = token_ids()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Batch:
     """One training step's input.
 
     ``input_ids``, ``position_ids``, ``targets`` are ``[B, T]`` int64; ``targets[b, t]`` is the token to predict *at*
-    position t, or `IGNORE`.  ``attention_mask`` is ``[B, 1, T, T]`` bool (True = may look).  ``pixel_values`` is
+    position t, or ``IGNORE``. ``attention_mask`` is ``[B, 1, T, T]`` bool (True = may look). ``pixel_values`` is
     ``[B, 3, 224, 224]`` float32.
     """
 
@@ -44,7 +44,7 @@ class Batch:
 
 
 def pixels(scenes: Sequence[Scene]) -> torch.Tensor:
-    """Pictures as the processor would give them: ``[B, 3, 224, 224]`` float32 in -1 to 1."""
+    """Images as the processor would give them: ``[B, 3, 224, 224]`` float32 in -1 to 1."""
     images = np.stack([render_array(scene) for scene in scenes])
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
 
@@ -52,8 +52,7 @@ def pixels(scenes: Sequence[Scene]) -> torch.Tensor:
 def pack(scenes: Sequence[Scene], questions: Sequence[Sequence[Question]]) -> Batch:
     """Pack the questions of every scene into one row each.
 
-    Raises:
-        KeyError: for a word outside the vocabulary.
+    :raises KeyError: a word outside the vocabulary.
     """
     rows = [[_encode(question) for question in asked] for asked in questions]
     length = PREFIX + max(sum(len(ids) for ids in row) for row in rows)

@@ -1,14 +1,14 @@
 """Training the tiny vision-language model: ``python -m paperhooks_testbed.training --out RUN``, then ``--export``.
 
-1. Warm-up: patches learn to name what is on them (see `paperhooks_testbed.training.warmup`); the decoder does not run.
-2. Main phase: answer tokens only, many questions behind one picture, from two objects a scene to six.  In part of
-   the pictures the questions cannot see the image in the first one or two layers, so the model learns to read it
+1. Warm-up: patches learn to name what is on them (see ``training/warmup.py``); the decoder does not run.
+2. Main phase: answer tokens only, many questions behind one image, from two objects a scene to six. In part of
+   the images the questions cannot see the image in the first one or two layers, so the model learns to read it
    deeper down, as large models do.
 3. Drills: scenes of up to nine objects, with a large share of two-step questions and of their parts (see
-   `paperhooks_testbed.training.drills` and `paperhooks_testbed.training.neighbours`).
+   ``paperhooks_testbed.training.drills`` and ``paperhooks_testbed.training.neighbours``).
 
 Every step is a function of the seed and its number, and the checkpoint holds all that a step changes, so an
-interrupted run continues with ``--resume`` as if nothing had happened.  The learning rate is constant after a short
+interrupted run continues with ``--resume`` as if nothing had happened. The learning rate is constant after a short
 rise and falls over the last steps: before that, a run can be lengthened or shortened with another ``--steps``.
 """
 
@@ -53,18 +53,17 @@ class Habits:
     save: int = 100
     check: int = 250
     profile: int = 1000
-    dev_pictures: int = 60
+    dev_images: int = 60
 
 
 def train(out: Path, settings: Settings, resume: bool = False, habits: Habits | None = None) -> TrainState:
     """Train until ``settings.steps``, writing ``checkpoint.safetensors`` and ``run.json`` into ``out`` as it goes.
 
-    Raises:
-        DataError: if ``out`` holds a run and ``resume`` is false, or the run there had other settings.
+    :raises DataError: if ``out`` holds a run and ``resume`` is false, or the run there had other settings.
     """
     habits = habits or Habits()
     state, seconds = open_run(out, settings, resume)
-    dev = DevSet(habits.dev_pictures)
+    dev = DevSet(habits.dev_images)
     started, begun, losses = time.monotonic(), state.step, []
     while state.step < settings.steps:
         loss, details = state.advance()
@@ -102,8 +101,7 @@ def open_run(out: Path, settings: Settings, resume: bool) -> tuple[TrainState, f
 def export_run(out: Path, folder: Path, questions: int = 1000) -> dict[str, Any]:
     """Turn the run's checkpoint into a model folder with its card; returns what the run says of itself.
 
-    Raises:
-        DataError: if ``out`` holds no run.
+    :raises DataError: if ``out`` holds no run.
     """
     run = _read(out / RUN)
     stored = dict(run["settings"])
@@ -150,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = QUICK if options.quick else Settings(seed=options.seed)
     if options.steps is not None:
         settings = dataclasses.replace(settings, steps=options.steps)
-    habits = Habits(log=1, save=2, check=5, profile=5, dev_pictures=4) if options.quick else Habits()
+    habits = Habits(log=1, save=2, check=5, profile=5, dev_images=4) if options.quick else Habits()
     train(options.out, settings, options.resume, habits)
     return 0
 

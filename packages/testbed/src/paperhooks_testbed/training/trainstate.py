@@ -101,9 +101,8 @@ def packed_logits(
 ) -> torch.Tensor:
     """Logits ``[B, T, V]`` float32 of packed rows under bfloat16 autocast; the model's attention must be eager.
 
-    Args:
-        depth: ``[B]`` int64; row b's questions cannot see the image in layers below ``depth[b]``.
-        dropped: the other way round: they cannot see it in layers from ``depth[b]`` on.
+    :param depth: ``[B]`` int64; row b's questions cannot see the image in layers below ``depth[b]``.
+    :param dropped: the other way round: they cannot see it in layers from ``depth[b]`` on.
     """
     image = torch.zeros(batch.input_ids.shape, dtype=torch.bool)
     image[:, 1:PREFIX] = True

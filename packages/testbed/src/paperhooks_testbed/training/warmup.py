@@ -1,7 +1,7 @@
 """The vision tower's warm-up: every patch learns to say what is drawn on it, in the decoder's own words.
 
 The projector's output at a patch is compared with the *word embeddings* of forms, colours and places, so that image
-and text share a vocabulary before the first question is asked.  The few parameters used only here are thrown away.
+and text share a vocabulary before the first question is asked. The few parameters used only here are thrown away.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration
 
-from paperhooks_testbed.architecture import PLURALS, WIDTH, vocabulary
+from paperhooks_testbed.architecture import WIDTH, token_ids
 from paperhooks_testbed.questions import PLACES, place_of
-from paperhooks_testbed.world import COLOURS, FORMS, GRID, IMAGE_TOKENS, PATCHES, Scene, Shape
+from paperhooks_testbed.world import COLOURS, FORMS, GRID, IMAGE_TOKENS, PATCHES, PLURALS, Scene, Shape
 
 __all__ = ["PatchHeads", "patch_labels", "warmup_loss"]
 
-_IDS = {word: number for number, word in enumerate(vocabulary())}
+_IDS = token_ids()
 _NOTHING_WEIGHT = 0.05  # nine patches of ten are empty
 
 
@@ -61,10 +61,9 @@ def warmup_loss(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Loss and accuracies (of patches that are not empty) of the patch labelling.
 
-    Args:
-        pixel_values: ``[B, 3, 224, 224]``.
-        labels: from `patch_labels`.
-        plural: compare forms with their plural words instead of the singular ones.
+    :param pixel_values: ``[B, 3, 224, 224]``.
+    :param labels: from ``patch_labels``.
+    :param plural: compare forms with their plural words instead of the singular ones.
     """
     features = torch.stack(list(model.get_image_features(pixel_values).pooler_output)).float()  # [B, 196, D]
     embeddings: torch.Tensor = model.model.language_model.embed_tokens.weight
