@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from paperhooks.generation import Backend, Prompt, Reply, Request
+from paperhooks.generation import Backend, Prompt, Request, Response
 from paperhooks_evaluation import Document, Parsed, Task
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def word_tokenizer(*more: str) -> PreTrainedTokenizerFast:
 
 
 def direct(model: Any, tokenizer: Any, prompt: str, limit: int = LIMIT) -> str:
-    """The greedy reply, by stock calls for a single prompt."""
+    """The greedy response, by stock calls for a single prompt."""
     import torch
 
     inputs = tokenizer(prompt, return_tensors="pt")
@@ -56,9 +56,9 @@ def direct(model: Any, tokenizer: Any, prompt: str, limit: int = LIMIT) -> str:
 
 @dataclass(frozen=True)
 class Echo(Task):
-    """Questions from a JSON file; right when the reply begins with the answer.
+    """Questions from a JSON file; right when the response begins with the answer.
 
-    Mode "strict" cannot read replies of fewer than ``least`` different words and gives them nothing.
+    Mode "strict" cannot read responses of fewer than ``least`` different words and gives them nothing.
     """
 
     least: int = 3
@@ -74,10 +74,10 @@ class Echo(Task):
     def request(self, document: Document) -> Request:
         return Request(prompt=document.data["prompt"], max_new_tokens=LIMIT)
 
-    def parse(self, document: Document, reply: str, mode: str) -> Parsed:
-        if mode == "strict" and len(set(reply.split())) < self.least:
+    def parse(self, document: Document, response: str, mode: str) -> Parsed:
+        if mode == "strict" and len(set(response.split())) < self.least:
             return Parsed(None, "short", fallback=True)
-        return Parsed(reply, "whole")
+        return Parsed(response, "whole")
 
     def score(self, document: Document, parsed: Parsed) -> float:
         return float(parsed.value is not None and parsed.value.startswith(document.data["answer"]))
@@ -107,7 +107,7 @@ class Counting(Backend):
     def prompt(self, document_id: str, request: Request) -> Prompt:
         return self.inner.prompt(document_id, request)
 
-    def answer(self, prompts: Sequence[Prompt]) -> list[Reply]:
+    def answer(self, prompts: Sequence[Prompt]) -> list[Response]:
         ids = [prompt.id for prompt in prompts]
         if self.dies_at in ids:
             raise KeyboardInterrupt

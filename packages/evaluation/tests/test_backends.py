@@ -1,4 +1,4 @@
-"""Backends besides transformers: functions, stored replies, a server; and evaluation during training."""
+"""Backends besides transformers: functions, stored responses, a server; and evaluation during training."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def data(tmp_path: Path) -> Path:
 
 
 class Shown(Echo):
-    """The question as messages, with a red picture and a blue one."""
+    """The question as messages, with a red image and a blue one."""
 
     def request(self, document: Document) -> Request:
-        pictures = [Image.new("RGB", (4, 3), colour) for colour in ("red", "blue")]
+        images = [Image.new("RGB", (4, 3), colour) for colour in ("red", "blue")]
         content = [{"type": "text", "text": document.data["prompt"]}, {"type": "image"}, {"type": "image"}]
-        return Request(messages=[{"role": "user", "content": content}], images=pictures, max_new_tokens=5, stop=("#",))
+        return Request(messages=[{"role": "user", "content": content}], images=images, max_new_tokens=5, stop=("#",))
 
 
-def test_a_function_gets_the_request_with_its_pictures_laid_out(data: Path, tmp_path: Path) -> None:
+def test_a_function_gets_the_request_with_its_images_laid_out(data: Path, tmp_path: Path) -> None:
     seen: list[Request] = []
     backend = CallableBackend(lambda request: seen.append(request) or "w1 it is")
     result = quick(backend, None, Shown(), data=data, out=tmp_path / "run", max_pixels=6)
@@ -66,7 +66,7 @@ def test_what_a_function_raises_or_returns_is_its_documents_error(data: Path, tm
         quick(CallableBackend(answer), None, Echo(), data=data, out=tmp_path / "x", methods=["any"])
 
 
-def test_stored_replies_are_replayed_without_any_request(data: Path, tmp_path: Path) -> None:
+def test_stored_responses_are_replayed_without_any_request(data: Path, tmp_path: Path) -> None:
     first = quick(CallableBackend(lambda request: request.prompt[-2:]), None, Echo(), data=data, out=tmp_path / "run")
 
     class NoRequests(Echo):
@@ -89,7 +89,7 @@ def test_stored_replies_are_replayed_without_any_request(data: Path, tmp_path: P
     ("line", "said"),
     [("rubbish", r"r\.jsonl:1: is not JSON"), ("[1]", "with 'id'"), ('{"id": 1}', "in 'reply'"), ("", "failed")],
 )
-def test_stored_replies_that_cannot_be_used_are_refused(data: Path, tmp_path: Path, line: str, said: str) -> None:
+def test_stored_responses_that_cannot_be_used_are_refused(data: Path, tmp_path: Path, line: str, said: str) -> None:
     file = tmp_path / "r.jsonl"
     file.write_text(line)
     with pytest.raises(DataError, match=said):
@@ -138,7 +138,7 @@ def server(seen: list[dict[str, Any]]) -> Iterator[str]:
         thread.join()
 
 
-def test_a_server_is_asked_with_pictures_and_limits(data: Path, tmp_path: Path) -> None:
+def test_a_server_is_asked_with_images_and_limits(data: Path, tmp_path: Path) -> None:
     pytest.importorskip("openai")
     seen: list[dict[str, Any]] = []
     with server(seen) as url:
@@ -153,9 +153,9 @@ def test_a_server_is_asked_with_pictures_and_limits(data: Path, tmp_path: Path) 
     asked = next(one for one in seen if "w0" in one["messages"][0]["content"][-1]["text"])
     assert (asked["path"], asked["model"], asked["max_tokens"]) == ("/v1/chat/completions", "small", 5)
     assert (asked["stop"], asked["seed"], "temperature" in asked) == (["#"], 3, False)
-    kind, picture, text = asked["messages"][0]["content"]
+    kind, image, text = asked["messages"][0]["content"]
     assert (kind["type"], text["text"]) == ("image_url", "is it w0")
-    decoded = Image.open(io.BytesIO(base64.b64decode(picture["image_url"]["url"].partition(",")[2])))
+    decoded = Image.open(io.BytesIO(base64.b64decode(image["image_url"]["url"].partition(",")[2])))
     assert (decoded.size, decoded.getpixel((0, 0))) == ((4, 3), (0, 0, 255))
     rows = rows_of(tmp_path / "run")
     assert {(row["finish"], row["tokens"]) for row in rows if not row["error"]} == {("length", 5)}

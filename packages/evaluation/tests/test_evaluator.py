@@ -76,10 +76,10 @@ def test_scores_intervals_groups_and_files(model, tokenizer, data: Path, tmp_pat
         result.metric("accuracies")
 
 
-def test_every_mode_is_scored_from_the_same_replies(model, tokenizer, data: Path, tmp_path: Path) -> None:
+def test_every_mode_is_scored_from_the_same_responses(model, tokenizer, data: Path, tmp_path: Path) -> None:
     result = quick(model, tokenizer, Echo(), data=data, out=tmp_path / "run")
-    replies = {row["id"]: row["reply"] for row in rows_of(tmp_path / "run")}
-    short = {key for key, reply in replies.items() if len(set(reply.split())) < 3}
+    responses = {row["id"]: row["reply"] for row in rows_of(tmp_path / "run")}
+    short = {key for key, response in responses.items() if len(set(response.split())) < 3}
     assert 0 < len(short) < 10
     strict = result.modes["strict"]
     assert strict.unparsable == len(short)
@@ -104,7 +104,7 @@ def test_batch_sizes_and_the_order_of_the_data_do_not_matter(model, tokenizer, d
         assert timeless(rows_of(tmp_path / str(size))) == timeless(rows_of(tmp_path / "1"))
     assert runs[1].records == runs[2].records == runs[5].records == runs[0].records[::-1]
     for row, record in zip(rows, runs[1].records, strict=True):
-        assert record.reply == direct(model, tokenizer, row["prompt"])
+        assert record.response == direct(model, tokenizer, row["prompt"])
 
 
 def test_batches_hold_prompts_of_similar_length(model, tokenizer, data: Path, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ class Fails(Echo):
 
     def request(self, document: Document) -> Request:
         if document.id == "q1":
-            raise KeyError("picture")
+            raise KeyError("image")
         return super().request(document)
 
     def score(self, document: Document, parsed: Parsed) -> float:
@@ -185,7 +185,7 @@ class Fails(Echo):
 def test_documents_that_fail_are_counted_and_tried_again(model, tokenizer, data: Path, tmp_path: Path) -> None:
     result = evaluate(model, tokenizer, Fails(), data=data, out=tmp_path / "run")
     assert (result.headline.n, result.answered) == (8, 9)
-    said = {"q1": "request: KeyError: 'picture'", "q2": "score: ValueError: unreadable gold"}
+    said = {"q1": "request: KeyError: 'image'", "q2": "score: ValueError: unreadable gold"}
     assert result.first.failures == said
     assert [row["id"] for row in rows_of(tmp_path / "run") if row["error"]] == ["q1"]
     assert "unreadable gold" in (tmp_path / "run" / "report.md").read_text()
@@ -196,13 +196,13 @@ def test_documents_that_fail_are_counted_and_tried_again(model, tokenizer, data:
 
 def test_when_every_document_fails_the_first_error_is_shown(model, tokenizer, data: Path, tmp_path: Path) -> None:
     def fail(request: Request) -> str:
-        raise KeyError("picture")
+        raise KeyError("image")
 
-    with pytest.raises(DataError, match=r"all 10 documents failed, the first with.*picture"):
+    with pytest.raises(DataError, match=r"all 10 documents failed, the first with.*image"):
         quick(CallableBackend(fail), None, Echo(), data=data, out=tmp_path / "run")
 
 
-def test_empty_replies_are_replies(data: Path, tmp_path: Path) -> None:
+def test_empty_responses_are_responses(data: Path, tmp_path: Path) -> None:
     backend = Counting(CallableBackend(lambda request: ""))
     for _ in range(2):
         result = quick(backend, None, Echo(), data=data, out=tmp_path / "run")
@@ -232,15 +232,15 @@ def test_a_changed_prompt_document_version_or_model_is_refused(model, tokenizer,
         quick(model, tokenizer, Echo(least=2), **run)
     with pytest.raises(DataError, match=r"inputs\.stop = None, not \['w3'\]"):
         quick(model, tokenizer, Echo(), stop=["w3"], **run)
-    with pytest.raises(DataError, match="reply to another prompt of 'q0'"):
+    with pytest.raises(DataError, match="response to another prompt of 'q0'"):
         quick(model, tokenizer, Reworded(), **run)
     rows = json.loads(data.read_text())
     rows[1]["prompt"] += " w3"
     data.write_text(json.dumps(rows))
-    with pytest.raises(DataError, match="reply to another document 'q1'"):
+    with pytest.raises(DataError, match="response to another document 'q1'"):
         quick(model, tokenizer, Echo(), **run)
     data.write_text(json.dumps(rows[2:]))
-    with pytest.raises(DataError, match="reply to 'q0', which the data no longer have"):
+    with pytest.raises(DataError, match="response to 'q0', which the data no longer have"):
         quick(model, tokenizer, Echo(), **run)
 
 
@@ -286,21 +286,21 @@ class Silence:
         return hidden_states * 0
 
 
-def replies(result) -> list[str]:
-    return [record.reply for record in result.records]
+def responses(result) -> list[str]:
+    return [record.response for record in result.records]
 
 
 def test_methods_are_attached_for_the_run_only(model, tokenizer, data: Path, tmp_path: Path) -> None:
     plain = quick(model, tokenizer, Echo(), data=data, out=tmp_path / "plain")
     hooked = quick(model, tokenizer, Echo(), data=data, out=tmp_path / "hooked", methods=[Silence()])
-    assert replies(plain) != replies(hooked)
+    assert responses(plain) != responses(hooked)
     again = quick(model, tokenizer, Echo(), data=data, out=tmp_path / "again")
-    assert replies(plain) == replies(again)
+    assert responses(plain) == responses(again)
     with pytest.raises(DataError, match=r"inputs\.methods"):
         quick(model, tokenizer, Echo(), data=data, out=tmp_path / "hooked")
     with paperhooks.attach(model, Silence()):
         outside = quick(model, tokenizer, Echo(), data=data, out=tmp_path / "outside")
-    assert replies(outside) == replies(hooked)
+    assert responses(outside) == responses(hooked)
     recorded = json.loads((tmp_path / "outside" / "result.json").read_text())["inputs"]["methods"]
     assert [method["class"] for method in recorded] == [f"{Silence.__module__}:Silence"]
 

@@ -25,7 +25,7 @@ quick = partial(evaluate, report=False)
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Twelve questions in three groups, asked for by their own id; two on a picture."""
+    """Twelve questions in three groups, asked for by their own id; two on an image."""
     rows = [{"id": f"q{i:02d}", "prompt": f"q{i:02d}", "answer": "w", "group": "abc"[i % 3]} for i in range(12)]
     file = tmp_path / "questions.json"
     file.write_text(json.dumps(rows))
@@ -40,7 +40,7 @@ def right_on(*right: int, words: str = "w1 w2 w3") -> CallableBackend:
 
 @dataclass(frozen=True)
 class Paired(Echo):
-    """Reports more than a mean: a count, a table and a figure; two questions share a picture."""
+    """Reports more than a mean: a count, a table and a figure; two questions share an image."""
 
     def unit(self, document: Document) -> str:
         return str(int(document.id[1:]) // 2)
@@ -49,7 +49,7 @@ class Paired(Echo):
         plain = super().aggregate(records, mode)
         right = sum(record.score for record in records)
         metrics = [*plain.metrics, Metric("right", right, len(records), scale=12.0, higher_is_better=False)]
-        table = Table(("question", "reply"), [(one.document.id, one.reply) for one in records], "All replies")
+        table = Table(("question", "response"), [(one.document.id, one.response) for one in records], "All responses")
         figure = FigureSpec("extra", "How many", "A bar.", lambda: bar_figure(["right"], [right]))
         return Summary(metrics, [table], [figure], {"mode": mode})
 
@@ -91,7 +91,7 @@ def test_scores_and_the_report_show_everything(data: Path, tmp_path: Path) -> No
     report = (tmp_path / "run" / "report.md").read_text()
     for text in (
         "Scores in mode strict",
-        "All replies",
+        "All responses",
         "![How many](extra.svg)",
         "![accuracy of all",
         "| strict | 12 |",
@@ -132,7 +132,7 @@ def test_what_is_no_number_spoils_no_file(data: Path, tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Repaired(Echo):
-    """Finds the answer anywhere in a reply, in any case; must be told nothing but the stored replies."""
+    """Finds the answer anywhere in a response, in any case; must be told nothing but the stored responses."""
 
     version: ClassVar[str] = "2"
     modes: ClassVar[tuple[str, ...]] = ("official", "last")
@@ -143,14 +143,14 @@ class Repaired(Echo):
     def request(self, document: Document) -> Request:
         raise AssertionError("nothing is asked")
 
-    def parse(self, document: Document, reply: str, mode: str) -> Parsed:
-        return Parsed(reply.split()[-1] if mode == "last" else reply)
+    def parse(self, document: Document, response: str, mode: str) -> Parsed:
+        return Parsed(response.split()[-1] if mode == "last" else response)
 
     def score(self, document: Document, parsed: Parsed) -> float:
         return float(document.data["answer"] in parsed.value)
 
 
-def test_stored_replies_are_scored_again_without_model_and_data(data: Path, tmp_path: Path) -> None:
+def test_stored_responses_are_scored_again_without_model_and_data(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     first = quick(right_on(0, 1, words="yes w"), None, Echo(), data=data, out=run)
     assert first.headline.value == 0.0
@@ -188,7 +188,7 @@ def test_what_cannot_be_scored_again_says_why(data: Path, tmp_path: Path) -> Non
 
 @dataclass(frozen=True)
 class Settles(Echo):
-    """Every second unreadable reply counts as right: an answer that depends on the ones before it."""
+    """Every second unreadable response counts as right: an answer that depends on the ones before it."""
 
     wrong_order: bool = False
 
@@ -232,13 +232,13 @@ def test_two_runs_are_paired_by_document(data: Path, tmp_path: Path) -> None:
     assert "difference +0.25" in str(result)
 
 
-def test_the_interval_of_a_difference_resamples_pictures_not_questions(data: Path, tmp_path: Path) -> None:
+def test_the_interval_of_a_difference_resamples_images_not_questions(data: Path, tmp_path: Path) -> None:
     quick(right_on(0, 1, 2, 3), None, Paired(), data=data, out=tmp_path / "a")
     quick(right_on(*range(12)), None, Paired(), data=data, out=tmp_path / "b")
     one = compare(tmp_path / "a", tmp_path / "b", seed=3, resamples=400).overall
-    pictures = np.array([0, 0, 2, 2, 2, 2])  # gains a picture
+    images = np.array([0, 0, 2, 2, 2, 2])  # gains an image
     draws = np.random.default_rng(3)
-    means = [pictures[draws.integers(6, size=6)].sum() / 12 for _ in range(400)]
+    means = [images[draws.integers(6, size=6)].sum() / 12 for _ in range(400)]
     assert (one.low, one.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
 
 

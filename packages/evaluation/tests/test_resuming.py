@@ -20,7 +20,7 @@ from evaluation_tasks import (
     write_questions,
 )
 from paperhooks.errors import DataError
-from paperhooks.generation import Reply, Request, TransformersBackend, arrange, make_prompt
+from paperhooks.generation import Request, Response, TransformersBackend, arrange, make_prompt
 from paperhooks_evaluation import evaluate
 from paperhooks_evaluation.samples import prompt_hash
 from PIL import Image
@@ -38,7 +38,7 @@ def tokenizer():
     return word_tokenizer()
 
 
-def ask(backend: TransformersBackend, *requests: Request, layout: str = "prepend") -> list[Reply]:
+def ask(backend: TransformersBackend, *requests: Request, layout: str = "prepend") -> list[Response]:
     """Answers to requests as one batch."""
     with backend.opened():
         return backend.answer([backend.prompt(str(i), arrange(one, layout)) for i, one in enumerate(requests)])
@@ -52,7 +52,7 @@ RED, BLUE, GREEN = (
 
 
 def parts(request: Request) -> str:
-    """Texts in brackets and I for pictures, in order; messages apart by /."""
+    """Texts in brackets and I for images, in order; messages apart by /."""
     marks = [[f"({p['text']})" if p["type"] == "text" else "I" for p in m["content"]] for m in request.messages]
     return "/".join("".join(one) for one in marks)
 
@@ -80,18 +80,18 @@ NUMBERED = Request(
         ("text-only", "(S)/(see <2> and <1>; <2>)", []),
     ],
 )
-def test_layouts_put_pictures_where_they_say(layout: str, told: str, shown: list[Image.Image]) -> None:
+def test_layouts_put_images_where_they_say(layout: str, told: str, shown: list[Image.Image]) -> None:
     placed = arrange(NUMBERED, layout)
     assert parts(placed) == told
     assert [image.tobytes() for image in placed.images] == [image.tobytes() for image in shown]
 
 
-def test_pictures_side_by_side_for_models_that_take_one() -> None:
+def test_images_side_by_side_for_models_that_take_one() -> None:
     placed = arrange(NUMBERED, "joined")
     assert parts(placed) == "(S)/I(see <2> and <1>; <2>)"
-    (picture,) = placed.images
-    assert picture.size == (8 + 4 + 2, 6)
-    found = [picture.getpixel(place) for place in ((0, 0), (8, 3), (12, 5), (0, 5))]
+    (image,) = placed.images
+    assert image.size == (8 + 4 + 2, 6)
+    found = [image.getpixel(place) for place in ((0, 0), (8, 3), (12, 5), (0, 5))]
     assert found == [(255, 0, 0), (0, 0, 255), (0, 128, 0), (255, 255, 255)]
     assert arrange(Request(messages=[{"role": "user", "content": "x"}], images=[RED]), "joined").images[0].size == (
         8,
@@ -99,7 +99,7 @@ def test_pictures_side_by_side_for_models_that_take_one() -> None:
     )
 
 
-def test_large_pictures_are_scaled_only_when_asked_and_all_become_rgb() -> None:
+def test_large_images_are_scaled_only_when_asked_and_all_become_rgb() -> None:
     grey = Image.new("L", (40, 10), 7)
     request = Request(prompt="<image>", images=[grey, RED])
     assert [image.mode for image in arrange(request, "prepend").images] == ["RGB", "RGB"]
@@ -113,7 +113,7 @@ def test_large_pictures_are_scaled_only_when_asked_and_all_become_rgb() -> None:
     [
         (Request(), "neither a prompt nor messages"),
         (Request(prompt="a", messages=[{"role": "user", "content": "b"}]), "both a prompt and messages"),
-        (Request(messages=[{"role": "user", "content": [{"type": "image"}]}]), "shows picture 0"),
+        (Request(messages=[{"role": "user", "content": [{"type": "image"}]}]), "shows image 0"),
         (Request(messages=[{"role": "user", "content": [{"type": "video"}]}]), "expected type 'text'"),
     ],
 )
@@ -122,7 +122,7 @@ def test_requests_that_make_no_sense_are_refused(request_: Request, said: str) -
         arrange(request_, "prepend")
 
 
-def test_pictures_of_a_finished_prompt_cannot_be_left_out() -> None:
+def test_images_of_a_finished_prompt_cannot_be_left_out() -> None:
     with pytest.raises(DataError, match="cannot be left out"):
         arrange(Request(prompt="<image> w1", images=[RED]), "text-only")
     assert arrange(Request(prompt="w1"), "text-only").prompt == "w1"
@@ -161,23 +161,23 @@ TEMPLATE = (
 )
 
 
-def test_pictures_reach_the_model_in_batches_of_any_size() -> None:
+def test_images_reach_the_model_in_batches_of_any_size() -> None:
     vlm, processor = tiny_llava_with_processor()
-    pictures = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue", "white")]
-    requests = [Request(prompt="w1 " * i + "<image> w2", images=[p], max_new_tokens=4) for i, p in enumerate(pictures)]
+    images = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue", "white")]
+    requests = [Request(prompt="w1 " * i + "<image> w2", images=[p], max_new_tokens=4) for i, p in enumerate(images)]
     backend = TransformersBackend(vlm, processor)
     together = ask(backend, *requests)
     assert together == [ask(backend, request)[0] for request in requests]
-    inputs = processor(text=requests[1].prompt, images=[pictures[1]], return_tensors="pt")
+    inputs = processor(text=requests[1].prompt, images=[images[1]], return_tensors="pt")
     with torch.no_grad():
         output = vlm.eval().generate(**inputs, max_new_tokens=4, do_sample=False)
     stock = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert together[1].text == stock.strip()
-    assert len({prompt_hash(backend.prompt("x", Request(prompt="x", images=[p]))) for p in pictures}) == 3
+    assert len({prompt_hash(backend.prompt("x", Request(prompt="x", images=[p]))) for p in images}) == 3
 
 
 @pytest.mark.parametrize("template", [TEMPLATE, None])
-def test_a_placeholder_in_a_question_makes_no_picture_slot(template: str | None) -> None:
+def test_a_placeholder_in_a_question_makes_no_image_slot(template: str | None) -> None:
     vlm, processor = tiny_llava_with_processor()
     processor.chat_template = template
     content = [{"type": "image"}, {"type": "text", "text": "what is <image> w3"}]
@@ -191,8 +191,8 @@ def test_a_placeholder_in_a_question_makes_no_picture_slot(template: str | None)
 
 def test_messages_go_through_the_chat_template(model, tokenizer) -> None:
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}w5"
-    (reply,) = ask(TransformersBackend(model, tokenizer), Request(messages=[{"role": "user", "content": "w1 w2"}]))
-    assert reply.text == direct(model, tokenizer, "w1 w2 w5", limit=32)
+    (response,) = ask(TransformersBackend(model, tokenizer), Request(messages=[{"role": "user", "content": "w1 w2"}]))
+    assert response.text == direct(model, tokenizer, "w1 w2 w5", limit=32)
 
 
 def test_special_tokens_are_added_once(model) -> None:
@@ -234,11 +234,11 @@ def test_without_a_template_the_text_of_all_messages_is_the_prompt(tokenizer) ->
 def test_rows_of_a_batch_keep_their_own_limit_and_say_how_they_ended(model, tokenizer) -> None:
     backend = TransformersBackend(model, tokenizer)
     requests = [Request(prompt=f"w{i} w{i + 1}", max_new_tokens=limit) for i, limit in enumerate((2, 9, 40, 5, 40, 40))]
-    replies = ask(backend, *requests)
-    for request, reply in zip(requests, replies, strict=True):
-        assert reply.text == direct(model, tokenizer, request.prompt, limit=request.max_new_tokens)
-        assert (reply.finish == "length") == (reply.new_tokens == request.max_new_tokens)
-    assert {reply.finish for reply in replies} == {"length", "eos"}
+    responses = ask(backend, *requests)
+    for request, response in zip(requests, responses, strict=True):
+        assert response.text == direct(model, tokenizer, request.prompt, limit=request.max_new_tokens)
+        assert (response.finish == "length") == (response.new_tokens == request.max_new_tokens)
+    assert {response.finish for response in responses} == {"length", "eos"}
 
 
 def test_every_end_of_sequence_token_of_the_model_counts(model, tokenizer) -> None:
@@ -246,13 +246,13 @@ def test_every_end_of_sequence_token_of_the_model_counts(model, tokenizer) -> No
     second = next(word for word in plain if word != plain[0])
     model.generation_config.eos_token_id = [1, WORDS.index(second)]
     try:
-        reply = ask(TransformersBackend(model, tokenizer), Request(prompt="w3 w4"))[0]
+        response = ask(TransformersBackend(model, tokenizer), Request(prompt="w3 w4"))[0]
     finally:
         model.generation_config.eos_token_id = 1
-    assert (reply.text, reply.finish) == (" ".join(plain[: plain.index(second)]), "eos")
+    assert (response.text, response.finish) == (" ".join(plain[: plain.index(second)]), "eos")
 
 
-def test_stop_strings_end_a_reply_and_are_not_part_of_it(model, tokenizer, monkeypatch) -> None:
+def test_stop_strings_end_a_response_and_are_not_part_of_it(model, tokenizer, monkeypatch) -> None:
     prompts = ["w3 w4", "w5", "w1 w2 w6"]
     backend = TransformersBackend(model, tokenizer)
     whole = [one.text for one in ask(backend, *(Request(prompt=p, max_new_tokens=12) for p in prompts))]
@@ -260,13 +260,13 @@ def test_stop_strings_end_a_reply_and_are_not_part_of_it(model, tokenizer, monke
     lengths = []
     generate = model.generate
     monkeypatch.setattr(model, "generate", lambda **kwargs: lengths.append(out := generate(**kwargs)) or out)
-    replies = ask(backend, *(Request(prompt=p, max_new_tokens=12, stop=(stop, "never")) for p in prompts))
-    for text, reply in zip(whole, replies, strict=True):
+    responses = ask(backend, *(Request(prompt=p, max_new_tokens=12, stop=(stop, "never")) for p in prompts))
+    for text, response in zip(whole, responses, strict=True):
         cut = text.find(stop)
-        assert reply.text == (text if cut < 0 else text[:cut].strip())
-        assert (reply.finish == "stop") == (cut >= 0)
+        assert response.text == (text if cut < 0 else text[:cut].strip())
+        assert (response.finish == "stop") == (cut >= 0)
     alone = ask(backend, Request(prompt=prompts[0], max_new_tokens=12, stop=(stop,)))[0]
-    assert (alone, alone.new_tokens) == (replies[0], len(whole[0][: whole[0].find(stop)].split()) + 2)
+    assert (alone, alone.new_tokens) == (responses[0], len(whole[0][: whole[0].find(stop)].split()) + 2)
     assert lengths[-1].shape[1] == 2 + alone.new_tokens  # generation ended there
 
 
@@ -341,12 +341,12 @@ def test_other_errors_of_a_model_end_the_run(model, tokenizer, tmp_path: Path, m
 def test_dtype_is_the_models(tokenizer) -> None:
     vlm, processor = tiny_llava_with_processor()
     vlm = vlm.to(torch.bfloat16)
-    (reply,) = ask(TransformersBackend(vlm, processor), Request(prompt="<image> w2", images=[RED], max_new_tokens=2))
-    assert reply.error == ""
+    (response,) = ask(TransformersBackend(vlm, processor), Request(prompt="<image> w2", images=[RED], max_new_tokens=2))
+    assert response.error == ""
     assert {parameter.dtype for parameter in vlm.parameters()} == {torch.bfloat16}
 
 
-def test_broken_pictures_are_errors_of_their_document(tmp_path: Path) -> None:
+def test_broken_images_are_errors_of_their_document(tmp_path: Path) -> None:
     vlm, processor = tiny_llava_with_processor()
     data = tmp_path / "q.json"
     data.write_text('[{"id": "a", "answer": ""}, {"id": "b", "answer": ""}]')
@@ -355,8 +355,8 @@ def test_broken_pictures_are_errors_of_their_document(tmp_path: Path) -> None:
 
     class Shown(Echo):
         def request(self, document):
-            picture = Image.open(tmp_path / f"{document.id}.png")
-            return Request(messages=[{"role": "user", "content": "w1"}], images=[picture], max_new_tokens=2)
+            image = Image.open(tmp_path / f"{document.id}.png")
+            return Request(messages=[{"role": "user", "content": "w1"}], images=[image], max_new_tokens=2)
 
     result = quick(vlm, processor, Shown(), data=data, out=tmp_path / "run")
     assert list(result.first.failures) == ["b"]
@@ -368,7 +368,7 @@ def test_broken_pictures_are_errors_of_their_document(tmp_path: Path) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_replies_on_cuda_are_those_on_the_cpu(model, tokenizer) -> None:
+def test_responses_on_cuda_are_those_on_the_cpu(model, tokenizer) -> None:
     requests = [Request(prompt=f"w{i} w{i + 1}", max_new_tokens=8) for i in range(6)]
     expected = ask(TransformersBackend(model, tokenizer), *requests)
     try:

@@ -26,9 +26,9 @@ PUBLISHED = json.loads((FOLDER / "chair_synonyms.json").read_text())
 
 
 def test_pope_official_matches_the_published_script():
-    """Every reply, every count and every ratio of the reference."""
+    """Every response, every count and every ratio of the reference."""
     known, official = METRICS["pope"], METRICS["pope"]["official"]
-    answers = [int(pope.parse_official(reply) == "yes") for reply in known["answers"]]
+    answers = [int(pope.parse_official(response) == "yes") for response in known["answers"]]
     assert answers == known["per_answer"]
     scores = pope.pope_scores(known["answers"], known["labels"])
     assert scores.counts == (official["TP"], official["FP"], official["TN"], official["FN"], 0)
@@ -37,7 +37,7 @@ def test_pope_official_matches_the_published_script():
 
 
 @pytest.mark.parametrize(
-    ("reply", "answer"),
+    ("response", "answer"),
     [
         ("", "yes"),
         ("NO", "yes"),
@@ -51,16 +51,16 @@ def test_pope_official_matches_the_published_script():
         ("\tNo", "yes"),
     ],
 )
-def test_pope_official_keeps_the_quirks(reply: str, answer: str):
+def test_pope_official_keeps_the_quirks(response: str, answer: str):
     """What a reader would read otherwise, the published script reads like this."""
-    assert pope.parse_official(reply) == answer
+    assert pope.parse_official(response) == answer
 
 
 def test_pope_strict_counts_what_it_cannot_read():
     """Only the two words count; the rest is wrong for the accuracy and outside precision and recall."""
-    replies = [" Yes ", "no\n", "No.", "yes it is", "NO", "yes"]
+    responses = [" Yes ", "no\n", "No.", "yes it is", "NO", "yes"]
     labels = ["yes", "yes", "no", "yes", "no", "no"]
-    scores = pope.pope_scores(replies, labels, mode="strict")
+    scores = pope.pope_scores(responses, labels, mode="strict")
     assert scores.counts == (1, 1, 1, 1, 2)
     assert scores.accuracy == pytest.approx(2 / 6)
     assert (scores.precision, scores.recall, scores.f1) == (0.5, 0.5, 0.5)
@@ -77,33 +77,33 @@ def test_pope_divides_by_zero_as_zero():
 
 def test_pope_refuses_what_does_not_belong_together():
     """Lengths, ids, labels, modes."""
-    with pytest.raises(DataError, match="2 replies but 1 labels"):
+    with pytest.raises(DataError, match="2 responses but 1 labels"):
         pope.pope_scores(["yes", "no"], ["yes"])
     with pytest.raises(DataError, match="place 1: the id is 7 there and 2 here"):
-        pope.pope_scores(["yes"] * 3, ["yes"] * 3, reply_ids=[1, 7, 8], label_ids=[1, 2, 3])
-    with pytest.raises(DataError, match="only the ids of the replies"):
-        pope.pope_scores(["yes"], ["yes"], reply_ids=[1])
-    with pytest.raises(DataError, match="2 ids but 1 replies"):
-        pope.pope_scores(["yes"], ["yes"], reply_ids=[1, 2], label_ids=[1, 2])
+        pope.pope_scores(["yes"] * 3, ["yes"] * 3, response_ids=[1, 7, 8], label_ids=[1, 2, 3])
+    with pytest.raises(DataError, match="only the ids of the responses"):
+        pope.pope_scores(["yes"], ["yes"], response_ids=[1])
+    with pytest.raises(DataError, match="2 ids but 1 responses"):
+        pope.pope_scores(["yes"], ["yes"], response_ids=[1, 2], label_ids=[1, 2])
     with pytest.raises(DataError, match="'maybe' is neither"):
         pope.pope_scores(["yes"], ["maybe"])
     with pytest.raises(DataError, match="did you mean 'strict'"):
         pope.pope_scores(["yes"], ["yes"], mode="strickt")
-    assert pope.pope_scores(["yes"], ["Yes "], reply_ids=[3], label_ids=[3]).tp == 1
+    assert pope.pope_scores(["yes"], ["Yes "], response_ids=[3], label_ids=[3]).tp == 1
 
 
 def test_pope_scores_add_up():
     """Parts taken together give the scores of the whole."""
     rng = random.Random(0)
-    replies = [rng.choice(["yes", "no", "No, sir", "hm"]) for _ in range(40)]
+    responses = [rng.choice(["yes", "no", "No, sir", "hm"]) for _ in range(40)]
     labels = [rng.choice(["yes", "no"]) for _ in range(40)]
-    whole = pope.pope_scores(replies, labels, mode="strict")
+    whole = pope.pope_scores(responses, labels, mode="strict")
     assert (
-        pope.pope_scores(replies[:15], labels[:15], mode="strict")
-        + pope.pope_scores(replies[15:], labels[15:], mode="strict")
+        pope.pope_scores(responses[:15], labels[:15], mode="strict")
+        + pope.pope_scores(responses[15:], labels[15:], mode="strict")
         == whole
     )
-    assert whole.unparsable == sum(reply not in ("yes", "no") for reply in replies)
+    assert whole.unparsable == sum(response not in ("yes", "no") for response in responses)
 
 
 # MME
@@ -112,7 +112,7 @@ def test_pope_scores_add_up():
 def test_mme_official_matches_the_published_script():
     """Parsing, category scores and the total of the reference."""
     known = METRICS["mme"]
-    assert [mme.parse_official(reply) for _, _, reply, _ in known["rows"]] == known["parsed"]
+    assert [mme.parse_official(response) for _, _, response, _ in known["rows"]] == known["parsed"]
     scores = mme.mme_scores([tuple(row) for row in known["rows"]])
     assert {name: one.score for name, one in scores.categories.items()} == known["per_category"]
     assert scores.total() == pytest.approx(known["total"], rel=1e-12)
@@ -121,16 +121,16 @@ def test_mme_official_matches_the_published_script():
 
 
 @pytest.mark.parametrize(
-    ("reply", "answer"),
+    ("response", "answer"),
     [("", "other"), ("y", "yes"), ("N.", "no"), ("x", "other"), ("y.e.s", "yes"), ("nothing", "no")],
 )
-def test_mme_official_reads_the_first_four_characters(reply: str, answer: str):
+def test_mme_official_reads_the_first_four_characters(response: str, answer: str):
     """Full stops vanish first, single letters count."""
-    assert mme.parse_official(reply) == answer
+    assert mme.parse_official(response) == answer
 
 
-def test_mme_counts_by_picture():
-    """Accuracy is by question, accuracy+ by picture; strict refuses "Yes."."""
+def test_mme_counts_by_image():
+    """Accuracy is by question, accuracy+ by image; strict refuses "Yes."."""
     rows = [
         ("count", "a", "Yes.", "Yes"),
         ("count", "a", "no", "No."),
@@ -144,7 +144,7 @@ def test_mme_counts_by_picture():
     assert mme.CategoryScore(()).score == 0.0
 
 
-def test_mme_refuses_pictures_without_two_answers():
+def test_mme_refuses_images_without_two_answers():
     """All of them are named, of every category."""
     rows = [("count", "a", "yes", "Yes"), ("color", "a", "yes", "Yes"), *[("color", "b", "no", "No")] * 3]
     with pytest.raises(DataError, match="count/a has 1, color/a has 1, color/b has 3"):
@@ -221,19 +221,19 @@ def test_chair_quirks_and_repairs():
 
 
 def test_chair_divides_by_zero_as_zero():
-    """No object in captions or pictures, and no caption."""
+    """No object in captions or images, and no caption."""
     scores = chair.chair_scores([["a", "b"]], [set()], table=TABLE)
     assert (scores.chair_s, scores.chair_i, scores.recall, scores.length) == (0.0, 0.0, 0.0, 2.0)
     empty = chair.chair_scores([], [])
     assert (empty.chair_s, empty.chair_i, empty.recall, empty.length) == (0.0, 0.0, 0.0, 0.0)
 
 
-def test_chair_objects_of_a_picture():
+def test_chair_objects_of_an_image():
     """Instances and reference captions together; a category that the table lacks is named."""
-    found = chair.picture_objects(TABLE, ["tv", "tv"], [["a", "puppy"], ["bow", "tie"]])
+    found = chair.image_objects(TABLE, ["tv", "tv"], [["a", "puppy"], ["bow", "tie"]])
     assert found == {"tv", "dog", "tie"}
     with pytest.raises(DataError, match="no row of the synonym table has 'sofas'"):
-        chair.picture_objects(TABLE, ["sofas"])
+        chair.image_objects(TABLE, ["sofas"])
 
 
 def test_chair_refuses_what_does_not_belong_together():

@@ -28,8 +28,8 @@ from PIL import Image
 REFERENCE = Path(__file__).parent / "reference"
 
 
-def picture(file: Path, colour: tuple[int, int, int] = (200, 30, 30)) -> None:
-    """A small picture of one colour."""
+def write_image(file: Path, colour: tuple[int, int, int] = (200, 30, 30)) -> None:
+    """A small image of one colour."""
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 8), colour).save(file)
 
@@ -40,12 +40,12 @@ def write_lines(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def records(task: Task, documents: Sequence[Document], replies: Sequence[str], mode: str) -> list[Record]:
-    """What the engine makes of replies."""
+def records(task: Task, documents: Sequence[Document], responses: Sequence[str], mode: str) -> list[Record]:
+    """What the engine makes of responses."""
     made = []
-    for document, reply in zip(documents, replies, strict=True):
-        parsed = task.parse(document, reply, mode)
-        made.append(Record(document, reply, parsed, task.score(document, parsed)))
+    for document, response in zip(documents, responses, strict=True):
+        parsed = task.parse(document, response, mode)
+        made.append(Record(document, response, parsed, task.score(document, parsed)))
     return made
 
 
@@ -79,7 +79,7 @@ def test_length_limits_are_checked(kind: Callable[..., Task], value: Any):
 
 
 def pope_rows(n: int, offset: int = 0) -> list[dict[str, Any]]:
-    """Six questions a picture, as published: yes, yes, yes, no, no, no."""
+    """Six questions an image, as published: yes, yes, yes, no, no, no."""
     return [
         {
             "question_id": i,
@@ -93,17 +93,17 @@ def pope_rows(n: int, offset: int = 0) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def pope_folder(tmp_path: Path) -> Path:
-    """Three splits over the same pictures, those in val2014/."""
+    """Three splits over the same images, those in val2014/."""
     folder = tmp_path / "pope"
     for split in SPLITS:
         write_lines(folder / f"coco_pope_{split}.json", pope_rows(24))
     for i in range(4):
-        picture(folder / "val2014" / f"COCO_val2014_{i:012d}.jpg")
+        write_image(folder / "val2014" / f"COCO_val2014_{i:012d}.jpg")
     return folder
 
 
 def test_pope_reads_the_published_files(pope_folder: Path):
-    """Documents in order, grouped by source and split; the request shows the picture and the paper's prompt."""
+    """Documents in order, grouped by source and split; the request shows the image and the paper's prompt."""
     task = Pope()
     documents = task.documents(str(pope_folder))
     assert [one.id for one in documents[:2]] == ["coco-adversarial-0", "coco-adversarial-1"]
@@ -121,7 +121,7 @@ def test_pope_reads_the_published_files(pope_folder: Path):
 
 
 def test_pope_reads_other_layouts(pope_folder: Path, tmp_path: Path):
-    """Other sources, files in folders of their own, pictures elsewhere, a single file."""
+    """Other sources, files in folders of their own, images elsewhere, a single file."""
     write_lines(pope_folder / "aokvqa" / "aokvqa_pope_seem_random.json", pope_rows(6))
     write_lines(pope_folder / "gqa" / "gqa_pope_popular.json", pope_rows(6))
     groups = {one.group for one in Pope().documents(str(pope_folder))}
@@ -152,7 +152,7 @@ def test_pope_reads_the_question_file_of_llava(pope_folder: Path):
 
 
 def test_pope_lists_all_faults(pope_folder: Path):
-    """A missing picture, a label, a double id, a broken line, a category: one error."""
+    """A missing image, a label, a double id, a broken line, a category: one error."""
     rows = pope_rows(24)
     rows[0]["label"] = "maybe"
     rows[3]["question_id"] = 2
@@ -166,7 +166,7 @@ def test_pope_lists_all_faults(pope_folder: Path):
     message = str(caught.value)
     assert "it has 4 faults" in message
     assert "coco-random-0 (coco_pope_random.json): the label is 'maybe'; expected 'yes' or 'no'" in message
-    assert "coco-random-7 (coco_pope_random.json): the picture gone.jpg is missing" in message
+    assert "coco-random-7 (coco_pope_random.json): the image gone.jpg is missing" in message
     assert "coco-random-2: occurs twice" in message
     assert "coco_pope_random.json:25: is no JSON object" in message
     with pytest.raises(DataError, match="the category is 'populr'; did you mean 'popular'"):
@@ -185,12 +185,14 @@ def test_pope_figures_agree_with_the_pure_functions(pope_folder: Path):
     """Every split by hand, their mean, Wilson's intervals, the unparsable share; the caution is in the report."""
     task, generator = Pope(), np.random.default_rng(0)
     documents = task.documents(str(pope_folder))
-    replies = generator.choice(["Yes", "No", "NO", "I cannot tell", "Yes, there is."], size=len(documents)).tolist()
+    responses = generator.choice(["Yes", "No", "NO", "I cannot tell", "Yes, there is."], size=len(documents)).tolist()
     for mode in task.modes:
-        summary = task.aggregate(records(task, documents, replies, mode), mode)
+        summary = task.aggregate(records(task, documents, responses, mode), mode)
         by_split = []
         for split in SPLITS:
-            rows = [(r, d.data["label"]) for r, d in zip(replies, documents, strict=True) if d.group == f"coco-{split}"]
+            rows = [
+                (r, d.data["label"]) for r, d in zip(responses, documents, strict=True) if d.group == f"coco-{split}"
+            ]
             scores = pope.pope_scores(*zip(*rows, strict=True), mode=mode)
             by_split.append(scores)
             for name in ("accuracy", "f1", "precision", "recall", "yes_ratio"):
@@ -204,17 +206,19 @@ def test_pope_figures_agree_with_the_pure_functions(pope_folder: Path):
             assert found.low <= found.value <= found.high
             assert (found.n, found.interval) == (72, "bootstrap")
         unclear = [
-            reply for reply in replies if reply not in (("Yes", "No", "NO") if mode == "strict" else ("Yes", "No"))
+            response
+            for response in responses
+            if response not in (("Yes", "No", "NO") if mode == "strict" else ("Yes", "No"))
         ]
-        plain = [reply for reply in unclear if mode == "strict" or not reply.startswith("Yes")]
+        plain = [response for response in unclear if mode == "strict" or not response.startswith("Yes")]
         assert metric(summary, "unparsable").value == pytest.approx(len(plain) / 72)
         assert summary.metrics[0].name == "accuracy"
         assert CAUTION in summary.tables[0].caption
         assert [row[0] for row in summary.tables[0].rows][-1] == "mean over splits"
 
 
-def test_pope_intervals_follow_the_pictures():
-    """Answers that hang together within a picture widen the interval; splits share pictures."""
+def test_pope_intervals_follow_the_images():
+    """Answers that hang together within an image widen the interval; splits share images."""
     task = Pope()
 
     def document(i: int) -> Document:
@@ -223,24 +227,24 @@ def test_pope_intervals_follow_the_pictures():
 
     documents = [document(i) for i in range(400)]
     right = [one.data["label"].capitalize() for one in documents]
-    wrong = ["No" if reply == "Yes" else "Yes" for reply in right]
+    wrong = ["No" if response == "Yes" else "Yes" for response in right]
     clustered = [right[i] if i // 20 % 2 else wrong[i] for i in range(400)]
     order = np.random.default_rng(0).permutation(400)
     mixed = [right[i] if order[i] % 2 else wrong[i] for i in range(400)]
     widths = []
-    for replies in (clustered, mixed):
-        found = metric(task.aggregate(records(task, documents, replies, "official"), "official"), "f1")
+    for responses in (clustered, mixed):
+        found = metric(task.aggregate(records(task, documents, responses, "official"), "official"), "f1")
         assert found.value == pytest.approx(0.5, abs=0.05)
         widths.append(found.high - found.low)
     assert widths[0] > 3 * widths[1]
 
 
 def test_perfect_answers_are_no_certainty(pope_folder: Path):
-    """Where every resample is alike, Wilson's interval over pictures stands in, or none."""
+    """Where every resample is alike, Wilson's interval over images stands in, or none."""
     task = Pope()
     documents = task.documents(str(pope_folder))
-    replies = [one.data["label"].capitalize() for one in documents]
-    summary = task.aggregate(records(task, documents, replies, "official"), "official")
+    responses = [one.data["label"].capitalize() for one in documents]
+    summary = task.aggregate(records(task, documents, responses, "official"), "official")
     perfect = metric(summary, "f1", "coco-random")
     assert (perfect.low, perfect.high, perfect.interval) == (*wilson_interval(4, 4), "wilson over clusters")
     assert metric(summary, "accuracy").low == wilson_interval(4, 4)[0]
@@ -253,15 +257,15 @@ def test_pope_means_by_source(pope_folder: Path):
     write_lines(pope_folder / "gqa" / "gqa_pope_random.json", pope_rows(6))
     task = Pope()
     documents = task.documents(str(pope_folder))
-    replies = ["Yes" if one.data["source"] == "gqa" else one.data["label"].capitalize() for one in documents]
-    summary = task.aggregate(records(task, documents, replies, "official"), "official")
+    responses = ["Yes" if one.data["source"] == "gqa" else one.data["label"].capitalize() for one in documents]
+    summary = task.aggregate(records(task, documents, responses, "official"), "official")
     assert metric(summary, "accuracy", "coco").value == 1.0
     assert metric(summary, "accuracy", "gqa").value == metric(summary, "accuracy", "gqa-random").value == 0.5
     assert metric(summary, "accuracy").value == pytest.approx((3 * 1.0 + 0.5) / 4)
 
 
 def parquet(folder: Path, columns: Mapping[str, Sequence[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A data set as on the hub: parquet files in data/, pictures inside."""
+    """A data set as on the hub: parquet files in data/, images inside."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder.parent / "cache")
     table = datasets.Dataset.from_dict(dict(columns)).cast_column("image", datasets.Image())
@@ -270,14 +274,14 @@ def parquet(folder: Path, columns: Mapping[str, Sequence[Any]], monkeypatch: pyt
 
 
 def png_files(folder: Path, n: int) -> list[str]:
-    """Pictures of different colours."""
+    """Images of different colours."""
     for i in range(n):
-        picture(folder / f"{i}.png", (10 * i, 0, 0))
+        write_image(folder / f"{i}.png", (10 * i, 0, 0))
     return [str(folder / f"{i}.png") for i in range(n)]
 
 
 def test_pope_reads_hub_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The columns of lmms-lab/POPE; pictures are decoded when they are asked for."""
+    """The columns of lmms-lab/POPE; images are decoded when they are asked for."""
     files = png_files(tmp_path / "png", 4)
     columns = {
         "question_id": ["1", "2", "1", "2"],
@@ -315,14 +319,14 @@ def test_an_unreachable_hub_name_is_one_sentence():
 
 @pytest.fixture
 def mme_folder(tmp_path: Path) -> Path:
-    """The release's two layouts: images/ beside questions_answers_YN/, and pictures beside text files."""
+    """The release's two layouts: images/ beside questions_answers_YN/, and images beside text files."""
     folder = tmp_path / "MME_Benchmark"
     for category in ("existence", "count", "position", "color"):
         for i in range(3):
-            picture(folder / category / f"{i}.jpg")
+            write_image(folder / category / f"{i}.jpg")
             lines = f"Is it {i}? Please answer yes or no.\tYes\nIs it {i + 1}? Please answer yes or no.\tNo\n"
             (folder / category / f"{i}.txt").write_text(lines)
-    picture(folder / "OCR" / "images" / "a.png")
+    write_image(folder / "OCR" / "images" / "a.png")
     (folder / "OCR" / "questions_answers_YN").mkdir()
     (folder / "OCR" / "questions_answers_YN" / "a.txt").write_text("Is it a?\tYes\n\nIs it b?\tNo")
     return folder
@@ -343,8 +347,8 @@ def test_mme_reads_the_release(mme_folder: Path):
 
 
 def test_mme_lists_all_faults(mme_folder: Path):
-    """An unknown category, a line without tab, an answer, a picture with one question, a missing picture."""
-    picture(mme_folder / "colour" / "a.jpg")
+    """An unknown category, a line without tab, an answer, an image with one question, a missing image."""
+    write_image(mme_folder / "colour" / "a.jpg")
     (mme_folder / "colour" / "a.txt").write_text("Is it?\tYes\nIs it not?\tNo")
     (mme_folder / "count" / "0.txt").write_text("Is it? Yes\nIs it?\tNo")
     (mme_folder / "color" / "1.txt").write_text("Is it?\tPerhaps\nIs it?\tNo")
@@ -355,7 +359,7 @@ def test_mme_lists_all_faults(mme_folder: Path):
     assert "colour: is no category; did you mean 'color'" in message
     assert "count/0.txt:1: has no tab between question and answer" in message
     assert "color/1.jpg/1: the answer is 'Perhaps'" in message
-    assert "existence/2: the picture is missing" in message
+    assert "existence/2: the image is missing" in message
     assert "count/0.jpg: has 1 readable questions; expected 2" in message
     with pytest.raises(DataError, match="expected folders such as existence/"):
         Mme().documents(str(mme_folder / "count"))
@@ -365,10 +369,10 @@ def test_mme_figures_agree_with_the_pure_functions(mme_folder: Path):
     """Categories, the hallucination subset, n, scales and intervals."""
     task, generator = Mme(), np.random.default_rng(1)
     documents = task.documents(str(mme_folder))
-    replies = generator.choice(["Yes", "No.", "nothing", "Well, yes"], size=len(documents)).tolist()
+    responses = generator.choice(["Yes", "No.", "nothing", "Well, yes"], size=len(documents)).tolist()
     for mode in task.modes:
-        summary = task.aggregate(records(task, documents, replies, mode), mode)
-        rows = [(d.group, d.data["image"], r, d.data["answer"]) for d, r in zip(documents, replies, strict=True)]
+        summary = task.aggregate(records(task, documents, responses, mode), mode)
+        rows = [(d.group, d.data["image"], r, d.data["answer"]) for d, r in zip(documents, responses, strict=True)]
         scores = mme.mme_scores(rows, mode=mode)
         assert [one.name for one in summary.metrics if not one.group] == ["hallucination"]
         whole = metric(summary, "hallucination")
@@ -384,23 +388,23 @@ def test_mme_figures_agree_with_the_pure_functions(mme_folder: Path):
             assert metric(summary, "unparsable", name).n == 2 * known.n
 
 
-def test_mme_leaves_out_half_answered_pictures_and_says_so(mme_folder: Path):
-    """Under a limit a picture may lack its second answer."""
+def test_mme_leaves_out_half_answered_images_and_says_so(mme_folder: Path):
+    """Under a limit an image may lack its second answer."""
     task = Mme()
     documents = task.documents(str(mme_folder))[:5]
-    replies = [one.data["answer"] for one in documents]
-    summary = task.aggregate(records(task, documents, replies, "official"), "official")
+    responses = [one.data["answer"] for one in documents]
+    summary = task.aggregate(records(task, documents, responses, "official"), "official")
     assert metric(summary, "score", "existence").value == 200.0
     assert metric(summary, "score", "existence").n == 2
     assert metric(summary, "total").scale == 200.0
     assert summary.extra["pictures_left_out"] == 1
     assert "only one of their two questions was answered: 1" in summary.tables[0].caption
-    half = task.aggregate(records(task, documents[:1], replies[:1], "official"), "official")
+    half = task.aggregate(records(task, documents[:1], responses[:1], "official"), "official")
     assert (half.metrics[0].value, half.metrics[0].n) == (None, 0)
 
 
 def test_mme_reads_hub_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The columns of lmms-lab/MME, in which the questions of a picture share their id."""
+    """The columns of lmms-lab/MME, in which the questions of an image share their id."""
     files = png_files(tmp_path / "png", 4)
     columns = {
         "question_id": ["code_reasoning/0020.png"] * 2 + ["count/1.jpg"] * 2,
@@ -422,11 +426,11 @@ def test_mme_reads_hub_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def coco_folder(tmp_path: Path) -> Path:
-    """Three pictures with instances and captions in COCO's files."""
+    """Three images with instances and captions in COCO's files."""
     folder = tmp_path / "coco"
     images = [{"id": i, "file_name": f"COCO_val2014_{i:012d}.jpg"} for i in (3, 7, 11)]
     for image in images:
-        picture(folder / "val2014" / str(image["file_name"]))
+        write_image(folder / "val2014" / str(image["file_name"]))
     categories = [{"id": i + 1, "name": row[0]} for i, row in enumerate(chair_objects.COCO_OBJECTS)]
     numbers = {row["name"]: row["id"] for row in categories}
     objects = [(3, "dog"), (3, "dog"), (3, "person"), (7, "toilet")]
@@ -445,7 +449,7 @@ CAPTIONS = ["A man with his dogs; a cat and a cat look on.", "A toilet seat.", "
 
 
 def test_chair_reads_coco(coco_folder: Path, tmp_path: Path):
-    """All pictures, a list of them, a drawn sample; the paper's prompt and limits."""
+    """All images, a list of them, a drawn sample; the paper's prompt and limits."""
     task = Chair()
     documents = task.documents(str(coco_folder))
     assert [one.id for one in documents] == ["3", "7", "11"]
@@ -509,7 +513,7 @@ def test_chair_takes_the_published_table(coco_folder: Path, tmp_path: Path):
 
 
 def test_chair_lists_all_faults(coco_folder: Path, tmp_path: Path):
-    """Unknown and double ids, a missing picture, a category without row; and what the folder lacks."""
+    """Unknown and double ids, a missing image, a category without row; and what the folder lacks."""
     (tmp_path / "ids.txt").write_text("3 7 7 99")
     (coco_folder / "val2014" / "COCO_val2014_000000000003.jpg").unlink()
     file = coco_folder / "annotations" / "instances_val2014.json"
@@ -517,11 +521,11 @@ def test_chair_lists_all_faults(coco_folder: Path, tmp_path: Path):
     with pytest.raises(DataError) as caught:
         Chair(ids=str(tmp_path / "ids.txt")).documents(str(coco_folder))
     message = str(caught.value)
-    assert "picture 7: is listed 2 times" in message
-    assert "picture 99: is not in the annotations" in message
-    assert "picture 3: the file COCO_val2014_000000000003.jpg is missing" in message
+    assert "image 7: is listed 2 times" in message
+    assert "image 99: is not in the annotations" in message
+    assert "image 3: the file COCO_val2014_000000000003.jpg is missing" in message
     assert "category 'throne': is in no row of the synonym table" in message
-    with pytest.raises(DataError, match=r"is no list of picture ids"):
+    with pytest.raises(DataError, match=r"is no list of image ids"):
         Chair(ids=str(file.with_name("captions_val2014.json"))).documents(str(coco_folder))
     file.write_text("[]")
     with pytest.raises(DataError, match="is not in COCO's form"):
@@ -569,7 +573,7 @@ def test_the_test_bed_sees_what_is_there(tmp_path: Path):
     result = evaluate(model, processor, task, data=str(folder), out=tmp_path / "run", batch_size=4)
     questions = [q for split in ("adversarial", "random") for q in testbed.pope_questions("test", split, 12)]
     said = testbed.answer(model, processor, [q.image() for q in questions], [testbed.prompt(q) for q in questions])
-    assert [one.reply for one in result.first.records] == said
+    assert [one.response for one in result.first.records] == said
     expected = pope.pope_scores(said[:12], [question.answer for question in questions[:12]])
     assert metric(result.summary, "accuracy", "scenes-adversarial").value == pytest.approx(expected.accuracy)
     assert metric(result.summary, "f1", "scenes-adversarial").value == pytest.approx(expected.f1)

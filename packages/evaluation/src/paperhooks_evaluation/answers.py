@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from paperhooks.errors import MissingExtra, PaperhooksError
-from paperhooks.generation import Backend, Prompt, Reply, Request, arrange
+from paperhooks.generation import Backend, Prompt, Request, Response, arrange
 
 from paperhooks_evaluation.samples import SampleFile, prompt_hash, sample_row
-from paperhooks_evaluation.scoring import score_reply
+from paperhooks_evaluation.scoring import score_response
 from paperhooks_evaluation.task import Document, Record, Task
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class AskOptions:
     stop: tuple[str, ...] | None = None
 
     def apply(self, request: Request) -> Request:
-        """The request with limit and stop strings replaced and its pictures laid out."""
+        """The request with limit and stop strings replaced and its images laid out."""
         changes: dict[str, Any] = {}
         if self.max_new_tokens is not None:
             changes["max_new_tokens"] = self.max_new_tokens
@@ -73,7 +73,7 @@ def notify(observers: Sequence[Any], event: str, *details: Any) -> None:
 
 
 class Asker:
-    """Asks documents and writes the replies down after every batch; ``mode`` is that of the running score."""
+    """Asks documents and writes the responses down after every batch; ``mode`` is that of the running score."""
 
     def __init__(
         self, task: Task, backend: Backend, file: SampleFile, options: AskOptions, batch_size: int, mode: str
@@ -86,7 +86,7 @@ class Asker:
         self._unparsable = 0
 
     def run(self, documents: Sequence[Document], observers: Sequence[Any] = (), progress: bool = False) -> None:
-        """Ask the documents that have no reply; the backend is not opened when there is none."""
+        """Ask the documents that have no response; the backend is not opened when there is none."""
         from tqdm import tqdm
 
         self.observers = observers
@@ -152,7 +152,7 @@ class Asker:
         except PaperhooksError as error:
             error.add_note(f"while making the prompt of {document.id!r}")
             raise
-        except Exception as error:  # a picture that cannot be decoded shows only now
+        except Exception as error:  # an image that cannot be decoded shows only now
             return _Open(document, error=f"prompt: {type(error).__name__}: {error}")
 
     def _check(self, documents: Iterable[Document]) -> None:
@@ -164,7 +164,7 @@ class Asker:
 
     def _ask_window(self, window: Sequence[_Open]) -> None:
         failed = [one for one in window if one.prompt is None]
-        self._write([(one, Reply("", error=one.error)) for one in failed], 0.0)
+        self._write([(one, Response("", error=one.error)) for one in failed], 0.0)
         queue = [(one, one.prompt) for one in window if one.prompt is not None]
         if self.batch_size > 1:
             queue.sort(key=lambda pair: (pair[1].kind, pair[1].cost))
@@ -178,7 +178,7 @@ class Asker:
         begin = time.perf_counter()
         too_large = ""
         try:
-            replies = self.backend.answer([prompt for _, prompt in batch])
+            responses = self.backend.answer([prompt for _, prompt in batch])
         except Exception as error:
             if not self.backend.too_large(error):
                 raise
@@ -189,25 +189,25 @@ class Asker:
                 self.batch_size = len(batch) // 2
                 log.warning("a batch of %d did not fit into memory; going on with %d", len(batch), self.batch_size)
                 return False
-            replies = [Reply("", error=too_large)]
+            responses = [Response("", error=too_large)]
         seconds = (time.perf_counter() - begin) / len(batch)
-        self._write([(one, reply) for (one, _), reply in zip(batch, replies, strict=True)], seconds)
+        self._write([(one, response) for (one, _), response in zip(batch, responses, strict=True)], seconds)
         return True
 
-    def _write(self, answers: Sequence[tuple[_Open, Reply]], seconds: float) -> None:
+    def _write(self, answers: Sequence[tuple[_Open, Response]], seconds: float) -> None:
         if not answers:
             return
-        self.file.append(sample_row(one.document, reply, one.digest, seconds) for one, reply in answers)
-        for one, reply in answers:
-            if not reply.error:
-                self._tell(one.document, reply)
+        self.file.append(sample_row(one.document, response, one.digest, seconds) for one, response in answers)
+        for one, response in answers:
+            if not response.error:
+                self._tell(one.document, response)
         if self._progress is not None:
             self._progress.update(len(answers))
             self._progress.set_postfix_str(self._running())
 
-    def _tell(self, document: Document, reply: Reply) -> None:
+    def _tell(self, document: Document, response: Response) -> None:
         try:
-            record = score_reply(self.task, document, reply.text, self.mode, reply.finish == "length")
+            record = score_response(self.task, document, response.text, self.mode, response.finish == "length")
         except Exception:  # counted and shown when the run is scored
             return
         self._count(record)

@@ -27,7 +27,9 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     Metrics of a group are logged as ``eval/<task>/<metric>/<group>``. Every evaluation is a run folder
     ``out/step-000500``. What :func:`paperhooks.evaluate` takes goes through as ``options``; reports are off unless
-    asked for. In distributed training the processes share the documents. Raises DataError for ``every`` below 1.
+    asked for. In distributed training the processes share the documents.
+
+    :raises DataError: ``every`` below 1.
     """
 
     def __init__(

@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from paperhooks.cli import build_methods, load_model, load_processor, parse_value
+from paperhooks.cli import (
+    BatchSize,
+    Device,
+    Dtype,
+    Model,
+    Seed,
+    build_methods,
+    load_model,
+    load_processor,
+    parse_value,
+)
+from paperhooks.generation import Layout
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -16,7 +27,7 @@ __all__ = ["add_commands"]
 
 Run = Annotated[Path, typer.Argument(help="Run folder of an evaluation.")]
 Options = Annotated[list[str] | None, typer.Option("--option", help="Option of the task, k=v.")]
-Modes = Annotated[list[str] | None, typer.Option("--mode", help="Way of reading replies; all without it.")]
+Modes = Annotated[list[str] | None, typer.Option("--mode", help="Way of reading responses; all without it.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -26,7 +37,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model folder or hub name; with --server, its name there.")],
+    model: Model,
     task: Annotated[str, typer.Argument(help="Task offered by a plugin, see: paperhooks tasks.")],
     data: Annotated[str, typer.Option("--data", help="Folder, file or hub name of the task's data.")],
     out: Annotated[
@@ -37,17 +48,19 @@ def evaluate(
     mode: Modes = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first documents.")] = None,
     group: Annotated[list[str] | None, typer.Option("--group", help="Only documents of this group.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 1,
-    layout: Annotated[str | None, typer.Option(help="Pictures: prepend, interleave, joined, text-only.")] = None,
-    max_pixels: Annotated[int | None, typer.Option("--max-pixels", min=1, help="Scale larger pictures down.")] = None,
+    batch_size: BatchSize = 1,
+    layout: Annotated[Layout | None, typer.Option(help="Where images go; the task's own without it.")] = None,
+    max_pixels: Annotated[int | None, typer.Option("--max-pixels", min=1, help="Scale larger images down.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Not the task's own.")] = None,
-    stop: Annotated[list[str] | None, typer.Option("--stop", help="String that ends a reply.")] = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="String that ends a response.")] = None,
     shard: Annotated[str | None, typer.Option("--shard", help="INDEX/COUNT: answer this share only.")] = None,
-    server: Annotated[str | None, typer.Option("--server", help="URL of an OpenAI-compatible server.")] = None,
+    server: Annotated[
+        str | None, typer.Option("--server", help="URL of an OpenAI-compatible server that knows MODEL by this name.")
+    ] = None,
     force_new: Annotated[bool, typer.Option("--force-new", help="Begin anew; keep the old files aside.")] = False,
-    device: Annotated[str, typer.Option("--device", help="Where the model runs, such as cpu or cuda:0.")] = "cpu",
-    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto",
-    seed: Annotated[int, typer.Option("--seed", help="Recorded with the run.")] = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    seed: Seed = 0,
 ) -> None:
     """Run an evaluation task on a model, with methods attached where asked, and write a report."""
     from paperhooks_evaluation.evaluator import evaluate as run
@@ -69,7 +82,7 @@ def rescore(
     option: Options = None,
     mode: Modes = None,
 ) -> None:
-    """Score the replies of a run again; needs neither model nor pictures."""
+    """Score the responses of a run again; needs neither model nor images."""
     from paperhooks_evaluation.evaluator import rescore as again
 
     options = _task_options(option) if option else None
@@ -80,9 +93,9 @@ def compare(
     a: Run,
     b: Run,
     metric: Annotated[str | None, typer.Option("--metric", help="Show this metric of the task only.")] = None,
-    mode: Annotated[str | None, typer.Option("--mode", help="Way of reading replies; the first without it.")] = None,
+    mode: Annotated[str | None, typer.Option("--mode", help="Way of reading responses; the first without it.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for a report and comparison.json.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the bootstrap.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Compare two runs of a task, paired by document: difference, interval, exact McNemar test."""
     from paperhooks_evaluation.comparison import compare as paired

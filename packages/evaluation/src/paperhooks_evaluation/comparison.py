@@ -22,12 +22,9 @@ __all__ = ["Comparison", "PairedDifference", "compare"]
 class PairedDifference:
     """Mean scores of the documents both runs have, over all (``group`` empty) or one group.
 
-    delta, low, high
-        b - a with its 95 % interval: percentile bootstrap over units (see ``Task.unit``), paired.
-    better, worse
-        Documents with a higher and with a lower score in b.
-    p
-        Exact McNemar p of ``better`` against ``worse``; for scores other than 0 and 1 this is the sign test.
+    :param delta, low, high: b - a with its 95 % interval: percentile bootstrap over units (see ``Task.unit``), paired.
+    :param better, worse: documents with a higher and with a lower score in b.
+    :param p: exact McNemar p of ``better`` against ``worse``; for scores other than 0 and 1 this is the sign test.
     """
 
     group: str
@@ -46,12 +43,10 @@ class PairedDifference:
 class Comparison:
     """The outcome of :func:`compare`.
 
-    overall, groups
-        Paired differences of the scores.
-    metrics
-        Metric, group, value in a, value in b: what the task itself reports, such as F1.
-    only_a, only_b, changed
-        Documents of one run alone, and documents whose content differs (two languages, say); the latter are paired.
+    :param overall, groups: paired differences of the scores.
+    :param metrics: metric, group, value in a, value in b: what the task itself reports, such as F1.
+    :param only_a, only_b, changed: documents of one run alone, and documents whose content differs (two languages,
+        say); the latter are paired.
     """
 
     task: str
@@ -92,16 +87,12 @@ def compare(
 ) -> Comparison:
     """Compare two finished runs of one task, paired by document.
 
-    metric
-        Show only this one of the task's metrics; all without it. Intervals and tests are about the documents' scores.
-    mode
-        The mode in which both were scored; the first one of run a without it.
-    out
-        A folder for ``comparison.json`` and a report.
-    seed, resamples
-        Of the bootstrap.
-
-    Raises DataError for folders without results, runs of other tasks or versions, and runs without a common document.
+    :param metric: show only this one of the task's metrics; all without it. Intervals and tests are about the
+        documents' scores.
+    :param mode: the mode in which both were scored; the first one of run a without it.
+    :param out: A folder for ``comparison.json`` and a report.
+    :param seed, resamples: of the bootstrap.
+    :raises DataError: folders without results, runs of other tasks or versions, and runs without a common document.
     """
     block_a, block_b = _block(Path(run_a)), _block(Path(run_b))
     for name in ("task", "version"):

@@ -1,6 +1,6 @@
-"""Running evaluation tasks on a model, with or without methods attached, and scoring their replies again.
+"""Running evaluation tasks on a model, with or without methods attached, and scoring their responses again.
 
-A run folder holds ``result.json`` (what determines the replies), ``samples.jsonl`` (one line a reply),
+A run folder holds ``result.json`` (what determines the responses), ``samples.jsonl`` (one line a response),
 ``documents.jsonl``, ``results.json`` (the figures; a superset of what lm-eval and lmms-eval write), ``scores.csv`` and
 a report. Killing the process loses at most the batch that was being answered; calling again with the same arguments
 goes on. ``limit``, ``groups``, ``modes`` and ``batch_size`` may change from call to call.
@@ -73,41 +73,31 @@ def evaluate(
     report: bool = True,
     progress: bool = False,
 ) -> EvaluationResult:
-    """Ask a model the documents of a task and score its replies.
+    """Ask a model the documents of a task and score its responses.
 
-    model, processor
-        A transformers model and its processor (a tokenizer for text-only tasks); the model may be attached already. Or
-        a backend of :mod:`paperhooks.generation.offline_backends` and None.
-    task, options
-        Name of a task that a plugin offers, or its TaskInfo, with options; or a :class:`paperhooks_evaluation.Task`.
-    data
-        What the task takes: a folder, a file, a name on the hub.
-    methods
-        Plugin names or method instances to attach for the run, as in :func:`paperhooks.attach`.
-    modes
-        Ways of reading replies, the first one for the headline; all of the task's by default.
-    limit, groups
-        Only the first documents, of these groups only.
-    layout, max_pixels
-        Where pictures go: ``"prepend"``, ``"interleave"``, ``"joined"`` or ``"text-only"`` (see
+    Documents whose request or response fails are recorded, counted and tried again by the next call.
+
+    :param model, processor: a transformers model and its processor (a tokenizer for text-only tasks); the model may be
+        attached already. Or a :class:`paperhooks.generation.Backend` and None.
+    :param task, options: name of a task that a plugin offers, or its TaskInfo, with options; or a
+        :class:`paperhooks_evaluation.Task`.
+    :param data: what the task takes: a folder, a file, a name on the hub.
+    :param methods: plugin names or method instances to attach for the run, as in :func:`paperhooks.attach`.
+    :param modes: ways of reading responses, the first one for the headline; all of the task's by default.
+    :param limit, groups: only the first documents, of these groups only.
+    :param layout, max_pixels: where images go: ``"prepend"``, ``"interleave"``, ``"joined"`` or ``"text-only"`` (see
         :mod:`paperhooks.generation.layouts`; the task's default without one), and to how many pixels larger ones are
         scaled.
-    max_new_tokens, stop
-        Instead of the task's own. ``stop=["\\n\\n"]`` is what lmms-eval adds to tasks that name no stop string.
-    seed
-        Recorded with the run. Answers are greedy and draw nothing.
-    shard
-        ``(index, count)``: answer only the documents whose id hashes to this share. Without it, the processes of an
-        initialised ``torch.distributed`` share the documents.
-    observers
-        Objects with any of ``started(run)``, ``sample(record)``, ``finished(result)``.
-    force_new
-        Begin anew; what the folder holds goes to a sub-folder ``previous-N``.
-    report
-        Whether to write a report with figures.
-
-    Raises DataError for data, options or a folder that cannot be used. Documents whose request or reply fails are
-    recorded, counted and tried again by the next call.
+    :param max_new_tokens, stop: instead of the task's own. ``stop=["\\n\\n"]`` is what lmms-eval adds to tasks that
+        name no stop string.
+    :param seed: recorded with the run. Answers are greedy and draw nothing.
+    :param shard: ``(index, count)``: answer only the documents whose id hashes to this share. Without it, the processes
+        of an initialised ``torch.distributed`` share the documents.
+    :param observers: objects with any of ``started(run)``, ``sample(record)``, ``finished(result)``.
+    :param force_new: begin anew; what the folder holds goes to a sub-folder ``previous-N``.
+    :param report: whether to write a report with figures.
+    :param progress: show one line on a terminal: done and total, rate, running score.
+    :raises DataError: data, options or a folder that cannot be used.
     """
     check_shard(shard)
     check_numbers(batch_size=batch_size, limit=limit, max_pixels=max_pixels, max_new_tokens=max_new_tokens)
@@ -135,13 +125,13 @@ def rescore(
     modes: Sequence[str] | None = None,
     report: bool = True,
 ) -> EvaluationResult:
-    """Score the replies of a run again, with other modes or a repaired task; needs neither model nor pictures.
+    """Score the responses of a run again, with other modes or a repaired task; needs neither model nor images.
 
-    task, options
-        Without them, the task and options that the run was made with. A task must have the name of the run's.
+    Rewrites ``results.json``, ``scores.csv`` and the report.
 
-    Rewrites ``results.json``, ``scores.csv`` and the report. Raises DataError when the folder holds no evaluation, or
-    one of another task.
+    :param task, options: without them, the task and options that the run was made with. A task must have the name of
+        the run's.
+    :raises DataError: when the folder holds no evaluation, or one of another task.
     """
     run = RunFolder(out)
     recorded = _recorded(run)
@@ -232,8 +222,8 @@ def _ask(
 def _refuse_unknown(file: SampleFile, plan: Plan) -> None:
     for unknown in sorted(set(file.rows) - {document.id for document in plan.everything}):
         raise DataError(
-            f"{file.path.parent} holds a reply to {unknown!r}, which the data no longer have; use another folder, or "
-            "force_new to begin anew"
+            f"{file.path.parent} holds a response to {unknown!r}, which the data no longer have; use another folder, "
+            "or force_new to begin anew"
         )
 
 

@@ -49,7 +49,7 @@ class Plan:
         return cls(name, loaded, check_modes(name, loaded, modes), source, documents, wanted, about)
 
     def inputs(self) -> dict[str, Any]:
-        """What of it determines the replies and their scores."""
+        """What of it determines the responses and their scores."""
         return {
             "task": self.name,
             "version": str(self.task.version),

@@ -7,26 +7,20 @@ from typing import Any, Final
 from paperhooks import hookimpl
 from paperhooks.info import PluginInfo
 
-__all__ = ["HOOKS", "PLUGIN", "Hooks"]
+__all__ = ["PLUGIN", "register_commands"]
 
 PLUGIN: Final = PluginInfo(
     name="evaluation",
     api=1,
     kind="toolkit",
     summary="Tasks, samples, scores and comparisons: evaluates models, with or without methods attached.",
-    hooks="paperhooks_evaluation.plugin:HOOKS",
+    hooks="paperhooks_evaluation.plugin",
 )
 
 
-class Hooks:
-    """What is not bound to a model."""
+@hookimpl
+def register_commands(app: Any) -> None:
+    """Add ``evaluate``, ``rescore``, ``compare`` and ``tasks`` to ``paperhooks``."""
+    from paperhooks_evaluation.commands import add_commands
 
-    @hookimpl
-    def register_commands(self, app: Any) -> None:
-        """Add ``evaluate``, ``rescore``, ``compare`` and ``tasks`` to ``paperhooks``."""
-        from paperhooks_evaluation.commands import add_commands
-
-        add_commands(app)
-
-
-HOOKS: Final = Hooks()
+    add_commands(app)

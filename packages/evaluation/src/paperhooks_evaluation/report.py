@@ -1,4 +1,4 @@
-"""The report of an evaluation: figures with intervals, replies that could not be read, and what failed."""
+"""The report of an evaluation: figures with intervals, responses that could not be read, and what failed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_report(run: RunFolder, result: EvaluationResult) -> Path:
     blocks: list[Block] = [*_opening(run, result), *_figures(run, [*_bars(result), *result.summary.figures])]
     for mode, found in result.modes.items():
         blocks += _mode_blocks(mode, found, several=len(result.modes) > 1)
-    blocks += [Heading("Replies"), _counts(result), *_differing(result), *_failures(result)]
+    blocks += [Heading("Responses"), _counts(result), *_differing(result), *_failures(result)]
     return run.report(f"Evaluation: {result.task}", blocks)
 
 
@@ -112,5 +112,5 @@ def _failures(result: EvaluationResult) -> list[Block]:
     failures = {key: error for found in result.modes.values() for key, error in found.failures.items()}
     if not failures:
         return []
-    caption = f"Documents without a score: {len(failures)}; the next call tries again those without a reply."
+    caption = f"Documents without a score: {len(failures)}; the next call tries again those without a response."
     return [Heading("Failures"), Table(("document", "error"), list(failures.items())[:_SHOWN], caption)]

@@ -24,7 +24,7 @@ _Z: Final = 1.959964  # of a two-sided 95 % interval
 
 
 def write_results(run: RunFolder, task: Task, result: EvaluationResult) -> None:
-    """Write both files. Apart from ``date`` and time spent, the same replies give the same bytes."""
+    """Write both files. Apart from ``date`` and time spent, the same responses give the same bytes."""
     content = _harness(run, task, result)
     content["paperhooks"] = _own(run, task, result)
     content["date"] = round(time.time(), 3)
@@ -99,7 +99,7 @@ def _standard_error(metric: Metric) -> float | str:
 
 
 def _own(run: RunFolder, task: Task, result: EvaluationResult) -> dict[str, Any]:
-    """All metrics of all modes with n and interval, and what to know about the replies behind them."""
+    """All metrics of all modes with n and interval, and what to know about the responses behind them."""
     return {
         "task": result.task,
         "version": str(task.version),

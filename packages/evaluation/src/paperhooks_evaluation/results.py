@@ -16,7 +16,7 @@ __all__ = ["EvaluationResult", "EvaluationRun", "describe_metric"]
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRun:
-    """What observers are told at the start: documents in all, how many of them have a reply already, and the modes."""
+    """What observers are told at the start: all documents, how many of them have a response already, and the modes."""
 
     task: str
     path: Path
@@ -29,12 +29,10 @@ class EvaluationRun:
 class EvaluationResult:
     """The outcome of a run.
 
-    modes
-        Mode to figures and records; the first one is the headline.
-    original, documents
-        How many documents the data hold, and how many of them were wanted (``limit``, ``groups``).
-    answered
-        How many of those have a reply; fewer when some failed, or when other shards are not done.
+    :param modes: mode to figures and records; the first one is the headline.
+    :param original, documents: how many documents the data hold, and how many of them were wanted (``limit``,
+        ``groups``).
+    :param answered: how many of those have a response; fewer when some failed, or when other shards are not done.
     """
 
     task: str

@@ -1,7 +1,8 @@
-"""The replies of a run: ``samples.jsonl``, or ``samples-0-of-2.jsonl`` for a process that does a share of the work.
+"""The responses of a run: ``samples.jsonl``, or ``samples-0-of-2.jsonl`` for a process that does a share of the work.
 
-One line a document, appended and forced to the disk after every batch: id, group, ``doc_hash``, ``prompt_hash``, reply,
-finish, tokens, seconds, error. Scores are not here, since they can be made again from what is.
+One line a document, appended and forced to the disk after every batch: ``id``, ``group``, ``doc_hash``,
+``prompt_hash``, ``reply`` (the response; users' files and scripts know it by this key), ``finish``, ``tokens``,
+``seconds``, ``error``. Scores are not here, since they can be made again from what is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from paperhooks.errors import DataError
-from paperhooks.generation import Prompt, Reply
+from paperhooks.generation import Prompt, Response
 from paperhooks.io import hash_json, plain, write_text
 
 from paperhooks_evaluation.task import Document
@@ -30,8 +31,8 @@ def document_hash(document: Document) -> str:
 def prompt_hash(prompt: Prompt) -> str:
     """SHA-256 of everything in a prompt that the answer depends on: text, pixels, length limit, stop strings."""
     request = prompt.request
-    pictures = [_image_hash(image) for image in request.images]
-    return hash_json([prompt.text, prompt.special, pictures, request.max_new_tokens, request.stop])
+    images = [_image_hash(image) for image in request.images]
+    return hash_json([prompt.text, prompt.special, images, request.max_new_tokens, request.stop])
 
 
 def _image_hash(image: Any) -> str:
@@ -41,18 +42,20 @@ def _image_hash(image: Any) -> str:
     return hash_json(str(image))
 
 
-def sample_row(document: Document, reply: Reply, prompt: str | None = None, seconds: float = 0.0) -> dict[str, Any]:
+def sample_row(
+    document: Document, response: Response, prompt: str | None = None, seconds: float = 0.0
+) -> dict[str, Any]:
     """A line of the file; ``prompt`` is the prompt's hash where there was one."""
     return {
         "id": document.id,
         "group": document.group,
         "doc_hash": document_hash(document),
         "prompt_hash": prompt,
-        "reply": None if reply.error else reply.text,
-        "finish": reply.finish or None,
-        "tokens": reply.new_tokens,
+        "reply": None if response.error else response.text,
+        "finish": response.finish or None,
+        "tokens": response.new_tokens,
         "seconds": round(seconds, 4),
-        "error": reply.error or None,
+        "error": response.error or None,
     }
 
 
@@ -79,23 +82,23 @@ class SampleFile:
                     self.rows[str(row["id"])] = row
 
     def answered(self, document: Document) -> bool:
-        """Whether a document has its reply; an error is none. Raises DataError when the document was another one."""
+        """Whether a document has its response; an error is none. Raises DataError when the document was another one."""
         row = self.rows.get(document.id)
         if row is None or row.get("error"):
             return False
         if row.get("doc_hash") != document_hash(document):
             raise DataError(
-                f"{self.path.parent} holds a reply to another document {document.id!r}: the data have changed; use "
+                f"{self.path.parent} holds a response to another document {document.id!r}: the data have changed; use "
                 "another folder, or force_new to begin anew"
             )
         return True
 
     def check_prompt(self, document_id: str, found: str) -> None:
-        """Raise DataError unless the reply of a document was given to the prompt with this hash."""
+        """Raise DataError unless the response of a document was given to the prompt with this hash."""
         row = self.rows[document_id]
         if row.get("prompt_hash") not in (found, None):
             raise DataError(
-                f"{self.path.parent} holds a reply to another prompt of {document_id!r}; use another folder, or "
+                f"{self.path.parent} holds a response to another prompt of {document_id!r}; use another folder, or "
                 "force_new to begin anew"
             )
 
@@ -118,7 +121,7 @@ class SampleFile:
 
 
 def _read_rows(path: Path, repair: bool) -> list[dict[str, Any]]:
-    # A reply may hold any other line separator, so only "\n" ends a line.
+    # A response may hold any other line separator, so only "\n" ends a line.
     whole, _, torn = path.read_bytes().rpartition(b"\n")
     if torn and repair:
         os.truncate(path, len(whole) + 1 if whole else 0)
@@ -137,7 +140,7 @@ def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def write_documents(path: Path, documents: Sequence[Document]) -> None:
-    """Keep the documents of a run beside its replies, so that both can be scored again without the data."""
+    """Keep the documents of a run beside its responses, so that both can be scored again without the data."""
     lines = [{"id": one.id, "group": one.group, "data": one.data} for one in documents]
     write_text(path, "".join(json.dumps(plain(line), ensure_ascii=False) + "\n" for line in lines))
 

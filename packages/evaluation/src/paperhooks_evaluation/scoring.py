@@ -1,4 +1,4 @@
-"""From stored replies to figures: every mode reads and scores the same replies. Needs neither model nor pictures."""
+"""From stored responses to figures: every mode reads and scores the same responses. Needs neither model nor images."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from paperhooks.errors import DataError, did_you_mean
 
 from paperhooks_evaluation.task import Document, Parsed, Record, Summary, Task, mean_metrics
 
-__all__ = ["ModeResult", "check_modes", "score_mode", "score_reply"]
+__all__ = ["ModeResult", "check_modes", "score_mode", "score_response"]
 
 
 @dataclass(frozen=True, slots=True)
 class ModeResult:
     """What one mode makes of a run.
 
-    records, summary
-        The scored documents in their order, and the task's figures.
-    unparsable, truncated, empty
-        Replies that could not be read, that were cut at the length limit, and that hold nothing.
-    failures
-        Id to error of the documents without a score: those not answered, and those whose reply could not be scored.
+    :param records, summary: the scored documents in their order, and the task's figures.
+    :param unparsable, truncated, empty: responses that could not be read, that were cut at the length limit, and that
+        hold nothing.
+    :param failures: id to error of the documents without a score: those not answered, and those whose response could
+        not be scored.
     """
 
     mode: str
@@ -56,21 +55,21 @@ def check_modes(name: str, task: Task, modes: Sequence[str] | None) -> tuple[str
     return wanted
 
 
-def score_reply(task: Task, document: Document, reply: str, mode: str, truncated: bool = False) -> Record:
-    """Read and score one reply."""
-    parsed = task.parse(document, reply, mode)
+def score_response(task: Task, document: Document, response: str, mode: str, truncated: bool = False) -> Record:
+    """Read and score one response."""
+    parsed = task.parse(document, response, mode)
     if not isinstance(parsed, Parsed):
         raise TypeError(f"{type(task).__name__}.parse returned {type(parsed).__name__}, not Parsed")
     score = float(task.score(document, parsed))
     if not math.isfinite(score):
         raise ValueError(f"{type(task).__name__}.score returned {score}")
-    return Record(document, reply, parsed, score, truncated)
+    return Record(document, response, parsed, score, truncated)
 
 
 def score_mode(
     task: Task, documents: Sequence[Document], rows: Mapping[str, Mapping[str, Any]], mode: str, whole: bool = True
 ) -> ModeResult:
-    """Score the replies to ``documents`` in a mode; a reply that cannot be scored is a failure, not an error.
+    """Score the responses to ``documents`` in a mode; a response that cannot be scored is a failure, not an error.
 
     Unless the data are ``whole`` (other shards are still to come), the figures are plain means: a task may need all
     documents for its own.
@@ -83,7 +82,7 @@ def score_mode(
             failures[document.id] = str(row["error"]) if row else "not answered"
             continue
         try:
-            records.append(score_reply(task, document, row["reply"], mode, row.get("finish") == "length"))
+            records.append(score_response(task, document, row["reply"], mode, row.get("finish") == "length"))
         except Exception as error:
             failures[document.id] = f"score: {type(error).__name__}: {error}"
     settled = _settled(task, records, mode)
@@ -93,7 +92,7 @@ def score_mode(
         summary=task.aggregate(settled, mode) if settled and whole else Summary(mean_metrics(task.metric, settled)),
         unparsable=sum(record.parsed.fallback for record in settled),
         truncated=sum(record.truncated for record in settled),
-        empty=sum(not record.reply.strip() for record in settled),
+        empty=sum(not record.response.strip() for record in settled),
         failures=failures,
     )
 

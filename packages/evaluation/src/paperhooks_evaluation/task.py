@@ -1,8 +1,8 @@
-"""What an evaluation task is: documents, requests, how replies are read and scored. Imports nothing heavy.
+"""What an evaluation task is: documents, requests, how responses are read and scored. Imports nothing heavy.
 
 A task is a frozen dataclass derived from :class:`Task`; its fields are its options. All its methods are pure: the same
 arguments give the same result, in any order, in any process. The engine asks the model once; every mode of a task reads
-and scores the same replies, so that a mode can be added, or repaired, without asking again.
+and scores the same responses, so that a mode can be added, or repaired, without asking again.
 """
 
 from __future__ import annotations
@@ -48,14 +48,11 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What was read from a reply.
+    """What was read from a response.
 
-    value
-        The answer, as plain data.
-    rule
-        Which rule found it.
-    fallback
-        True: nothing could be read, and ``value`` is what the mode makes of that (None, a guess, ...).
+    :param value: the answer, as plain data.
+    :param rule: which rule found it.
+    :param fallback: True: nothing could be read, and ``value`` is what the mode makes of that (None, a guess, ...).
     """
 
     value: Any
@@ -65,10 +62,10 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A document with the model's reply, what was read from it and what that is worth."""
+    """A document with the model's response, what was read from it and what that is worth."""
 
     document: Document
-    reply: str
+    response: str
     parsed: Parsed
     score: float
     truncated: bool = False
@@ -78,17 +75,12 @@ class Record:
 class Metric:
     """A figure with what is needed to judge it.
 
-    value
-        None where it is not defined, such as for an empty group.
-    n
-        How many documents (or pictures, captions, ...) it rests on.
-    low, high, interval
-        95 % interval and how it was made: ``"wilson"``, ``"wilson over clusters"`` (n counts units that belong
-        together), ``"normal"``, ``"bootstrap"``, or ``""`` without one.
-    group
-        The part of the data it is about; ``""`` for all.
-    scale
-        The largest possible value: 1 for shares, 200 for a category of MME.
+    :param value: None where it is not defined, such as for an empty group.
+    :param n: how many documents (or images, captions, ...) it rests on.
+    :param low, high, interval: 95 % interval and how it was made: ``"wilson"``, ``"wilson over clusters"`` (n counts
+        units that belong together), ``"normal"``, ``"bootstrap"``, or ``""`` without one.
+    :param group: the part of the data it is about; ``""`` for all.
+    :param scale: the largest possible value: 1 for shares, 200 for a category of MME.
     """
 
     name: str
@@ -128,14 +120,11 @@ class Summary:
 class Task:
     """Base of all tasks.
 
-    version
-        Changes whenever prompts or scores change; runs of other versions are neither continued nor compared.
-    modes
-        Ways of reading replies; the first is the default. All are scored from the same replies.
-    layout
-        Where pictures go unless the user says otherwise, see :func:`paperhooks.evaluate`.
-    metric
-        Name of the mean score that the default :meth:`aggregate` reports.
+    :cvar version: changes whenever prompts or scores change; runs of other versions are neither continued nor
+        compared.
+    :cvar modes: ways of reading responses; the first is the default. All are scored from the same responses.
+    :cvar layout: where images go unless the user says otherwise, see :func:`paperhooks.evaluate`.
+    :cvar metric: name of the mean score that the default :meth:`aggregate` reports.
     """
 
     version: ClassVar[str]
@@ -148,11 +137,11 @@ class Task:
         raise _missing(self, "documents")
 
     def request(self, document: Document) -> Request:
-        """What the model is asked. May open pictures; called in a worker thread ahead of the model."""
+        """What the model is asked. May open images; called in a worker thread ahead of the model."""
         raise _missing(self, "request")
 
-    def parse(self, document: Document, reply: str, mode: str) -> Parsed:
-        """Read a reply."""
+    def parse(self, document: Document, response: str, mode: str) -> Parsed:
+        """Read a response."""
         raise _missing(self, "parse")
 
     def score(self, document: Document, parsed: Parsed) -> float:
@@ -162,7 +151,7 @@ class Task:
     def settle(self, records: Sequence[Record], mode: str) -> Sequence[Record]:
         """The records again, for modes in which an answer depends on others; called before :meth:`aggregate`.
 
-        An example is one generator that draws an answer for every unreadable reply in turn. ``records`` are in the
+        An example is one generator that draws an answer for every unreadable response in turn. ``records`` are in the
         order of the documents; the same number must come back, in the same order.
         """
         return records
@@ -172,7 +161,7 @@ class Task:
         return Summary(mean_metrics(self.metric, records))
 
     def unit(self, document: Document) -> str:
-        """What is drawn as a whole when runs are compared by resampling, such as the picture of several questions."""
+        """What is drawn as a whole when runs are compared by resampling, such as the image of several questions."""
         return document.id
 
     def fingerprint(self) -> str:
@@ -230,8 +219,9 @@ def available_tasks() -> dict[str, TaskInfo]:
 def load_task(task: str | TaskInfo | Task, options: Mapping[str, Any] | None = None) -> tuple[str, Task]:
     """Name and object of a task given by name, by description, or as an object.
 
-    Raises PluginNotFound for an unknown name, PluginBroken when the class cannot be imported or is no task, DataError
-    for options that it does not take.
+    :raises PluginNotFound: an unknown name.
+    :raises PluginBroken: when the class cannot be imported or is no task.
+    :raises DataError: options that it does not take.
     """
     if isinstance(task, str):
         known = available_tasks()

@@ -1,4 +1,4 @@
-"""Pictures and rows of evaluation data: files in a folder, or a data set of the hub; opened when they are needed."""
+"""Images and rows of evaluation data: files in a folder, or a data set of the hub; opened when they are needed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any, Final
 
 from paperhooks.errors import DataError, MissingExtra
 
-__all__ = ["PictureFolder", "hub_columns", "is_hub_name", "json_lines", "open_picture", "read_json"]
+__all__ = ["ImageFolder", "hub_columns", "is_hub_name", "json_lines", "open_image", "read_json"]
 
 _ENDINGS: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
-class PictureFolder:
-    """Finds pictures by name in a folder or in a folder directly inside it (``val2014/``, ``images/``, ...)."""
+class ImageFolder:
+    """Finds images by name in a folder or in a folder directly inside it (``val2014/``, ``images/``, ...)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -29,26 +29,27 @@ class PictureFolder:
         return next((place / name for place in self.places if (place / name).is_file()), None)
 
     def find_stem(self, stem: str) -> Path | None:
-        """The first picture file with that name but for its ending; None if there is none."""
+        """The first image file with that name but for its ending; None if there is none."""
         return next((found for ending in _ENDINGS if (found := self.find(stem + ending))), None)
 
 
-def open_picture(data: Mapping[str, Any]) -> Any:
-    """The PIL picture, in RGB, of a document's data: ``picture`` (a file), or ``hub`` and ``row``.
+def open_image(data: Mapping[str, Any]) -> Any:
+    """The PIL image, in RGB, of a document's data: ``image`` (a file), or ``hub`` and ``row``.
 
-    Raises DataError for a file that is no picture, MissingExtra without pillow or datasets.
+    :raises DataError: a file that is no image.
+    :raises MissingExtra: without pillow or datasets.
     """
     if "hub" in data:
         return _hub_rows(data["hub"], data["split"])[data["row"]]["image"].convert("RGB")
     try:
         from PIL import Image
     except ImportError as error:
-        raise MissingExtra("pillow", "paperhooks-cca[data]", "to open pictures") from error
+        raise MissingExtra("pillow", "paperhooks-cca[data]", "to open images") from error
     try:
         with Image.open(data["picture"]) as image:
             return image.convert("RGB")
     except OSError as error:
-        raise DataError(f"{data['picture']} cannot be opened as a picture: {error}") from error
+        raise DataError(f"{data['image']} cannot be opened as an image: {error}") from error
 
 
 def is_hub_name(source: str) -> bool:
@@ -60,9 +61,9 @@ def is_hub_name(source: str) -> bool:
 
 
 def hub_columns(source: str, columns: Sequence[str], split: str = "test") -> Iterator[dict[str, Any]]:
-    """The rows of a hub data set with these columns only, so that no picture is decoded.
+    """The rows of a hub data set with these columns only, so that no image is decoded.
 
-    Raises DataError when it cannot be loaded, lacks one of the columns or its pictures; MissingExtra without datasets.
+    :raises DataError: when it cannot be loaded, lacks one of the columns or its images; MissingExtra without datasets.
     """
     rows = _hub_rows(source, split)
     missing = [name for name in (*columns, "image") if name not in rows.column_names]

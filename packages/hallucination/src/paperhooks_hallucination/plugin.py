@@ -8,24 +8,24 @@ from typing import Final
 from paperhooks import hookimpl
 from paperhooks.info import PluginInfo, TaskInfo
 
-__all__ = ["HOOKS", "PLUGIN", "TASKS", "Hooks"]
+__all__ = ["PLUGIN", "TASKS", "evaluation_tasks"]
 
 TASKS: Final[tuple[TaskInfo, ...]] = (
     TaskInfo(
         name="pope",
-        summary="Objects that are or are not in a picture, asked with yes or no; random, popular, adversarial.",
+        summary="Objects that are or are not in an image, asked with yes or no; random, popular, adversarial.",
         task="paperhooks_hallucination.pope.task:Pope",
         needs=("text", "image"),
     ),
     TaskInfo(
         name="chair",
-        summary="Captions of COCO pictures: how often they name objects that are not there.",
+        summary="Captions of COCO images: how often they name objects that are not there.",
         task="paperhooks_hallucination.chair.task:Chair",
         needs=("text", "image"),
     ),
     TaskInfo(
         name="mme",
-        summary="Two yes-or-no questions a picture, scored by category; existence, count, position, color and more.",
+        summary="Two yes-or-no questions an image, scored by category; existence, count, position, color and more.",
         task="paperhooks_hallucination.mme.task:Mme",
         needs=("text", "image"),
     ),
@@ -35,18 +35,12 @@ PLUGIN: Final = PluginInfo(
     name="hallucination",
     api=1,
     kind="benchmark",
-    summary="Objects that are not in the picture: POPE, CHAIR and MME as evaluation tasks and as metrics.",
-    hooks="paperhooks_hallucination.plugin:HOOKS",
+    summary="Objects that are not in the image: POPE, CHAIR and MME as evaluation tasks and as metrics.",
+    hooks="paperhooks_hallucination.plugin",
 )
 
 
-class Hooks:
-    """What is not bound to a model."""
-
-    @hookimpl
-    def evaluation_tasks(self) -> Sequence[TaskInfo]:
-        """The tasks ``pope``, ``chair`` and ``mme``."""
-        return TASKS
-
-
-HOOKS: Final = Hooks()
+@hookimpl
+def evaluation_tasks() -> Sequence[TaskInfo]:
+    """The tasks ``pope``, ``chair`` and ``mme``."""
+    return TASKS

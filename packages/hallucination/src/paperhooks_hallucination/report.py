@@ -14,8 +14,8 @@ __all__ = ["bar_spec", "cluster_metric", "share_metric", "with_interval"]
 
 _RESAMPLES: Final = 1000
 _SEED: Final = 0
-# Not "wilson": the trials are pictures, not the n of the metric.
-_BY_PICTURE: Final = "wilson over clusters"
+# Not "wilson": the trials are images, not the n of the metric.
+_BY_IMAGE: Final = "wilson over clusters"
 
 
 def share_metric(name: str, hits: int, n: int, group: str = "", higher_is_better: bool = True) -> Metric:
@@ -29,11 +29,11 @@ def share_metric(name: str, hits: int, n: int, group: str = "", higher_is_better
 def cluster_metric(
     name: str, statistic: Callable[[Any], float], units: Any, *, n: int, group: str = "", **more: Any
 ) -> Metric:
-    """A figure with the interval that resampling whole pictures gives (percentile bootstrap).
+    """A figure with the interval that resampling whole images gives (percentile bootstrap).
 
-    ``units`` are numbers [pictures, k]; ``statistic`` turns the sums [k] over a sample of pictures into the figure.
-    ``more`` are further fields of Metric. No pictures give None. Where all resamples are alike the bootstrap says
-    nothing: a figure at 0 or at its largest value then gets Wilson's interval with pictures as trials, any other none.
+    ``units`` are numbers [images, k]; ``statistic`` turns the sums [k] over a sample of images into the figure.
+    ``more`` are further fields of Metric. No images give None. Where all resamples are alike the bootstrap says
+    nothing: a figure at 0 or at its largest value then gets Wilson's interval with images as trials, any other none.
     """
     rows = np.asarray(units, dtype=np.float64)
     if not len(rows):
@@ -49,7 +49,7 @@ def cluster_metric(
     if value not in (0.0, scale):
         return Metric(name, value, n, group=group, **more)
     bounds = wilson_interval(len(rows) if value else 0, len(rows))
-    return Metric(name, value, n, scale * bounds[0], scale * bounds[1], group, _BY_PICTURE, **more)
+    return Metric(name, value, n, scale * bounds[0], scale * bounds[1], group, _BY_IMAGE, **more)
 
 
 def with_interval(metric: Metric, digits: int = 3) -> str:

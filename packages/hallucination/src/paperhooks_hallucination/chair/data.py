@@ -1,4 +1,4 @@
-"""COCO pictures with their objects as documents for CHAIR."""
+"""COCO images with their objects as documents for CHAIR."""
 
 from __future__ import annotations
 
@@ -13,48 +13,52 @@ from paperhooks_evaluation import Document
 
 from paperhooks_hallucination.chair.metrics import ObjectTable
 from paperhooks_hallucination.checks import raise_faults
-from paperhooks_hallucination.images import PictureFolder, json_lines, read_json
+from paperhooks_hallucination.images import ImageFolder, json_lines, read_json
 
-__all__ = ["read_pictures", "read_synonyms"]
+__all__ = ["read_images", "read_synonyms"]
 
 
 @dataclass(slots=True)
-class _Picture:
+class _CocoImage:
     file: str = ""
     categories: set[str] = field(default_factory=set)
     references: list[str] = field(default_factory=list)
 
 
-def read_pictures(
+def read_images(
     source: str, table: ObjectTable, *, images: str = "", ids: str = "", sample: int = 500, seed: int = 0
 ) -> list[Document]:
-    """Pictures with what COCO knows about them: the categories of their instances, and their reference captions.
+    """Images with what COCO knows about them: the categories of their instances, and their reference captions.
 
-    ``source`` holds COCO's ``instances_*.json`` and ``captions_*.json`` (itself or in ``annotations/``) and the picture
-    folder, such as ``val2014/``, unless ``images`` names it. ``ids`` is a file with the numbers of the pictures to
-    take, one a line, or objects with ``image_id``, or a JSON list; without it, ``sample`` pictures are drawn with
-    ``seed`` (0: all). Raises DataError listing every fault: unknown ids, double ids, missing pictures, categories that
-    the synonym table lacks.
+    ``source`` holds COCO's ``instances_*.json`` and ``captions_*.json`` (itself or in ``annotations/``) and the image
+    folder, such as ``val2014/``, unless ``images`` names it. ``ids`` is a file with the numbers of the images to take,
+    one a line, or objects with ``image_id``, or a JSON list; without it, ``sample`` images are drawn with ``seed`` (0:
+    all).
+
+    :raises DataError: lists every fault: unknown ids, double ids, missing images, categories that the synonym table
+        lacks.
     """
     folder = Path(source)
     if not folder.is_dir():
         raise DataError(f"{source} is no folder; CHAIR needs COCO's annotations (instances_*.json, captions_*.json)")
     known = _annotated(folder)
     wanted = _read_ids(Path(ids)) if ids else _drawn(known, sample, seed)
-    faults = [f"picture {number}: is listed {n} times" for number, n in _repeated(wanted)]
+    faults = [f"image {number}: is listed {n} times" for number, n in _repeated(wanted)]
     faults += _unknown_categories(known, wanted, table)
-    places = PictureFolder(Path(images) if images else folder)
+    places = ImageFolder(Path(images) if images else folder)
     documents = [_document(number, known.get(number), places, faults) for number in dict.fromkeys(wanted)]
     raise_faults(f"the COCO data in {source}", faults)
     if not documents:
-        raise DataError(f"{source} has no annotated pictures to caption")
+        raise DataError(f"{source} has no annotated images to caption")
     return [document for document in documents if document is not None]
 
 
 def read_synonyms(file: str) -> list[list[str]]:
     """A synonym table from a file: the published form (one row a line, ", " between words) or JSON (a list of lists).
 
-    A JSON object is taken to hold the rows under ``rows``. Raises DataError for anything else.
+    A JSON object is taken to hold the rows under ``rows``.
+
+    :raises DataError: anything else.
     """
     path = Path(file)
     if path.suffix == ".json":
@@ -70,9 +74,9 @@ def read_synonyms(file: str) -> list[list[str]]:
     return rows
 
 
-def _annotated(folder: Path) -> dict[int, _Picture]:
+def _annotated(folder: Path) -> dict[int, _CocoImage]:
     instances, captions = (_found(folder, kind) for kind in ("instances", "captions"))
-    known: dict[int, _Picture] = {}
+    known: dict[int, _CocoImage] = {}
     try:
         for file in instances:
             _add_instances(known, read_json(file))
@@ -90,27 +94,27 @@ def _found(folder: Path, kind: str) -> list[Path]:
     return files
 
 
-def _add_images(known: dict[int, _Picture], images: Iterable[Mapping[str, Any]]) -> None:
+def _add_images(known: dict[int, _CocoImage], images: Iterable[Mapping[str, Any]]) -> None:
     for image in images:
-        known.setdefault(int(image["id"]), _Picture()).file = str(image["file_name"])
+        known.setdefault(int(image["id"]), _CocoImage()).file = str(image["file_name"])
 
 
-def _add_instances(known: dict[int, _Picture], content: Mapping[str, Any]) -> None:
+def _add_instances(known: dict[int, _CocoImage], content: Mapping[str, Any]) -> None:
     _add_images(known, content["images"])
     names = {category["id"]: str(category["name"]) for category in content["categories"]}
     for annotation in content["annotations"]:
-        picture = known.setdefault(int(annotation["image_id"]), _Picture())
-        picture.categories.add(names[annotation["category_id"]])
+        image = known.setdefault(int(annotation["image_id"]), _CocoImage())
+        image.categories.add(names[annotation["category_id"]])
 
 
-def _add_captions(known: dict[int, _Picture], content: Mapping[str, Any]) -> None:
+def _add_captions(known: dict[int, _CocoImage], content: Mapping[str, Any]) -> None:
     _add_images(known, content["images"])
     for annotation in content["annotations"]:
-        known.setdefault(int(annotation["image_id"]), _Picture()).references.append(str(annotation["caption"]))
+        known.setdefault(int(annotation["image_id"]), _CocoImage()).references.append(str(annotation["caption"]))
 
 
-def _drawn(known: Mapping[int, _Picture], sample: int, seed: int) -> list[int]:
-    numbers = sorted(number for number, picture in known.items() if picture.categories or picture.references)
+def _drawn(known: Mapping[int, _CocoImage], sample: int, seed: int) -> list[int]:
+    numbers = sorted(number for number, image in known.items() if image.categories or image.references)
     if not sample or sample >= len(numbers):
         return numbers
     return sorted(random.Random(f"chair {seed}").sample(numbers, sample))
@@ -124,11 +128,11 @@ def _read_ids(file: Path) -> list[int]:
     elif file.is_file():
         entries = file.read_text(encoding="utf-8").split()
     else:
-        raise DataError(f"there is no file {file} with the ids of pictures")
+        raise DataError(f"there is no file {file} with the ids of images")
     try:
         return [int(entry["image_id"] if isinstance(entry, Mapping) else entry) for entry in entries]
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{file} is no list of picture ids ({error!r}); expected whole numbers") from error
+        raise DataError(f"{file} is no list of image ids ({error!r}); expected whole numbers") from error
 
 
 def _repeated(numbers: Sequence[int]) -> list[tuple[int, int]]:
@@ -138,18 +142,18 @@ def _repeated(numbers: Sequence[int]) -> list[tuple[int, int]]:
     return [(number, n) for number, n in counts.items() if n > 1]
 
 
-def _unknown_categories(known: Mapping[int, _Picture], wanted: Iterable[int], table: ObjectTable) -> list[str]:
+def _unknown_categories(known: Mapping[int, _CocoImage], wanted: Iterable[int], table: ObjectTable) -> list[str]:
     used = {name for number in wanted if number in known for name in known[number].categories}
     return [f"category {name!r}: is in no row of the synonym table" for name in sorted(used - set(table.class_of))]
 
 
-def _document(number: int, picture: _Picture | None, places: PictureFolder, faults: list[str]) -> Document | None:
-    if picture is None:
-        faults.append(f"picture {number}: is not in the annotations")
+def _document(number: int, image: _CocoImage | None, places: ImageFolder, faults: list[str]) -> Document | None:
+    if image is None:
+        faults.append(f"image {number}: is not in the annotations")
         return None
-    found = places.find(picture.file)
-    if not picture.file or found is None:
-        faults.append(f"picture {number}: the file {picture.file or '(no name)'} is missing")
+    found = places.find(image.file)
+    if not image.file or found is None:
+        faults.append(f"image {number}: the file {image.file or '(no name)'} is missing")
         return None
-    data = {"image": picture.file, "categories": sorted(picture.categories), "references": picture.references}
+    data = {"image": image.file, "categories": sorted(image.categories), "references": image.references}
     return Document(str(number), "", {**data, "picture": str(found)})

@@ -100,7 +100,8 @@ def lemmatize(tokens: Sequence[str]) -> list[str]:
 def nltk_tokenize(text: str) -> list[str]:
     """Tokens as the published script makes them: nltk's ``word_tokenize`` of the lower-case caption.
 
-    Raises MissingExtra without nltk, DataError without its data (the message names what to download).
+    :raises MissingExtra: without nltk.
+    :raises DataError: without its data (the message names what to download).
     """
     nltk = _nltk()
     return [str(token) for token in _with_data(nltk.word_tokenize, text.lower())]

@@ -1,4 +1,4 @@
-"""CHAIR (Rohrbach et al. 2018, arXiv 1809.02156): objects that a caption names and the picture does not show.
+"""CHAIR (Rohrbach et al. 2018, arXiv 1809.02156): objects that a caption names and the image does not show.
 
 Captions come in as lemmas, the words of a sentence in their base form; :mod:`paperhooks_hallucination.chair.lemmas`
 makes them. The objects are the rows of a synonym table, :mod:`paperhooks_hallucination.chair.objects` by default.
@@ -28,7 +28,7 @@ __all__ = [
     "ObjectTable",
     "caption_score",
     "chair_scores",
-    "picture_objects",
+    "image_objects",
 ]
 
 MODES: Final = ("official", "strict")
@@ -59,14 +59,11 @@ class CaptionObjects:
 class ObjectTable:
     """Finds objects in lemmas.
 
-    rows
-        One row of synonyms a class; the first entry is the class name. Of a word in several rows the last counts.
-    merged
-        Pairs of adjacent lemmas, joined by a blank, to the word they become.
-    mode
-        ``"official"`` or ``"strict"``, see the module's text.
-
-    Raises DataError for an unknown mode, and for a row that is empty or holds anything but text.
+    :param rows: one row of synonyms a class; the first entry is the class name. Of a word in several rows the last
+        counts.
+    :param merged: pairs of adjacent lemmas, joined by a blank, to the word they become.
+    :param mode: ``"official"`` or ``"strict"``, see the module's text.
+    :raises DataError: an unknown mode, or a row that is empty or holds anything but text.
     """
 
     def __init__(
@@ -136,12 +133,14 @@ def _classes(rows: Sequence[Sequence[str]], tidy: bool) -> dict[str, str]:
     return {" ".join(word.lower().split()): row[0].strip() for row in rows for word in row}
 
 
-def picture_objects(
+def image_objects(
     table: ObjectTable, categories: Iterable[str] = (), references: Iterable[Sequence[str]] = ()
 ) -> frozenset[str]:
-    """The objects of a picture: classes of its annotated instances, and those that its reference captions name.
+    """The objects of an image: classes of its annotated instances, and those that its reference captions name.
 
-    ``references`` are captions as lemmas. Raises DataError for a category that the table lacks.
+    ``references`` are captions as lemmas.
+
+    :raises DataError: a category that the table lacks.
     """
     named = {name for lemmas in references for name in table.find(lemmas).names}
     return frozenset(named | {table.name(category) for category in categories})
@@ -149,16 +148,12 @@ def picture_objects(
 
 @dataclass(frozen=True, slots=True)
 class CaptionScore:
-    """One caption against the objects of its picture.
+    """One caption against the objects of its image.
 
-    hallucinated
-        Mentions of objects that the picture does not have.
-    mentions
-        How many mentions of objects there are; repeats count.
-    recalled, truth
-        Classes of the picture that the caption names, and all classes of the picture.
-    length
-        Words after merging.
+    :param hallucinated: mentions of objects that the image does not have.
+    :param mentions: how many mentions of objects there are; repeats count.
+    :param recalled, truth: classes of the image that the caption names, and all classes of the image.
+    :param length: words after merging.
     """
 
     hallucinated: tuple[Mention, ...]
@@ -175,7 +170,7 @@ class CaptionScore:
 
 
 def caption_score(found: CaptionObjects, truth: Iterable[str]) -> CaptionScore:
-    """What a caption says about a picture with the classes ``truth``."""
+    """What a caption says about an image with the classes ``truth``."""
     classes = frozenset(truth)
     wrong = tuple(mention for mention in found.mentions if mention.name not in classes)
     return CaptionScore(wrong, len(found.mentions), classes.intersection(found.names), classes, len(found.words))
@@ -185,14 +180,11 @@ def caption_score(found: CaptionObjects, truth: Iterable[str]) -> CaptionScore:
 class ChairScores:
     """Sums over captions and what follows from them; every quotient by zero is 0.
 
-    n, hallucinating
-        Captions, and those with at least one hallucinated object.
-    hallucinated, mentions
-        Hallucinated mentions, and all mentions of objects.
-    recalled, truth
-        Distinct classes that captions name rightly, and distinct classes of their pictures, summed over captions.
-    words
-        Words after merging.
+    :param n, hallucinating: captions, and those with at least one hallucinated object.
+    :param hallucinated, mentions: hallucinated mentions, and all mentions of objects.
+    :param recalled, truth: distinct classes that captions name rightly, and distinct classes of their images, summed
+        over captions.
+    :param words: words after merging.
     """
 
     n: int = 0
@@ -215,7 +207,7 @@ class ChairScores:
 
     @property
     def recall(self) -> float:
-        """Share of the pictures' classes that the captions name, 0 to 1."""
+        """Share of the images' classes that the captions name, 0 to 1."""
         return _share(self.recalled, self.truth)
 
     @property
@@ -238,10 +230,11 @@ def chair_scores(
     caption_ids: Sequence[Any] | None = None,
     truth_ids: Sequence[Any] | None = None,
 ) -> ChairScores:
-    """Scores of captions, given as lemmas, against the classes of their pictures.
+    """Scores of captions, given as lemmas, against the classes of their images.
 
-    The ids, given together, say which picture a caption and a set of classes belong to; both in the same order. Raises
-    DataError for other numbers of captions and sets, and for ids that differ (the first difference is named).
+    The ids, given together, say which image a caption and a set of classes belong to; both in the same order.
+
+    :raises DataError: other numbers of captions and sets, or ids that differ (the first difference is named).
     """
     check_same_length("captions", captions, "sets of objects", truth)
     check_same_ids("captions", caption_ids, "sets of objects", truth_ids, n=len(captions))

@@ -13,11 +13,11 @@ from paperhooks.io import hash_json
 from paperhooks.reports import Table
 from paperhooks_evaluation import Document, Metric, Parsed, Record, Summary, Task
 
-from paperhooks_hallucination.chair.data import read_pictures, read_synonyms
+from paperhooks_hallucination.chair.data import read_images, read_synonyms
 from paperhooks_hallucination.chair.lemmas import analyser
-from paperhooks_hallucination.chair.metrics import MODES, ChairScores, ObjectTable, caption_score, picture_objects
+from paperhooks_hallucination.chair.metrics import MODES, ChairScores, ObjectTable, caption_score, image_objects
 from paperhooks_hallucination.checks import check_count
-from paperhooks_hallucination.images import open_picture
+from paperhooks_hallucination.images import open_image
 from paperhooks_hallucination.report import bar_spec, cluster_metric, share_metric, with_interval
 
 __all__ = ["CAUTION", "PROMPT", "Chair"]
@@ -33,21 +33,17 @@ _OWN_LEMMAS: Final = "Lemmas and synonyms are this package's own where not chose
 
 @dataclass(frozen=True)
 class Chair(Task):
-    """CHAIR on COCO pictures (see :mod:`paperhooks_hallucination.chair.data` for the folder).
-
-    max_new_tokens
-        Where captions are cut; the paper reports 512 and 64.
-    images, ids, sample, seed
-        Which pictures: their folder, a file with their numbers, or how many are drawn (0: all), and with which seed.
-    lemmas
-        ``"plain"`` (no other package needed) or ``"nltk"`` (as published).
-    synonyms
-        A file with another synonym table, such as the published one.
-    prompt
-        What the model is asked.
+    """CHAIR on COCO images (see :mod:`paperhooks_hallucination.chair.data` for the folder).
 
     The mode ``official`` keeps the published script's quirks, ``strict`` repairs them
     (:mod:`paperhooks_hallucination.chair.metrics`).
+
+    :param max_new_tokens: where captions are cut; the paper reports 512 and 64.
+    :param images, ids, sample, seed: which images: their folder, a file with their numbers, or how many are drawn (0:
+        all), and with which seed.
+    :param lemmas: ``"plain"`` (no other package needed) or ``"nltk"`` (as published).
+    :param synonyms: A file with another synonym table, such as the published one.
+    :param prompt: what the model is asked.
     """
 
     max_new_tokens: int = 512
@@ -69,26 +65,26 @@ class Chair(Task):
         analyser(self.lemmas)
 
     def documents(self, source: str) -> Sequence[Document]:
-        """The pictures, by number; raises DataError listing all faults of the data."""
+        """The images, by number; raises DataError listing all faults of the data."""
         table = _table(self.synonyms, MODES[0])
         places = {"images": self.images, "ids": self.ids}
-        return read_pictures(source, table, sample=self.sample, seed=self.seed, **places)
+        return read_images(source, table, sample=self.sample, seed=self.seed, **places)
 
     def request(self, document: Document) -> Request:
-        """The picture and the prompt."""
+        """The image and the prompt."""
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.prompt}]}]
-        images, metadata = [open_picture(document.data)], {"id": document.id}
+        images, metadata = [open_image(document.data)], {"id": document.id}
         return Request(messages, images=images, max_new_tokens=self.max_new_tokens, metadata=metadata)
 
-    def parse(self, document: Document, reply: str, mode: str) -> Parsed:
+    def parse(self, document: Document, response: str, mode: str) -> Parsed:
         """The objects that the caption names rightly and wrongly, with the counts of :class:`ChairScores`."""
         table, analyse = _table(self.synonyms, mode), analyser(self.lemmas)
         references = [analyse(caption) for caption in document.data["references"]]
-        truth = picture_objects(table, document.data["categories"], references)
-        one = caption_score(table.find(analyse(reply)), truth)
+        truth = image_objects(table, document.data["categories"], references)
+        one = caption_score(table.find(analyse(response)), truth)
         wrong = [[mention.word, mention.name, mention.index] for mention in one.hallucinated]
         found = {"hallucinated": wrong, "recalled": sorted(one.recalled), "truth": sorted(truth)}
-        return Parsed({**found, "counts": list(one.counts)}, rule=self.lemmas, fallback=not reply.strip())
+        return Parsed({**found, "counts": list(one.counts)}, rule=self.lemmas, fallback=not response.strip())
 
     def score(self, document: Document, parsed: Parsed) -> float:
         """1 for a caption without hallucinated objects, else 0."""
@@ -157,7 +153,7 @@ _LABELS: Final = {
 _COUNTED: Final = {
     "chair_s": "captions",
     "chair_i": "mentions of objects",
-    "recall": "objects in pictures",
+    "recall": "objects in images",
     "length": "captions",
     "empty": "captions",
 }

@@ -11,7 +11,7 @@ from paperhooks.errors import DataError, did_you_mean
 from paperhooks_evaluation import Document
 
 from paperhooks_hallucination.checks import raise_faults
-from paperhooks_hallucination.images import PictureFolder, hub_columns, is_hub_name
+from paperhooks_hallucination.images import ImageFolder, hub_columns, is_hub_name
 from paperhooks_hallucination.mme.metrics import CATEGORIES
 
 __all__ = ["read_questions"]
@@ -22,9 +22,11 @@ _HUB_COLUMNS: Final = ("question_id", "question", "answer", "category")
 def read_questions(source: str) -> list[Document]:
     """All questions of MME's release folder or of a hub data set, grouped by category.
 
-    A category is a folder with ``images/`` and ``questions_answers_YN/``, or with pictures and text files side by side;
-    a text file has the name of its picture and two lines of question, tab, answer. Raises DataError listing every
-    fault: unknown categories, lines that are no question, answers, missing pictures, pictures without two questions.
+    A category is a folder with ``images/`` and ``questions_answers_YN/``, or with images and text files side by side; a
+    text file has the name of its image and two lines of question, tab, answer.
+
+    :raises DataError: lists every fault: unknown categories, lines that are no question, answers, missing images,
+        images without two questions.
     """
     faults: list[str] = []
     rows = _hub_rows(source) if is_hub_name(source) else _folder_rows(Path(source), faults)
@@ -33,9 +35,7 @@ def read_questions(source: str) -> list[Document]:
     faults += [f"{image}: has {n} readable questions; expected 2" for (_, image), n in asked.items() if n != 2]
     raise_faults(f"the MME data in {source}", faults)
     if not documents:
-        raise DataError(
-            f"{source} holds no questions; expected folders such as existence/ with pictures and .txt files"
-        )
+        raise DataError(f"{source} holds no questions; expected folders such as existence/ with images and .txt files")
     return documents
 
 
@@ -43,16 +43,16 @@ def _folder_rows(source: Path, faults: list[str]) -> Iterator[dict[str, Any]]:
     if not source.is_dir():
         raise DataError(f"{source} is neither a folder here nor the name of a hub data set (owner/name)")
     for folder in _category_folders(source):
-        texts, pictures = _text_files(folder), PictureFolder(folder)
+        texts, images = _text_files(folder), ImageFolder(folder)
         if texts and folder.name not in CATEGORIES:
             faults.append(f"{folder.name}: is no category; {did_you_mean(folder.name, CATEGORIES)}")
             continue
         for file in texts:
-            picture = pictures.find_stem(file.stem)
-            if picture is None:
-                faults.append(f"{folder.name}/{file.stem}: the picture is missing")
+            image_file = images.find_stem(file.stem)
+            if image_file is None:
+                faults.append(f"{folder.name}/{file.stem}: the image is missing")
                 continue
-            yield from _lines(folder.name, file, picture, faults)
+            yield from _lines(folder.name, file, image_file, faults)
 
 
 def _category_folders(source: Path) -> list[Path]:
@@ -69,22 +69,22 @@ def _text_files(folder: Path) -> list[Path]:
     return sorted((inner if inner.is_dir() else folder).glob("*.txt"))
 
 
-def _lines(category: str, file: Path, picture: Path, faults: list[str]) -> Iterator[dict[str, Any]]:
+def _lines(category: str, file: Path, image_file: Path, faults: list[str]) -> Iterator[dict[str, Any]]:
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     for number, line in enumerate(lines, 1):
         question, tab, answer = line.strip().rpartition("\t")
         if not tab:
             faults.append(f"{category}/{file.name}:{number}: has no tab between question and answer")
             continue
-        image = f"{category}/{picture.name}"
-        data = {"question": question.strip(), "answer": answer, "image": image, "picture": str(picture)}
+        image = f"{category}/{image_file.name}"
+        data = {"question": question.strip(), "answer": answer, "image": image, "picture": str(image_file)}
         yield {"id": f"{image}/{number}", "category": category, **data}
 
 
 def _hub_rows(source: str) -> Iterator[dict[str, Any]]:
     seen: Counter[str] = Counter()
     for number, row in enumerate(hub_columns(source, _HUB_COLUMNS)):
-        # The two questions of a picture share one question_id, which is category/file there.
+        # The two questions of an image share one question_id, which is category/file there.
         name, category = str(row["question_id"]), str(row["category"])
         image = name if name.startswith(f"{category}/") else f"{category}/{name}"
         seen[image] += 1

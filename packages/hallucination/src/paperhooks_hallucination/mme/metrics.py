@@ -1,4 +1,4 @@
-"""MME (Fu et al. 2023, arXiv 2306.13394): two yes-or-no questions a picture; how replies are read and scored."""
+"""MME (Fu et al. 2023, arXiv 2306.13394): two yes-or-no questions an image; how responses are read and scored."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = [
     "MODES",
     "PERCEPTION",
     "CategoryScore",
+    "ImageScore",
     "MmeScores",
-    "PictureScore",
     "mme_scores",
     "parse_official",
     "read_answer",
-    "read_reply",
+    "read_response",
 ]
 
 MODES: Final = ("official", "strict")
@@ -36,28 +36,31 @@ CATEGORIES: Final = PERCEPTION + COGNITION
 HALLUCINATION: Final = ("existence", "count", "position", "color")
 
 
-def parse_official(reply: str) -> str:
+def parse_official(response: str) -> str:
     """``"yes"``, ``"no"`` or ``"other"``.
 
     Lower case, outer blanks and all full stops removed. Then "yes" and "no" themselves, the single letters y and n; in
-    longer replies the first four characters are searched for "yes", then for "no" (so "nothing" says no).
+    longer responses the first four characters are searched for "yes", then for "no" (so "nothing" says no).
 
-    >>> [parse_official(reply) for reply in (" YES. ", "N", "nothing", "Well yes")]
+    >>> [parse_official(response) for response in (" YES. ", "N", "nothing", "Well yes")]
     ['yes', 'no', 'no', 'other']
     """
-    text = reply.lower().strip().replace(".", "")
+    text = response.lower().strip().replace(".", "")
     if len(text) == 1:
         return {"y": "yes", "n": "no"}.get(text, "other")
     return next((word for word in ("yes", "no") if word in text[:4]), "other")
 
 
-def read_reply(reply: str, mode: str = "official") -> str | None:
-    """The answer in a reply, read as ``mode`` reads it; None if it has none. Raises DataError for an unknown mode."""
+def read_response(response: str, mode: str = "official") -> str | None:
+    """The answer in a response, read as ``mode`` reads it; None if it has none.
+
+    :raises DataError: an unknown mode.
+    """
     if mode == "official":
-        answer = parse_official(reply)
+        answer = parse_official(response)
         return None if answer == "other" else answer
     if mode == "strict":
-        return parse_strict(reply)
+        return parse_strict(response)
     raise DataError(f"MME has no mode {mode!r}; {did_you_mean(mode, MODES)}")
 
 
@@ -67,8 +70,8 @@ def read_answer(answer: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class PictureScore:
-    """The two questions of one picture: how many are answered rightly, and how many replies could not be read."""
+class ImageScore:
+    """The two questions of one image: how many are answered rightly, and how many responses could not be read."""
 
     right: int
     unparsable: int = 0
@@ -81,34 +84,34 @@ class PictureScore:
 
 @dataclass(frozen=True, slots=True)
 class CategoryScore:
-    """One category: its pictures in the order of the data."""
+    """One category: its images in the order of the data."""
 
-    pictures: tuple[PictureScore, ...]
+    images: tuple[ImageScore, ...]
 
     @property
     def n(self) -> int:
-        """Pictures."""
-        return len(self.pictures)
+        """Images."""
+        return len(self.images)
 
     @property
     def accuracy(self) -> float:
-        """Percent of questions answered rightly; 0 without pictures."""
-        return 100.0 * sum(picture.right for picture in self.pictures) / (2 * self.n) if self.n else 0.0
+        """Percent of questions answered rightly; 0 without images."""
+        return 100.0 * sum(image.right for image in self.images) / (2 * self.n) if self.n else 0.0
 
     @property
     def accuracy_plus(self) -> float:
-        """Percent of pictures with both questions answered rightly; 0 without pictures."""
-        return 100.0 * sum(picture.right == 2 for picture in self.pictures) / self.n if self.n else 0.0
+        """Percent of images with both questions answered rightly; 0 without images."""
+        return 100.0 * sum(image.right == 2 for image in self.images) / self.n if self.n else 0.0
 
     @property
     def score(self) -> float:
-        """Mean over pictures of accuracy plus accuracy+, at most 200; 0 without pictures."""
-        return sum(picture.score for picture in self.pictures) / self.n if self.n else 0.0
+        """Mean over images of accuracy plus accuracy+, at most 200; 0 without images."""
+        return sum(image.score for image in self.images) / self.n if self.n else 0.0
 
     @property
     def unparsable(self) -> int:
-        """Replies that could not be read."""
-        return sum(picture.unparsable for picture in self.pictures)
+        """Responses that could not be read."""
+        return sum(image.unparsable for image in self.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,22 +127,22 @@ class MmeScores:
 
 
 def mme_scores(rows: Sequence[tuple[str, str, str, str]], *, mode: str = "official") -> MmeScores:
-    """Scores of replies; ``rows`` are (category, picture, reply, answer), a picture's two in any order.
+    """Scores of responses; ``rows`` are (category, image, response, answer), an image's two in any order.
 
-    Raises DataError for a picture that does not have exactly two answers (all of them are named), for an answer in the
-    data that is neither yes nor no, and for an unknown mode.
+    :raises DataError: an image that does not have exactly two answers (all of them are named), an answer in the data
+        that is neither yes nor no, or an unknown mode.
     """
     answered: dict[str, dict[str, list[tuple[str | None, str]]]] = {}
-    for category, picture, reply, answer in rows:
-        pair = read_reply(reply, mode), read_answer(answer)
-        answered.setdefault(category, {}).setdefault(picture, []).append(pair)
+    for category, image, response, answer in rows:
+        pair = read_response(response, mode), read_answer(answer)
+        answered.setdefault(category, {}).setdefault(image, []).append(pair)
     odd = [
         f"{c}/{p} has {len(pairs)}" for c, found in answered.items() for p, pairs in found.items() if len(pairs) != 2
     ]
     if odd:
-        raise DataError(f"MME needs exactly two answers a picture, but {', '.join(odd)}; answer both questions of each")
-    return MmeScores({c: CategoryScore(tuple(map(_picture, found.values()))) for c, found in answered.items()})
+        raise DataError(f"MME needs exactly two answers an image, but {', '.join(odd)}; answer both questions of each")
+    return MmeScores({c: CategoryScore(tuple(map(_image_score, found.values()))) for c, found in answered.items()})
 
 
-def _picture(pairs: Sequence[tuple[str | None, str]]) -> PictureScore:
-    return PictureScore(sum(said == answer for said, answer in pairs), sum(said is None for said, _ in pairs))
+def _image_score(pairs: Sequence[tuple[str | None, str]]) -> ImageScore:
+    return ImageScore(sum(said == answer for said, answer in pairs), sum(said is None for said, _ in pairs))

@@ -1,4 +1,4 @@
-"""The evaluation task ``mme``: two questions a picture, scored by category."""
+"""The evaluation task ``mme``: two questions an image, scored by category."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paperhooks.reports import Table
 from paperhooks_evaluation import Document, Metric, Parsed, Record, Summary, Task
 
 from paperhooks_hallucination.checks import check_count
-from paperhooks_hallucination.images import open_picture
+from paperhooks_hallucination.images import open_image
 from paperhooks_hallucination.mme.data import read_questions
 from paperhooks_hallucination.mme.metrics import (
     CATEGORIES,
@@ -21,8 +21,8 @@ from paperhooks_hallucination.mme.metrics import (
     MODES,
     PERCEPTION,
     CategoryScore,
-    PictureScore,
-    read_reply,
+    ImageScore,
+    read_response,
 )
 from paperhooks_hallucination.report import bar_spec, cluster_metric, share_metric, with_interval
 
@@ -30,7 +30,7 @@ __all__ = ["CAUTION", "INSTRUCTION", "Mme"]
 
 INSTRUCTION: Final = "\nAnswer the question using a single word or phrase."
 CAUTION: Final = (
-    "The figures of the CCA paper come without intervals and a category has few pictures; compare with a baseline run "
+    "The figures of the CCA paper come without intervals and a category has few images; compare with a baseline run "
     "with the same prompt and decoding. (Its POPE table is no like-for-like comparison: baseline rows copied from "
     "another paper, apparently decoded otherwise.)"
 )
@@ -43,12 +43,11 @@ _MOST: Final = 200.0
 class Mme(Task):
     """MME on its release folder or a hub data set (see :mod:`paperhooks_hallucination.mme.data`).
 
-    instruction
-        Replaces MME's own "Please answer yes or no.", as LLaVA does; empty: the question stays as it is.
-    max_new_tokens
-        Where replies are cut.
+    The mode ``official`` looks at the beginning of a response, ``strict`` takes nothing but yes and no.
 
-    The mode ``official`` looks at the beginning of a reply, ``strict`` takes nothing but yes and no.
+    :param instruction: replaces MME's own "Please answer yes or no.", as LLaVA does; empty: the question stays as it
+        is.
+    :param max_new_tokens: where responses are cut.
     """
 
     instruction: str = INSTRUCTION
@@ -66,17 +65,17 @@ class Mme(Task):
         return read_questions(source)
 
     def request(self, document: Document) -> Request:
-        """The picture, the question, the instruction."""
+        """The image, the question, the instruction."""
         question = document.data["question"]
         if self.instruction:
             question = question.replace(_OWN_INSTRUCTION, "") + self.instruction
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-        images, metadata = [open_picture(document.data)], {"id": document.id}
+        images, metadata = [open_image(document.data)], {"id": document.id}
         return Request(messages, images=images, max_new_tokens=self.max_new_tokens, metadata=metadata)
 
-    def parse(self, document: Document, reply: str, mode: str) -> Parsed:
+    def parse(self, document: Document, response: str, mode: str) -> Parsed:
         """``"yes"``, ``"no"`` or None, which is wrong."""
-        answer = read_reply(reply, mode)
+        answer = read_response(response, mode)
         return Parsed(answer, rule=mode if answer else "", fallback=answer is None)
 
     def score(self, document: Document, parsed: Parsed) -> float:
@@ -84,13 +83,13 @@ class Mme(Task):
         return float(parsed.value == document.data["answer"])
 
     def unit(self, document: Document) -> str:
-        """The picture with its two questions."""
+        """The image with its two questions."""
         return str(document.data["image"])
 
     def aggregate(self, records: Sequence[Record], mode: str) -> Summary:
         """Sums of categories, then every category.
 
-        Pictures of which only one question was answered, as under a limit, cannot be scored: they are left out and
+        Images of which only one question was answered, as under a limit, cannot be scored: they are left out and
         counted in ``extra`` and in the table's caption.
         """
         scores, dropped = _scores(records)
@@ -101,18 +100,18 @@ class Mme(Task):
 
 
 def _scores(records: Sequence[Record]) -> tuple[dict[str, CategoryScore], int]:
-    """Categories in MME's order with their complete pictures, and how many pictures are incomplete."""
+    """Categories in MME's order with their complete images, and how many images are incomplete."""
     found: dict[str, dict[str, list[Record]]] = {}
     for record in records:
         found.setdefault(record.document.group, {}).setdefault(record.document.data["image"], []).append(record)
     pairs = {category: [pair for pair in images.values() if len(pair) == 2] for category, images in found.items()}
     dropped = sum(len(images) - len(pairs[category]) for category, images in found.items())
     ordered = [category for category in CATEGORIES if pairs.get(category)]
-    return {category: CategoryScore(tuple(map(_picture, pairs[category]))) for category in ordered}, dropped
+    return {category: CategoryScore(tuple(map(_image_score, pairs[category]))) for category in ordered}, dropped
 
 
-def _picture(pair: Sequence[Record]) -> PictureScore:
-    return PictureScore(int(sum(one.score for one in pair)), sum(one.parsed.fallback for one in pair))
+def _image_score(pair: Sequence[Record]) -> ImageScore:
+    return ImageScore(int(sum(one.score for one in pair)), sum(one.parsed.fallback for one in pair))
 
 
 def _sums(scores: Mapping[str, CategoryScore]) -> dict[str, tuple[str, ...]]:
@@ -124,9 +123,9 @@ def _sums(scores: Mapping[str, CategoryScore]) -> dict[str, tuple[str, ...]]:
 def _sum_metric(name: str, members: Sequence[str], scores: Mapping[str, CategoryScore]) -> Metric:
     units = []
     for number, member in enumerate(members):
-        for picture in scores[member].pictures:
+        for image in scores[member].images:
             row = [0.0] * (2 * len(members))
-            row[2 * number : 2 * number + 2] = [picture.score, 1.0]
+            row[2 * number : 2 * number + 2] = [image.score, 1.0]
             units.append(row)
     known = [scores[member].score for member in members]
     return cluster_metric(name, partial(_sum_of_means, known), units, n=len(units), scale=_MOST * len(members))
@@ -138,10 +137,10 @@ def _sum_of_means(known: Sequence[float], sums: Any) -> float:
 
 
 def _category_metrics(category: str, score: CategoryScore) -> list[Metric]:
-    n, units = score.n, [(picture.score, 1.0) for picture in score.pictures]
+    n, units = score.n, [(image.score, 1.0) for image in score.images]
     right, both = (
-        sum(picture.right for picture in score.pictures),
-        sum(picture.right == 2 for picture in score.pictures),
+        sum(image.right for image in score.images),
+        sum(image.right == 2 for image in score.images),
     )
     return [
         cluster_metric("score", lambda sums: sums[0] / sums[1], units, n=n, group=category, scale=_MOST),
@@ -155,7 +154,7 @@ def _summary(metrics: Sequence[Metric], categories: Sequence[str], dropped: int)
     by_name = {(metric.group, metric.name): metric for metric in metrics}
     notes = [CAUTION]
     if dropped:
-        notes.insert(0, f"Pictures left out because only one of their two questions was answered: {dropped}.")
+        notes.insert(0, f"Images left out because only one of their two questions was answered: {dropped}.")
     rows: list[tuple[Any, ...]] = []
     for name in categories:
         score = by_name[name, "score"]
@@ -166,7 +165,7 @@ def _summary(metrics: Sequence[Metric], categories: Sequence[str], dropped: int)
         for one in metrics
         if not one.group
     ]
-    header = ("category", "pictures", "score (of 200)", "accuracy", "accuracy+", "unparsable")
+    header = ("category", "images", "score (of 200)", "accuracy", "accuracy+", "unparsable")
     table = Table(header, rows, f"MME, with 95 % intervals. {' '.join(notes)}")
     bars = [by_name[name, "score"] for name in categories]
     figure = bar_spec("mme-scores", "MME: score by category", bars, categories, "score, at most 200")

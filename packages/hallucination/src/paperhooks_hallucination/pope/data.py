@@ -12,7 +12,7 @@ from paperhooks.errors import DataError, did_you_mean
 from paperhooks_evaluation import Document
 
 from paperhooks_hallucination.checks import raise_faults
-from paperhooks_hallucination.images import PictureFolder, hub_columns, is_hub_name, json_lines
+from paperhooks_hallucination.images import ImageFolder, hub_columns, is_hub_name, json_lines
 
 __all__ = ["SPLITS", "SUFFIX", "read_questions"]
 
@@ -49,9 +49,10 @@ def read_questions(source: str, images: str = "") -> list[Document]:
     """All questions of a folder, a file or a hub data set, grouped by source and split (``"coco-random"``).
 
     A folder holds files named ``<source>_pope_<split>.json`` (JSON lines), itself or in folders directly inside it;
-    pictures lie beside the files, in a folder beside them, or in ``images``. LLaVA's ``llava_pope_test.jsonl`` is read
-    when it is named itself; its labels come from the published files near it. Raises DataError listing every fault:
-    lines that are no question, labels, splits, double ids, missing pictures.
+    images lie beside the files, in a folder beside them, or in ``images``. LLaVA's ``llava_pope_test.jsonl`` is read
+    when it is named itself; its labels come from the published files near it.
+
+    :raises DataError: lists every fault: lines that are no question, labels, splits, double ids, missing images.
     """
     faults: list[str] = []
     if is_hub_name(source):
@@ -59,7 +60,7 @@ def read_questions(source: str, images: str = "") -> list[Document]:
     else:
         rows = [row for file in _files(Path(source)) for row in _file_rows(file, faults)]
     files = {row.where for row in rows if row.hub is None}
-    places = {file: _picture_folders(Path(file), Path(source), images) for file in files}
+    places = {file: _image_folders(Path(file), Path(source), images) for file in files}
     documents = [_document(row, places.get(row.where, ()), faults) for row in rows]
     faults += _double_ids(rows)
     raise_faults(f"the POPE data in {source}", faults)
@@ -98,7 +99,7 @@ def _file_rows(file: Path, faults: list[str]) -> Iterator[_Row]:
 
 
 def _published_labels(file: Path) -> dict[tuple[str, str, str], str]:
-    """Labels by split, picture and question of the files beside a question file, or in folders beside it."""
+    """Labels by split, image and question of the files beside a question file, or in folders beside it."""
     near = [path for path in _near(file.parent) if _NAME.fullmatch(path.name)]
     rows = [row for path in near for row in _file_rows(path, [])]
     return {(row.split, row.image, row.question): row.label for row in rows}
@@ -116,15 +117,15 @@ def _hub_rows(source: str) -> Iterator[_Row]:
         yield _Row(source, str(row["question_id"]), origin, split, row["question"].strip(), row["answer"], image, hub)
 
 
-def _picture_folders(file: Path, source: Path, images: str) -> tuple[PictureFolder, ...]:
-    """Where the pictures of a file's questions may be, the nearest first."""
+def _image_folders(file: Path, source: Path, images: str) -> tuple[ImageFolder, ...]:
+    """Where the images of a file's questions may be, the nearest first."""
     if images:
-        return (PictureFolder(Path(images)),)
-    near = PictureFolder(file.parent)
-    return (near, PictureFolder(source)) if source.is_dir() and source != file.parent else (near,)
+        return (ImageFolder(Path(images)),)
+    near = ImageFolder(file.parent)
+    return (near, ImageFolder(source)) if source.is_dir() and source != file.parent else (near,)
 
 
-def _document(row: _Row, places: Sequence[PictureFolder], faults: list[str]) -> Document | None:
+def _document(row: _Row, places: Sequence[ImageFolder], faults: list[str]) -> Document | None:
     where = f"{row.id} ({Path(row.where).name})"
     label = row.label.strip().lower()
     wrong = [f"{where}: has no {name}" for name in ("number", "question", "image") if not getattr(row, name)]
@@ -138,7 +139,7 @@ def _document(row: _Row, places: Sequence[PictureFolder], faults: list[str]) -> 
     elif row.image:
         found = next((path for place in places if (path := place.find(row.image))), None)
         place = {"picture": str(found)}
-        wrong += [] if found else [f"{where}: the picture {row.image} is missing"]
+        wrong += [] if found else [f"{where}: the image {row.image} is missing"]
     faults += wrong
     data = {"question": row.question, "label": label, "image": row.image, "source": row.source, **place}
     return None if wrong else Document(row.id, row.group, data)

@@ -1,4 +1,4 @@
-"""POPE (Li et al. 2023, arXiv 2305.10355): yes-or-no questions about objects; how replies are read and counted.
+"""POPE (Li et al. 2023, arXiv 2305.10355): yes-or-no questions about objects; how responses are read and counted.
 
 Two ways of reading. ``official`` is that of the published script, which CCA and LLaVA use: whatever does not say "no"
 counts as "yes". ``strict`` is that of the common harnesses: exactly "yes" or "no", everything else is wrong.
@@ -14,41 +14,44 @@ from paperhooks.errors import DataError, did_you_mean
 
 from paperhooks_hallucination.checks import check_same_ids, check_same_length
 
-__all__ = ["MODES", "PopeScores", "parse_official", "parse_strict", "pope_scores", "read_label", "read_reply"]
+__all__ = ["MODES", "PopeScores", "parse_official", "parse_strict", "pope_scores", "read_label", "read_response"]
 
 MODES: Final = ("official", "strict")
 _NO: Final = frozenset({"No", "no", "not"})
 
 
-def parse_official(reply: str) -> str:
+def parse_official(response: str) -> str:
     """``"no"`` if the first sentence has one of the words No, no and not; else ``"yes"``, whatever it says.
 
     The sentence ends at the first full stop, commas are dropped, words are parted by single blanks and by nothing else.
     So "NO", "Nope", "" and a "No" in front of a line break all count as yes.
 
-    >>> [parse_official(reply) for reply in ("No, there is not.", "I cannot see one", "NO", "Yes. No.")]
+    >>> [parse_official(response) for response in ("No, there is not.", "I cannot see one", "NO", "Yes. No.")]
     ['no', 'yes', 'yes', 'yes']
     """
-    sentence = reply.partition(".")[0].replace(",", "")
+    sentence = response.partition(".")[0].replace(",", "")
     return "no" if _NO.intersection(sentence.split(" ")) else "yes"
 
 
-def parse_strict(reply: str) -> str | None:
-    """``"yes"`` or ``"no"`` if the reply is exactly that, up to case and surrounding blanks; else None.
+def parse_strict(response: str) -> str | None:
+    """``"yes"`` or ``"no"`` if the response is exactly that, up to case and surrounding blanks; else None.
 
-    >>> [parse_strict(reply) for reply in (" Yes", "no.", "NO")]
+    >>> [parse_strict(response) for response in (" Yes", "no.", "NO")]
     ['yes', None, 'no']
     """
-    word = reply.lower().strip()
+    word = response.lower().strip()
     return word if word in ("yes", "no") else None
 
 
-def read_reply(reply: str, mode: str = "official") -> str | None:
-    """The answer in a reply, read as ``mode`` reads it; None if it has none. Raises DataError for an unknown mode."""
+def read_response(response: str, mode: str = "official") -> str | None:
+    """The answer in a response, read as ``mode`` reads it; None if it has none.
+
+    :raises DataError: an unknown mode.
+    """
     if mode == "official":
-        return parse_official(reply)
+        return parse_official(response)
     if mode == "strict":
-        return parse_strict(reply)
+        return parse_strict(response)
     raise DataError(f"POPE has no mode {mode!r}; {did_you_mean(mode, MODES)}")
 
 
@@ -64,11 +67,9 @@ def read_label(label: str) -> str:
 class PopeScores:
     """Counts with "yes" as the positive answer, and what follows from them; every quotient by zero is 0.
 
-    tp, fp, tn, fn
-        Replies that could be read, by answer and label.
-    unparsable
-        Replies that could not (in the mode ``strict`` only). They are wrong for the accuracy and, as in the common
-        harnesses, no part of precision, recall and F1: look at their number before comparing those.
+    :param tp, fp, tn, fn: responses that could be read, by answer and label.
+    :param unparsable: responses that could not (in the mode ``strict`` only). They are wrong for the accuracy and, as
+        in the common harnesses, no part of precision, recall and F1: look at their number before comparing those.
     """
 
     tp: int = 0
@@ -134,24 +135,24 @@ class PopeScores:
 
 
 def pope_scores(
-    replies: Sequence[str],
+    responses: Sequence[str],
     labels: Sequence[str],
     *,
     mode: str = "official",
-    reply_ids: Sequence[object] | None = None,
+    response_ids: Sequence[object] | None = None,
     label_ids: Sequence[object] | None = None,
 ) -> PopeScores:
-    """Scores of replies to questions with labels "yes" or "no".
+    """Scores of responses to questions with labels "yes" or "no".
 
-    ``reply_ids`` and ``label_ids``, given together, say which question a reply and a label belong to; both must be in
-    the same order.
+    ``response_ids`` and ``label_ids``, given together, say which question a response and a label belong to; both must
+    be in the same order.
 
-    Raises DataError for another number of replies than labels, for ids that differ (the first difference is named), for
-    a label that is neither yes nor no, and for an unknown mode.
+    :raises DataError: another number of responses than labels, ids that differ (the first difference is named), a label
+        that is neither yes nor no, or an unknown mode.
     """
-    check_same_length("replies", replies, "labels", labels)
-    check_same_ids("replies", reply_ids, "labels", label_ids, n=len(labels))
-    answers = [read_reply(reply, mode) for reply in replies]
+    check_same_length("responses", responses, "labels", labels)
+    check_same_ids("responses", response_ids, "labels", label_ids, n=len(labels))
+    answers = [read_response(response, mode) for response in responses]
     truth = [read_label(label) for label in labels]
     return PopeScores.total(PopeScores.of(answer, label) for answer, label in zip(answers, truth, strict=True))
 

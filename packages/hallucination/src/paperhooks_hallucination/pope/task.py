@@ -13,9 +13,9 @@ from paperhooks.reports import Table
 from paperhooks_evaluation import Document, Metric, Parsed, Record, Summary, Task
 
 from paperhooks_hallucination.checks import check_count
-from paperhooks_hallucination.images import open_picture
+from paperhooks_hallucination.images import open_image
 from paperhooks_hallucination.pope.data import SUFFIX, read_questions
-from paperhooks_hallucination.pope.metrics import MODES, PopeScores, parse_strict, read_reply
+from paperhooks_hallucination.pope.metrics import MODES, PopeScores, parse_strict, read_response
 from paperhooks_hallucination.report import bar_spec, cluster_metric, share_metric, with_interval
 
 __all__ = ["CAUTION", "Pope"]
@@ -33,15 +33,12 @@ class Pope(Task):
     """POPE on a folder of published files, a file of them, or a hub data set (see
     :mod:`paperhooks_hallucination.pope.data`).
 
-    instruction
-        Text behind every question; the default is that of LLaVA and of the paper.
-    images
-        Folder of the pictures, where they are not beside the questions.
-    max_new_tokens
-        Where replies are cut.
+    The mode ``official`` reads responses as the published script does, ``strict`` as the common harnesses do. Both
+    report as unparsable what is neither a plain yes nor a no; ``official`` counts it as yes.
 
-    The mode ``official`` reads replies as the published script does, ``strict`` as the common harnesses do. Both report
-    as unparsable what is neither a plain yes nor a no; ``official`` counts it as yes.
+    :param instruction: text behind every question; the default is that of LLaVA and of the paper.
+    :param images: folder of the images, where they are not beside the questions.
+    :param max_new_tokens: where responses are cut.
     """
 
     instruction: str = SUFFIX
@@ -60,20 +57,20 @@ class Pope(Task):
         return read_questions(source, self.images)
 
     def request(self, document: Document) -> Request:
-        """The picture, the question, the instruction."""
+        """The image, the question, the instruction."""
         content = [{"type": "image"}, {"type": "text", "text": document.data["question"] + self.instruction}]
         messages = [{"role": "user", "content": content}]
-        images, metadata = [open_picture(document.data)], {"id": document.id}
+        images, metadata = [open_image(document.data)], {"id": document.id}
         return Request(messages, images=images, max_new_tokens=self.max_new_tokens, metadata=metadata)
 
-    def parse(self, document: Document, reply: str, mode: str) -> Parsed:
+    def parse(self, document: Document, response: str, mode: str) -> Parsed:
         """``"yes"``, ``"no"``, or (``strict`` only) None."""
-        answer = read_reply(reply, mode)
+        answer = read_response(response, mode)
         if mode == "strict":
             return Parsed(answer, rule="exact" if answer else "", fallback=answer is None)
         if answer == "no":
             return Parsed("no", rule="denial")
-        said = parse_strict(reply.strip().strip(".,!").partition(" ")[0].strip(".,!")) == "yes"
+        said = parse_strict(response.strip().strip(".,!").partition(" ")[0].strip(".,!")) == "yes"
         return Parsed("yes", rule="affirmation" if said else "no denial", fallback=not said)
 
     def score(self, document: Document, parsed: Parsed) -> float:
@@ -81,13 +78,13 @@ class Pope(Task):
         return float(parsed.value == document.data["label"])
 
     def unit(self, document: Document) -> str:
-        """The picture: questions about one picture are drawn together."""
+        """The image: questions about one image are drawn together."""
         return f"{document.data['source']}/{document.data['image']}"
 
     def aggregate(self, records: Sequence[Record], mode: str) -> Summary:
         """Mean over splits, then over the splits of each source where there are several, then every split."""
         groups = sorted({record.document.group for record in records})
-        counts = _counts_by_picture(self, records, groups)
+        counts = _counts_by_image(self, records, groups)
         sources = sorted({group.rpartition("-")[0] for group in groups})
         metrics = _mean_metrics("", groups, groups, counts, records)
         if len(sources) > 1:
@@ -99,8 +96,8 @@ class Pope(Task):
         return _summary(metrics)
 
 
-def _counts_by_picture(task: Pope, records: Sequence[Record], groups: Sequence[str]) -> Any:
-    """tp, fp, tn, fn, unparsable by picture and group: float64 [pictures, groups, 5]."""
+def _counts_by_image(task: Pope, records: Sequence[Record], groups: Sequence[str]) -> Any:
+    """tp, fp, tn, fn, unparsable by image and group: float64 [images, groups, 5]."""
     units: dict[str, int] = {}
     for record in records:
         units.setdefault(task.unit(record.document), len(units))
@@ -124,7 +121,7 @@ _FIGURES: Final[dict[str, Callable[[PopeScores], float]]] = {
 def _mean_metrics(
     name: str, members: Sequence[str], groups: Sequence[str], counts: Any, records: Sequence[Record]
 ) -> list[Metric]:
-    """Means over the splits ``members``; pictures, which the splits share, are resampled for the intervals."""
+    """Means over the splits ``members``; images, which the splits share, are resampled for the intervals."""
     own = [record for record in records if record.document.group in members]
     chosen = counts[:, [groups.index(group) for group in members]]
     units = chosen[chosen.sum(axis=(1, 2)) > 0].reshape(-1, len(members) * _COUNTS)
