@@ -1,0 +1,120 @@
+"""The commands evaluate, rescore, compare and tasks: what is printed, written and refused, with which exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from evaluation_tasks import tiny_model, word_tokenizer
+from paperhooks.cli import main
+from paperhooks.testing import FakeSite, info_source
+
+pytest_plugins = ["paperhooks.testing.site_fixtures"]
+
+TASK = """
+from dataclasses import dataclass
+
+import paperhooks
+from paperhooks.generation import Request
+from paperhooks_evaluation import Document, Parsed, Task
+from paperhooks.info import TaskInfo
+
+@paperhooks.hookimpl
+def evaluation_tasks():
+    return [TaskInfo("count", "Counts.", "dist_one_task:Count", needs=("text", "image"))]
+
+@dataclass(frozen=True)
+class Count(Task):
+    version = "1"
+    modes = ("official", "never")
+    worth: float = 1.0
+    fails_at: str = ""
+
+    def documents(self, source):
+        return [Document(str(i), "ab"[i % 2]) for i in range(int(source))]
+
+    def request(self, document):
+        if document.id == self.fails_at:
+            raise ValueError("no question")
+        return Request(prompt="w1 w2", max_new_tokens=2)
+
+    def parse(self, document, response, mode):
+        return Parsed(mode)
+
+    def score(self, document, parsed):
+        return self.worth if parsed.value == "official" else 0.0
+"""
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch):
+    """Runs the command line in this process; returns exit code, standard output and standard error."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def task(site: FakeSite, tmp_path: Path) -> Path:
+    """A plugin that offers the task ``count``; a model folder with a tokenizer."""
+    site.add("dist-one", "t-one", info_source("t-one", "dist_one", extra='hooks="dist_one_task"'))
+    (site.root / "dist_one_task.py").write_text(TASK)
+    tiny_model().save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_evaluate_runs_a_task_with_methods(task: Path, cli, tmp_path: Path) -> None:
+    arguments = ("evaluate", str(task), "count", "--data", "5", "--out", str(tmp_path / "run"))
+    code, out, err = cli(*arguments, "-p", "t-one:factor=1.0", "--limit", "3", "--mode", "never", "--group", "a")
+    assert code == 0, err
+    assert "count: score 0.0%" in out
+    assert "n = 3" in out
+    inputs = json.loads((tmp_path / "run" / "result.json").read_text())["inputs"]
+    assert inputs["methods"] == [{"class": "dist_one_method:Scale", "options": {"factor": 1.0, "first_layer": 0}}]
+    code, _, err = cli(*arguments, "--option", "worth=0.5")
+    assert (code, "inputs.options" in err) == (1, True)
+    code, out, err = cli(*arguments, "--option", "worth=0.5", "--force-new", "--stop", "w0", "--layout", "text-only")
+    assert (code, "score 50.0%" in out) == (0, True), err
+
+
+def test_evaluate_says_what_is_missing_or_failed(task: Path, cli, tmp_path: Path) -> None:
+    arguments = ("evaluate", str(task), "count", "--data", "3", "--out", str(tmp_path / "run"))
+    code, out, err = cli(*arguments, "--option", "fails_at='1'")
+    assert (code, "n = 2" in out) == (1, True)
+    assert "1 documents have no score, the first is '1': request: ValueError: no question" in err
+    assert cli(*arguments, "--shard", "half")[0] == 2
+    assert cli(*arguments, "--option", "no option")[0] == 2
+    assert cli(*arguments, "--layout", "beside")[0] == 2
+    code, _, err = cli("evaluate", str(task), "counts", "--data", "3", "--out", str(tmp_path / "other"))
+    assert (code, "did you mean 'count'" in err) == (1, True)
+    (task / "tokenizer.json").unlink()
+    (task / "tokenizer_config.json").unlink()
+    code, _, err = cli(*arguments[:-1], str(tmp_path / "third"))
+    assert (code, "has no processor or tokenizer" in err) == (1, True)
+
+
+def test_rescore_compare_and_tasks(task: Path, cli, tmp_path: Path) -> None:
+    for name, worth in (("a", 0.0), ("b", 1.0)):
+        arguments = ("evaluate", str(task), "count", "--data", "4", "--out", str(tmp_path / name))
+        assert cli(*arguments, "--option", f"worth={worth}")[0] == 0
+    code, out, err = cli("compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "ab"))
+    assert code == 0, err
+    assert "4 better, 0 worse, p = 0.125" in out
+    assert (tmp_path / "ab" / "report.html").exists()
+    code, out, err = cli("rescore", str(tmp_path / "a"), "--mode", "official", "--option", "worth=0.25")
+    assert (code, "score 25.0%" in out) == (0, True), err
+    code, out, _ = cli("rescore", str(tmp_path / "a"))
+    assert "score 0.0%" in out  # with the options of the run
+    code, out, _ = cli("tasks")
+    assert (code, "text, image" in out) == (0, True)
+    rows = json.loads(cli("tasks", "--json")[1])
+    assert {"name": "count", "needs": ["text", "image"], "summary": "Counts."} in rows
+    assert cli("compare", str(tmp_path / "a"), str(tmp_path / "nothing"))[0] == 1
