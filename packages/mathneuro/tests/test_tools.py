@@ -110,7 +110,7 @@ def test_mistakes_are_one_sentence(files: Path, tmp_path: Path, capsys) -> None:
     )
     assert code == 1
     code, _, err = run(capsys, "collect", files / "model", files / "maths.jsonl", "--out", tmp_path, "--scope", "some")
-    assert (code, "token_scope is 'some'" in err) == (2, True)
+    assert (code, "'some' is not one of" in err) == (2, True)
     assert "Traceback" not in err
 
 

@@ -1,12 +1,18 @@
-"""The method itself: scores, the top of each side, and what is left of one without the other.
+"""The method: scores, the top of each side, and what is left of one without the other, step by step.
 
-    S[i, j] = |W[i, j]| * c[j]          scores of one side; c[j] sums the norms of input channel j over its samples
-    T       = the k largest of S,       k = floor(numel * ratio), for each weight matrix on its own
-    I       = T_target minus T_reference
+    a_n[j]  = sqrt(sum over tokens t of X_n[t, j]^2)        step 1: norm of input channel j in sample n
+    c[j]    = sum over samples n of a_n[j]                  steps 2 and 3
+    S[i, j] = |W[i, j]| * c[j]                              step 3: scores of one side
+    T       = the k largest of S, k = floor(numel * ratio)  step 4, for each weight matrix on its own
+    I       = T_target minus T_reference                    steps 5 and 6
+    W[i, j] <- s * W[i, j] for (i, j) in I                  step 7, in :mod:`paperhooks_mathneuro.surgery`
 
-(arXiv 2410.16930, section on the method; the score is Wanda's with norms summed over samples.) Everything here works on
-one matrix at a time, in float32, and gives the same entries on every device: scores are one rounded product each, and
-ties at the threshold are taken in the order of their flat index.
+(arXiv 2410.16930, section on the method, in the steps of the official code, bryanchrist/MathNeuro at 88eb121; the score
+is Wanda's with norms summed over samples.) Everything here works on one matrix at a time and gives the same entries on
+every device: scores are one rounded product each, and ties at the threshold are taken in the order of their flat index.
+
+Letters: B samples of a batch, N samples of a side, T tokens, D input channels; a matrix is [G, n] where G groups of n
+entries have a top each, and one group in the paper.
 """
 
 from __future__ import annotations
@@ -14,31 +20,55 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    "Granularity",
     "Top",
+    "channel_sums",
     "compat_scores",
     "count",
-    "groups",
     "isolate",
     "scores",
+    "squared_norms",
     "thresholds",
     "top",
 ]
 
-#: Within what the top is taken: each weight matrix (the paper), each output (Wanda), or all matrices together.
-Granularity: TypeAlias = Literal["matrix", "row", "global"]
-
 _NO_THRESHOLD: Final = math.inf
 
 
+def squared_norms(inputs: Tensor, counted: Tensor) -> Tensor:
+    """Step 1, before the root: sums of squares over the tokens that count, float32 [B, D].
+
+    :param inputs: X, what a matrix reads, [B, T, D]. Widened first: squares of float16 overflow at 256.
+    :param counted: bool [B, T], False for padding.
+    """
+    wide = inputs.float()
+    if not bool(counted.all()):
+        wide = wide.masked_fill(~counted.to(inputs.device)[..., None], 0.0)
+    return wide.square().sum(1)
+
+
+def channel_sums(sample_norms: Tensor, times: Tensor, *, squared: bool = False) -> Tensor:
+    """Step 3: c[j] = sum_n times[n] a_n[j], float64 [D].
+
+    :param sample_norms: a, [N, D]. :param times: how often each sample counts, [N]; once in the paper.
+    :param squared: sum the squares, as Wanda does.
+    """
+    # Counts times norms and not a gather of rows: a resample then makes nothing of the size of all norms.
+    weights = times.double()
+    total = torch.zeros(sample_norms.shape[1], dtype=torch.float64)
+    for part in weights.nonzero().flatten().split(64):
+        wide = sample_norms[part].double()
+        total += weights[part] @ (wide.square() if squared else wide)
+    return total
+
+
 def scores(weight: Tensor, channel_norms: Tensor, input_dim: int = 1) -> Tensor:
-    """S = |W| * c, float32 in the shape of W.
+    """Step 3: S = |W| * c, float32 in the shape of W.
 
     :param weight: [out, in] with ``input_dim`` 1, [in, out] with ``input_dim`` 0. :param channel_norms: c, [in].
     """
@@ -47,8 +77,8 @@ def scores(weight: Tensor, channel_norms: Tensor, input_dim: int = 1) -> Tensor:
 
 
 def compat_scores(weight: Tensor, sample_norms: Tensor, input_dim: int = 1) -> Tensor:
-    """S in the arithmetic of the official code, in the dtype of W: every norm rounded to bfloat16, the running sum over
-    samples kept in the weight's dtype (in bfloat16 it stops growing at 256 equal terms).
+    """Steps 2 and 3 in the arithmetic of the official code, in the dtype of W: every norm rounded to bfloat16, the
+    running sum over samples kept in the weight's dtype (in bfloat16 it stops growing at 256 equal terms).
 
     :param sample_norms: float32 [N, in], in the order of the samples.
     """
@@ -60,7 +90,7 @@ def compat_scores(weight: Tensor, sample_norms: Tensor, input_dim: int = 1) -> T
 
 
 def count(numel: int, ratio: float) -> int:
-    """k = floor(numel * ratio).
+    """Step 4: k = floor(numel * ratio).
 
     >>> count(331776, 0.05)
     16588
@@ -68,16 +98,9 @@ def count(numel: int, ratio: float) -> int:
     return int(numel * ratio)
 
 
-def groups(matrix_scores: Tensor, granularity: Granularity, input_dim: int = 1) -> Tensor:
-    """Scores as [G, n]: one row for each group of entries that compete with one another."""
-    if granularity != "row":
-        return matrix_scores.reshape(1, -1)
-    return matrix_scores if input_dim == 1 else matrix_scores.T
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Top:
-    """Which entries of a group are its top: those above ``threshold`` and the first ties, ``k`` in all.
+    """Step 4: which entries of a group are its top: those above ``threshold`` and the first ties, ``k`` in all.
 
     threshold
         The k-th largest score of every group, [G]; infinite for k = 0.
@@ -88,9 +111,9 @@ class Top:
 
 
 def thresholds(grouped: Tensor, ks: Sequence[int]) -> list[Top]:
-    """The k-th largest score of every group for several k, from one partial sort.
+    """Step 4: the k-th largest score of every group for several k, from one partial sort.
 
-    :param grouped: [G, n]; see :func:`groups`. :param ks: each from 0 to n.
+    :param grouped: scores [G, n]. :param ks: each from 0 to n.
     """
     n = grouped.shape[1]
     wanted = sorted({n - k for k in ks if k > 0})
@@ -112,7 +135,7 @@ def _order_statistics(grouped: Tensor, places: Sequence[int]) -> list[Tensor]:
 
 
 def top(grouped: Tensor, chosen: Top, *, zeros: bool = False) -> Tensor:
-    """The top of every group: bool [G, n], at most ``chosen.k`` a group.
+    """Step 4: the top of every group, T: bool [G, n], at most ``chosen.k`` a group.
 
     Entries that score 0 are never taken, unless ``zeros`` (the official code takes them when nothing else is left).
     """
@@ -130,5 +153,5 @@ def top(grouped: Tensor, chosen: Top, *, zeros: bool = False) -> Tensor:
 
 
 def isolate(target: Tensor, reference: Tensor) -> Tensor:
-    """I = T_target minus T_reference, bool."""
+    """Step 6: I = T_target minus T_reference, bool in their shape."""
     return target & ~reference

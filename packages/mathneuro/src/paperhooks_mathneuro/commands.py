@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from paperhooks import DataError
-from paperhooks.cli import load_model, usage_errors
+from paperhooks.cli import BatchSize, Device, Dtype, Model, RunOut, Seed, load_model, usage_errors
 
 __all__ = ["add_commands"]
 
-Model = Annotated[str, typer.Argument(help="Model folder or hub name.")]
-Device = Annotated[str, typer.Option("--device", help="Where the model runs, such as cpu or cuda:0.")]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Template = Annotated[str | None, typer.Option("--template", help="Joins {question} and {answer} of records.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Most texts at once.")]
 _DATA = ".jsonl, .json, .csv or plain text, or hub:NAME:SPLIT."
 
 
@@ -35,12 +30,12 @@ def add_commands(app: typer.Typer) -> None:
 def collect(
     model: Model,
     data: Annotated[str, typer.Argument(help=f"Texts of one side: {_DATA}")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; an interrupted run in it goes on.")],
+    out: RunOut,
     name: Annotated[str, typer.Option("--name", help="What the side is called.")] = "",
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="Draw so many texts.")] = None,
-    scope: Annotated[str, typer.Option("--scope", help="Tokens that count: all, answer or no_first.")] = "all",
-    keep: Annotated[str, typer.Option("--keep", help="samples, or sums to keep less.")] = "samples",
-    head: Annotated[str, typer.Option("--head", help="Score the head: no, untied or tied.")] = "no",
+    scope: Annotated[Literal["all", "answer", "no_first"], typer.Option("--scope", help="Tokens that count.")] = "all",
+    keep: Annotated[Literal["samples", "sums"], typer.Option("--keep", help="Sums are smaller.")] = "samples",
+    head: Annotated[Literal["no", "untied", "tied"], typer.Option("--head", help="Whether to score the head.")] = "no",
     include: Annotated[str | None, typer.Option("--include", help="Only matrices whose name this finds.")] = None,
     exclude: Annotated[str | None, typer.Option("--exclude", help="No matrices whose name this finds.")] = None,
     max_length: Annotated[int | None, typer.Option("--max-length", min=1, help="Longest text in tokens.")] = None,
@@ -57,7 +52,7 @@ def collect(
 
     statistics = run(
         load_model(model, device, dtype), data, name=name, samples=samples, seed=seed,
-        token_scope=scope, keep=keep, head=head, include=include, exclude=exclude,  # type: ignore[arg-type]
+        token_scope=scope, keep=keep, head=head, include=include, exclude=exclude,
         max_length=max_length, truncate=truncate, template=template or TEMPLATE, batch_size=batch_size, out=out,
     )  # fmt: skip
     typer.echo(f"{out / 'statistics.safetensors'}: {statistics}")
@@ -73,10 +68,18 @@ def select(
     ] = None,
     reference_ratio: Annotated[float | None, typer.Option("--reference-ratio", help="The references' share.")] = None,
     expression: Annotated[str | None, typer.Option("--expression", help="Such as 'target - (a & b)'.")] = None,
-    combine: Annotated[str, typer.Option("--combine", help="References as union or intersection.")] = "union",
-    granularity: Annotated[str, typer.Option("--granularity", help="matrix, row or global.")] = "matrix",
-    aggregate: Annotated[str, typer.Option("--aggregate", help="sum_of_norms, mean_of_norms, rms.")] = "sum_of_norms",
-    mode: Annotated[str, typer.Option("--mode", help="exact, or compat for the official rounding.")] = "exact",
+    combine: Annotated[
+        Literal["union", "intersection"], typer.Option("--combine", help="What several references are together.")
+    ] = "union",
+    granularity: Annotated[
+        Literal["matrix", "row", "global"], typer.Option("--granularity", help="Within what the top is taken.")
+    ] = "matrix",
+    aggregate: Annotated[
+        Literal["sum_of_norms", "mean_of_norms", "rms"], typer.Option("--aggregate", help="How samples make c.")
+    ] = "sum_of_norms",
+    mode: Annotated[
+        Literal["exact", "compat"], typer.Option("--mode", help="compat has the official rounding.")
+    ] = "exact",
     max_isolated: Annotated[float | None, typer.Option("--max-isolated", help="Largest share of a matrix.")] = None,
     masks: Annotated[bool, typer.Option("--masks", help="Write packed masks too.")] = False,
     device: Device = "cpu",
@@ -89,8 +92,8 @@ def select(
     loaded = load_model(model, device, dtype)
     found = sweep(
         loaded, _statistics(target), _references(reference), ratios=ratio or [0.05], reference_ratio=reference_ratio,
-        expression=expression, combine=combine, granularity=granularity, aggregate=aggregate,  # type: ignore[arg-type]
-        mode=mode, max_isolated=max_isolated,  # type: ignore[arg-type]
+        expression=expression, combine=combine, granularity=granularity, aggregate=aggregate,
+        mode=mode, max_isolated=max_isolated,
     )  # fmt: skip
     for one, selection in found.items():
         file = selection.save(out / f"selection-{one:g}")
@@ -105,7 +108,9 @@ def apply(
     selection: Annotated[Path, typer.Argument(help="A file that select wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the edited model.")],
     scale: Annotated[float, typer.Option("--scale", help="Factor on the entries; 0 prunes.")] = 0.0,
-    rounding: Annotated[str, typer.Option("--rounding", help="nearest or stochastic.")] = "nearest",
+    rounding: Annotated[
+        Literal["nearest", "stochastic"], typer.Option("--rounding", help="To the weights' dtype.")
+    ] = "nearest",
     force: Annotated[bool, typer.Option("--force", help="Whatever weights the model has.")] = False,
     dtype: Dtype = "auto",
     seed: Seed = 0,
@@ -116,7 +121,7 @@ def apply(
 
     _refuse_existing(out)
     loaded = load_model(model, "cpu", dtype)
-    with run(loaded, load_selection(selection), scale, rounding=rounding, seed=seed, force=force) as surgery:  # type: ignore[arg-type]
+    with run(loaded, load_selection(selection), scale, rounding=rounding, seed=seed, force=force) as surgery:
         surgery.reversal().save(out / "undo.safetensors")
         _save(loaded, model, out)
         typer.echo(f"{out}: {surgery.entries} entries times {scale:g}; undo.safetensors takes it back")
@@ -179,7 +184,7 @@ def study(
     model: Model,
     target: Annotated[str, typer.Option("--target", help=f"Texts of the skill: {_DATA}")],
     reference: Annotated[str, typer.Option("--reference", help="Other texts.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; an interrupted run in it goes on.")],
+    out: RunOut,
     ratio: Annotated[
         list[float] | None, typer.Option("--ratio", help="Shares in the top, 0.01 and 0.05 by default; repeatable.")
     ] = None,

@@ -14,10 +14,10 @@ from typing import ClassVar, Final, get_args
 from paperhooks import Artefact, CompressionRequest, DataError, ModelView, Traits, hookimpl
 from paperhooks.io import choice, flag, number, optional, pattern, refused, text, whole
 
-from paperhooks_mathneuro.algorithm import Granularity
 from paperhooks_mathneuro.matrices import HeadChoice
 from paperhooks_mathneuro.selection.overlaps import shares
 from paperhooks_mathneuro.selection.ratio_sweep import Combine, Mode, select
+from paperhooks_mathneuro.selection.selections import Granularity
 from paperhooks_mathneuro.selection.set_algebra import set_names
 from paperhooks_mathneuro.statistics.collector import TokenScope, collect
 from paperhooks_mathneuro.statistics.statistics import AGGREGATES, Aggregate, Statistics
@@ -52,17 +52,20 @@ class MathNeuro:
 
     Calibration data is a mapping: ``"target"`` has the skill's texts, every other part is a reference.
 
-    ratio, reference_ratio
-        Share of every matrix that is a side's top; the references' own share, or the same.
+    ratio
+        Share of every matrix that is a side's top.
     scale
         Factor on the isolated entries: 0 prunes, a little above 1 strengthens.
+    samples
+        Texts drawn from each part (with the run's seed); all of them by default.
     mode
         "exact", or "compat" for the arithmetic of the official code, which also scores untied heads and leaves out
         modules with "embed" in their name (in its time GPT-NeoX's head was among them: ``head="no"`` for that family).
-    samples
-        Texts drawn from each part (with the run's seed); all of them by default.
-    token_scope, aggregate, granularity, combine, expression, max_isolated, head, include, exclude, rounding, template,
-    max_length, truncate, batch_size
+
+    Beyond the paper:
+
+    reference_ratio, token_scope, aggregate, granularity, combine, expression, max_isolated, head, include, exclude,
+    rounding, template, max_length, truncate, batch_size
         See :func:`paperhooks_mathneuro.collect`, :func:`~paperhooks_mathneuro.sweep` and
         :func:`~paperhooks_mathneuro.apply`. Without a ``head``, it is left out in exact mode.
 

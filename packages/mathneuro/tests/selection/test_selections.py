@@ -24,9 +24,9 @@ from paperhooks_mathneuro import (
     select,
     sweep,
 )
-from paperhooks_mathneuro.algorithm import count, groups, thresholds, top
+from paperhooks_mathneuro.algorithm import count, thresholds, top
 from paperhooks_mathneuro.selection import set_names, unpack, weights_of
-from paperhooks_mathneuro.selection.selections import pack
+from paperhooks_mathneuro.selection.selections import groups, pack
 
 ONE = [[1, 5, 6, 7, 8, 9], [1, 10, 11], [1, 12, 13, 14], [1, 15, 3, 4]]
 TWO = [[1, 55, 56, 57], [1, 60, 61, 70, 71], [1, 62, 63, 64, 50, 51]]
@@ -216,7 +216,7 @@ def test_ratios_that_are_no_shares_are_refused(ratio: float) -> None:
     model = tiny_text(layers=1)
     known = sides(model)
     for options in ({"ratio": ratio}, {"reference_ratio": ratio}, {"max_isolated": ratio}):
-        with pytest.raises(ValueError, match="a share of a matrix lies above 0 and is at most 1"):
+        with pytest.raises(ValueError, match="expected a number above 0 and at most 1"):
             select(model, known["one"], known["two"], **options)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from paperhooks import DataError
+from paperhooks.io import choice
 
 from paperhooks_mathneuro.experiment.effects import Effects
 
@@ -15,7 +16,6 @@ __all__ = ["Choice", "Goal", "choose", "split"]
 
 #: Make the target better without hurting the rest, or remove it and spare the rest.
 Goal: TypeAlias = Literal["improve", "remove"]
-GOALS: Final = ("improve", "remove")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,7 @@ def choose(effects: Effects, goal: Goal, *, among: Sequence[str] | None = None, 
     :param among: names of selections; all by default.
     :raises ValueError: another goal. :raises DataError: nothing to choose among.
     """
-    if goal not in GOALS:
-        raise ValueError(f"goal is {goal!r}; expected one of {', '.join(GOALS)}")
+    choice("goal", goal, get_args(Goal))
     edits = [one for one in effects.edited if among is None or one.selection in among]
     if not edits:
         raise DataError("no edit was measured among those to choose from")

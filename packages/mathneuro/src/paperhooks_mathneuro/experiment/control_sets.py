@@ -17,9 +17,9 @@ import torch
 from paperhooks import DataError
 from torch import Tensor
 
-from paperhooks_mathneuro.algorithm import count, groups, thresholds, top
+from paperhooks_mathneuro.algorithm import count, thresholds, top
 from paperhooks_mathneuro.matrices import Matrix
-from paperhooks_mathneuro.selection.selections import Recipe, WeightSelection, ungrouped
+from paperhooks_mathneuro.selection.selections import Recipe, WeightSelection, groups, ungrouped
 from paperhooks_mathneuro.selection.set_algebra import evaluate_sets, set_names, sides_of
 
 __all__ = ["CONTROLS", "MatchedRandom", "NextImportant", "SameMagnitude", "control", "controls"]

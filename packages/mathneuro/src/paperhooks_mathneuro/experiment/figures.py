@@ -1,4 +1,4 @@
-"""Pictures: where a selection lies, what its edits do, how stable it is, and how it grows with the ratio."""
+"""Figures: where a selection lies, what its edits do, how stable it is, and how it grows with the ratio."""
 
 from __future__ import annotations
 

@@ -6,17 +6,27 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import torch
 from paperhooks import ArtefactError, DataError, ModelView
-from paperhooks.io import config_digest, tensor_digest
+from paperhooks.io import choice, config_digest, number, optional, tensor_digest
 from paperhooks.models import running_model
 from torch import Tensor, nn
 
-from paperhooks_mathneuro.algorithm import Granularity, Top, compat_scores, count, groups, scores, thresholds, top
+from paperhooks_mathneuro.algorithm import Top, compat_scores, count, scores, thresholds, top
 from paperhooks_mathneuro.matrices import Matrix, plain_weight
-from paperhooks_mathneuro.selection.selections import Masks, Recipe, Side, WeightSelection, pack, ungrouped, weights_of
+from paperhooks_mathneuro.selection.selections import (
+    Granularity,
+    Masks,
+    Recipe,
+    Side,
+    WeightSelection,
+    groups,
+    pack,
+    ungrouped,
+    weights_of,
+)
 from paperhooks_mathneuro.selection.set_algebra import evaluate_sets, set_names
 from paperhooks_mathneuro.statistics.statistics import Aggregate, Statistics
 
@@ -97,18 +107,17 @@ def sweep(
 
 
 def _check_options(
-    ratios: Sequence[float], reference_ratio: float | None, max_isolated: float | None, *choices: str
-) -> None:
-    known = (("matrix", "row", "global"), ("exact", "compat"), ("union", "intersection"))
-    for name, choice, allowed in zip(("granularity", "mode", "combine"), choices, known, strict=True):
-        if choice not in allowed:
-            raise ValueError(f"{name} is {choice!r}; expected one of {', '.join(allowed)}")
+    ratios: Sequence[float], reference_ratio: float | None, max_isolated: float | None, granularity: Granularity,
+    mode: Mode, combine: Combine,
+) -> None:  # fmt: skip
+    choice("granularity", granularity, get_args(Granularity))
+    choice("mode", mode, get_args(Mode))
+    choice("combine", combine, get_args(Combine))
     if not ratios:
         raise ValueError("ratios is empty; give at least one share such as 0.05")
     shares = [("ratio", r) for r in ratios] + [("reference_ratio", reference_ratio), ("max_isolated", max_isolated)]
     for name, share in shares:
-        if share is not None and not (math.isfinite(share) and 0 < share <= 1):
-            raise ValueError(f"{name} is {share}; a share of a matrix lies above 0 and is at most 1")
+        optional(number, name, share, above=0, high=1)
 
 
 def _named(side: Sides, name: str) -> dict[str, Statistics]:
@@ -173,10 +182,10 @@ class _Sweep:
         # One tensor for all thresholds: small ones, kept between large scratch buffers, would split the heap.
         self.bars = torch.empty(len(self.matrices), len(self.shares))
         whole = self._global_tops() if self.granularity == "global" else {}
-        for number, matrix in enumerate(self.matrices):
+        for place, matrix in enumerate(self.matrices):
             with self.view.onloaded(self.model.get_submodule(matrix.module)):
                 tops = self._matrix(matrix, plain_weight(self.view, matrix), whole)
-                self._keep(number, matrix, tops)
+                self._keep(place, matrix, tops)
                 if matrix.parameter not in self.hashes:
                     self.hashes[matrix.parameter] = tensor_digest(self.model.get_parameter(matrix.parameter))
         self._warn()
@@ -195,10 +204,10 @@ class _Sweep:
             self._note(r, matrix, evaluate_sets(self.expression, sets), grouped)
         return tops
 
-    def _keep(self, number: int, matrix: Matrix, tops: Mapping[tuple[str, float], Top]) -> None:
+    def _keep(self, place: int, matrix: Matrix, tops: Mapping[tuple[str, float], Top]) -> None:
         """What a recipe keeps: thresholds of whole matrices; those of single outputs are found again."""
         for column, (key, found) in enumerate(tops.items()):
-            bar = self.bars[number, column : column + 1]
+            bar = self.bars[place, column : column + 1]
             if self.granularity != "row":
                 bar.copy_(found.threshold)
             self.tops[key][matrix.name] = Top(bar, found.k)

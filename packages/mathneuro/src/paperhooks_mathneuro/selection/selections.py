@@ -10,19 +10,34 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from paperhooks import Artefact, ArtefactError, DataError, ModelView
 from paperhooks.io import config_digest, tensor_digest, with_ending
 from torch import Tensor, nn
 
-from paperhooks_mathneuro.algorithm import Granularity, Top, count, groups, scores, thresholds, top
+from paperhooks_mathneuro.algorithm import Top, count, scores, thresholds, top
 from paperhooks_mathneuro.matrices import Matrix, plain_weight
 from paperhooks_mathneuro.selection.set_algebra import evaluate_sets, set_names
 from paperhooks_mathneuro.statistics.statistics import matrix_from_row, row_of_matrix
 
-__all__ = ["Masks", "Recipe", "Side", "WeightSelection", "load_selection", "pack", "ungrouped", "unpack", "weights_of"]
+__all__ = [
+    "Granularity",
+    "Masks",
+    "Recipe",
+    "Side",
+    "WeightSelection",
+    "groups",
+    "load_selection",
+    "pack",
+    "ungrouped",
+    "unpack",
+    "weights_of",
+]
+
+#: Within what the top is taken: each weight matrix (the paper), each output (Wanda), or all matrices together.
+Granularity: TypeAlias = Literal["matrix", "row", "global"]
 
 _RECIPE: Final = "mathneuro-recipe"
 _MASKS: Final = "mathneuro-masks"
@@ -251,8 +266,15 @@ def unpack(packed: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(flat).bool().reshape(tuple(shape))
 
 
+def groups(matrix_scores: Tensor, granularity: Granularity, input_dim: int = 1) -> Tensor:
+    """Scores as [G, n]: one row for each group of entries that compete with one another."""
+    if granularity != "row":
+        return matrix_scores.reshape(1, -1)
+    return matrix_scores if input_dim == 1 else matrix_scores.T
+
+
 def ungrouped(mask: Tensor, matrix: Matrix, granularity: Granularity) -> Tensor:
-    """Groups [G, n] in the shape of their matrix again; see :func:`paperhooks_mathneuro.algorithm.groups`."""
+    """Groups [G, n] in the shape of their matrix again; see :func:`groups`."""
     if granularity != "row":
         return mask.reshape(matrix.shape)
     return mask if matrix.input_dim == 1 else mask.T

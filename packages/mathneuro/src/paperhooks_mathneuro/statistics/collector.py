@@ -11,18 +11,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import torch
 from paperhooks import Artefact, DataError, ModelError, ModelView, active_session
-from paperhooks.io import Ranks, config_digest, hash_json
+from paperhooks.io import Ranks, choice, config_digest, hash_json
 from paperhooks.models import calibrate, find_tokenizer, running_model
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from paperhooks_mathneuro.matrices import Coverage, HeadChoice, find_matrices
 from paperhooks_mathneuro.statistics.norms import NormRecorder, Norms, refined
-from paperhooks_mathneuro.statistics.statistics import Statistics
+from paperhooks_mathneuro.statistics.statistics import Statistics, drawn
 from paperhooks_mathneuro.texts import (
     TEMPLATE,
     Sample,
@@ -37,8 +37,11 @@ __all__ = ["CoverageWarning", "Keep", "Parts", "Piece", "TokenScope", "collect",
 
 #: Which tokens count: all (the official code), those of answers, or all but the first, which draws attention.
 TokenScope: TypeAlias = Literal["all", "answer", "no_first"]
+#: Keep the norms of every sample, or their sums only (for models whose inputs are many).
+Keep: TypeAlias = Literal["samples", "sums"]
 #: Samples a piece: what an interrupted run loses at most.
 _PIECE: Final = 64
+_KIND: Final = "mathneuro-part"
 
 
 class CoverageWarning(UserWarning):
@@ -92,7 +95,8 @@ def collect(
     inner = running_model(model)
     if active_session(inner) is not None:
         raise ModelError("the model is attached to a session; close it, or collect what the session changes by hand")
-    _check_choices(token_scope, keep)
+    choice("token_scope", token_scope, get_args(TokenScope))
+    choice("keep", keep, get_args(Keep))
     view = ModelView.from_model(inner)
     coverage = find_matrices(view, head=head, include=include, exclude=exclude)
     _warn_uncovered(view, coverage)
@@ -101,7 +105,9 @@ def collect(
         tokenizer = find_tokenizer(inner)
     limit = getattr(view.text_config, "max_position_embeddings", None) if max_length is None else max_length
     texts = tokenized(records, tokenizer, template=template, max_length=limit, truncate=truncate)
-    order = _drawn(len(texts), samples, replacement, seed)
+    order = (
+        torch.arange(len(texts)) if samples is None else drawn(len(texts), samples, seed=seed, replacement=replacement)
+    )
     used = sorted(set(order.tolist()))
     if batch_tokens is None:
         batch_tokens = 1024 if getattr(inner, "device", torch.device("cpu")).type == "cpu" else 16384
@@ -125,13 +131,6 @@ def collect(
     return statistics
 
 
-def _check_choices(token_scope: str, keep: str) -> None:
-    if token_scope not in ("all", "answer", "no_first"):
-        raise ValueError(f"token_scope is {token_scope!r}; expected 'all', 'answer' or 'no_first'")
-    if keep not in ("samples", "sums"):
-        raise ValueError(f"keep is {keep!r}; expected 'samples' or 'sums'")
-
-
 def _warn_uncovered(view: ModelView, coverage: Coverage) -> None:
     hard = [one for one in coverage.uncovered if "left out by" not in one.reason]
     if hard:
@@ -141,19 +140,6 @@ def _warn_uncovered(view: ModelView, coverage: Coverage) -> None:
             "adapters are active: their effect is in the statistics, but only the base layers are scored",
             CoverageWarning, stacklevel=3,
         )  # fmt: skip
-
-
-def _drawn(total: int, samples: int | None, replacement: bool, seed: int) -> Tensor:
-    if samples is None:
-        return torch.arange(total)
-    if samples < 1:
-        raise DataError(f"samples is {samples}; at least one is needed")
-    generator = torch.Generator().manual_seed(seed)
-    if replacement:
-        return torch.randint(total, (samples,), generator=generator)
-    if samples > total:
-        raise DataError(f"{samples} samples were asked for, the data has {total}; pass replacement=True or fewer")
-    return torch.randperm(total, generator=generator)[:samples]
 
 
 def _name_of(tokenizer: Any) -> str:
@@ -287,13 +273,6 @@ def _routed(view: ModelView, recorder: NormRecorder) -> Iterator[None]:
 
             stack.callback(view.model.get_submodule(name).register_forward_pre_hook(receive, with_kwargs=True).remove)
         yield
-
-
-#: Keep the norms of every sample, or their sums only (for models whose inputs are many).
-Keep: TypeAlias = Literal["samples", "sums"]
-
-
-_KIND: Final = "mathneuro-part"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

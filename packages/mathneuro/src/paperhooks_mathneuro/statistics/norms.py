@@ -1,8 +1,7 @@
 """Per-sample channel norms of the inputs of weight matrices, taken while a model reads texts.
 
-For one sample with inputs X [T, D] of a matrix, its norms are a[j] = sqrt(sum over tokens t of X[t, j]^2), shape [D].
-Nothing of the size of a weight is made. Modules that read the same tensor (q, k and v; gate and up) share one set of
-norms, found by the identity of the tensor and not by names.
+Step 1 of :mod:`paperhooks_mathneuro.algorithm`. Nothing of the size of a weight is made. Modules that read the same
+tensor (q, k and v; gate and up) share one set of norms, found by the identity of the tensor and not by names.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from paperhooks import DataError
 from paperhooks.models import CalibrationBatch, Experts
 from torch import Tensor, nn
 
+from paperhooks_mathneuro.algorithm import squared_norms
 from paperhooks_mathneuro.matrices import Matrix
 
 __all__ = ["NormRecorder", "Norms", "refined"]
@@ -98,7 +98,7 @@ class NormRecorder:
         """The input [B, T, D] (or its rows [B * T, D]) of a linear layer; sums over calls within one forward."""
         squares = self._known(hidden)
         if squares is None:
-            squares = self._pooled(_sum_of_squares(_rows(name, hidden, self._counted()), self._counted()))
+            squares = self._pooled(squared_norms(_rows(name, hidden, self._counted()), self._counted()))
             self._recent.append(_Seen(hidden, hidden._version, squares))
         self._squares.setdefault(self._linear[name].name, []).append(squares)
 
@@ -189,14 +189,6 @@ def _unassigned(name: str, hidden: Tensor, mask: Tensor) -> str:
         f"{name} reads {list(hidden.shape)} for a batch of {len(mask)} x {mask.shape[1]} tokens: its rows cannot be "
         "assigned to samples. Leave it out with exclude="
     )
-
-
-def _sum_of_squares(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Sums over counted tokens, float32 [B, D]. Widened first: squares of float16 overflow at 256."""
-    wide = hidden.float()
-    if not bool(mask.all()):
-        wide = wide.masked_fill(~mask.to(hidden.device)[..., None], 0.0)
-    return wide.square().sum(1)
 
 
 def _squares_by_sample(rows: Tensor, samples: Tensor, counted: Tensor, count: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Statistics of one side: what every weight matrix read while the model went through the texts of that side.
 
-All that scores need is one number an input channel, c (section 2 of the specification's derivation: scores are
-|W[i, j]| * c[j]). With the norms of every sample kept, c of any resample, half or subset costs no forward pass.
+All that scores need is one number an input channel, c: they are |W[i, j]| * c[j]. With the norms of every sample kept,
+c of any resample, half or subset costs no forward pass.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from paperhooks import Artefact, ArtefactError, DataError
-from paperhooks.io import with_ending
+from paperhooks.io import choice, with_ending
 from torch import Tensor
 
+from paperhooks_mathneuro.algorithm import channel_sums
 from paperhooks_mathneuro.matrices import Coverage, Matrix, Uncovered
 
-__all__ = ["AGGREGATES", "Aggregate", "Statistics", "matrix_from_row", "row_of_matrix"]
+__all__ = ["AGGREGATES", "Aggregate", "Statistics", "drawn", "matrix_from_row", "row_of_matrix"]
 
 #: How samples are put together: the paper's sum of norms, its mean, or Wanda's root mean square over all tokens.
 Aggregate: TypeAlias = Literal["sum_of_norms", "mean_of_norms", "rms"]
@@ -76,30 +77,18 @@ class Statistics:
 
     def channel_norms(self, name: str, aggregate: Aggregate = "sum_of_norms") -> Tensor:
         """c of a matrix: float32 [D], summed in float64."""
-        if aggregate not in AGGREGATES:
-            raise ValueError(f"aggregate is {aggregate!r}; expected one of {', '.join(AGGREGATES)}")
-        first, squares = self._totals(self.inputs[name], aggregate == "rms")
-        if aggregate == "sum_of_norms":
-            return first.float()
-        if aggregate == "mean_of_norms":
-            return (first / len(self)).float()
-        return (squares / max(1, int(self.tokens[self.rows].sum()))).sqrt().float()
-
-    def _totals(self, own: str, squared: bool) -> tuple[Tensor, Tensor]:
+        choice("aggregate", aggregate, AGGREGATES)
+        own, squared = self.inputs[name], aggregate == "rms"
         if self.sums:
-            return self.sums[own][0], self.sums[own][1]
-        norms = self.norms[own]
-        # Counts times norms and not a gather of rows: a resample then makes nothing of the size of all norms.
-        counts = torch.bincount(self.rows, minlength=len(norms)).double()
-        used = counts.nonzero().flatten()
-        first = torch.zeros(norms.shape[1], dtype=torch.float64)
-        second = torch.zeros_like(first)
-        for part in used.split(64):
-            wide = norms[part].double()
-            first += counts[part] @ wide
-            if squared:
-                second += counts[part] @ wide.square()
-        return first, second
+            total = self.sums[own][int(squared)]
+        else:
+            times = torch.bincount(self.rows, minlength=len(self.norms[own]))
+            total = channel_sums(self.norms[own], times, squared=squared)
+        if aggregate == "sum_of_norms":
+            return total.float()
+        if aggregate == "mean_of_norms":
+            return (total / len(self)).float()
+        return (total / max(1, int(self.tokens[self.rows].sum()))).sqrt().float()
 
     def sample_norms(self, name: str) -> Tensor:
         """Norms of the counted samples of a matrix's input, in order: float32 [n, D]. Raises DataError without them."""
@@ -120,13 +109,8 @@ class Statistics:
         return replace(self, rows=self.rows[chosen])
 
     def draw(self, n: int, *, seed: int = 0, replacement: bool = False) -> Statistics:
-        """``n`` samples at random. Raises DataError for more than there are, unless drawn with ``replacement``."""
-        generator = torch.Generator().manual_seed(seed)
-        if replacement:
-            return self.take(torch.randint(len(self), (n,), generator=generator))
-        if n > len(self):
-            raise DataError(f"{n} samples of {len(self)} cannot be drawn without replacement; pass replacement=True")
-        return self.take(torch.randperm(len(self), generator=generator)[:n])
+        """``n`` samples at random; see :func:`drawn`."""
+        return self.take(drawn(len(self), n, seed=seed, replacement=replacement))
 
     def halves(self, *, seed: int = 0, size: int | None = None) -> tuple[Statistics, Statistics]:
         """Two disjoint random parts of ``size`` samples each (half of them, by default)."""
@@ -179,6 +163,24 @@ class Statistics:
     def __str__(self) -> str:
         name = self.about.get("name") or "samples"
         return f"{len(self)} {name}, {int(self.tokens[self.rows].sum())} tokens: {self.coverage}"
+
+
+def drawn(total: int, n: int, *, seed: int, replacement: bool = False) -> Tensor:
+    """Numbers of ``n`` of ``total`` samples at random, int64 [n].
+
+    Raises DataError for more than there are, unless drawn with ``replacement``, and for none.
+    """
+    if n < 1:
+        raise DataError(f"samples is {n}; at least one is needed")
+    generator = torch.Generator().manual_seed(seed)
+    if replacement:
+        return torch.randint(total, (n,), generator=generator)
+    if n > total:
+        raise DataError(
+            f"{n} samples were asked for, the data has {total}: that many cannot be drawn without replacement; pass "
+            "replacement=True or fewer"
+        )
+    return torch.randperm(total, generator=generator)[:n]
 
 
 def row_of_matrix(matrix: Matrix) -> list[Any]:
