@@ -66,12 +66,8 @@ def _bars(result: EvaluationResult) -> list[FigureSpec]:
 def _draw(name: str, lines: Sequence[Metric]) -> Any:
     from paperhooks.reports import bar_figure
 
-    values = [one.value or 0.0 for one in lines]
-    bounds = [
-        (value if one.low is None else one.low, value if one.high is None else one.high)
-        for one, value in zip(lines, values, strict=True)
-    ]
-    return bar_figure([one.group or "all" for one in lines], values, intervals=bounds, title="By group", x=name)
+    groups, values = [one.group or "all" for one in lines], [one.value or 0.0 for one in lines]
+    return bar_figure(groups, values, intervals=[one.bounds for one in lines], title="By group", x=name)
 
 
 def _figures(run: RunFolder, specs: Sequence[FigureSpec]) -> list[Block]:

@@ -93,6 +93,12 @@ class Metric:
     scale: float = 1.0
     higher_is_better: bool = True
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Low and high for whiskers; where there is no interval, the value itself (0 where that is not defined)."""
+        value = self.value or 0.0
+        return value if self.low is None else self.low, value if self.high is None else self.high
+
 
 @dataclass(frozen=True, slots=True)
 class FigureSpec:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
-from paperhooks.errors import DataError
+from paperhooks.errors import DataError, did_you_mean
 
-__all__ = ["check_count", "check_same_ids", "check_same_length", "raise_faults"]
+__all__ = ["MODES", "check_count", "check_mode", "check_same_ids", "check_same_length", "raise_faults"]
 
+#: Ways of reading responses and captions: as the published scripts do, with their quirks, or with these repaired.
+MODES: Final = ("official", "strict")
 #: How many faults a message lists before it only counts.
 _LISTED = 20
 
@@ -17,6 +19,12 @@ def check_count(name: str, value: object, least: int) -> None:
     """Raise DataError unless ``value`` is a whole number of at least ``least``."""
     if not isinstance(value, int) or value < least:
         raise DataError(f"{name} is {value!r}; expected a whole number of at least {least}")
+
+
+def check_mode(benchmark: str, mode: str) -> None:
+    """Raise DataError for a mode that is not in ``MODES``."""
+    if mode not in MODES:
+        raise DataError(f"{benchmark} has no mode {mode!r}; {did_you_mean(mode, MODES)}")
 
 
 def check_same_length(name: str, one: Sequence[Any], other_name: str, other: Sequence[Any]) -> None:

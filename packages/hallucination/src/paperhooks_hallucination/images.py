@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from paperhooks.errors import DataError, MissingExtra
+from paperhooks.generation import Request
+from paperhooks.io import read_image
+from paperhooks_evaluation import Document
 
-__all__ = ["ImageFolder", "hub_columns", "is_hub_name", "json_lines", "open_image", "read_json"]
+__all__ = ["ImageFolder", "hub_columns", "image_request", "is_hub_name", "json_lines", "read_json"]
 
 _ENDINGS: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -33,23 +36,28 @@ class ImageFolder:
         return next((found for ending in _ENDINGS if (found := self.find(stem + ending))), None)
 
 
-def open_image(data: Mapping[str, Any]) -> Any:
-    """The PIL image, in RGB, of a document's data: ``image`` (a file), or ``hub`` and ``row``.
+def image_request(document: Document, text: str, max_new_tokens: int) -> Request:
+    """One message of the user: a document's image, then a text.
 
-    :raises DataError: a file that is no image.
-    :raises MissingExtra: without pillow or datasets.
+    :raises DataError: a file that is no image. :raises MissingExtra: pillow or datasets is missing.
+    """
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    return Request(
+        [{"role": "user", "content": content}],
+        images=[_image(document.data)],
+        max_new_tokens=max_new_tokens,
+        metadata={"id": document.id},
+    )
+
+
+def _image(data: Mapping[str, Any]) -> Any:
+    """The PIL image, in RGB, of a document's data: ``picture`` (a file), or ``hub``, ``split`` and ``row``.
+
+    Runs keep the data of their documents, so these keys stay as they are.
     """
     if "hub" in data:
         return _hub_rows(data["hub"], data["split"])[data["row"]]["image"].convert("RGB")
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtra("pillow", "paperhooks-cca[data]", "to open images") from error
-    try:
-        with Image.open(data["picture"]) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise DataError(f"{data['image']} cannot be opened as an image: {error}") from error
+    return read_image(data["picture"])
 
 
 def is_hub_name(source: str) -> bool:
@@ -78,7 +86,7 @@ def _hub_rows(source: str, split: str) -> Any:
     try:
         library = importlib.import_module("datasets")
     except ImportError as error:
-        raise MissingExtra("datasets", "paperhooks-cca[data]", f"to read {source}") from error
+        raise MissingExtra("datasets", "paperhooks-hallucination[data]", f"to read {source}") from error
     try:
         return library.load_dataset(source, split=split)
     except Exception as error:  # the library raises whatever its file systems raise

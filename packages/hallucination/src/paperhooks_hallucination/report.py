@@ -65,17 +65,12 @@ def bar_spec(name: str, title: str, metrics: Sequence[Metric], labels: Sequence[
     """Bars with whiskers; metrics without a value are left out."""
     shown = [(label, one) for label, one in zip(labels, metrics, strict=True) if one.value is not None]
     values = [float(one.value or 0.0) for _, one in shown]
-    bounds = [_bounds(one) for _, one in shown]
+    bounds = [one.bounds for _, one in shown]
     words = "; ".join(f"{label} {_spoken(one)}" for label, one in shown)
     draw = partial(bar_figure, [label for label, _ in shown], values, intervals=bounds, title=title, x=axis)
     return FigureSpec(name, f"{title}. {words}", "Whiskers are 95 % intervals.", draw)
 
 
 def _spoken(metric: Metric) -> str:
-    low, high = _bounds(metric)
+    low, high = metric.bounds
     return f"{metric.value or 0.0:.3g} ({low:.3g} to {high:.3g}, n = {metric.n})"
-
-
-def _bounds(metric: Metric) -> tuple[float, float]:
-    value = float(metric.value or 0.0)
-    return value if metric.low is None else metric.low, value if metric.high is None else metric.high

@@ -3,7 +3,7 @@
 The default needs no other package: a small tokeniser and rules for English plurals. It is NOT number-compatible with
 the published script, which uses nltk's tokeniser, tagger and WordNet: it knows no parts of speech and takes every word
 for a noun, so lengths and now and then a mention differ. For comparison with published numbers use :data:`NLTK`, which
-needs the extra ``paperhooks-cca[nltk]`` and nltk's data files.
+needs the extra ``paperhooks-hallucination[nltk]`` and nltk's data files.
 """
 
 from __future__ import annotations
@@ -149,7 +149,9 @@ def _nltk() -> ModuleType:
     try:
         return importlib.import_module("nltk")
     except ImportError as error:
-        raise MissingExtra("nltk", "paperhooks-cca[nltk]", "to read captions as the published script does") from error
+        raise MissingExtra(
+            "nltk", "paperhooks-hallucination[nltk]", "to read captions as the published script does"
+        ) from error
 
 
 def _with_data(function: Callable[..., Any], *arguments: Any) -> Any:

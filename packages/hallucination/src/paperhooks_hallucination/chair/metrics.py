@@ -17,10 +17,9 @@ from typing import Any, Final
 from paperhooks.errors import DataError, did_you_mean
 
 from paperhooks_hallucination.chair.objects import COCO_OBJECTS, DOUBLE_WORDS
-from paperhooks_hallucination.checks import check_same_ids, check_same_length
+from paperhooks_hallucination.checks import check_mode, check_same_ids, check_same_length
 
 __all__ = [
-    "MODES",
     "CaptionObjects",
     "CaptionScore",
     "ChairScores",
@@ -30,8 +29,6 @@ __all__ = [
     "chair_scores",
     "image_objects",
 ]
-
-MODES: Final = ("official", "strict")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +69,7 @@ class ObjectTable:
         merged: Mapping[str, str] = DOUBLE_WORDS,
         mode: str = "official",
     ) -> None:
-        if mode not in MODES:
-            raise DataError(f"CHAIR has no mode {mode!r}; {did_you_mean(mode, MODES)}")
+        check_mode("CHAIR", mode)
         _check_rows(rows)
         self.mode = mode
         self.class_of = _classes(rows, tidy=mode == "strict")

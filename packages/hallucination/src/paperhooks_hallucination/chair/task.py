@@ -15,9 +15,9 @@ from paperhooks_evaluation import Document, Metric, Parsed, Record, Summary, Tas
 
 from paperhooks_hallucination.chair.data import read_images, read_synonyms
 from paperhooks_hallucination.chair.lemmas import analyser
-from paperhooks_hallucination.chair.metrics import MODES, ChairScores, ObjectTable, caption_score, image_objects
-from paperhooks_hallucination.checks import check_count
-from paperhooks_hallucination.images import open_image
+from paperhooks_hallucination.chair.metrics import ChairScores, ObjectTable, caption_score, image_objects
+from paperhooks_hallucination.checks import MODES, check_count
+from paperhooks_hallucination.images import image_request
 from paperhooks_hallucination.report import bar_spec, cluster_metric, share_metric, with_interval
 
 __all__ = ["CAUTION", "PROMPT", "Chair"]
@@ -72,9 +72,7 @@ class Chair(Task):
 
     def request(self, document: Document) -> Request:
         """The image and the prompt."""
-        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.prompt}]}]
-        images, metadata = [open_image(document.data)], {"id": document.id}
-        return Request(messages, images=images, max_new_tokens=self.max_new_tokens, metadata=metadata)
+        return image_request(document, self.prompt, self.max_new_tokens)
 
     def parse(self, document: Document, response: str, mode: str) -> Parsed:
         """The objects that the caption names rightly and wrongly, with the counts of :class:`ChairScores`."""

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from paperhooks.errors import DataError, did_you_mean
+from paperhooks.errors import DataError
 
+from paperhooks_hallucination.checks import check_mode
 from paperhooks_hallucination.pope.metrics import parse_strict, read_label
 
 __all__ = [
     "CATEGORIES",
     "COGNITION",
     "HALLUCINATION",
-    "MODES",
     "PERCEPTION",
     "CategoryScore",
     "ImageScore",
@@ -25,7 +25,6 @@ __all__ = [
     "read_response",
 ]
 
-MODES: Final = ("official", "strict")
 PERCEPTION: Final = (
     *("existence", "count", "position", "color", "posters"),
     *("celebrity", "scene", "landmark", "artwork", "OCR"),
@@ -56,12 +55,9 @@ def read_response(response: str, mode: str = "official") -> str | None:
 
     :raises DataError: an unknown mode.
     """
-    if mode == "official":
-        answer = parse_official(response)
-        return None if answer == "other" else answer
-    if mode == "strict":
-        return parse_strict(response)
-    raise DataError(f"MME has no mode {mode!r}; {did_you_mean(mode, MODES)}")
+    check_mode("MME", mode)
+    answer = parse_official(response) if mode == "official" else parse_strict(response)
+    return None if answer == "other" else answer
 
 
 def read_answer(answer: str) -> str:

@@ -11,24 +11,23 @@ from paperhooks.generation import Request
 from paperhooks.reports import Table
 from paperhooks_evaluation import Document, Metric, Parsed, Record, Summary, Task
 
-from paperhooks_hallucination.checks import check_count
-from paperhooks_hallucination.images import open_image
+from paperhooks_hallucination.checks import MODES, check_count
+from paperhooks_hallucination.images import image_request
 from paperhooks_hallucination.mme.data import read_questions
 from paperhooks_hallucination.mme.metrics import (
     CATEGORIES,
     COGNITION,
     HALLUCINATION,
-    MODES,
     PERCEPTION,
     CategoryScore,
     ImageScore,
     read_response,
 )
+from paperhooks_hallucination.pope.data import SUFFIX
 from paperhooks_hallucination.report import bar_spec, cluster_metric, share_metric, with_interval
 
-__all__ = ["CAUTION", "INSTRUCTION", "Mme"]
+__all__ = ["CAUTION", "Mme"]
 
-INSTRUCTION: Final = "\nAnswer the question using a single word or phrase."
 CAUTION: Final = (
     "The figures of the CCA paper come without intervals and a category has few images; compare with a baseline run "
     "with the same prompt and decoding. (Its POPE table is no like-for-like comparison: baseline rows copied from "
@@ -50,7 +49,7 @@ class Mme(Task):
     :param max_new_tokens: where responses are cut.
     """
 
-    instruction: str = INSTRUCTION
+    instruction: str = SUFFIX
     max_new_tokens: int = 128
 
     version: ClassVar[str] = "1"
@@ -69,9 +68,7 @@ class Mme(Task):
         question = document.data["question"]
         if self.instruction:
             question = question.replace(_OWN_INSTRUCTION, "") + self.instruction
-        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-        images, metadata = [open_image(document.data)], {"id": document.id}
-        return Request(messages, images=images, max_new_tokens=self.max_new_tokens, metadata=metadata)
+        return image_request(document, question, self.max_new_tokens)
 
     def parse(self, document: Document, response: str, mode: str) -> Parsed:
         """``"yes"``, ``"no"`` or None, which is wrong."""

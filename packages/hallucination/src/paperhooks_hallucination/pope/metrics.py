@@ -10,13 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from paperhooks.errors import DataError, did_you_mean
+from paperhooks.errors import DataError
 
-from paperhooks_hallucination.checks import check_same_ids, check_same_length
+from paperhooks_hallucination.checks import check_mode, check_same_ids, check_same_length
 
-__all__ = ["MODES", "PopeScores", "parse_official", "parse_strict", "pope_scores", "read_label", "read_response"]
+__all__ = ["PopeScores", "parse_official", "parse_strict", "pope_scores", "read_label", "read_response"]
 
-MODES: Final = ("official", "strict")
 _NO: Final = frozenset({"No", "no", "not"})
 
 
@@ -48,11 +47,8 @@ def read_response(response: str, mode: str = "official") -> str | None:
 
     :raises DataError: an unknown mode.
     """
-    if mode == "official":
-        return parse_official(response)
-    if mode == "strict":
-        return parse_strict(response)
-    raise DataError(f"POPE has no mode {mode!r}; {did_you_mean(mode, MODES)}")
+    check_mode("POPE", mode)
+    return parse_official(response) if mode == "official" else parse_strict(response)
 
 
 def read_label(label: str) -> str:

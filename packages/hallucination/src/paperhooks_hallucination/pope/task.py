@@ -12,10 +12,10 @@ from paperhooks.generation import Request
 from paperhooks.reports import Table
 from paperhooks_evaluation import Document, Metric, Parsed, Record, Summary, Task
 
-from paperhooks_hallucination.checks import check_count
-from paperhooks_hallucination.images import open_image
+from paperhooks_hallucination.checks import MODES, check_count
+from paperhooks_hallucination.images import image_request
 from paperhooks_hallucination.pope.data import SUFFIX, read_questions
-from paperhooks_hallucination.pope.metrics import MODES, PopeScores, parse_strict, read_response
+from paperhooks_hallucination.pope.metrics import PopeScores, parse_strict, read_response
 from paperhooks_hallucination.report import bar_spec, cluster_metric, share_metric, with_interval
 
 __all__ = ["CAUTION", "Pope"]
@@ -58,10 +58,7 @@ class Pope(Task):
 
     def request(self, document: Document) -> Request:
         """The image, the question, the instruction."""
-        content = [{"type": "image"}, {"type": "text", "text": document.data["question"] + self.instruction}]
-        messages = [{"role": "user", "content": content}]
-        images, metadata = [open_image(document.data)], {"id": document.id}
-        return Request(messages, images=images, max_new_tokens=self.max_new_tokens, metadata=metadata)
+        return image_request(document, document.data["question"] + self.instruction, self.max_new_tokens)
 
     def parse(self, document: Document, response: str, mode: str) -> Parsed:
         """``"yes"``, ``"no"``, or (``strict`` only) None."""

@@ -1,0 +1,72 @@
+"""Small data in the published forms, the reference values, and what tests of all tasks share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from paperhooks_evaluation import Document, Metric, Record, Summary, Task
+from PIL import Image
+
+REFERENCE = Path(__file__).parent / "reference"
+METRICS = json.loads((REFERENCE / "metrics.json").read_text())
+PUBLISHED = json.loads((REFERENCE / "chair_synonyms.json").read_text())
+
+
+def write_image(file: Path, colour: tuple[int, int, int] = (200, 30, 30)) -> None:
+    """A small image of one colour."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), colour).save(file)
+
+
+def write_lines(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """JSON lines, as the published files are."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def pope_rows(n: int, offset: int = 0) -> list[dict[str, Any]]:
+    """Six questions an image, as published: yes, yes, yes, no, no, no."""
+    return [
+        {
+            "question_id": i,
+            "image": f"COCO_val2014_{offset + i // 6:012d}.jpg",
+            "text": f"Is there a thing{i} in the image?",
+            "label": "yes" if i % 6 < 3 else "no",
+        }
+        for i in range(n)
+    ]
+
+
+def parquet(folder: Path, columns: Mapping[str, Sequence[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set as on the hub: parquet files in data/, images inside."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder.parent / "cache")
+    table = datasets.Dataset.from_dict(dict(columns)).cast_column("image", datasets.Image())
+    (folder / "data").mkdir(parents=True)
+    table.to_parquet(folder / "data" / "test-00000-of-00001.parquet")
+
+
+def png_files(folder: Path, n: int) -> list[str]:
+    """Images of different colours."""
+    for i in range(n):
+        write_image(folder / f"{i}.png", (10 * i, 0, 0))
+    return [str(folder / f"{i}.png") for i in range(n)]
+
+
+def records(task: Task, documents: Sequence[Document], responses: Sequence[str], mode: str) -> list[Record]:
+    """What the engine makes of responses."""
+    made = []
+    for document, response in zip(documents, responses, strict=True):
+        parsed = task.parse(document, response, mode)
+        made.append(Record(document, response, parsed, task.score(document, parsed)))
+    return made
+
+
+def metric(summary: Summary, name: str, group: str = "") -> Metric:
+    """The metric of that name and group; there is exactly one."""
+    (found,) = [one for one in summary.metrics if (one.name, one.group) == (name, group)]
+    return found
