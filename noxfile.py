@@ -56,7 +56,7 @@ IN_WHEELS = {
     "core": ("test_surface.py", "sessions/test_session.py", "cli/test_entry.py", "authoring/test_template.py"),
     "cca": ("test_contract.py", "test_options.py", "test_tools.py"),
     "evaluation": ("test_evaluator.py",),
-    "hallucination": ("test_metrics.py",),
+    "hallucination": ("chair/test_metrics.py", "mme/test_metrics.py", "pope/test_metrics.py"),
     "mathneuro": ("test_options.py", "test_tools.py"),
     "miniplm": ("test_options.py", "test_commands.py"),
     "pyramiddrop": ("test_contract.py", "test_options.py", "test_tools.py"),
