@@ -26,7 +26,8 @@ from paperhooks.compat import cache_parameter, returned_cache
 from paperhooks.models import image_runs
 from paperhooks.testing import image_outputs
 from paperhooks_cca import CCA, allowed_mask, positions, ring_table
-from paperhooks_cca.algorithm import grouped, split_runs, token_order
+from paperhooks_cca.algorithm import token_order
+from paperhooks_cca.images import grouped, split_runs
 from paperhooks_cca.masks import attention_mask, key_order
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -57,7 +58,7 @@ def by_rule(ids: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
     """Positions [B, T] and mask [B, 1, T, T] of the whole batch, with finding the images: what a forward does."""
     found = split_runs(image_runs(ids == IMAGE), (SIDE, SIDE))
     real = torch.ones_like(ids, dtype=torch.bool)
-    order, _ = token_order(grouped(found, ids.device), real)
+    order, _ = token_order(grouped(found, "concentric", ids.device), real)
     keys = key_order(order, 0, ids.shape[1])
     return order, attention_mask(order, keys, real=None, kernel=kernel, dtype=torch.float32)
 

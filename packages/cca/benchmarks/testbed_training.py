@@ -1,7 +1,7 @@
 """Does training with Concentric Causal Attention help? Four arms, same budget, on the test bed's model.
 
 Arms: raster (stock), concentric (positions and mask), positions alone, mask alone. Every seed starts all arms from the
-same weights and shows them the same pictures and questions in the same order. Three starts, all from the test bed's
+same weights and shows them the same images and questions in the same order. Three starts, all from the test bed's
 model, which learnt with raster positions:
 
 - shipped: as it is, so that the other arms have to be learnt anew in a few steps;
@@ -10,7 +10,7 @@ model, which learnt with raster positions:
 - battered: the same with 1.4 times the noise, from which the budget does not suffice to recover in full.
 
 Then POPE-style questions (random, popular, adversarial), with the method attached as a user would, and single objects
-put in each of the 49 cells of the picture in turn. Interrupted runs go on where they were.
+put in each of the 49 cells of the image in turn. Interrupted runs go on where they were.
 
     python packages/cca/benchmarks/testbed_training.py --out FOLDER [--quick] [--start battered|shaken|shipped]
         [--seeds 0,1,2] [--arms raster,concentric,positions,mask] [--report]
@@ -60,7 +60,7 @@ from training_report import report
 
 #: Arm to (positions, mask).
 ARMS = {"raster": (False, False), "concentric": (True, True), "positions": (True, False), "mask": (False, True)}
-PICTURES = 4
+IMAGES = 4
 #: Start to noise, as a multiple of the standard deviation of each matrix.
 NOISE = {"shipped": 0.0, "shaken": 1.0, "battered": 1.4}
 TRAIN_SCENES = 20_000_000
@@ -117,10 +117,10 @@ def optimizers(model: Any, rate: float) -> list[torch.optim.Optimizer]:
 
 
 def lesson(seed: int, step: int) -> Batch:
-    """The pictures and questions of a step: existence (half of it about absent objects), colours, places."""
+    """The images and questions of a step: existence (half of it about absent objects), colours, places."""
     rng = random.Random(f"cca study {seed} {step}")
     first = TRAIN_SCENES + seed * 1_000_000 + step * 100
-    scenes = [generate_scene("train", first + i, rng.randint(4, 6)) for i in range(PICTURES)]
+    scenes = [generate_scene("train", first + i, rng.randint(4, 6)) for i in range(IMAGES)]
     kinds = ["existence"] * 14 + ["colour"] * 6 + ["place"] * 4
     return pack(scenes, [list(questions_for(scene, rng, kinds)) for scene in scenes])
 
@@ -141,7 +141,7 @@ def prefix() -> tuple[Tensor, Tensor]:
 def arranged(batch: Batch, arm: str) -> tuple[Tensor, Tensor]:
     """Positions [B, T] and mask [B, 1, T, T] of packed rows under an arm.
 
-    The same as attaching the method to each question alone, for all questions of a picture at once.
+    The same as attaching the method to each question alone, for all questions of an image at once.
     """
     placed, seen = prefix()
     use_positions, use_mask = ARMS[arm]

@@ -8,7 +8,7 @@ import oracle_cca as oracle
 import pytest
 import torch
 from paperhooks.errors import DataError
-from paperhooks_cca import SCHEMES, allowed_mask, positions, ring_permutation, ring_table
+from paperhooks_cca import SCHEMES, allowed_mask, positions, ring_table
 from paperhooks_cca.schemes import levels, order_table
 
 IMAGE = 9
@@ -36,15 +36,6 @@ def test_a_scheme_of_ones_own():
         order_table(lambda h, w: torch.full((h, w), 3), 2, 2)
     with pytest.raises(ValueError, match=r"expected int64 \[2, 2\]"):
         order_table(lambda h, w: torch.zeros(h), 2, 2)
-
-
-def test_ring_permutation_sorts_by_ring_and_keeps_raster_order_inside_one():
-    order = ring_permutation(4, 4)
-    rings = ring_table(4, 4).flatten()[order]
-    assert rings.tolist() == sorted(rings.tolist())
-    for ring in (0, 1):
-        assert order[rings == ring].tolist() == sorted(order[rings == ring].tolist())
-    assert sorted(order.tolist()) == list(range(16))
 
 
 def random_layout(rng):

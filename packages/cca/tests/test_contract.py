@@ -39,7 +39,7 @@ class TestMaskAlone(TestConcentric):
 
 
 class TestTiles(TestConcentric):
-    """Tiles of one picture, each with rings of its own."""
+    """Tiles of one image, each with rings of its own."""
 
     family = "llava_onevision"
 

@@ -44,7 +44,7 @@ def test_llava_next_has_a_base_grid_and_a_larger_one_with_newlines(size, grids):
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 2}], ids=str)
 def test_llava_next_generates_with_the_sizes_that_generate_uses_up(options):
-    """``generate`` encodes the pictures before the first forward, and hands their sizes to no one."""
+    """``generate`` encodes the images before the first forward, and hands their sizes to no one."""
     model = tiny_vlm("llava_next", layers=2)
     model.lm_head.weight.data[IMAGE_TOKEN] = 0  # a random model would say the placeholder now and then
     inputs = vlm_inputs(model, ((3, 88, 5),))

@@ -1,4 +1,4 @@
-"""Information flow against the mean written out, and pictures that show what they say."""
+"""Information flow against the mean written out, and figures that show what they say."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_information_flow_needs_the_eager_kernel_and_text_behind_the_image():
         information_flow(torch.rand(1, 2, 20, 20), [(0, 3, 4, 4)])
 
 
-def test_pictures_show_what_they_say():
+def test_figures_show_what_they_say():
     pytest.importorskip("matplotlib")
     from paperhooks_cca import figures
 

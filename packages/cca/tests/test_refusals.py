@@ -143,16 +143,12 @@ def test_a_chunk_that_cuts_an_image():
 def test_chunks_between_images_are_fine():
     model = tiny_vlm("llava", layers=2)
     inputs = vlm_inputs(model, ((3, 16, 5, 16, 4),))
-    ids, pictures = inputs["input_ids"], inputs["mm_encoder_outputs"]["image"].pooler_output
-    expected = reference_logits(model, ids[0], list(pictures))
+    ids, images = inputs["input_ids"], inputs["mm_encoder_outputs"]["image"].pooler_output
+    expected = reference_logits(model, ids[0], list(images))
     with attach(model, CCA()), torch.no_grad():
-        part = {
-            "mm_encoder_outputs": {"image": type(inputs["mm_encoder_outputs"]["image"])(pooler_output=pictures[:1])}
-        }
+        part = {"mm_encoder_outputs": {"image": type(inputs["mm_encoder_outputs"]["image"])(pooler_output=images[:1])}}
         one = model(input_ids=ids[:, :21], use_cache=True, **part)
-        part = {
-            "mm_encoder_outputs": {"image": type(inputs["mm_encoder_outputs"]["image"])(pooler_output=pictures[1:])}
-        }
+        part = {"mm_encoder_outputs": {"image": type(inputs["mm_encoder_outputs"]["image"])(pooler_output=images[1:])}}
         two = model(input_ids=ids[:, 21:], past_key_values=one.past_key_values, **part)
     logits = torch.cat([one.logits, two.logits], dim=1)[0]
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
@@ -217,8 +213,8 @@ def test_packed_documents_see_only_themselves():
     model = tiny_vlm("llava", layers=2)
     one, two = vlm_inputs(model, ((3, 16, 5),)), vlm_inputs(model, ((4, 16, 2),), seed=1)
     ids = torch.cat([one["input_ids"], two["input_ids"]], dim=1)
-    pictures = [*one["mm_encoder_outputs"]["image"].pooler_output, *two["mm_encoder_outputs"]["image"].pooler_output]
-    outputs = type(one["mm_encoder_outputs"]["image"])(pooler_output=pictures)
+    images = [*one["mm_encoder_outputs"]["image"].pooler_output, *two["mm_encoder_outputs"]["image"].pooler_output]
+    outputs = type(one["mm_encoder_outputs"]["image"])(pooler_output=images)
     documents = torch.tensor([[0] * 24 + [1] * 22])
     restarting = torch.tensor([[*range(24), *range(22)]])
     with attach(model, CCA()), torch.no_grad():
@@ -230,12 +226,12 @@ def test_packed_documents_see_only_themselves():
             torch.testing.assert_close(packed, torch.cat(expected), atol=1e-4, rtol=0)
 
 
-def test_pictures_beside_embeddings():
+def test_images_beside_embeddings():
     model = tiny_vlm("llava", layers=2)
     embeds = model.get_input_embeddings()(vlm_inputs(model, ONE)["input_ids"])
-    pictures = {"mm_encoder_outputs": vlm_inputs(model, ONE)["mm_encoder_outputs"]}
+    images = {"mm_encoder_outputs": vlm_inputs(model, ONE)["mm_encoder_outputs"]}
     with attach(model, CCA()), torch.no_grad():  # placeholders are still there, as transformers itself looks for them
-        found = model(inputs_embeds=embeds, **pictures).logits
+        found = model(inputs_embeds=embeds, **images).logits
         torch.testing.assert_close(found, model(**vlm_inputs(model, ONE)).logits)
     with attach(model, CCA()), torch.no_grad(), pytest.warns(UserWarning, match="nothing changes; pass visual_mask"):
         model(inputs_embeds=embeds)
@@ -255,7 +251,7 @@ def test_videos():
     refused(model, DataError, "not defined for video", CCA(tiles=True), {"input_ids": ids})
 
 
-def test_the_models_own_complaint_about_pictures_comes_first():
+def test_the_models_own_complaint_about_images_comes_first():
     model = tiny_vlm("llava", layers=2)
     inputs = vlm_inputs(model, ONE)
     inputs["mm_encoder_outputs"] = vlm_inputs(model, ((3, 16, 5, 16, 2),))["mm_encoder_outputs"]

@@ -1,15 +1,16 @@
-"""Around the method: commands, information flow of a picture, reports, the demo."""
+"""Around the method: commands, information flow of an image, reports, the demo."""
 
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 import torch
 from paperhooks.authoring import DemoContext
 from paperhooks.errors import DataError, PaperhooksError
 from paperhooks.testing import commands_of, tiny_vlm
-from paperhooks_cca import CCA, mark
+from paperhooks_cca import CCA, SCHEMES, mark
 from paperhooks_cca.plugin import PLUGIN
 
 pytestmark = pytest.mark.filterwarnings("ignore:cca. this model was not trained with CCA:UserWarning")
@@ -22,9 +23,9 @@ def invoke():
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory):
+def image_file(tmp_path_factory):
     testbed = pytest.importorskip("paperhooks_testbed")
-    file = tmp_path_factory.mktemp("picture") / "one.png"
+    file = tmp_path_factory.mktemp("image") / "one.png"
     testbed.question_set("test", 1)[0].image().save(file)
     return file
 
@@ -71,12 +72,21 @@ def test_mask_prints_who_sees_whom(invoke, tmp_path):
     assert (tmp_path / "mask.png").stat().st_size > 1000
 
 
+def test_the_command_line_knows_every_scheme():
+    from paperhooks_cca.commands import SchemeOption
+
+    assert get_args(get_args(SchemeOption)[0]) == tuple(SCHEMES)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["rings", "--grid", "24"], "'24' is no grid"),
         (["rings", "--grid", "0x4"], "'0x4' is no grid"),
-        (["rings", "--scheme", "concentrik"], "did you mean 'concentric'"),
+        (
+            ["rings", "--scheme", "concentrik"],
+            "is not one of 'concentric', 'reverse', 'raster', 'manhattan'",
+        ),
         (["rings", "--after", "0"], "--after"),
         (["mask", "--grid", "24x24"], "give --out"),
         (["flow", "testbed", "no-such.png", "where ?"], "no-such.png"),
@@ -113,9 +123,9 @@ def test_describe_refuses_what_the_method_refuses(invoke, tmp_path):
     assert "2 x 2 patches" in invoke("describe", tmp_path, "--options", "tiles=True").output
 
 
-def test_flow_of_the_test_beds_model(invoke, picture, tmp_path):
+def test_flow_of_the_test_beds_model(invoke, image_file, tmp_path):
     pytest.importorskip("matplotlib")
-    result = invoke("flow", "testbed", picture, "is there a red star ?", "--out", tmp_path, "--layer", 3)
+    result = invoke("flow", "testbed", image_file, "is there a red star ?", "--out", tmp_path, "--layer", 3)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "flow-0.png").stat().st_size > 1000
     recorded = json.loads((tmp_path / "result.json").read_text())["results"]
@@ -123,23 +133,23 @@ def test_flow_of_the_test_beds_model(invoke, picture, tmp_path):
     assert [row["setting"] for row in recorded["Layer 3"]] == ["as it is", "concentric"]
     assert "Where a question looks" in (tmp_path / "report.html").read_text()
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     failed = invoke("flow", "testbed", broken, "where ?", "--out", tmp_path / "other")
     assert isinstance(failed.exception, DataError)
-    assert "cannot be read as a picture" in str(failed.exception)
+    assert "cannot be opened as an image" in str(failed.exception)
     assert not (tmp_path / "other").exists()
 
 
-# -- information flow of a picture -------------------------------------------------------------------------------------
+# -- information flow of an image --------------------------------------------------------------------------------------
 
 
-def test_observed_flow_equals_the_models_attention(picture):
+def test_observed_flow_equals_the_models_attention(image_file):
     testbed = pytest.importorskip("paperhooks_testbed")
     from paperhooks_cca.report import observe_flow
     from PIL import Image
 
     model, processor = testbed.load_vlm(attn_implementation="eager")
-    image, text = Image.open(picture).convert("RGB"), "<image> is there a red star ?"
+    image, text = Image.open(image_file).convert("RGB"), "<image> is there a red star ?"
     found = observe_flow(model, processor, image, text)
     inputs = processor(images=image, text=text, return_tensors="pt")
     with torch.no_grad():
@@ -154,12 +164,12 @@ def test_observed_flow_equals_the_models_attention(picture):
     assert own["rows"].shape == (8, 7, 28)
 
 
-def test_observed_flow_says_what_it_needs(picture, tmp_path):
+def test_observed_flow_says_what_it_needs(image_file, tmp_path):
     testbed = pytest.importorskip("paperhooks_testbed")
     from paperhooks_cca.report import flow_report, observe_flow
     from PIL import Image
 
-    image = Image.open(picture).convert("RGB")
+    image = Image.open(image_file).convert("RGB")
     model, processor = testbed.load_vlm()
     with pytest.raises(DataError, match="attn_implementation='eager'"):
         observe_flow(model, processor, image, "<image> where ?")
@@ -207,7 +217,7 @@ def test_the_demos_questions_are_a_pope_folder(tmp_path):
         (f"testbed-{split}", label) for split in ("random", "popular", "adversarial") for label in ("yes", "no")
     }
     assert len(documents) == 18
-    assert len(list((tmp_path / "pictures").iterdir())) < 4
+    assert len(list((tmp_path / "images").iterdir())) < 4
 
 
 def test_the_demo_runs_and_reports(tmp_path):
@@ -224,6 +234,7 @@ def test_the_demo_runs_and_reports(tmp_path):
     assert "raster      accuracy" in text
     html = (tmp_path / "report.html").read_text()
     assert html.count("<img") + html.count("<svg") >= 7
+    assert "wilson over clusters" in html
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["results"]["longest_distance"] == [615, 51]
     assert result["results"]["pope"]["raster"]["accuracy"] > 0.9

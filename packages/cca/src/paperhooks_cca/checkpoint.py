@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["mark", "read_mark", "unmark"]
+__all__ = ["mark", "read_mark"]
 
 #: The config's attribute that holds one entry a plugin.
 _ATTRIBUTE = "paperhooks"
@@ -38,26 +38,13 @@ def mark(model: nn.Module, settings: Mapping[str, Any]) -> Callable[[], None]:
         marks = getattr(config, _ATTRIBUTE, None)
         if not isinstance(marks, Mapping) or marks.get(_NAME) is not own:
             return
-        earlier = {_NAME: before[_NAME]} if before and _NAME in before else {}
-        _put(config, before if marks is written else {**_others(marks), **earlier} or None)
+        left = before
+        if marks is not written:
+            others = {name: entry for name, entry in marks.items() if name != _NAME}
+            left = {**others, **({_NAME: before[_NAME]} if before and _NAME in before else {})} or None
+        if left is None:
+            delattr(config, _ATTRIBUTE)
+        else:
+            setattr(config, _ATTRIBUTE, left)
 
     return undo
-
-
-def unmark(model: nn.Module) -> None:
-    """Take the mark out of ``model.config``; a model without one is left as it is."""
-    marks = getattr(model.config, _ATTRIBUTE, None)
-    if not isinstance(marks, Mapping) or _NAME not in marks:
-        return
-    _put(model.config, _others(marks) or None)
-
-
-def _others(marks: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: entry for name, entry in marks.items() if name != _NAME}
-
-
-def _put(config: Any, marks: Mapping[str, Any] | None) -> None:
-    if marks is None:
-        delattr(config, _ATTRIBUTE)
-    else:
-        setattr(config, _ATTRIBUTE, marks)

@@ -1,4 +1,4 @@
-"""Checks of what a forward brings along: padding, positions, labels, windows."""
+"""Checks of a model, and of a forward's padding, positions, labels and windows."""
 
 from __future__ import annotations
 
@@ -10,9 +10,67 @@ from paperhooks import Call, DecoderInputs, ModelView, UnsupportedModel
 from paperhooks.errors import DataError
 from torch import Tensor
 
-from paperhooks_cca.algorithm import ImageGroup
+from paperhooks_cca.algorithm import Grid, ImageGroup
+from paperhooks_cca.images import Resolver
 
-__all__ = ["check_labels", "check_order", "check_positions", "check_window", "padding_of", "tokens_of"]
+__all__ = ["check_labels", "check_model", "check_order", "check_positions", "check_window", "padding_of", "tokens_of"]
+
+
+#: One square grid an image: what the paper is about.
+_ONE_GRID = ("llava", "vipllava")
+#: An image is cut into several grids, of which the paper says nothing.
+_TILED = ("llava_next", "llava_onevision", "internvl", "idefics3", "smolvlm")
+#: Image tokens see each other in both directions by design.
+_BIDIRECTIONAL = ("paligemma", "gemma3", "gemma3n", "gemma4", "colpali")
+
+
+def check_model(
+    view: ModelView, grid: Grid | Resolver | None, tiles: bool, apply_positions: bool, apply_mask: bool
+) -> None:
+    """Refuse a model for which the method is not defined.
+
+    :raises UnsupportedModel: names what stands against it, and the option that helps.
+    """
+    family, config = view.family, view.config
+    if family in _BIDIRECTIONAL:
+        raise UnsupportedModel(
+            f"{family} lets image tokens see each other in both directions; cca has no meaning there"
+        )
+    if view.rotary is None:
+        raise UnsupportedModel(f"{family} has no rotary position embedding on its decoder, which cca rearranges")
+    if view.multimodal_rotary and apply_positions:
+        raise UnsupportedModel(
+            f"{family} gives image tokens (time, row, column) positions, which rings cannot replace; "
+            "CCA(apply_positions=False) applies the ring mask alone"
+        )
+    if hasattr(config, "vision_config") and not view.image_token_ids and not callable(grid):
+        raise UnsupportedModel(
+            f"the config of this {family} names no image token (image_token_id); pass a grid function"
+        )
+    if grid is not None or (view.multimodal_rotary and apply_mask):
+        return
+    if family in _ONE_GRID and _class_token(config):
+        raise UnsupportedModel(
+            "vision_feature_select_strategy='full' puts a class token in front of every image; pass a grid function "
+            "that leaves it out"
+        )
+    if getattr(getattr(config, "vision_config", None), "model_type", "") == "pixtral":
+        raise UnsupportedModel("Pixtral's images have row-break tokens inside; pass a grid function")
+    if family in _TILED and not tiles:
+        raise UnsupportedModel(
+            f"{family} cuts an image into several grids, of which the paper says nothing; CCA(tiles=True) gives each "
+            "grid its own rings"
+        )
+    if family not in _ONE_GRID + _TILED:
+        raise UnsupportedModel(
+            f"the image grid of {family} is not known; pass grid=(H, W), or a function (view, call) -> image spans"
+        )
+
+
+def _class_token(config: Any) -> bool:
+    """Whether images keep the vision tower's class token; SigLIP has none to keep."""
+    tower = str(getattr(getattr(config, "vision_config", None), "model_type", ""))
+    return getattr(config, "vision_feature_select_strategy", "default") == "full" and "siglip" not in tower
 
 
 def tokens_of(inputs: DecoderInputs) -> Tensor:

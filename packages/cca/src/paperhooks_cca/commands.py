@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from paperhooks.cli import Model
 
 if TYPE_CHECKING:
     from paperhooks_cca.algorithm import Grid
@@ -25,14 +26,6 @@ def add_commands(app: typer.Typer) -> None:
     app.add_typer(group)
 
 
-def _option(name: str, text: str, **more: Any) -> Any:
-    return typer.Option(name, help=text, **more)
-
-
-def _argument(text: str, **more: Any) -> Any:
-    return typer.Argument(help=text, **more)
-
-
 def _grid(text: str) -> Grid:
     height, _, width = text.lower().partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
@@ -40,27 +33,22 @@ def _grid(text: str) -> Grid:
     return int(height), int(width)
 
 
-def _scheme(text: str) -> str:
-    from paperhooks_cca.schemes import scheme_name
-
-    try:
-        return scheme_name(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-GridOption = Annotated[Any, _option("--grid", "Rows x columns of patches.", parser=_grid, metavar="HxW")]
-SchemeOption = Annotated[str, _option("--scheme", "concentric, reverse, raster or manhattan.", callback=_scheme)]
-OptionsOption = Annotated[str, _option("--options", "Options of the method, such as scheme=manhattan,tiles=True.")]
-Model = Annotated[str, _argument("Model folder or hub name, or 'testbed'.")]
+GridOption = Annotated[Any, typer.Option("--grid", help="Rows x columns of patches.", parser=_grid, metavar="HxW")]
+#: The names of :data:`paperhooks_cca.SCHEMES`, which needs torch.
+SchemeOption = Annotated[
+    Literal["concentric", "reverse", "raster", "manhattan"], typer.Option("--scheme", help="Order of the patches.")
+]
+OptionsOption = Annotated[
+    str, typer.Option("--options", help="Options of the method, such as scheme=manhattan,tiles=True.")
+]
 
 
 def rings(
     grid: GridOption = "24x24",
     scheme: SchemeOption = "concentric",
-    before: Annotated[int, _option("--before", "Text tokens before the image.", min=0)] = 35,
-    after: Annotated[int, _option("--after", "Text tokens behind the image.", min=1)] = 40,
-    out: Annotated[Path | None, _option("--out", "Folder for figures, as PNG and SVG.")] = None,
+    before: Annotated[int, typer.Option(help="Text tokens before the image.", min=0)] = 35,
+    after: Annotated[int, typer.Option(help="Text tokens behind the image.", min=1)] = 40,
+    out: Annotated[Path | None, typer.Option(help="Folder for figures, as PNG and SVG.")] = None,
 ) -> None:
     """Show the levels of a grid, and what they do to positions and distances."""
     from paperhooks_cca.report import geometry_figures, text_distances
@@ -85,9 +73,9 @@ def rings(
 def mask(
     grid: GridOption = "6x6",
     scheme: SchemeOption = "concentric",
-    before: Annotated[int, _option("--before", "Text tokens before the image.", min=0)] = 3,
-    after: Annotated[int, _option("--after", "Text tokens behind the image.", min=0)] = 4,
-    out: Annotated[Path | None, _option("--out", "Folder for the figure, as PNG and SVG.")] = None,
+    before: Annotated[int, typer.Option(help="Text tokens before the image.", min=0)] = 3,
+    after: Annotated[int, typer.Option(help="Text tokens behind the image.", min=0)] = 4,
+    out: Annotated[Path | None, typer.Option(help="Folder for the figure, as PNG and SVG.")] = None,
 ) -> None:
     """Show who may attend to whom in a prompt with one image."""
     from paperhooks_cca.figures import mask_figure, mask_text
@@ -96,13 +84,16 @@ def mask(
         typer.echo(mask_text(grid, before, after, scheme))
         typer.echo("rows ask, columns are asked; # may attend, . may not")
     elif out is None:
-        raise typer.BadParameter(f"more than {_WIDEST} tokens do not fit on a line; give --out for a picture")
+        raise typer.BadParameter(f"more than {_WIDEST} tokens do not fit on a line; give --out for an image")
     if out is not None:
         _save(out, {"mask": mask_figure(grid, before, after, tuple(dict.fromkeys(("raster", scheme))))})
 
 
 def describe(model: Model, options: OptionsOption = "") -> None:
-    """Say what CCA does to a model, and whether it was trained with it; only its config is read."""
+    """Say what CCA does to a model, and whether it was trained with it; only its config is read.
+
+    The model testbed is that of the demo.
+    """
     from paperhooks import attach
     from paperhooks.cli import empty_model
 
@@ -123,21 +114,27 @@ def describe(model: Model, options: OptionsOption = "") -> None:
 
 def flow(
     model: Model,
-    image: Annotated[Path, _argument("Picture.", exists=True, dir_okay=False)],
-    prompt: Annotated[str, _argument("Question; with the processor's image placeholder, which is added if missing.")],
-    out: Annotated[Path, _option("--out", "Folder for report.html and the figures.")] = Path("cca-flow"),
-    layer: Annotated[int, _option("--layer", "Decoder layer that is shown beside the mean.", min=0)] = 0,
+    image: Annotated[Path, typer.Argument(help="Image file.", exists=True, dir_okay=False)],
+    prompt: Annotated[str, typer.Argument(help="Question; the processor's image placeholder is added if missing.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.html and the figures.")] = Path("cca-flow"),
+    layer: Annotated[int, typer.Option(help="Decoder layer that is shown beside the mean.", min=0)] = 0,
     options: OptionsOption = "",
 ) -> None:
-    """Draw where a question looks in a picture, without and with CCA."""
+    """Draw where a question looks in an image, without and with CCA.
+
+    The model testbed is that of the demo.
+    """
+    from paperhooks.cli import load_model, load_processor
+    from paperhooks.io import read_image
+
     from paperhooks_cca.report import flow_report
 
-    picture = _picture(image)
-    loaded, processor = _load(model)
+    shown, folder = read_image(image), _folder(model)
+    loaded, processor = load_model(folder), load_processor(folder)
     loaded.set_attn_implementation("eager")  # the only kernel that returns its weights
     token = getattr(processor, "image_token", "<image>")
     text = prompt if token in prompt else f"{token} {prompt}"
-    typer.echo(f"report: {flow_report(loaded, processor, picture, text, out, _method(options), layer)}")
+    typer.echo(f"report: {flow_report(loaded, processor, shown, text, out, _method(options), layer)}")
 
 
 def _save(out: Path, figures: dict[str, Any]) -> None:
@@ -154,27 +151,9 @@ def _method(options: str) -> Any:
     return build_methods([f"cca:{options}"])[0]
 
 
-def _picture(file: Path) -> Any:
-    from paperhooks.errors import DataError
-    from PIL import Image
-
-    try:
-        with Image.open(file) as picture:
-            return picture.convert("RGB")
-    except OSError as error:
-        raise DataError(f"{file} cannot be read as a picture: {error}") from error
-
-
 def _folder(name: str) -> str:
     if name != "testbed":
         return name
     from paperhooks_cca.demo import testbed
 
     return str(testbed().vlm_folder())
-
-
-def _load(name: str) -> tuple[Any, Any]:
-    from paperhooks.cli import load_model, load_processor
-
-    folder = _folder(name)
-    return load_model(folder), load_processor(folder)

@@ -106,19 +106,19 @@ def _geometry(context: DemoContext, folder: RunFolder) -> list[Block]:
 
 
 def write_pope_folder(folder: Path, n: int, seed: int = 0) -> None:
-    """``n`` questions a split about generated pictures, in the form of the published files.
+    """``n`` questions a split about generated images, in the form of the published files.
 
-    :param folder: gets ``testbed_pope_<split>.json`` and the pictures.
+    :param folder: gets ``testbed_pope_<split>.json`` and the images.
     """
     for split in SPLITS:
         questions = testbed().pope_questions("test", split, n, seed)
         lines = []
         for number, question in enumerate(questions):
-            picture = folder / "pictures" / f"{question.scene_index}.png"
-            if not picture.exists():
-                with atomic_path(picture) as temporary:
+            image = folder / "images" / f"{question.scene_index}.png"
+            if not image.exists():
+                with atomic_path(image) as temporary:
                     question.image().save(temporary, format="PNG")
-            row = {"question_id": number, "image": picture.name, "text": question.text, "label": question.answer}
+            row = {"question_id": number, "image": image.name, "text": question.text, "label": question.answer}
             lines.append(json.dumps(row) + "\n")
         write_text(folder / f"testbed_pope_{split}.json", "".join(lines))
 
@@ -133,15 +133,22 @@ def _pope(context: DemoContext, folder: RunFolder, model: Any, processor: Any, a
                 model, processor, "pope", data=context.out / "pope", out=context.out / name, methods=methods,
                 options={"instruction": "", "max_new_tokens": 2}, modes=["official"], batch_size=15,
             )  # fmt: skip
+    images = len(list((context.out / "pope" / "images").iterdir()))
     difference = compare(context.out / "raster", context.out / "concentric", out=context.out / "difference")
-    context.echo(f"POPE on generated pictures, {asked} questions a split. {UNTRAINED}")
+    context.echo(f"POPE on generated images, {asked} questions a split. {UNTRAINED}")
     for name, result in found.items():
         context.echo(f"{name:<11} " + ", ".join(f"{m} {result.metric(m).value:.3f}" for m in _METRICS))
     folder.record(pope={name: {m: result.metric(m).value for m in _METRICS} for name, result in found.items()})
     return [
         Heading("Answers"),
         Paragraph(UNTRAINED, "note"),
-        Table(("setting", "split", "metric", "n", "value", "low", "high"), _rows(found)),
+        Table(("setting", "split", "metric", "questions", "value", "low", "high", "interval"), _rows(found)),
+        Paragraph(
+            f"All splits ask about the same images, {images} of them. Intervals are 95 %: wilson takes every question "
+            "by itself; bootstrap draws whole images, and so does wilson over clusters where all draws give 0 or 1 "
+            "(where all give another value there is no interval). Few images say less than many questions seem to, "
+            "which is why the interval of a mean over splits can be wider than that of each split."
+        ),
         Paragraph(f"Paired by question, {difference}. The folders raster, concentric and difference have reports."),
     ]
 
@@ -150,22 +157,22 @@ def _rows(found: dict[str, EvaluationResult]) -> list[tuple[Any, ...]]:
     rows = []
     for name, result in found.items():
         for group in ("", *(f"testbed-{split}" for split in SPLITS)):
-            for metric in (result.metric(one, group=group) for one in _METRICS):
+            for one in (result.metric(metric, group=group) for metric in _METRICS):
                 label = group or "mean over splits"
-                rows.append((name, label, metric.name, metric.n, metric.value, metric.low, metric.high))
+                rows.append((name, label, one.name, one.n, one.value, one.low, one.high, one.interval))
     return rows
 
 
 # -- information flow --------------------------------------------------------------------------------------------------
 
 
-def _flow(context: DemoContext, folder: RunFolder, model: Any, processor: Any, pictures: int) -> list[Block]:
+def _flow(context: DemoContext, folder: RunFolder, model: Any, processor: Any, images: int) -> list[Block]:
     model.set_attn_implementation("eager")  # the only kernel that returns its weights
-    maps = {name: flow / pictures for name, flow in _summed(context, model, processor, pictures).items()}
+    maps = {name: flow / images for name, flow in _summed(context, model, processor, images).items()}
     blocks: list[Block] = [
         Heading("Where questions look"),
         Paragraph(
-            f"Attention from the question to every patch, mean over {pictures} pictures and over heads. Positions "
+            f"Attention from the question to every patch, mean over {images} images and over heads. Positions "
             "alone and the mask alone are an ablation that the paper lacks."
         ),
     ]
@@ -173,9 +180,9 @@ def _flow(context: DemoContext, folder: RunFolder, model: Any, processor: Any, p
     return blocks + flow_blocks(folder, "flow-all", {k: v.mean(0) for k, v in maps.items()}, "Mean over all layers.")
 
 
-def _summed(context: DemoContext, model: Any, processor: Any, pictures: int) -> dict[str, Tensor]:
-    """Information flow [layers, H, W] of each setting, summed over pictures."""
-    questions = testbed().question_set("test", pictures, kinds=["existence"], seed=context.seed)
+def _summed(context: DemoContext, model: Any, processor: Any, images: int) -> dict[str, Tensor]:
+    """Information flow [layers, H, W] of each setting, summed over images."""
+    questions = testbed().question_set("test", images, kinds=["existence"], seed=context.seed)
     total: dict[str, Tensor] = {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "cca: this model was not trained with CCA")

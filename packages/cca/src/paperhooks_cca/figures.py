@@ -1,4 +1,4 @@
-"""Pictures of the method: rings, positions, the mask, distances to the text, information flow, answers by place."""
+"""Figures of the method: rings, positions, the mask, distances to the text, information flow, answers by place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from paperhooks.reports import line_figure, new_figure, style_axes
 from torch import Tensor
 
-from paperhooks_cca.algorithm import Grid, allowed_mask, grouped, token_order
+from paperhooks_cca.algorithm import Grid, allowed_mask, token_order
+from paperhooks_cca.images import grouped
 from paperhooks_cca.schemes import SCHEMES, Scheme, order_table
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def prompt_positions(grid: Grid, before: int, after: int, scheme: str | Scheme) 
     """Positions [1, T] of a prompt with one image."""
     size = grid[0] * grid[1]
     real = torch.ones(1, before + size + after, dtype=torch.bool)
-    return token_order(grouped([(0, before, grid)], real.device), real, 0, scheme)[0]
+    return token_order(grouped([(0, before, grid)], scheme, real.device), real)[0]
 
 
 def _smooth(figure: Figure) -> Figure:

@@ -8,7 +8,7 @@ from paperhooks.errors import DataError
 from paperhooks.models import ImageSpan
 from torch import Tensor
 
-from paperhooks_cca.algorithm import grouped_spans
+from paperhooks_cca.images import grouped_spans
 
 __all__ = ["information_flow"]
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from paperhooks import DataError, UnsupportedModel
-from paperhooks.compat import block_mask
+from paperhooks import Call, DataError, DecoderInputs, ModelView, UnsupportedModel
+from paperhooks.compat import block_mask, key_count, preallocated
 from torch import Tensor
 
-__all__ = ["KERNELS", "attention_mask", "check_kernel", "key_order"]
+from paperhooks_cca.checks import check_window
+
+__all__ = ["KERNELS", "attention_mask", "check_kernel", "forward_mask", "key_order"]
 
 #: Attention kernels that take a mask of any shape. Flex is experimental.
 KERNELS = ("eager", "sdpa", "flex_attention")
@@ -26,6 +28,38 @@ def check_kernel(kernel: str) -> None:
             "packed sequences. Load the model with attn_implementation='sdpa' or 'eager', or call "
             "model.set_attn_implementation('sdpa')"
         )
+
+
+def forward_mask(
+    view: ModelView, call: Call, inputs: DecoderInputs, order: Tensor, real: Tensor, real_past: Tensor | None, past: int
+) -> Any:
+    """The mask of a forward whose tokens stand in ``order``, over all keys that its kernel will see.
+
+    :param order: int64 [B, T]. :param real: bool [B, T], False for padding. :param real_past: bool [B, P] for the
+        cached tokens, or None (all are real). :param past: P, cached entries.
+    :raises DataError: packed rows with a cache that holds tokens. :raises UnsupportedModel: see :func:`check_window`.
+    """
+    held = past + order.shape[1]
+    check_window(view, held)
+    total = key_count(call.cache, call.query_length) if preallocated(call.cache) else held
+    keep = None
+    if call.padding_mask is not None:
+        keep = torch.ones(order.shape[0], total, dtype=torch.bool, device=order.device)
+        keep[:, past:held] = real
+        if real_past is not None:
+            keep[:, :past] = real_past
+    documents = call.inputs.get("document_ids")
+    if documents is not None and past:
+        raise DataError("document_ids pack whole rows; they cannot be used with a cache that holds tokens")
+    dtype: Any = inputs.inputs_embeds.dtype if inputs.inputs_embeds is not None else view.model.dtype
+    return attention_mask(
+        order,
+        key_order(order, past, total),
+        real=keep,
+        documents=None if documents is None else (documents, documents),
+        kernel=view.attention_kernel,
+        dtype=dtype,
+    )
 
 
 def key_order(order: Tensor, past: int, total: int) -> Tensor:

@@ -1,9 +1,9 @@
 """Concentric Causal Attention (arXiv 2410.15926): image patches placed by rings, in positions and in the mask.
 
-At the decoder's entry the tokens of every image get new rotary positions, level by level of the scheme
-(:func:`paperhooks_cca.algorithm.token_order`, section 4.1), and a mask under which a patch sees its own and earlier
-levels (section 4.2). The text after an image goes on behind its last level. What a later forward over the same cache
-needs, one number a row, lies on the cache.
+At the decoder's entry the tokens of every image get new rotary positions, level by level of the scheme (section 4.1),
+and a mask under which a patch sees its own and earlier levels (section 4.2; :mod:`paperhooks_cca.algorithm`). The text
+after an image goes on behind its last level. What a later forward over the same cache needs, one number a row, lies on
+the cache.
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ from typing import Any, ClassVar
 
 import torch
 from paperhooks import Call, DecoderInputs, ModelView, Traits, hookimpl
-from paperhooks.compat import key_count, preallocated
-from paperhooks.errors import DataError
 from paperhooks.io import flag, function_or_choice, optional
 from torch import Tensor, nn
 
-from paperhooks_cca.algorithm import Grid, grouped, token_order
+from paperhooks_cca.algorithm import Grid, token_order
 from paperhooks_cca.checkpoint import mark, read_mark
-from paperhooks_cca.checks import check_labels, check_order, check_positions, check_window, padding_of, tokens_of
-from paperhooks_cca.images import Resolver, check_model, find_images, grid_option
-from paperhooks_cca.masks import attention_mask, check_kernel, key_order
+from paperhooks_cca.checks import check_labels, check_model, check_order, check_positions, padding_of, tokens_of
+from paperhooks_cca.images import Resolver, find_images, grid_option, grouped
+from paperhooks_cca.masks import check_kernel, forward_mask
 from paperhooks_cca.schemes import SCHEMES, Scheme, levels, scheme_name
 
 __all__ = ["CCA"]
@@ -40,16 +38,22 @@ _NEEDED = "text behind its images goes on at positions that count rings, where t
 class CCA:
     """Give image tokens concentric positions and a concentric causal mask.
 
+    The paper has no hyperparameter: ``CCA()`` is the method.
+
     scheme
-        ``"concentric"`` (the paper), ``"reverse"`` (its pilot study), ``"raster"`` (what stock models do, as a
-        control), ``"manhattan"`` (MCA-LLaVA), or a function (H, W) -> int64 [H, W] of levels.
+        ``"concentric"`` (the paper's) or ``"reverse"`` (its pilot study, section 3); beyond the paper ``"raster"``
+        (what stock models do, as a control), ``"manhattan"`` (MCA-LLaVA), or a function (H, W) -> int64 [H, W] of
+        levels.
+
+    Beyond the paper:
+
     apply_positions, apply_mask
         Both True is the method; one alone is the ablation that the paper lacks.
     grid
         (H, W) patches of every image; or a function (view, call) -> image spans; or None: what core knows about the
         model's family.
     tiles
-        Accept models that cut an image into several grids, and give each grid rings of its own. Not in the paper.
+        Accept models that cut an image into several grids, and give each grid rings of its own.
     strict
         Refuse ``position_ids`` of the caller's own. False: they are used for the rotary embedding as they are.
 
@@ -177,61 +181,22 @@ class CCA:
         tokens = tokens_of(inputs)
         length = tokens.shape[1]
         real_past, real = padding_of(call, inputs, past)
-        groups = grouped(images, tokens.device)
+        groups = grouped(images, self.scheme, tokens.device)
         check_order(groups, real)
         check_labels(call, groups, self._warn)
-        start = self._start(call, real_past, past)
-        order, following = token_order(groups, real, start, self.scheme)
-        documents = call.inputs.get("document_ids")
+        order, following = token_order(groups, real, self._start(call, real_past, past))
+        placed = inputs.position_ids
         if self.apply_positions:
-            trusted = check_positions(
-                inputs.position_ids, order, real, real_past, past, self.strict, documents is not None
-            )
-            placed = inputs.position_ids if trusted else order
-            if not trusted:  # a caller who counts goes on counting
+            packed = call.inputs.get("document_ids") is not None
+            if not check_positions(inputs.position_ids, order, real, real_past, past, self.strict, packed):
+                placed = order  # a caller who counts goes on counting
                 first = past + min(column for _, column, _ in images)
                 stop = past + max(column + grid[0] * grid[1] for _, column, grid in images)
                 call.row_state(_STATE, _NEEDED).note(first, stop, offset=following - (past + length))
-        else:
-            placed = inputs.position_ids
-        return inputs.replace(
-            position_ids=placed, attention_mask=self._mask(view, call, inputs, order, real, real_past, past)
-        )
-
-    def _mask(
-        self,
-        view: ModelView,
-        call: Call,
-        inputs: DecoderInputs,
-        order: Tensor,
-        real: Tensor,
-        real_past: Tensor | None,
-        past: int,
-    ) -> Any:
-        """Who sees whom, by levels or (positions alone) by columns: always in full, since the model would take jumps
-        in the positions for the starts of packed sequences."""
-        if not self.apply_mask:
-            order = torch.arange(order.shape[1], device=order.device).expand(order.shape)
-        total = _keys(call, past + order.shape[1])
-        check_window(view, past + order.shape[1])
-        padded = call.padding_mask is not None
-        keep = torch.ones(order.shape[0], total, dtype=torch.bool, device=order.device) if padded else None
-        if keep is not None:
-            keep[:, past : past + order.shape[1]] = real
-            if real_past is not None:
-                keep[:, :past] = real_past
-        documents = call.inputs.get("document_ids")
-        if documents is not None and past:
-            raise DataError("document_ids pack whole rows; they cannot be used with a cache that holds tokens")
-        dtype: Any = inputs.inputs_embeds.dtype if inputs.inputs_embeds is not None else view.model.dtype
-        return attention_mask(
-            order,
-            key_order(order, past, total),
-            real=keep,
-            documents=None if documents is None else (documents, documents),
-            kernel=view.attention_kernel,
-            dtype=dtype,
-        )
+        if not self.apply_mask:  # by columns, but in full: the model takes jumps in positions for packed sequences
+            order = torch.arange(length, device=order.device).expand(order.shape)
+        mask = forward_mask(view, call, inputs, order, real, real_past, past)
+        return inputs.replace(position_ids=placed, attention_mask=mask)
 
     def _start(self, call: Call, real_past: Tensor | None, past: int) -> Tensor | int:
         """The position of the first token: behind what the cache holds."""
@@ -272,8 +237,3 @@ class CCA:
                 "called with inputs_embeds and no input_ids, so it is not known which tokens are visual and nothing "
                 "changes; pass visual_mask (bool [B, T]) to the model call",
             )
-
-
-def _keys(call: Call, held: int) -> int:
-    """How many keys the attention kernel will see: all slots of a preallocated cache, else what is held."""
-    return key_count(call.cache, call.query_length) if preallocated(call.cache) else held

@@ -5,7 +5,7 @@ from typing import Any
 from paperhooks import hookimpl
 from paperhooks.info import Paper, PluginInfo
 
-__all__ = ["HOOKS", "PLUGIN", "Hooks"]
+__all__ = ["PLUGIN", "register_commands"]
 
 PLUGIN = PluginInfo(
     name="cca",
@@ -20,21 +20,15 @@ PLUGIN = PluginInfo(
         venue="NeurIPS 2024",
         code="xing0047/cca-llava",
     ),
-    hooks="paperhooks_cca.plugin:HOOKS",
+    hooks="paperhooks_cca.plugin",
     demo="paperhooks_cca.demo:run",
     claims="claims.toml",
 )
 
 
-class Hooks:
-    """What is not bound to a model."""
+@hookimpl
+def register_commands(app: Any) -> None:
+    """Add ``paperhooks cca ...``; the command line's libraries are imported only here."""
+    from paperhooks_cca.commands import add_commands
 
-    @hookimpl
-    def register_commands(self, app: Any) -> None:
-        """Add ``paperhooks cca ...``; the command line's libraries are imported only here."""
-        from paperhooks_cca.commands import add_commands
-
-        add_commands(app)
-
-
-HOOKS = Hooks()
+    add_commands(app)

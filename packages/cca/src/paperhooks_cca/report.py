@@ -1,4 +1,4 @@
-"""The method in figures and numbers: what it does to distances, and where a question looks in one picture."""
+"""The method in figures and numbers: what it does to distances, and where a question looks in one image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from paperhooks.models import image_runs
 from paperhooks.reports import Block, Code, Figure, Heading, Paragraph, RunFolder, Table
 from torch import Tensor
 
-from paperhooks_cca.algorithm import Grid, split_runs
+from paperhooks_cca.algorithm import Grid
 from paperhooks_cca.figures import (
     decay_figure,
     distance_figure,
@@ -24,6 +24,7 @@ from paperhooks_cca.figures import (
     ring_figure,
 )
 from paperhooks_cca.flow import information_flow
+from paperhooks_cca.images import split_runs
 from paperhooks_cca.method import CCA
 from paperhooks_cca.schemes import Scheme, scheme_name
 
@@ -89,7 +90,7 @@ def observe_flow(
     """
     placeholder = getattr(processor, "image_token", None)
     if placeholder is not None and placeholder not in text:
-        raise DataError(f"the prompt {text!r} holds no image token; write {placeholder!r} where the picture belongs")
+        raise DataError(f"the prompt {text!r} holds no image token; write {placeholder!r} where the image belongs")
     inputs = processor(images=image, text=text, return_tensors="pt").to(model.device, model.dtype)
     found = {}
     for name, method in (methods or {"raster": None, "concentric": CCA()}).items():
@@ -140,7 +141,7 @@ def flow_blocks(run: RunFolder, name: str, flows: Mapping[str, Tensor], caption:
 def flow_report(
     model: Any, processor: Any, image: Image, text: str, out: str | Path, method: CCA | None = None, layer: int = 0
 ) -> Path:
-    """Write ``report.html``, ``report.md`` and figures of the information flow of one picture into ``out``.
+    """Write ``report.html``, ``report.md`` and figures of the information flow of one image into ``out``.
 
     :param method: what the model is compared with; the default is the paper's. :param layer: which layer is shown
         beside the mean over all; the paper shows the first, 0.
@@ -155,7 +156,7 @@ def flow_report(
     with run.timed("forward"):
         name = scheme_name(method.scheme) if method.scheme != "raster" else "attached"
         flows = observe_flow(model, processor, image, text, {"as it is": None, name: method})
-    image.convert("RGB").save(run.path / "picture.png")
+    image.convert("RGB").save(run.path / "image.png")
     blocks: list[Block] = [Heading("Question"), Code(text), Paragraph(method.describe(model))]
     shown = {f"Layer {layer}": {k: v[layer] for k, v in flows.items()}}
     shown["Mean over all layers"] = {k: v.mean(0) for k, v in flows.items()}

@@ -1,4 +1,4 @@
-"""Schemes: in which order the patches of an image are placed, as a table over its grid (sections 3 and 4 of the paper).
+"""Schemes: orders of an image's patches, as tables over its grid; the paper's rings and what they are compared with.
 
 A table gives every cell of an H x W grid its level, 0 first. Patches of one level share one position; the image takes
 as many positions as the table has levels.
@@ -14,6 +14,8 @@ import torch
 from paperhooks.io import function_or_choice
 from torch import Tensor
 
+from paperhooks_cca.algorithm import edge_distances, ring_table
+
 __all__ = [
     "SCHEMES",
     "Scheme",
@@ -22,25 +24,11 @@ __all__ = [
     "order_table",
     "raster_table",
     "reverse_table",
-    "ring_permutation",
-    "ring_table",
     "scheme_name",
 ]
 
 #: Makes the table int64 [H, W] of a grid.
 Scheme: TypeAlias = Callable[[int, int], Tensor]
-
-
-def ring_table(height: int, width: int) -> Tensor:
-    """Concentric rings: the border is ring 0, the centre the last, ceil(min(H, W) / 2) rings in all (section 4.1).
-
-    >>> ring_table(3, 4).tolist()
-    [[0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
-
-    :return: int64 [height, width]. :raises ValueError: a side is less than 1.
-    """
-    rows, columns = _edge_distance(height, width)
-    return torch.minimum(rows[:, None], columns[None, :])
 
 
 def manhattan_table(height: int, width: int) -> Tensor:
@@ -51,7 +39,7 @@ def manhattan_table(height: int, width: int) -> Tensor:
 
     :return: int64 [height, width]. :raises ValueError: a side is less than 1.
     """
-    rows, columns = _edge_distance(height, width)
+    rows, columns = edge_distances(height, width)
     return rows[:, None] + columns[None, :]
 
 
@@ -60,8 +48,8 @@ def raster_table(height: int, width: int) -> Tensor:
 
     :return: int64 [height, width]. :raises ValueError: a side is less than 1.
     """
-    _check(height, width)
-    return torch.arange(height * width).view(height, width)
+    rows, columns = edge_distances(height, width)
+    return torch.arange(len(rows) * len(columns)).view(len(rows), len(columns))
 
 
 def reverse_table(height: int, width: int) -> Tensor:
@@ -81,7 +69,10 @@ SCHEMES: dict[str, Scheme] = {
 
 
 def scheme_name(scheme: str | Scheme) -> str:
-    """The name of a scheme; a function goes by its own. Raises ValueError for what is neither."""
+    """The name of a scheme; a function goes by its own.
+
+    :raises ValueError: it is neither.
+    """
     known = function_or_choice("scheme", scheme, tuple(SCHEMES))
     return known if isinstance(known, str) else getattr(known, "__name__", type(known).__name__)
 
@@ -128,23 +119,3 @@ def _hashable(scheme: object) -> bool:
 
 _kept_table = lru_cache(maxsize=256)(_table)
 _kept_levels = lru_cache(maxsize=256)(_levels)
-
-
-def ring_permutation(height: int, width: int, scheme: str | Scheme = "concentric") -> Tensor:
-    """The patches in the order of their levels, raster order inside a level.
-
-    :return: int64 [H * W]; entry k is the raster index of the k-th patch.
-    """
-    return order_table(scheme, height, width).argsort(stable=True)
-
-
-def _edge_distance(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Distance of every row and every column to the nearer edge."""
-    _check(height, width)
-    rows, columns = torch.arange(height), torch.arange(width)
-    return torch.minimum(rows, height - 1 - rows), torch.minimum(columns, width - 1 - columns)
-
-
-def _check(height: int, width: int) -> None:
-    if height < 1 or width < 1:
-        raise ValueError(f"a grid of {height} x {width} patches has no patch; both sides must be at least 1")
