@@ -15,23 +15,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from paperhooks.errors import DataError, did_you_mean
 from paperhooks.generation.requests import Request
 
-__all__ = ["LAYOUTS", "Layout", "arrange", "check_layout"]
+__all__ = ["Layout", "arrange", "check_layout"]
 
 Layout: TypeAlias = Literal["prepend", "interleave", "joined", "text-only"]
-LAYOUTS: Final[tuple[str, ...]] = get_args(Layout)
 
 _Part = Mapping[str, Any]
 
 
 def check_layout(layout: str) -> str:
     """The layout, if there is such a one; raises DataError."""
-    if layout not in LAYOUTS:
-        raise DataError(f"there is no layout {layout!r}; {did_you_mean(layout, LAYOUTS)}")
+    if layout not in (known := get_args(Layout)):
+        raise DataError(f"there is no layout {layout!r}; {did_you_mean(layout, known)}")
     return layout
 
 

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 from paperhooks.errors import DataError
 from paperhooks.generation.requests import Backend, Prompt, Request, Response
-from paperhooks.generation.server_backend import prompt_text
 from paperhooks.io.hashing import hash_file
 
 __all__ = ["CallableBackend", "ReplayBackend"]
@@ -36,7 +35,7 @@ class CallableBackend(Backend):
 
     def prompt(self, document_id: str, request: Request) -> Prompt:
         """The messages as JSON."""
-        return Prompt(document_id, prompt_text(request), request)
+        return Prompt(document_id, request.text, request)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Response]:
         """One call a prompt."""

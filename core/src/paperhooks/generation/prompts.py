@@ -8,7 +8,7 @@ from typing import Any, Final
 from paperhooks.errors import DataError
 from paperhooks.generation.requests import Prompt, Request
 
-__all__ = ["image_token", "make_prompt"]
+__all__ = ["make_prompt"]
 
 _PLACEHOLDERS: Final = ("image_token", "video_token", "audio_token", "boi_token", "eoi_token")
 
@@ -36,7 +36,7 @@ def make_prompt(processor: Any, document_id: str, request: Request) -> Prompt:
     return Prompt(document_id, text, request, _adds_special(processor, text))
 
 
-def image_token(processor: Any) -> str:
+def _image_token(processor: Any) -> str:
     """What stands for an image in a prompt; raises DataError when the processor does not say."""
     for holder in (processor, getattr(processor, "tokenizer", None)):
         for name in ("boi_token", "image_token"):  # Gemma 3 expands the first of them to images
@@ -75,7 +75,7 @@ def _joined_text(message: Mapping[str, Any]) -> str:
 
 def _plain(processor: Any, message: Mapping[str, Any]) -> str:
     parts = message["content"]
-    return "".join(f"{image_token(processor)} " if part["type"] == "image" else part["text"] for part in parts)
+    return "".join(f"{_image_token(processor)} " if part["type"] == "image" else part["text"] for part in parts)
 
 
 def _adds_special(processor: Any, text: str) -> bool:

@@ -5,13 +5,11 @@ Imports nothing heavy, so that tasks can be imported where no model is.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
-
-if TYPE_CHECKING:
-    pass
+from typing import Any, ClassVar
 
 __all__ = ["Backend", "Prompt", "Request", "Response"]
 
@@ -20,7 +18,7 @@ __all__ = ["Backend", "Prompt", "Request", "Response"]
 class Request:
     """What a model is asked: ``messages``, or a finished ``prompt``.
 
-    :param messages: A conversation. Each message has a ``role`` and a ``content``: text, or a list of parts. A part is
+    :param messages: a conversation. Each message has a ``role`` and a ``content``: text, or a list of parts. A part is
         ``{"type": "text", "text": ...}`` or ``{"type": "image"}``. The n-th image part stands for ``images[n]`` unless
         it names another by ``"index"``. Where the layout moves images away from their place, an image part leaves its
         ``"text"`` behind, if it has any. A text part may hold another wording for a layout under that layout's name,
@@ -38,6 +36,11 @@ class Request:
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The finished prompt, or the messages as JSON."""
+        return self.prompt or json.dumps(self.messages, ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -57,7 +56,7 @@ class ServerBackend(Backend):
         """The messages as JSON; raises DataError for a finished prompt, which a chat server cannot take."""
         if request.prompt:
             raise DataError("a server takes messages, but the task's request has a finished prompt")
-        return Prompt(document_id, prompt_text(request), request)
+        return Prompt(document_id, request.text, request)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Response]:
         """One request a prompt, all at the same time."""
@@ -89,10 +88,6 @@ class ServerBackend(Backend):
             **self.parameters,
         }
         return {name: value for name, value in arguments.items() if value is not None}
-
-
-def prompt_text(request: Request) -> str:
-    return request.prompt or json.dumps(request.messages, ensure_ascii=False)
 
 
 def _with_images(request: Request) -> list[dict[str, Any]]:

@@ -10,38 +10,28 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Self
 
-import torch
 from torch import nn
 
-from paperhooks.compat import LOSS_FUNCTION, MASK_MAKER, LayerCall, cache_parameter, keyword_parameters
-from paperhooks.errors import HookError, PluginConflict, UnsupportedGeneration
+from paperhooks.compat import keyword_parameters
+from paperhooks.errors import PluginConflict, UnsupportedGeneration
 from paperhooks.hooks.call import Site
 from paperhooks.hooks.inputs import shape_text
 from paperhooks.hooks.specs import LOSS_HOOKS
 from paperhooks.models.view import ModelView
 from paperhooks.models.wrappers import running_model
-from paperhooks.sessions.chain import Flags, Hook
-from paperhooks.sessions.generate_guard import CacheGuard, GuardedGenerate, MaskNotes
+from paperhooks.sessions.chain import Flags
+from paperhooks.sessions.installer import Installer
 from paperhooks.sessions.method_set import Implementation, Method, MethodSet
 from paperhooks.sessions.removal import open_session, own_hooks, strip_hooks
 from paperhooks.sessions.threads import in_stack, still_inside
-from paperhooks.sessions.torch_hooks import (
-    CompactLoss,
-    DecoderEnter,
-    DecoderExit,
-    LayerEnter,
-    LayerExit,
-    ModelEnter,
-    TrainingWatch,
-)
-from paperhooks.sessions.undo import InstanceAttribute, UndoStack
+from paperhooks.sessions.torch_hooks import ModelEnter
+from paperhooks.sessions.undo import UndoStack
 from paperhooks.sessions.versions import warn_untested
 
 __all__ = ["Session", "active_session", "attach"]
@@ -85,8 +75,7 @@ class Session:
         self._set = methods
         self._flags = Flags()
         self._undo = UndoStack()
-        self._attributes: list[InstanceAttribute] = []
-        self._guard: GuardedGenerate | None = None
+        self._installer = Installer(self.view, methods, self._flags, self._undo)
         #: Methods whose teardown is still to run, in the order of their setup.
         self._begun: list[str] = []
         self._open()
@@ -98,15 +87,16 @@ class Session:
             in_forward = bool(self._set.in_forward())
             names = keyword_parameters(self.view.model) if in_forward else ()
             # First of all and undone last: by it a session whose opening or closing was interrupted can be found.
-            self._entry = ModelEnter(self.view, names, self, in_forward, self._flags)
-            self._hook(self.view.model, "forward_pre", self._entry)
+            entry = ModelEnter(self.view, names, self, in_forward, self._flags)
+            self._installer.hook(self.view.model, "forward_pre", entry)
             for implementation in self._set.implementations("setup"):
                 self._begun.append(implementation.method)
                 self.view.writer = implementation.method
                 implementation.function(self.view)
                 self._take_deferred()
             self._begun = [i.method for i in self._set.implementations("teardown")]
-            self._register(in_forward)
+            with_loss = self._with_loss_hooks()
+            self._installer.install(entry, _never_asked(with_loss) if with_loss else "")
         except BaseException as exc:
             self._teardown()
             self._unwind()
@@ -120,70 +110,6 @@ class Session:
         while self.view.deferred:
             self._undo.push("deferred callback", self.view.deferred[0])
             del self.view.deferred[0]
-
-    def _register(self, in_forward: bool) -> None:
-        view, methods = self.view, self._set
-        if in_forward:
-            self._guard_generation()
-            base = getattr(view.model, "base_model", view.model)
-            if base is not view.model and base is not view.decoder:
-                names = keyword_parameters(base)
-                self._hook(base, "forward_pre", ModelEnter(view, names, None, in_forward, self._flags))
-            cache_name = cache_parameter(view.decoder.forward)
-            entry = DecoderEnter(
-                view, keyword_parameters(view.decoder), cache_name, methods.chain("pre_decoder"), self._flags
-            )
-            self._hook(view.decoder, "forward_pre", entry)
-            self._register_layers(methods.sites(view))
-            self._discard_compiled_code()
-        if view.compact_loss:
-            previous = view.model.__dict__.get(LOSS_FUNCTION)
-            self._instance_attribute(LOSS_FUNCTION, CompactLoss(_loss_function(view.model), previous))
-        if self._with_loss_hooks():
-            self._hook(view.model, "forward", TrainingWatch(self._flags, _never_asked(self._with_loss_hooks())))
-
-    def _register_layers(self, sites: list[Site]) -> None:
-        hooked = entries = False
-        for site in sites:
-            names = LayerCall.of(site.layer)
-            entry, leaving = self._set.chain("pre_attention", site), self._set.chain("post_layer", site)
-            restores = site.selects and site.index == site.n_layers - 1
-            if entry or site.selects:
-                self._hook(site.layer, "forward_pre", LayerEnter(site, names, entry, self._flags))
-                entries = entries or site.attends
-            if leaving or restores:
-                hook = LayerExit(site, leaving, self._flags, restores, self.view.compact_loss)
-                self._hook(site.layer, "forward", hook)
-            hooked = hooked or bool(entry or leaving)
-        self._hook(self.view.decoder, "forward", DecoderExit(self._flags, hooked, entries), always=True)
-
-    def _discard_compiled_code(self) -> None:
-        """Compiled code does not guard on hooks: what was compiled before would silently ignore them."""
-        if "torch._dynamo" in sys.modules:
-            torch.compiler.reset()
-            self._undo.push("compiler reset", torch.compiler.reset)
-            log.info("compiled code was discarded, since it would not see the hooks")
-
-    def _guard_generation(self) -> None:
-        model, rules = self.view.model, self._set.rules()
-        if hasattr(model, "generate"):
-            self._guard = self._entry.guard = GuardedGenerate(model, model.__dict__.get("generate"), rules)
-            self._instance_attribute("generate", self._guard)
-            self._instance_attribute(MASK_MAKER, MaskNotes.around(model))
-        self._hook(self.view.decoder, "forward_pre", CacheGuard(rules, cache_parameter(self.view.decoder.forward)))
-
-    def _hook(self, module: nn.Module, kind: str, hook: Hook, *, always: bool = False) -> None:
-        if kind == "forward_pre":
-            handle = module.register_forward_pre_hook(hook, with_kwargs=True)  # type: ignore[arg-type]
-        else:
-            handle = module.register_forward_hook(hook, with_kwargs=True, prepend=True, always_call=always)  # type: ignore[arg-type]
-        self._undo.push(f"{type(hook).__name__} on {type(module).__name__}", handle.remove)
-
-    def _instance_attribute(self, name: str, value: object) -> None:
-        attribute = InstanceAttribute(self.view.model, name, value)
-        self._undo.push(f"instance attribute {name}", attribute.undo)
-        self._attributes.append(attribute)
-        attribute.set()
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
@@ -254,7 +180,7 @@ class Session:
             self._teardown()
             self._unwind()
             self.closed = self._flags.closed = True
-        for left in filter(None, (attribute.left for attribute in self._attributes)):
+        for left in filter(None, (attribute.left for attribute in self._installer.attributes)):
             warnings.warn(left, stacklevel=3)
         if self._undo.errors:
             raise ExceptionGroup(
@@ -270,8 +196,8 @@ class Session:
                 "without the methods; close it after the call has returned"
             )
         self._flags.closing = True
-        if self._guard is not None:
-            self._guard.active = False
+        if self._installer.guard is not None:
+            self._installer.guard.active = False
         if inside:
             log.info("closing waits for %d thread(s) that are inside a call of the model", len(inside))
         while self._threads():
@@ -279,9 +205,9 @@ class Session:
 
     def _threads(self) -> set[int]:
         """The threads that are inside a call of the model now."""
-        me = threading.get_ident()
-        noted = {*list(self._flags.inside), *(list(self._guard.calls) if self._guard is not None else ())} - {me}
-        here = in_stack(self.view.model) or (self._guard is not None and in_stack(self._guard))
+        me, guard = threading.get_ident(), self._installer.guard
+        noted = {*list(self._flags.inside), *(list(guard.calls) if guard is not None else ())} - {me}
+        here = in_stack(self.view.model) or (guard is not None and in_stack(guard))
         return still_inside(noted) | ({me} if here else set())
 
     def _teardown(self) -> None:
@@ -366,13 +292,6 @@ def attach(model: nn.Module, *methods: str | Method) -> Session:
 def active_session(model: nn.Module) -> Session | None:
     """The open session of ``model`` (or of the model inside a wrapper), or None. A copy has hooks but no session."""
     return session if isinstance(session := open_session(model), Session) else None
-
-
-def _loss_function(model: nn.Module) -> Callable[..., Any]:
-    inner: Callable[..., Any] | None = getattr(model, "loss_function", None)
-    if inner is None:
-        raise HookError(f"{type(model).__name__} has no loss_function, so a compact loss cannot be computed")
-    return inner
 
 
 def _never_asked(methods: Iterable[str]) -> str:
