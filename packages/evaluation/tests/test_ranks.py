@@ -13,7 +13,7 @@ from paperhooks.generation import CallableBackend
 from paperhooks.io import Ranks
 from paperhooks.testing import run_ranks
 from paperhooks_evaluation import Document, evaluate
-from paperhooks_evaluation.shards import share
+from paperhooks_evaluation.plan import share
 
 quick = partial(evaluate, report=False)
 

@@ -23,13 +23,12 @@ from paperhooks.plugins import catalog
 from paperhooks.reports import RunFolder
 
 from paperhooks_evaluation.answers import Asker, AskOptions, notify
-from paperhooks_evaluation.plan import Plan, ask_options, check_numbers
+from paperhooks_evaluation.plan import Plan, ask_options, check_numbers, check_shard, share
 from paperhooks_evaluation.report import write_report
 from paperhooks_evaluation.result_files import write_results
 from paperhooks_evaluation.results import EvaluationResult, EvaluationRun
 from paperhooks_evaluation.samples import SampleFile, read_documents, write_documents
 from paperhooks_evaluation.scoring import check_modes, score_mode
-from paperhooks_evaluation.shards import check_shard, share
 from paperhooks_evaluation.task import Task, available_tasks, load_task
 
 __all__ = ["evaluate", "rescore"]

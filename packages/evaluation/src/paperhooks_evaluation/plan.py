@@ -1,10 +1,11 @@
-"""What a run is about: a task with its modes, and the documents of the data."""
+"""What a run is about: a task with its modes, the documents of the data, and the share of them that is answered."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from paperhooks_evaluation.answers import AskOptions
 from paperhooks_evaluation.scoring import check_modes
 from paperhooks_evaluation.task import Document, Task, load_task
 
-__all__ = ["Plan", "ask_options", "check_numbers", "checked_documents"]
+__all__ = ["Plan", "ask_options", "check_numbers", "check_shard", "checked_documents", "share"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +97,21 @@ def ask_options(
         raise DataError(f"stop = {stop!r} must be a list of strings that are not empty")
     chosen = check_layout(task.layout if layout is None else layout)
     return AskOptions(chosen, max_pixels, max_new_tokens, None if stop is None else tuple(stop))
+
+
+def check_shard(shard: tuple[int, int] | None) -> None:
+    """Raise DataError unless ``shard`` is an index and a count with 0 <= index < count."""
+    if shard is not None and not 0 <= shard[0] < shard[1]:
+        raise DataError(f"shard = {shard} must be (index, count) with 0 <= index < count, such as (0, 2)")
+
+
+def share(documents: Iterable[Document], shard: tuple[int, int] | None) -> list[Document]:
+    """The documents of a shard: those whose id hashes to it, in any order of the data and on any machine."""
+    if shard is None:
+        return list(documents)
+    index, count = shard
+    return [one for one in documents if _hash(one.id) % count == index]
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

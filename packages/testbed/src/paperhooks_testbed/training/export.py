@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +16,7 @@ from transformers import LlavaForConditionalGeneration
 
 from paperhooks_testbed.architecture import build_processor
 from paperhooks_testbed.evaluate import Share, accuracy, depth_profile, noise_image
+from paperhooks_testbed.folders import new_folder
 from paperhooks_testbed.questions import KINDS, question_set
 
 __all__ = ["ModelMeasurement", "export", "measure"]
@@ -58,9 +56,7 @@ def export(
     :param folder: where the folder goes.
     :param questions: held-out questions for the card.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with new_folder(folder, replace=True) as partial:
         model.save_pretrained(partial)
         build_processor().save_pretrained(partial)
         measured = measure(partial, questions, min(questions, 300))
@@ -69,11 +65,6 @@ def export(
         for path in partial.iterdir():
             path.chmod(0o644)
         partial.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.rename(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return measured
 
 
