@@ -25,8 +25,10 @@ def mark(model: nn.Module, settings: Mapping[str, Any]) -> Callable[[], None]:
     """Write settings into ``model.config``, from where ``save_pretrained`` takes them to ``config.json``.
 
     A session does this while it is open. Call it yourself to keep the mark after the session: ``mark(model,
-    method.settings)``. Returns a function that puts the config back; it leaves alone what others have written since, be
-    it another mark or other plugins' entries.
+    method.settings)``.
+
+    :return: a function that puts the config back; it leaves alone what others have written since, be it another mark or
+        other plugins' entries.
     """
     config: Any = model.config
     before = getattr(config, _ATTRIBUTE, None)

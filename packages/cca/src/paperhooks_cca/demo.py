@@ -42,7 +42,10 @@ _METRICS = ("accuracy", "f1", "yes_ratio")
 
 
 def testbed() -> ModuleType:
-    """The package paperhooks_testbed. Raises MissingExtra when it is not installed."""
+    """The package paperhooks_testbed.
+
+    :raises MissingExtra: it is not installed.
+    """
     try:
         import paperhooks_testbed
     except ImportError as error:

@@ -22,7 +22,10 @@ Resolver: TypeAlias = Callable[[ModelView, Call], Sequence[ImageSpan]]
 
 
 def grid_option(name: str, value: Any) -> Any:
-    """An option that says the grid of every image: (H, W) as whole numbers, or a function. Raises ValueError."""
+    """An option that says the grid of every image: (H, W) as whole numbers, or a function.
+
+    :raises ValueError: it is neither.
+    """
     if callable(value):
         return value
     try:

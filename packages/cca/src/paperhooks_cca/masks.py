@@ -52,14 +52,8 @@ def forward_mask(
     if documents is not None and past:
         raise DataError("document_ids pack whole rows; they cannot be used with a cache that holds tokens")
     dtype: Any = inputs.inputs_embeds.dtype if inputs.inputs_embeds is not None else view.model.dtype
-    return attention_mask(
-        order,
-        key_order(order, past, total),
-        real=keep,
-        documents=None if documents is None else (documents, documents),
-        kernel=view.attention_kernel,
-        dtype=dtype,
-    )
+    keys = key_order(order, past, total)
+    return attention_mask(order, keys, real=keep, documents=documents, kernel=view.attention_kernel, dtype=dtype)
 
 
 def key_order(order: Tensor, past: int, total: int) -> Tensor:
@@ -82,7 +76,7 @@ def attention_mask(
     keys: Tensor,
     *,
     real: Tensor | None,
-    documents: tuple[Tensor, Tensor] | None = None,
+    documents: Tensor | None = None,
     kernel: str,
     dtype: torch.dtype,
 ) -> Any:
@@ -90,13 +84,12 @@ def attention_mask(
 
     :param order: int64 [B, T] of the queries. :param keys: int64 [B, S], from :func:`key_order`.
     :param real: bool [B, S], False for padding keys, or None.
-    :param documents: document number of the queries [B, T] and of the keys [B, S], for packed rows.
+    :param documents: document number of every token [B, T], for packed rows; S is T then.
     :raises DataError: document numbers of another shape.
     """
-    if documents is not None and (documents[0].shape != order.shape or documents[1].shape != keys.shape):
+    if documents is not None and not documents.shape == order.shape == keys.shape:
         raise DataError(
-            f"document_ids is {list(documents[0].shape)}; expected the document number of every token, "
-            f"{list(order.shape)}"
+            f"document_ids is {list(documents.shape)}; expected the document number of every token, {list(order.shape)}"
         )
     if kernel == "flex_attention":
         return _block_mask(order, keys, real, documents)
@@ -109,24 +102,24 @@ def attention_mask(
     return _closed(blocked, real, documents, True).mul_(torch.finfo(dtype).min)[:, None]
 
 
-def _closed(mask: Tensor, real: Tensor | None, documents: tuple[Tensor, Tensor] | None, no: bool) -> Tensor:
+def _closed(mask: Tensor, real: Tensor | None, documents: Tensor | None, no: bool) -> Tensor:
     """Close ``mask`` [B, T, S] (``no`` where it is closed) to padding and to other documents."""
     if real is not None:
         mask.masked_fill_(~real[:, None, :], no)
     if documents is not None:
-        mask.masked_fill_(documents[1][:, None, :] != documents[0][:, :, None], no)
+        mask.masked_fill_(documents[:, None, :] != documents[:, :, None], no)
         # Padding outside all documents may see everything: a row without keys has no softmax.
         mask.masked_fill_((mask == no).all(-1, keepdim=True), not no)
     return mask
 
 
-def _block_mask(order: Tensor, keys: Tensor, real: Tensor | None, documents: tuple[Tensor, Tensor] | None) -> Any:
+def _block_mask(order: Tensor, keys: Tensor, real: Tensor | None, documents: Tensor | None) -> Any:
     def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         allowed = keys[batch, key] <= order[batch, query]
         if real is not None:
             allowed = allowed & real[batch, key]
         if documents is not None:
-            allowed = allowed & (documents[1][batch, key] == documents[0][batch, query])
+            allowed = allowed & (documents[batch, key] == documents[batch, query])
         return allowed
 
     return block_mask(rule, order.shape[0], order.shape[1], keys.shape[1], order.device)

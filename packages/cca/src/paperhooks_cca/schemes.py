@@ -88,7 +88,7 @@ def order_table(scheme: str | Scheme, height: int, width: int, device: torch.dev
 
 def levels(scheme: str | Scheme, height: int, width: int) -> int:
     """How many positions an image of H x W patches takes under ``scheme``."""
-    return (_kept_levels if _hashable(scheme) else _levels)(scheme, height, width)
+    return int(order_table(scheme, height, width).max()) + 1
 
 
 def _table(scheme: str | Scheme, height: int, width: int, device: torch.device | None) -> Tensor:
@@ -104,10 +104,6 @@ def _table(scheme: str | Scheme, height: int, width: int, device: torch.device |
     return table.flatten().to(device)
 
 
-def _levels(scheme: str | Scheme, height: int, width: int) -> int:
-    return int(order_table(scheme, height, width).max()) + 1
-
-
 def _hashable(scheme: object) -> bool:
     """Whether tables of a scheme can be kept; callable objects that cannot be hashed are asked anew every time."""
     try:
@@ -118,4 +114,3 @@ def _hashable(scheme: object) -> bool:
 
 
 _kept_table = lru_cache(maxsize=256)(_table)
-_kept_levels = lru_cache(maxsize=256)(_levels)

@@ -33,7 +33,10 @@ class _Answers:
 
 
 def load_testbed() -> tuple[Any, Any]:
-    """Model and processor of paperhooks-testbed. Raises MissingExtra when it is not installed."""
+    """Model and processor of paperhooks-testbed.
+
+    :raises MissingExtra: it is not installed.
+    """
     try:
         from paperhooks_testbed import load_vlm
     except ImportError as error:

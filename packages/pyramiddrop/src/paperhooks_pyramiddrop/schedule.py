@@ -87,11 +87,6 @@ class Schedule:
             raise ValueError(f"keep ratios are cumulative and must not increase, got {list(self.ratios)}")
 
     @classmethod
-    def from_stages(cls, stages: Mapping[int, float]) -> Schedule:
-        """``{8: 0.5, 16: 0.25}``: at the entry of layer 8 keep 50 %, at the entry of layer 16 keep 25 %."""
-        return cls(tuple(stages), tuple(stages.values()))
-
-    @classmethod
     def powers(cls, layers: Sequence[int], ratio: float) -> Schedule:
         """The given layers with ratios ``ratio``, ``ratio**2``, ... (the paper's lambda)."""
         chosen, share = whole_list("layers", layers), number("ratio", ratio, low=0, high=1)
@@ -186,7 +181,7 @@ def explicit_schedule(
         given = f"layers is {shown(layers)}" + (f", ratios is {shown(ratios)}" if ratios is not None else "")
     try:
         if isinstance(stages, Mapping):
-            return Schedule.from_stages(stages)
+            return Schedule(tuple(stages), tuple(stages.values()))
         return Schedule.powers(layers or (), ratio) if ratios is None else Schedule(tuple(layers or ()), tuple(ratios))
     except ValueError as error:
         raise ValueError(f"{given}: {error}") from None
