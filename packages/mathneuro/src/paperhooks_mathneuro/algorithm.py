@@ -25,17 +25,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Top",
-    "channel_sums",
-    "compat_scores",
-    "count",
-    "isolate",
-    "scores",
-    "squared_norms",
-    "thresholds",
-    "top",
-]
+__all__ = ["Top", "channel_sums", "compat_scores", "count", "isolate", "scores", "squared_norms", "thresholds", "top"]
 
 _NO_THRESHOLD: Final = math.inf
 

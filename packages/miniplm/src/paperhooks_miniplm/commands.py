@@ -20,8 +20,7 @@ __all__ = ["add_commands"]
 Corpus = Annotated[str, typer.Option("--corpus", help="Folder of shards, or .jsonl, .parquet, hub:NAME:SPLIT.")]
 Tokenizer = Annotated[str | None, typer.Option("--tokenizer", help="Folder or hub name; that of the model without.")]
 TextTokenizer = Annotated[
-    str | None,
-    typer.Option("--tokenizer", help="Folder or hub name: to read texts, and to show rows as text."),
+    str | None, typer.Option("--tokenizer", help="Folder or hub name: to read texts, and to show rows as text.")
 ]
 MaxLength = Annotated[int, typer.Option("--max-length", min=1, help="Most tokens that a model reads of a row.")]
 BatchTokens = Annotated[
@@ -46,9 +45,7 @@ Normalize = Annotated[
 def add_commands(app: typer.Typer) -> None:
     """Add the command group ``miniplm`` to the application."""
     group = typer.Typer(
-        name="miniplm",
-        help="MiniPLM: score a corpus with two models, keep what teaches.",
-        no_args_is_help=True,
+        name="miniplm", help="MiniPLM: score a corpus with two models, keep what teaches.", no_args_is_help=True
     )
     for command in (pack, plan, score, diff, select, export, convert):
         group.command()(usage_errors(command))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from paperhooks.reports import PALETTE, new_figure, style_axes
+from paperhooks.reports import PALETTE, bar_figure, new_figure, style_axes
 
 from paperhooks_miniplm.algorithm import Array
 
@@ -38,11 +38,7 @@ def score_figure(values: Array, cut: float, *, kept: Array | None = None, unit: 
 
 
 def scatter_figure(
-    teacher: Array,
-    reference: Array,
-    domains: Array | None = None,
-    *,
-    unit: str = UNITS["mean"],
+    teacher: Array, reference: Array, domains: Array | None = None, *, unit: str = UNITS["mean"]
 ) -> Figure:
     """Loss under the reference against loss under the teacher, a point a row, coloured by domain."""
     figure, (axes,) = new_figure(width=6.4, height=5.0)
@@ -64,15 +60,11 @@ def scatter_figure(
 
 def kept_figure(shares: Mapping[str, float], overall: float) -> Figure:
     """Share of each domain that is kept, with a dashed line at the share of all rows."""
-    figure, (axes,) = new_figure(height=max(1.6, 0.36 * len(shares) + 1.0))
-    names = list(shares)
-    axes.barh(range(len(names)), [100 * shares[name] for name in names], color=PALETTE[0], alpha=0.7, height=0.66)
-    axes.axvline(100 * overall, color=PALETTE[1], linestyle="--", linewidth=1.4)
-    axes.set_yticks(range(len(names)), labels=[name or "(no domain)" for name in names])
-    axes.invert_yaxis()
-    axes.set_xlim(0, 100)
-    style_axes(axes, f"Kept by domain (all: {overall:.0%})", "% of the domain's rows")
-    axes.grid(False, axis="y")
+    figure = bar_figure(
+        [name or "(no domain)" for name in shares], [100 * share for share in shares.values()],
+        title=f"Kept by domain (all: {overall:.0%})", x="% of the domain's rows", reference=100 * overall,
+    )  # fmt: skip
+    figure.axes[0].set_xlim(0, 100)
     return figure
 
 

@@ -77,7 +77,7 @@ def test_rows_without_input_are_masked_whole() -> None:
     ("rows", "changed", "words"),
     [
         ([], {}, "no rows"),
-        ([np.array([1.5, 2.0])], {}, r"row 0 of the batch is float64"),
+        ([np.array([1.5, 2.0])], {}, r"row 0 of the batch: holds float64"),
         ([np.zeros((2, 2), dtype=int)], {}, r"\[2, 2\]; expected a list"),
         ([np.arange(9)], {"pad_to": 4}, "8 inputs, more than pad_to=4"),
         ([np.arange(9)], {"max_length": 0}, "max_length is 0"),

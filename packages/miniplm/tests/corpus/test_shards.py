@@ -251,8 +251,8 @@ def test_facts_that_do_not_fit_the_rows(shards: Path, tmp_path_factory) -> None:
     [
         ([1, 512], "row 1 holds the id 512; expected 0 to 511"),
         ([-1], "row 1 holds the id -1"),
-        ([0.5], "row 1 is float64"),
-        ([[1]], r"row 1 is int64 \[1, 1\]"),
+        ([0.5], "row 1: holds float64"),
+        ([[1]], r"row 1: holds int64 \[1, 1\]"),
     ],
 )
 def test_rows_that_cannot_be_written_leave_nothing(tmp_path: Path, row, message: str) -> None:

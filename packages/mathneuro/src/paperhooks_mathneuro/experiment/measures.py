@@ -12,6 +12,7 @@ from paperhooks import DataError, ModelView
 from paperhooks.logprobs import Head, sequence_logprobs
 from paperhooks.models import evaluation_mode
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from paperhooks_mathneuro.texts import Sample, batches_by_length
 
@@ -102,11 +103,10 @@ def last_number(text: str) -> float | None:
 def _prompts(batch: Sequence[Sample], model: Any, tokenizer: Any) -> tuple[dict[str, Tensor], int]:
     """Questions padded on the left."""
     rows = [sample.ids[: sample.answer_start] or sample.ids[:1] for sample in batch]
-    width = max(map(len, rows))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}, width
+    ids = pad_sequence([torch.tensor(row) for row in rows], True, pad, "left")
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.int64) for row in rows], True, 0, "left")
+    return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}, ids.shape[1]
 
 
 def _answer_logprobs(
@@ -127,12 +127,9 @@ def _answer_logprobs(
 
 
 def _padded(samples: Sequence[Sample], scored: Scored, device: torch.device) -> dict[str, Tensor]:
-    width = max(len(sample.ids) for sample in samples)
-    ids = torch.zeros(len(samples), width, dtype=torch.int64)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-    for row, sample in enumerate(samples):
-        length, start = len(sample.ids), sample.answer_start if scored == "answer" else 0
-        ids[row, :length] = torch.tensor(sample.ids)
-        mask[row, :length] = 1
-        labels[row, start:length] = ids[row, start:length]
-    return {name: each.to(device) for name, each in (("input_ids", ids), ("attention_mask", mask), ("labels", labels))}
+    ids = [torch.tensor(sample.ids) for sample in samples]
+    starts = [sample.answer_start if scored == "answer" else 0 for sample in samples]
+    labels = [own.masked_fill(torch.arange(len(own)) < start, -100) for own, start in zip(ids, starts, strict=True)]
+    mask = pad_sequence([torch.ones_like(own) for own in ids], True)
+    found = {"input_ids": pad_sequence(ids, True), "attention_mask": mask, "labels": pad_sequence(labels, True, -100)}
+    return {name: each.to(device) for name, each in found.items()}

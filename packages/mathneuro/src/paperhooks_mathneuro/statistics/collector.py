@@ -18,6 +18,7 @@ from paperhooks import Artefact, DataError, ModelError, ModelView, active_sessio
 from paperhooks.io import Ranks, choice, config_digest, hash_json
 from paperhooks.models import calibrate, find_tokenizer, running_model
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from paperhooks_mathneuro.matrices import Coverage, HeadChoice, find_matrices
@@ -231,15 +232,9 @@ class _Work:
     def _padded(self, batch: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs padded on the right, and which of their tokens count."""
         texts = [self.texts[i] for i in batch]
-        width = max(len(text.ids) for text in texts)
-        pad = _pad_token(self.view)
-        ids = torch.full((len(batch), width), pad)
-        mask = torch.zeros(len(batch), width, dtype=torch.int64)
-        counted = torch.zeros(len(batch), width, dtype=torch.bool)
-        for row, text in enumerate(texts):
-            ids[row, : len(text.ids)] = torch.tensor(text.ids)
-            mask[row, : len(text.ids)] = 1
-            counted[row, : len(text.ids)] = self._counted(text)
+        ids = pad_sequence([torch.tensor(text.ids) for text in texts], True, _pad_token(self.view))
+        mask = pad_sequence([torch.ones(len(text.ids), dtype=torch.int64) for text in texts], True)
+        counted = pad_sequence([self._counted(text) for text in texts], True)
         return {"input_ids": ids, "attention_mask": mask}, counted
 
     def _counted(self, text: Sample) -> Tensor:
@@ -316,10 +311,7 @@ def gathered(pieces: list[Piece], ranks: Ranks) -> list[Piece]:
     """The pieces of all processes; those that several have read from disk count once."""
     if ranks.count == 1:
         return pieces
-    from torch import distributed
-
-    told: list[Any] = [None] * ranks.count
-    distributed.all_gather_object(told, [(list(p.samples), dict(p.inputs), dict(p.values)) for p in pieces])
+    told = _told([(list(p.samples), dict(p.inputs), dict(p.values)) for p in pieces])
     seen: set[int] = set()
     found = []
     for samples, inputs, values in (piece for each in told for piece in each):
@@ -333,12 +325,18 @@ def summed_calls(calls: Mapping[str, int], ranks: Ranks) -> dict[str, int]:
     """Calls by module, over all processes."""
     if ranks.count == 1:
         return dict(calls)
-    from torch import distributed
-
-    told: list[Any] = [None] * ranks.count
-    distributed.all_gather_object(told, dict(calls))
+    told = _told(dict(calls))
     names = dict.fromkeys(name for each in told for name in each)
     return {name: sum(each.get(name, 0) for each in told) for name in names}
+
+
+def _told(value: Any) -> list[Any]:
+    """The values of all processes."""
+    from torch import distributed
+
+    told: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(told, value)
+    return told
 
 
 @dataclass(frozen=True, eq=False)

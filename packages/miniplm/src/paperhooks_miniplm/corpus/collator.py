@@ -8,20 +8,20 @@ document cannot be known. Predicting the end itself counts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from paperhooks import DataError
 from torch import Tensor
 
-from paperhooks_miniplm.algorithm import counted_inputs
+from paperhooks_miniplm.algorithm import Array, counted_inputs
+from paperhooks_miniplm.corpus.rows import token_ids
 
 __all__ = ["collate", "loss_mask"]
 
 
 def loss_mask(
-    ids: Tensor | np.ndarray[Any, Any], eos_id: int | None, pad_id: int | None = None, mask_after_eos: bool = True
+    ids: Tensor | Array, eos_id: int | None, pad_id: int | None = None, mask_after_eos: bool = True
 ) -> Tensor:
     """Which inputs have a prediction that counts, by what they are: float32, 1 or 0, in the shape of ``ids``.
 
@@ -40,7 +40,7 @@ def loss_mask(
 
 
 def collate(
-    rows: Sequence[np.ndarray[Any, Any]],
+    rows: Sequence[Array],
     *,
     max_length: int,
     pad_id: int,
@@ -62,7 +62,7 @@ def collate(
         ``position_ids`` int64 [B, T] if asked for. ``label`` is what the same position predicts: nothing is to shift.
     :raises DataError: no rows, a row that is no list of integers, or one that does not fit into ``pad_to``.
     """
-    cut = [_checked(row, number)[: max_length + 1] for number, row in enumerate(rows)]
+    cut = [token_ids(f"row {number} of the batch", row)[: max_length + 1] for number, row in enumerate(rows)]
     width = _width(cut, max_length, pad_to)
     ids, label = (np.full((len(cut), width), pad_id, dtype=np.int64) for _ in range(2))
     real = np.zeros((len(cut), width), dtype=np.int64)
@@ -81,14 +81,7 @@ def collate(
     return batch
 
 
-def _checked(row: Any, number: int) -> np.ndarray[Any, Any]:
-    ids = np.asarray(row)
-    if ids.ndim != 1 or (len(ids) and not np.issubdtype(ids.dtype, np.integer)):
-        raise DataError(f"row {number} of the batch is {ids.dtype} {list(ids.shape)}; expected a list of token ids")
-    return ids
-
-
-def _width(rows: Sequence[np.ndarray[Any, Any]], max_length: int, pad_to: int | None) -> int:
+def _width(rows: Sequence[Array], max_length: int, pad_to: int | None) -> int:
     if max_length < 1:
         raise DataError(f"max_length is {max_length}; a model must read at least one token")
     if not rows:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from paperhooks_miniplm.algorithm import Array
 from paperhooks_miniplm.corpus.packer import eos_of, pack_rows, packer_of, starts_with_bos, text_bytes
 from paperhooks_miniplm.corpus.record_rows import StreamRows, encode
 from paperhooks_miniplm.corpus.records import TextRecord
@@ -218,13 +219,13 @@ def _ranks(source: RowSource, rows: Any, join: bool) -> Iterator[int] | None:
     return (int(rank) for rank in ranks[np.asarray(rows, dtype=np.int64)])
 
 
-def split_documents(ids: np.ndarray[Any, Any], eos: int) -> list[list[int]]:
+def split_documents(ids: Array, eos: int) -> list[list[int]]:
     """The parts of a row between end-of-sequence tokens, one more than there are of these."""
     parts = np.split(ids, np.flatnonzero(ids == eos))
     return [part[min(number, 1) :].tolist() for number, part in enumerate(parts)]
 
 
-def text_of(ids: np.ndarray[Any, Any], tokenizer: Any) -> str:
+def text_of(ids: Array, tokenizer: Any) -> str:
     """The text of a row, with the end token's own text between documents."""
     if tokenizer.eos_token_id is None:
         return str(tokenizer.decode(ids.tolist(), skip_special_tokens=True))

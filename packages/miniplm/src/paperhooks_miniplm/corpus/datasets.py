@@ -20,7 +20,7 @@ from paperhooks import DataError
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from paperhooks_miniplm.algorithm import sequence_means
+from paperhooks_miniplm.algorithm import Array, sequence_means
 from paperhooks_miniplm.corpus.collator import collate
 from paperhooks_miniplm.corpus.record_rows import StreamRows
 from paperhooks_miniplm.corpus.row_numbers import row_numbers
@@ -272,11 +272,11 @@ def _item(row: Row) -> dict[str, Tensor]:
     return {"input_ids": torch.from_numpy(row.ids)}
 
 
-def _ids(item: Any) -> np.ndarray[Any, Any]:
+def _ids(item: Any) -> Array:
     if isinstance(item, Row):
         return item.ids
     return np.asarray(item["input_ids"] if isinstance(item, Mapping) else item)
 
 
-def _digest(rows: np.ndarray[Any, Any]) -> str:
+def _digest(rows: Array) -> str:
     return hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").tobytes()).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 from paperhooks import DataError, MissingExtra
@@ -21,11 +21,10 @@ from paperhooks_miniplm.corpus.shards import Shards
 from paperhooks_miniplm.scoring.scores import read_arrays
 from paperhooks_miniplm.selection import RowSelection
 
-__all__ = ["FORMATS", "Format", "export", "load_selection", "read_index"]
+__all__ = ["Format", "export", "load_selection", "read_index"]
 
 #: What a selection can be written as.
 Format: TypeAlias = Literal["index", "bitmap", "shards", "parquet", "jsonl"]
-FORMATS: Final[tuple[Format, ...]] = ("index", "bitmap", "shards", "parquet", "jsonl")
 
 _KIND: Final = "miniplm-selection"
 _BATCH: Final = 4096
@@ -51,8 +50,8 @@ def export(
     :raises DataError: an unknown format, a selection of another corpus, or an output that exists already; an index or
         bitmap of the same rows is left as it is.
     """
-    if format not in FORMATS:
-        raise DataError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
+    if format not in get_args(Format):
+        raise DataError(f"format is {format!r}; expected one of {', '.join(get_args(Format))}")
     check_corpus(selection.about, source)
     if selection.total != (size := count_rows(source)):
         raise DataError(f"the selection is of {selection.total} rows, {source.name} has {size}: another corpus")

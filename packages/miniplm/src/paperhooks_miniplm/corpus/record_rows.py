@@ -15,6 +15,7 @@ import numpy as np
 from paperhooks import DataError
 from paperhooks.io import hash_json, plain
 
+from paperhooks_miniplm.algorithm import Array
 from paperhooks_miniplm.corpus.records import (
     Fields,
     Record,
@@ -25,7 +26,7 @@ from paperhooks_miniplm.corpus.records import (
     read_records,
     record_files,
 )
-from paperhooks_miniplm.corpus.rows import Row
+from paperhooks_miniplm.corpus.rows import Row, token_ids
 
 __all__ = ["RecordRows", "RowMaker", "StreamRows", "columns_of", "encode", "has_ids", "tokenizer_digest"]
 
@@ -97,14 +98,11 @@ class RowMaker:
         given: Any = record
         n_bytes = None
         if isinstance(record, Mapping):
-            given, n_bytes, text = (
-                record["input_ids"],
-                record.get("n_bytes"),
-                self.fields.value(record, self.fields.text),
-            )
+            given, n_bytes = record["input_ids"], record.get("n_bytes")
+            text = self.fields.value(record, self.fields.text)
         if n_bytes is None and isinstance(text, str):
             n_bytes = len(text.encode("utf-8", "surrogatepass"))
-        return Row(_ids(where, given), domain, n_bytes)
+        return Row(token_ids(where, given), domain, n_bytes)
 
     def describe(self, ids: bool) -> dict[str, Any]:
         """What makes rows of records; a tokenizer has no part in it where the records hold ``ids``."""
@@ -129,16 +127,6 @@ def has_ids(record: Any) -> bool:
     return not isinstance(record, str | TextRecord)
 
 
-def _ids(where: str, value: Any) -> np.ndarray[Any, Any]:
-    try:
-        found = np.asarray(value)
-    except ValueError as error:
-        raise DataError(f"{where}: holds no list of token ids but lists of several lengths") from error
-    if found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
-        raise DataError(f"{where}: holds {found.dtype} {list(found.shape)}; expected a list of token ids")
-    return found.astype(np.int64)
-
-
 class RecordRows:
     """Rows of records that can be read at any place, one a record; see :class:`paperhooks_miniplm.RowSource`.
 
@@ -148,7 +136,7 @@ class RecordRows:
     def __init__(self, records: Records, maker: RowMaker, name: str) -> None:
         self.name = name
         self._records, self._maker = records, maker
-        self._lengths: np.ndarray[Any, Any] | None = None
+        self._lengths: Array | None = None
 
     def __len__(self) -> int:
         return len(self._records)
@@ -166,19 +154,19 @@ class RecordRows:
         """Whether :meth:`lengths` is known without reading all records."""
         return self._lengths is not None
 
-    def lengths(self) -> np.ndarray[Any, Any]:
+    def lengths(self) -> Array:
         """Ids of each row, int64 [N]; of texts they are counted once, which takes tokenizing all of them."""
         if self._lengths is None:
             found = [len(row.ids) for part in self._parts() for row in self.read(part)]
             self._lengths = np.array(found, dtype=np.int64)
         return self._lengths
 
-    def domains(self) -> np.ndarray[Any, Any] | None:
+    def domains(self) -> Array | None:
         """Domain of each row, str objects [N], or None where no record says; all records are read for it, once."""
         return self._domains
 
     @cached_property
-    def _domains(self) -> np.ndarray[Any, Any] | None:
+    def _domains(self) -> Array | None:
         names: dict[str, str] = {}
         found = np.empty(len(self), dtype=object)
         for part in self._parts():
@@ -232,7 +220,7 @@ class StreamRows:
         self._cursor: Iterator[Record] | None = None
         self._position, self._sure = 0, True
         self._length: int | None = None
-        self._facts: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None] | None = None
+        self._facts: tuple[Array, Array | None] | None = None
 
     def __len__(self) -> int:
         if self._length is None:
@@ -265,15 +253,15 @@ class StreamRows:
             raise DataError(f"{self.name} has no row {missing}")
         return [found[int(row)] for row in rows]
 
-    def lengths(self) -> np.ndarray[Any, Any]:
+    def lengths(self) -> Array:
         """Ids of each row, int64 [N]."""
         return self._measured()[0]
 
-    def domains(self) -> np.ndarray[Any, Any] | None:
+    def domains(self) -> Array | None:
         """Domain of each row, str objects [N], or None where no record says."""
         return self._measured()[1]
 
-    def _measured(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
+    def _measured(self) -> tuple[Array, Array | None]:
         if self._facts is None:
             names: dict[str, str] = {}
             lengths, domains = array("q"), []

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from paperhooks import DataError
 
+from paperhooks_miniplm.algorithm import Array
 from paperhooks_miniplm.corpus.record_rows import StreamRows
 from paperhooks_miniplm.corpus.rows import RowSource, check_corpus, count_rows
 from paperhooks_miniplm.selection import RowSelection
@@ -14,7 +15,7 @@ from paperhooks_miniplm.selection import RowSelection
 __all__ = ["row_numbers"]
 
 
-def row_numbers(source: RowSource, rows: Any) -> np.ndarray[Any, Any] | None:
+def row_numbers(source: RowSource, rows: Any) -> Array | None:
     """The chosen rows as int64 [K], or None for all.
 
     :param rows: row numbers [K], a bool mask [N], a :class:`~paperhooks_miniplm.RowSelection`, or None.
@@ -47,7 +48,7 @@ def row_numbers(source: RowSource, rows: Any) -> np.ndarray[Any, Any] | None:
     return found.astype(np.int64)
 
 
-def _ascending(rows: np.ndarray[Any, Any], source: StreamRows) -> np.ndarray[Any, Any]:
+def _ascending(rows: Array, source: StreamRows) -> Array:
     if rows[0] < 0 or bool((np.diff(rows) <= 0).any()):
         raise DataError(f"{source.name} can only be read in order; choose rows of it in ascending order, each once")
     return rows.astype(np.int64)

@@ -11,7 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from paperhooks import DataError
 
-__all__ = ["MemoryRows", "Row", "RowSource", "check_corpus", "count_rows", "same_rows"]
+from paperhooks_miniplm.algorithm import Array
+
+__all__ = ["MemoryRows", "Row", "RowSource", "check_corpus", "count_rows", "same_rows", "token_ids"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,7 +28,7 @@ class Row:
         Length of its text in UTF-8, for scores per byte; None where unknown.
     """
 
-    ids: np.ndarray[Any, Any]
+    ids: Array
     domain: str = ""
     n_bytes: int | None = None
 
@@ -45,10 +47,10 @@ class RowSource(Protocol):
     def read(self, rows: Sequence[int]) -> list[Row]:
         """The given rows, in the given order."""
 
-    def lengths(self) -> np.ndarray[Any, Any]:
+    def lengths(self) -> Array:
         """Ids of each row, int64 [N]."""
 
-    def domains(self) -> np.ndarray[Any, Any] | None:
+    def domains(self) -> Array | None:
         """Domain of each row, str [N], or None where nobody said."""
 
     def fingerprint(self) -> dict[str, Any]:
@@ -88,7 +90,8 @@ class MemoryRows:
     _rows: list[Row] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._rows = [_as_row(row, number) for number, row in enumerate(self.rows)]
+        named = ((f"row {number}", row) for number, row in enumerate(self.rows))
+        self._rows = [row if isinstance(row, Row) else Row(token_ids(where, row)) for where, row in named]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -97,11 +100,11 @@ class MemoryRows:
         """See :class:`RowSource`."""
         return [self._rows[row] for row in rows]
 
-    def lengths(self) -> np.ndarray[Any, Any]:
+    def lengths(self) -> Array:
         """See :class:`RowSource`."""
         return np.array([len(row.ids) for row in self._rows], dtype=np.int64)
 
-    def domains(self) -> np.ndarray[Any, Any] | None:
+    def domains(self) -> Array | None:
         """See :class:`RowSource`."""
         found = np.array([row.domain for row in self._rows], dtype=str)
         return found if any(found) else None
@@ -119,10 +122,12 @@ class MemoryRows:
         return {"rows": len(self._rows), "sha256": digest.hexdigest()}
 
 
-def _as_row(value: Any, number: int) -> Row:
-    if isinstance(value, Row):
-        return value
-    ids = np.asarray(value)
-    if ids.ndim != 1 or (len(ids) and not np.issubdtype(ids.dtype, np.integer)):
-        raise DataError(f"row {number} is {type(value).__name__} {list(ids.shape)}; expected a list of token ids")
-    return Row(ids.astype(np.int64))
+def token_ids(where: str, value: Any) -> Array:
+    """Any list of integers as int64 [n]. Raises DataError for other things, saying ``where`` it stands."""
+    try:
+        found = np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"{where}: holds no list of token ids but lists of several lengths") from error
+    if found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
+        raise DataError(f"{where}: holds {found.dtype} {list(found.shape)}; expected a list of token ids")
+    return found.astype(np.int64)

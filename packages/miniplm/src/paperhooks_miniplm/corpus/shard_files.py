@@ -22,7 +22,8 @@ from typing import IO, Any, Final
 import numpy as np
 from paperhooks import DataError
 
-from paperhooks_miniplm.corpus.rows import Row
+from paperhooks_miniplm.algorithm import Array
+from paperhooks_miniplm.corpus.rows import Row, token_ids
 
 __all__ = ["SHARD_FILE", "ShardWriter", "best_dtype", "holds_shards", "read_header", "write_shards"]
 
@@ -111,9 +112,7 @@ class ShardWriter:
 
     def add(self, ids: Any, domain: str = "", n_bytes: int | None = None) -> None:
         """Append a row: integers [n]. Raises DataError for other things, and for ids that do not fit, with the row."""
-        found = np.asarray(ids)
-        if found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
-            raise DataError(f"row {self.rows} is {found.dtype} {list(found.shape)}; expected a list of token ids")
+        found = token_ids(f"row {self.rows}", ids)
         if len(found) and not 0 <= int(found.min()) <= int(found.max()) <= self.largest:
             wrong = found[(found < 0) | (found > self.largest)][0]
             raise DataError(f"row {self.rows} holds the id {wrong}; expected 0 to {self.largest}")
@@ -147,7 +146,7 @@ class ShardWriter:
         self._finished += 1
         self._reset()
 
-    def _write_about(self, number: int, order: np.ndarray[Any, Any]) -> None:
+    def _write_about(self, number: int, order: Array) -> None:
         from safetensors.numpy import save
 
         codes, n_bytes = np.frombuffer(self._codes, dtype=np.int32), np.frombuffer(self._n_bytes, dtype=np.int64)

@@ -15,12 +15,10 @@ import numpy as np
 from paperhooks import DataError
 from paperhooks.io import hash_json
 
+from paperhooks_miniplm.algorithm import Array
 from paperhooks_miniplm.corpus.records import file_digest
 from paperhooks_miniplm.corpus.rows import Row
-from paperhooks_miniplm.corpus.shard_files import (
-    SHARD_FILE,
-    read_header,
-)
+from paperhooks_miniplm.corpus.shard_files import SHARD_FILE, read_header
 
 __all__ = ["Shards"]
 
@@ -110,18 +108,18 @@ class Shards:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": {}}
 
-    def lengths(self) -> np.ndarray[Any, Any]:
+    def lengths(self) -> Array:
         """Ids of each row, int64 [N]."""
         return self._joined([shard.open().lengths.astype(np.int64) for shard in self._shards])
 
-    def domains(self) -> np.ndarray[Any, Any] | None:
+    def domains(self) -> Array | None:
         """Domain of each row, str objects [N], or None where the folder does not say."""
         if not any(shard.about.exists() for shard in self._shards):
             return None
         found = self._joined([shard.open().domains() for shard in self._shards])
         return found if any(found) else None
 
-    def _joined(self, parts: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    def _joined(self, parts: Sequence[Array]) -> Array:
         return np.concatenate(parts)[self._first : self._last]
 
     def fingerprint(self, *, whole: bool = False) -> dict[str, Any]:
@@ -217,12 +215,12 @@ class _Maps:
     """The content of a shard; ids and index are read when they are used."""
 
     dtype: np.dtype[Any]
-    lengths: np.ndarray[Any, Any]
-    offsets: np.ndarray[Any, Any]
-    content: np.ndarray[Any, Any]
+    lengths: Array
+    offsets: Array
+    content: Array
     names: list[str]
-    codes: np.ndarray[Any, Any] | None
-    n_bytes: np.ndarray[Any, Any] | None
+    codes: Array | None
+    n_bytes: Array | None
 
     def row(self, row: int) -> Row:
         start = int(self.offsets[row])
@@ -233,12 +231,12 @@ class _Maps:
         n_bytes = int(self.n_bytes[row])
         return Row(ids, self.names[self.codes[row]], n_bytes if n_bytes >= 0 else None)
 
-    def domains(self) -> np.ndarray[Any, Any]:
+    def domains(self) -> Array:
         codes = np.zeros(len(self.lengths), dtype=np.int32) if self.codes is None else self.codes
         return np.array(self.names or [""], dtype=object)[codes]
 
 
-def _mapped(file: Path) -> np.ndarray[Any, Any]:
+def _mapped(file: Path) -> Array:
     # Nothing cannot be mapped.
     return np.asarray(np.memmap(file, mode="r")) if file.stat().st_size else np.empty(0, dtype=np.uint8)
 

@@ -12,6 +12,7 @@ from paperhooks import ModelView
 from paperhooks.models import view_of
 from torch import nn
 
+from paperhooks_miniplm.algorithm import Array
 from paperhooks_miniplm.corpus.record_rows import RecordRows
 from paperhooks_miniplm.corpus.rows import RowSource, count_rows
 from paperhooks_miniplm.corpus.sources import open_rows
@@ -157,14 +158,14 @@ def _spread(size: int, count: int) -> list[int]:
     return found
 
 
-def _counted(rows: RowSource) -> np.ndarray[Any, Any]:
+def _counted(rows: RowSource) -> Array:
     """Lengths of the rows, int64: of all, or of some where counting them means reading all records."""
     if isinstance(rows, RecordRows) and not rows.counted and len(rows) > _SAMPLED:
         return np.array([len(row.ids) for row in rows.read(_spread(len(rows), _SAMPLED))], dtype=np.int64)
     return rows.lengths()
 
 
-def _read_lengths(lengths: np.ndarray[Any, Any], max_length: int, over_long: OverLong) -> np.ndarray[Any, Any]:
+def _read_lengths(lengths: Array, max_length: int, over_long: OverLong) -> Array:
     """Lengths of what a model reads, one id more each: rows that are cut, or in pieces."""
     if over_long != "split":
         return np.minimum(lengths, max_length + 1)
@@ -172,7 +173,7 @@ def _read_lengths(lengths: np.ndarray[Any, Any], max_length: int, over_long: Ove
     return np.concatenate([np.full(int(whole.sum()), max_length + 1), rest + 1])
 
 
-def forward_flops(view: ModelView, lengths: np.ndarray[Any, Any]) -> float:
+def forward_flops(view: ModelView, lengths: Array) -> float:
     """Operations of one forward pass over rows of these lengths: matrices of layers and head, and causal attention."""
     config: Any = view.text_config
     matrices = sum(p.numel() for layer in view.layers for p in layer.parameters() if p.ndim >= 2)
@@ -191,7 +192,7 @@ def _active(config: Any, matrices: int, view: ModelView) -> int:
     return matrices - routed + routed * int(chosen) // int(count) if routed and chosen and count else matrices
 
 
-def _rate(likelihood: LogLikelihood, sample: Sequence[np.ndarray[Any, Any]]) -> float:
+def _rate(likelihood: LogLikelihood, sample: Sequence[Array]) -> float:
     """Tokens a second on the sample, after a first batch that is not counted."""
     usable = [ids for ids in sample if len(ids) > 1]
     if not usable:

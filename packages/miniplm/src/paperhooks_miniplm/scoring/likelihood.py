@@ -22,7 +22,7 @@ from paperhooks.logprobs import Head, token_logprobs
 from paperhooks.models import evaluation_mode, last_hidden_state, view_of
 from torch import Tensor, nn
 
-from paperhooks_miniplm.algorithm import Array, counted_inputs
+from paperhooks_miniplm.algorithm import Array, counted_inputs, negative_log_likelihood
 
 __all__ = ["LogLikelihood", "OverLong", "RowScores", "ScoringWarning", "fitted", "labels_of", "longest_readable"]
 
@@ -231,11 +231,10 @@ class LogLikelihood:
         found = []
         for row in range(len(labels)):  # one at a time: these logits stand in memory in full
             own = {name: each[row : row + 1] for name, each in inputs.items()}
-            logits = self.view.model(**own, use_cache=False).logits.float()
-            picked = logits.gather(-1, labels[row : row + 1].clamp(min=0).to(logits.device)[..., None])[..., 0]
-            found.append(
-                (picked - logits.logsumexp(-1)).masked_fill((labels[row : row + 1] < 0).to(logits.device), 0.0)
-            )
+            logits = self.view.model(**own, use_cache=False).logits[0].float()
+            wanted = labels[row].to(logits.device)
+            nll = negative_log_likelihood(logits, wanted.clamp(min=0))
+            found.append(-nll.masked_fill(wanted < 0, 0.0)[None])
         return torch.cat(found)
 
     def _again(self, rows: Sequence[Array]) -> Array:
