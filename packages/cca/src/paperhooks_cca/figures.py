@@ -11,7 +11,7 @@ from torch import Tensor
 
 from paperhooks_cca.algorithm import Grid, allowed_mask, token_order
 from paperhooks_cca.images import grouped
-from paperhooks_cca.schemes import SCHEMES, Scheme, order_table
+from paperhooks_cca.schemes import SCHEMES, Scheme, order_table, scheme_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ _INK = "#7b8696"
 def ring_figure(grid: Grid, schemes: Sequence[str | Scheme] = tuple(SCHEMES)) -> Figure:
     """The level of every patch under each scheme, one panel a scheme."""
     tables = [order_table(scheme, *grid).view(grid) for scheme in schemes]
-    titles = [f"{_title(s)}: {int(t.max()) + 1} positions" for s, t in zip(schemes, tables, strict=True)]
+    titles = [f"{scheme_name(s)}: {int(t.max()) + 1} positions" for s, t in zip(schemes, tables, strict=True)]
     return _maps(tables, titles, numbers=max(grid) <= 8)
 
 
@@ -43,7 +43,7 @@ def position_figure(
 ) -> Figure:
     """The position of every token of a prompt with one image, along the sequence."""
     steps = list(range(before + grid[0] * grid[1] + after))
-    series = {_title(s): (steps, prompt_positions(grid, before, after, s)[0].tolist()) for s in schemes}
+    series = {scheme_name(s): (steps, prompt_positions(grid, before, after, s)[0].tolist()) for s in schemes}
     return _smooth(line_figure(series, title="Position of every token", x="token in the sequence", y="rotary position"))
 
 
@@ -60,7 +60,7 @@ def mask_figure(
             one.axhline(edge - 0.5, color=_INK, linewidth=0.7)
             one.axvline(edge - 0.5, color=_INK, linewidth=0.7)
         inside = mask[before:stop, before:stop].mean()
-        style_axes(one, f"{_title(scheme)}: {float(inside):.1%} inside", "key", "query")
+        style_axes(one, f"{scheme_name(scheme)}: {float(inside):.1%} inside", "key", "query")
         one.grid(False)
     return figure
 
@@ -82,7 +82,7 @@ def distance_figure(
         distances = (placed[size:, None] - placed[None, :size]).flatten().sort().values
         picked = torch.linspace(0, len(distances) - 1, 60).long()
         shares = ((picked + 1) / len(distances)).tolist()
-        series[f"{_title(scheme)} (at most {int(distances[-1])})"] = (distances[picked].tolist(), shares)
+        series[f"{scheme_name(scheme)} (at most {int(distances[-1])})"] = (distances[picked].tolist(), shares)
     return _smooth(
         line_figure(series, title="Distance from question to patch", x="positions", y="share of pairs within it")
     )
@@ -143,10 +143,6 @@ def _smooth(figure: Figure) -> Figure:
     return figure
 
 
-def _title(scheme: str | Scheme) -> str:
-    return scheme if isinstance(scheme, str) else scheme.__name__
-
-
 def _maps(
     tables: Sequence[Tensor],
     titles: Sequence[str],
@@ -162,12 +158,8 @@ def _maps(
             for (i, j), value in ((divmod(n, table.shape[1]), v) for n, v in enumerate(table.flatten().tolist())):
                 light = value < (int(table.max()) + 1) / 2
                 one.text(j, i, str(int(value)), ha="center", va="center", fontsize=8, color="w" if light else "k")
-        one.set_xticks([])
-        one.set_yticks([])
-        one.grid(False)
+        one.set_axis_off()
         one.set_title(title, color=_INK, fontsize=9)
-        for spine in one.spines.values():
-            spine.set_visible(False)
     if bar:
         figure.colorbar(image, ax=axes, shrink=0.75)
     return figure

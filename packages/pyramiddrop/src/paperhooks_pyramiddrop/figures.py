@@ -52,6 +52,7 @@ def _span(start: int, stop: int | None) -> str:
 
 def _panel(axes: Any, pixels: Any, kept: Any, scores: torch.Tensor | None, part: GridPart) -> None:
     import numpy as np
+    from matplotlib.patches import Rectangle
 
     height, width = pixels.shape[:2]
     rows = (np.arange(height) * part.rows // height).clip(max=part.rows - 1)
@@ -62,19 +63,10 @@ def _panel(axes: Any, pixels: Any, kept: Any, scores: torch.Tensor | None, part:
         best = scores.nan_to_num(nan=-1.0).topk(min(3, len(scores))).indices.tolist()
         for token in best:
             y, x = divmod(token, part.cols)
-            box = (x * width / part.cols, y * height / part.rows)
-            axes.add_patch(_frame(box, width / part.cols, height / part.rows))
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.grid(False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def _frame(corner: tuple[float, float], width: float, height: float) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(corner, width, height, fill=False, edgecolor=PALETTE[1], linewidth=1.6)
+            wide, high = width / part.cols, height / part.rows
+            frame = Rectangle((x * wide, y * high), wide, high, fill=False, edgecolor=PALETTE[1], linewidth=1.6)
+            axes.add_patch(frame)
+    axes.set_axis_off()
 
 
 def staircase_figure(savings: Savings, text_tokens: int = 0) -> Figure:
