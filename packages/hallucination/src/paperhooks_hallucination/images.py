@@ -39,7 +39,8 @@ class ImageFolder:
 def image_request(document: Document, text: str, max_new_tokens: int) -> Request:
     """One message of the user: a document's image, then a text.
 
-    :raises DataError: a file that is no image. :raises MissingExtra: pillow or datasets is missing.
+    :raises DataError: a file that is no image.
+    :raises MissingExtra: pillow or datasets is missing.
     """
     content = [{"type": "image"}, {"type": "text", "text": text}]
     return Request(

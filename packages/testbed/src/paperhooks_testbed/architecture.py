@@ -33,6 +33,7 @@ __all__ = [
 PAD, BOS, EOS, UNK, IMAGE_TOKEN = "<pad>", "<s>", "</s>", "<unk>", "<image>"
 _NUMBERS = tuple(str(n) for n in range(MAX_COUNT + 1))
 _FRAME = ("what", "which", "colour", "shape", "shapes", "is", "are", "there", "a", "any", "the", "how", "many", "where")
+#: Words have ids by their places, and the weights that ship know them: none can be taken out.
 _LINKS = ("in", "picture", "and", "of", "above", "below", "?", "yes", "no")
 
 WIDTH = 128

@@ -25,7 +25,7 @@ _EXTRA = "paperhooks-testbed[train]"
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides the outcome of a run."""
+    """Everything that decides the outcome of a run; ``run.json`` knows the fields, ``pictures`` too, by these names."""
 
     steps: int = 3300
     warmup_steps: int = 300
