@@ -280,12 +280,12 @@ def wheel_job(session: nox.Session, package: Package, built: dict[str, Path], fo
     shutil.copytree(package.folder / "tests", place / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     settings = shutil.copy(ROOT / "pyproject.toml", place / "pyproject.toml")
     checker = shutil.copy(ROOT / "tests" / "installed.py", place / "installed.py")
-    points = package.project.get("entry-points", {}).get("paperhooks.plugins", {})
+    points = (BY_NAME[name].project.get("entry-points", {}).get("paperhooks.plugins", {}) for name in needed)
     expected = {
         "first_party": needed,
         "all": sorted(BY_NAME),
         "module": package.module,
-        "plugins": sorted(points),
+        "plugins": sorted(plugin for each in points for plugin in each),
         "environment": str(folder / package.name / "env"),
     }
     run(session, python, "-I", str(checker), json.dumps(expected))

@@ -1,8 +1,8 @@
 """Looks at an environment in which wheels were installed; run by the session ``wheels`` inside that environment.
 
 Its one argument is a JSON object: ``first_party`` (distributions that must be there), ``all`` (distributions of the
-repository; the others of these must not be there), ``module`` (what the wheel under test provides), ``plugins`` (its
-entry points), ``environment`` (where first-party code must come from).
+repository; the others of these must not be there), ``module`` (what the wheel under test provides), ``plugins`` (entry
+points of it and of what it needs), ``environment`` (where first-party code must come from).
 """
 
 from __future__ import annotations
