@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from paperhooks import ModelError, ModelView
+from paperhooks.io import choice, optional, pattern
 from paperhooks.models import Experts
 from torch import Tensor, nn
 
@@ -116,11 +117,12 @@ def find_matrices(
     :param include, exclude: regular expressions searched for in a matrix's name; what they leave out is listed.
     :raises ModelError: nothing is left to score. :raises ValueError: a choice or an expression that is none.
     """
-    if head not in ("no", "untied", "tied"):
-        raise ValueError(f"head is {head!r}; expected 'no', 'untied' or 'tied'")
-    wanted, unwanted = (_compiled(name, text) for name, text in (("include", include), ("exclude", exclude)))
+    choice("head", head, get_args(HeadChoice))
+    wanted, unwanted = optional(pattern, "include", include), optional(pattern, "exclude", exclude)
     found = [*_layer_matrices(view), *_head_matrix(view, head)]
-    chosen = [m for m in found if _kept(m.name, wanted, unwanted)]
+    chosen = [m for m in found if re.search(wanted or "", m.name)]
+    if unwanted is not None:
+        chosen = [m for m in chosen if not re.search(unwanted, m.name)]
     left = [Uncovered(m.name, m.numel, "left out by include or exclude") for m in found if m not in chosen]
     if not chosen:
         raise ModelError(f"{type(view.model).__name__} has no matrix to score here: found {len(found)}, all left out")
@@ -192,14 +194,3 @@ def _rest(view: ModelView, covered: set[str]) -> Iterator[Uncovered]:
                 adapter = isinstance(owner, nn.Linear)  # any other linear layer would have been found
                 reason = "part of an adapter" if adapter else f"{type(owner).__name__} is no linear layer"
                 yield Uncovered(name, parameter.numel(), reason)
-
-
-def _compiled(name: str, text: str | None) -> re.Pattern[str] | None:
-    try:
-        return None if text is None else re.compile(text)
-    except re.error as error:
-        raise ValueError(f"{name} = {text!r} is no regular expression: {error}") from error
-
-
-def _kept(name: str, wanted: re.Pattern[str] | None, unwanted: re.Pattern[str] | None) -> bool:
-    return (wanted is None or bool(wanted.search(name))) and not (unwanted is not None and unwanted.search(name))

@@ -12,11 +12,12 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 from weakref import WeakKeyDictionary
 
 import torch
 from paperhooks import Artefact, ModelError, WeightJournal, active_session
+from paperhooks.io import choice
 from paperhooks.models import running_model
 from paperhooks.weights import Edit
 from torch import Tensor, nn
@@ -149,8 +150,7 @@ def check_scale(scale: float, rounding: str = "nearest") -> None:
     """Raise ValueError for a factor that is no number, and for an unknown kind of rounding."""
     if not isinstance(scale, int | float) or not math.isfinite(scale):
         raise ValueError(f"scale is {scale}; expected a finite number such as 0 or 1.1")
-    if rounding not in ("nearest", "stochastic"):
-        raise ValueError(f"rounding is {rounding!r}; expected 'nearest' or 'stochastic'")
+    choice("rounding", rounding, get_args(Rounding))
 
 
 def edit(

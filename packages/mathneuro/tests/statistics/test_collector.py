@@ -120,7 +120,7 @@ def test_include_and_exclude_choose_and_what_they_leave_is_listed() -> None:
     assert 0 < coverage.share < 0.5
     with pytest.raises(ModelError, match="no matrix to score"):
         find_matrices(view, include="nothing")
-    with pytest.raises(ValueError, match="no regular expression"):
+    with pytest.raises(ValueError, match="expected a regular expression"):
         find_matrices(view, exclude="(")
 
 

@@ -3,9 +3,9 @@
     d(x) = (log p(x) - log p_ref(x)) / tokens      p the teacher, p_ref the reference
     kept = the floor(ratio * N) rows with the largest d, in the order of the corpus
 
-The numbers are sections of the method's description that this package follows, which was drawn from the tables of
-arXiv 2410.17215 and from the official code (thu-coai/MiniPLM at ac2302f): 2.4 scoring, 2.5 difference, 2.6 selection,
-2.7 learning rate, 2.9 distillation and costs, 2.11 scaling law.
+Sections, here and in all modules, are those of the method's description that this package follows, drawn from the tables
+of arXiv 2410.17215 and from the official code (thu-coai/MiniPLM at ac2302f): 2.1 packing, 2.2 shards, 2.4 scoring, 2.5
+difference, 2.6 selection, 2.7 learning rate, 2.8 other tokenizers, 2.9 distillation and costs, 2.11 scaling law.
 
 Letters: B rows, T tokens, V vocabulary, n positions with a target.
 """
@@ -24,6 +24,7 @@ from paperhooks.logprobs import Divergence, divergence_of
 from torch import Tensor
 
 __all__ = [
+    "IGNORED",
     "Array",
     "ScalingLaw",
     "blended_loss",
@@ -43,6 +44,8 @@ __all__ = [
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
+#: Label of a position that does not count, as in transformers.
+IGNORED: Final = -100
 #: Exponents among which the fit of the scaling law looks for its own.
 _EXPONENTS: Final = np.geomspace(1e-3, 10.0, 400)
 _GOLDEN: Final = (math.sqrt(5) - 1) / 2

@@ -14,7 +14,7 @@ from paperhooks.hooks import LossContext
 from paperhooks.training import compute_loss
 from torch import Tensor
 
-from paperhooks_miniplm.algorithm import Array, lr_at
+from paperhooks_miniplm.algorithm import IGNORED, Array, lr_at
 from paperhooks_miniplm.corpus.collator import collate
 from paperhooks_miniplm.corpus.rows import RowSource
 from paperhooks_miniplm.distillation.methods import Distil
@@ -57,7 +57,7 @@ def small_llama(
 def training_batch(source: RowSource, rows: Sequence[int] | Array, max_length: int, end: int = 0) -> dict[str, Tensor]:
     """Rows as ``input_ids``, ``attention_mask`` and ``shift_labels`` [B, T], which are not moved any more."""
     ready = collate([row.ids for row in source.read([int(row) for row in rows])], max_length=max_length, pad_id=end)
-    labels = ready["label"].masked_fill(ready["loss_mask"] == 0, -100)
+    labels = ready["label"].masked_fill(ready["loss_mask"] == 0, IGNORED)
     return {"input_ids": ready["input_ids"], "attention_mask": ready["attention_mask"], "shift_labels": labels}
 
 

@@ -21,15 +21,14 @@ _GREY: Final = "#7b8696"
 _POINTS: Final = 4000
 
 
-def score_figure(values: Array, cut: float, *, kept: Array | None = None, unit: str = UNITS["mean"]) -> Figure:
+def score_figure(values: Array, cut: float, *, kept: Array, unit: str = UNITS["mean"]) -> Figure:
     """Histogram of difference scores, those of kept rows in colour, with a line at the cut."""
     figure, (axes,) = new_figure()
     known = ~np.isnan(values)
     low, high = np.percentile(values[known], [0.1, 99.9]) if known.any() else (0.0, 1.0)
     edges = np.linspace(low, high if high > low else low + 1, 61).tolist()
-    mask = known & (values >= cut) if kept is None else known & kept
-    axes.hist(values[known & ~mask], bins=edges, color=_GREY, alpha=0.45, label="dropped")
-    axes.hist(values[mask], bins=edges, color=PALETTE[0], alpha=0.7, label="kept")
+    axes.hist(values[known & ~kept], bins=edges, color=_GREY, alpha=0.45, label="dropped")
+    axes.hist(values[known & kept], bins=edges, color=PALETTE[0], alpha=0.7, label="kept")
     if np.isfinite(cut):
         axes.axvline(cut, color=PALETTE[1], linestyle="--", linewidth=1.5, label=f"cut at {cut:.3g}")
     style_axes(axes, "Difference scores", f"reference minus teacher, {unit}", "rows")

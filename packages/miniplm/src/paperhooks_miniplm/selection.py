@@ -7,7 +7,7 @@ written in corpus order. Here ties go to the lower row and NaN is never taken.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -17,7 +17,7 @@ from paperhooks.io import plain
 
 from paperhooks_miniplm.algorithm import Array, rows_kept
 from paperhooks_miniplm.difference import Difference
-from paperhooks_miniplm.top_rows import best, best_within, blocks, gumbel, ordered_keys
+from paperhooks_miniplm.top_rows import Blockwise, best, best_within, blocks, gumbel, ordered_keys
 
 __all__ = ["Quota", "RowSelection", "select"]
 
@@ -139,7 +139,7 @@ def _check(
         raise DataError(f"drop tells of {len(drop)} rows, the corpus has {n}")
 
 
-def _keys(values: Array, temperature: float, seed: int, drop: Array | None) -> Callable[[slice], Array]:
+def _keys(values: Array, temperature: float, seed: int, drop: Array | None) -> Blockwise:
     def keys(rows: slice) -> Array:
         block = np.asarray(values[rows], dtype=np.float32)
         if temperature:
@@ -150,20 +150,18 @@ def _keys(values: Array, temperature: float, seed: int, drop: Array | None) -> C
     return keys
 
 
-def _without_top(
-    keys: Callable[[slice], Array], plain_keys: Callable[[slice], Array], n: int, k: int
-) -> Callable[[slice], Array]:
+def _without_top(keys: Blockwise, plain_keys: Blockwise, n: int, k: int) -> Blockwise:
     """Keys without the ``k`` rows that are the best before any noise."""
     gone = np.zeros(n, dtype=bool)
     gone[best(plain_keys, n, k)] = True
     return _restricted(keys, ~gone)
 
 
-def _restricted(keys: Callable[[slice], Array], inside: Array) -> Callable[[slice], Array]:
+def _restricted(keys: Blockwise, inside: Array) -> Blockwise:
     return lambda rows: np.where(inside[rows], keys(rows), np.uint32(0))
 
 
-def _costs(lengths: Array) -> Callable[[slice], Array]:
+def _costs(lengths: Array) -> Blockwise:
     return lambda rows: np.asarray(lengths[rows], dtype=np.int64)
 
 

@@ -8,13 +8,16 @@ taken; of equal scores the lower row wins, whatever the blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 
 from paperhooks_miniplm.algorithm import Array
 
-__all__ = ["best", "best_within", "blocks", "gumbel", "ordered_keys"]
+__all__ = ["Blockwise", "best", "best_within", "blocks", "gumbel", "ordered_keys"]
+
+#: Gives an array of a block of rows.
+Blockwise: TypeAlias = Callable[[slice], Array]
 
 _BLOCK: Final = 1 << 20
 _HALF: Final = 1 << 16
@@ -42,7 +45,7 @@ def gumbel(rows: slice, seed: int) -> Array:
     return (-np.log(-np.log(np.maximum(uniform, 1e-300)))).astype(np.float32)
 
 
-def best(keys: Callable[[slice], Array], n: int, k: int) -> Array:
+def best(keys: Blockwise, n: int, k: int) -> Array:
     """The ``k`` rows with the largest keys, ascending: int64; fewer where fewer have a key above 0.
 
     :param keys: uint32 keys of a block of rows, 0 for rows that must not be taken.
@@ -50,7 +53,7 @@ def best(keys: Callable[[slice], Array], n: int, k: int) -> Array:
     return best_within(keys, lambda rows: np.ones(rows.stop - rows.start, dtype=np.int64), n, k)
 
 
-def best_within(keys: Callable[[slice], Array], costs: Callable[[slice], Array], n: int, budget: int) -> Array:
+def best_within(keys: Blockwise, costs: Blockwise, n: int, budget: int) -> Array:
     """The rows with the largest keys whose costs fit ``budget`` together, ascending: int64.
 
     Rows are taken from the best on; the first that does not fit ends it.
@@ -59,18 +62,13 @@ def best_within(keys: Callable[[slice], Array], costs: Callable[[slice], Array],
         return np.zeros(0, dtype=np.int64)
     upper, above = _cut(_histogram(keys, costs, n, lambda k: (k >> 16, k > 0)), 0, budget)
     if upper < 0:  # everything fits
-        return _taken(keys, costs, n, 0, None, 0)
+        return _taken(keys, costs, n, 0, None)
     lower, above = _cut(_histogram(keys, costs, n, lambda k: (k & 0xFFFF, (k >> 16 == upper) & (k > 0))), above, budget)
     key = (upper << 16) | lower
-    return _taken(keys, costs, n, key, budget - above, key)
+    return _taken(keys, costs, n, key, budget - above)
 
 
-def _histogram(
-    keys: Callable[[slice], Array],
-    costs: Callable[[slice], Array],
-    n: int,
-    part: Callable[[Array], tuple[Array, Array]],
-) -> Array:
+def _histogram(keys: Blockwise, costs: Blockwise, n: int, part: Callable[[Array], tuple[Array, Array]]) -> Array:
     total = np.zeros(_HALF, dtype=np.int64)
     for rows in blocks(n):
         bucket, inside = part(keys(rows))
@@ -89,20 +87,20 @@ def _cut(histogram: Array, above: int, budget: int) -> tuple[int, int]:
     return _HALF - 1 - place, int(reached[place - 1]) if place else above
 
 
-def _taken(
-    keys: Callable[[slice], Array], costs: Callable[[slice], Array], n: int, key: int, left: int | None, ties: int
-) -> Array:
-    """Rows above ``key``, and the first of those that equal ``ties`` whose costs fit what is left."""
-    found, open_ones = [], left is not None
+def _taken(keys: Blockwise, costs: Blockwise, n: int, key: int, left: int | None) -> Array:
+    """Rows above ``key``, and the first of its equals whose costs fit what is ``left``; none of these for None."""
+    found = []
     for rows in blocks(n):
         own = keys(rows)
         taken = own > key
-        if open_ones and left is not None:
-            same = np.flatnonzero(own == ties)
-            fits = left - costs(rows)[same].cumsum() >= 0
-            stop = len(fits) if fits.all() else int(fits.argmin())
-            taken[same[:stop]] = True
-            left -= int(costs(rows)[same[:stop]].sum())
-            open_ones = stop == len(fits)
+        if left is not None:
+            same = np.flatnonzero(own == key)
+            spent = costs(rows)[same].cumsum()
+            fits = int(np.searchsorted(spent, left, "right"))
+            taken[same[:fits]] = True
+            if fits < len(same):
+                left = None
+            elif fits:
+                left -= int(spent[-1])
         found.append(np.flatnonzero(taken).astype(np.int64) + rows.start)
     return np.concatenate([np.zeros(0, dtype=np.int64), *found])

@@ -101,13 +101,8 @@ def study(
         sides, main = tuple(statistics.values()), max(ratios)
         found.stability = stability(model, *sides, ratio=main, splits=splits, seed=seed, progress=progress, **options)
         found.noise = noise_floor(model, *sides, ratio=main, splits=splits, seed=seed, progress=progress, **options)
-    common = {
-        "tokenizer": tokenizer,
-        "template": template,
-        "batch_size": batch_size,
-        "progress": progress,
-        "seed": seed,
-    }
+    common = {"tokenizer": tokenizer, "template": template, "batch_size": batch_size, "progress": progress}
+    common |= {"seed": seed, "with_controls": False}
     with run.timed("evaluate"):
         _prune(model, found, parts, control_names, out, common)
     if scales:
@@ -157,9 +152,7 @@ def _prune(
         sets = {name: each for name, each in sets.items() if name in (ISOLATED, *control_names)}
         file = out / f"effects-{ratio:g}-{repeat}.json"
         earlier = next(iter(found.repeats.values()), None)
-        found.repeats[ratio, repeat] = evaluate(
-            model, sets, items, with_controls=False, base=earlier, out=file, **common
-        )
+        found.repeats[ratio, repeat] = evaluate(model, sets, items, base=earlier, out=file, **common)
     for ratio in dict.fromkeys(ratio for ratio, _ in found.selections):
         found.effects[ratio] = pooled([one for (r, _), one in found.repeats.items() if r == ratio])
 
@@ -170,24 +163,15 @@ def _scale(
 ) -> None:  # fmt: skip
     sets = {f"{ISOLATED} @ {ratio:g}": each for (ratio, repeat), each in found.selections.items() if repeat == 0}
     items = {side: part["development"] for side, part in parts.items()}
-    found.development = evaluate(
-        model, sets, items, scales=scales, with_controls=False, out=out / "scales-development.json", **common
-    )
+    file = out / "scales-development.json"
+    found.development = evaluate(model, sets, items, scales=scales, out=file, **common)
     found.chosen = choose(found.development, "improve")
     # Where nothing improved the development items, the mildest edit is reported, so that there is a figure to look at.
     name = found.chosen.selection or next(iter(sets))
     scale = found.chosen.scale if found.chosen.selection else min(scales, key=lambda s: abs(s - 1))
     items = {side: part["report"] for side, part in parts.items()}
-    found.reported = evaluate(
-        model,
-        {name: sets[name]},
-        items,
-        scales=[scale],
-        with_controls=False,
-        base=next(iter(found.repeats.values())),
-        out=out / "scales-report.json",
-        **common,
-    )
+    base, file = next(iter(found.repeats.values())), out / "scales-report.json"
+    found.reported = evaluate(model, {name: sets[name]}, items, scales=[scale], base=base, out=file, **common)
 
 
 def _record(run: RunFolder, found: Study) -> None:

@@ -14,9 +14,8 @@ from paperhooks import DataError
 from torch import nn
 from tqdm import tqdm
 
-from paperhooks_mathneuro.selection.overlaps import overlap
+from paperhooks_mathneuro.selection.overlaps import overlap, shares
 from paperhooks_mathneuro.selection.ratio_sweep import select
-from paperhooks_mathneuro.selection.selections import WeightSelection
 from paperhooks_mathneuro.statistics.statistics import Statistics
 
 __all__ = ["NoiseFloor", "Stability", "noise_floor", "stability"]
@@ -111,9 +110,6 @@ def noise_floor(
     for split in tqdm(range(splits), desc="noise floor", unit="split", disable=not progress):
         one, two = (side.halves(seed=seed + split, size=n) for side in (target, reference))
         for name, pair in (("isolated", (one[0], two[0])), ("target", one), ("reference", two)):
-            columns[name].append(_selected(select(model, *pair, ratio=ratio, **options)))
+            found = select(model, *pair, ratio=ratio, **options)
+            columns[name].append(shares(found.matrices, found.about["counts"]).total)
     return NoiseFloor(ratio, n, **{name: tuple(values) for name, values in columns.items()})
-
-
-def _selected(selection: WeightSelection) -> float:
-    return sum(selection.about["counts"].values()) / sum(matrix.numel for matrix in selection.matrices)

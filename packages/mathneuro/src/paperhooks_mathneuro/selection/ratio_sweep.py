@@ -91,19 +91,15 @@ def sweep(
     if len(sides) != len(targets) + len(references):
         raise DataError(f"sides have one name twice: {sorted(targets)} and {sorted(references)}")
     expression = expression or _difference(targets, references, combine)
-    unknown = [name for name in set_names(expression) if name not in sides]
-    if unknown:
-        raise DataError(f"{expression!r} names {unknown[0]!r}; the sides are {', '.join(sides)}")
-    sides = {name: sides[name] for name in set_names(expression)}
+    sides = {name: sides[name] for name in set_names(expression, sides)}
     _check_statistics(model, sides, mode, aggregate)
     shares = {
         (name, r): reference_ratio if reference_ratio is not None and name in references else r
         for name in sides
         for r in ratios
     }
-    run = _Sweep(model, sides, list(dict.fromkeys(ratios)), shares, expression, granularity, aggregate, mode)
-    run.max_isolated = max_isolated
-    return run.run()
+    each = list(dict.fromkeys(ratios))
+    return _Sweep(model, sides, each, shares, expression, granularity, aggregate, mode, max_isolated).run()
 
 
 def _check_options(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from paperhooks import DataError
 from paperhooks.errors import did_you_mean
@@ -14,15 +14,20 @@ from paperhooks_mathneuro.algorithm import isolate
 __all__ = ["evaluate_sets", "set_names", "sides_of"]
 
 
-def set_names(expression: str) -> list[str]:
+def set_names(expression: str, sides: Collection[str] | None = None) -> list[str]:
     """The names that an expression uses, in the order of their first use.
 
     >>> set_names("maths - (prose | code)")
     ['maths', 'prose', 'code']
 
-    Raises DataError for anything but names, ``-``, ``|``, ``&``, ``^`` and brackets.
+    Raises DataError for anything but names, ``-``, ``|``, ``&``, ``^`` and brackets, and for one that is not among
+    ``sides``.
     """
-    return list(dict.fromkeys(_names(_parsed(expression), expression)))
+    found = list(dict.fromkeys(_names(_parsed(expression), expression)))
+    unknown = [] if sides is None else [name for name in found if name not in sides]
+    if sides is not None and unknown:
+        raise DataError(f"{expression!r} names {unknown[0]!r}; the sides are {', '.join(sides)}")
+    return found
 
 
 def evaluate_sets(expression: str, sets: Mapping[str, Tensor]) -> Tensor:

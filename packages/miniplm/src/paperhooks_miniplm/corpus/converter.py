@@ -1,6 +1,6 @@
 """The rows of a corpus for another tokenizer: packed anew, or one for one as the official code converts them.
 
-The official way (section 2.8 of the derivation) keeps the number of rows. Where the new tokenizer needs more ids the
+The official way (section 2.8) keeps the number of rows. Where the new tokenizer needs more ids the
 end of a row is cut off, and a character that was cut in two at the end of a row is lost. ``repack`` puts the rows of a
 domain that follow each other together again before it decodes them, and loses neither.
 """

@@ -20,7 +20,7 @@ from paperhooks import DataError
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from paperhooks_miniplm.algorithm import Array, sequence_means
+from paperhooks_miniplm.algorithm import IGNORED, Array, sequence_means
 from paperhooks_miniplm.corpus.collator import collate
 from paperhooks_miniplm.corpus.record_rows import StreamRows
 from paperhooks_miniplm.corpus.row_numbers import row_numbers
@@ -241,7 +241,7 @@ class TrainingCollator:
             "input_ids": torch.cat([first, batch["label"]], 1),
             # The first id is always attended to: a row without any would have no attention at all.
             "attention_mask": torch.cat([torch.ones_like(first), batch["attention_mask"]], 1),
-            "labels": torch.cat([torch.full_like(first, -100), batch["label"].masked_fill(~counted, -100)], 1),
+            "labels": torch.cat([torch.full_like(first, IGNORED), batch["label"].masked_fill(~counted, IGNORED)], 1),
         }
 
 
@@ -259,7 +259,7 @@ def sequence_mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = N
     :raises DataError: a batch in which nothing is predicted.
     """
     targets = labels[:, 1:].to(outputs.logits.device)
-    counted = targets != -100
+    counted = targets != IGNORED
     if not bool(counted.any()):
         raise DataError(_NO_TARGET.format(rows=len(labels)))
     logits = outputs.logits[:, :-1].float().transpose(1, 2)

@@ -1,7 +1,7 @@
 """Packing documents into rows of a corpus, cut at the ends of sentences, with every token accounted for.
 
 Documents of a domain, each with an end-of-sequence token behind it, make one stream; rows are cut from its head, at
-most ``max_length`` + 1 ids long, back to the last end of a document, line or sentence (section 2.1 of the derivation).
+most ``max_length`` + 1 ids long, back to the last end of a document, line or sentence (section 2.1).
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from paperhooks_miniplm.corpus.records import (
     read_records,
     record_files,
 )
-from paperhooks_miniplm.corpus.rows import Row, token_ids
+from paperhooks_miniplm.corpus.rows import Fingerprinted, Row, token_ids
 
 __all__ = ["RecordRows", "RowMaker", "StreamRows", "columns_of", "encode", "has_ids", "tokenizer_digest"]
 
@@ -127,7 +127,7 @@ def has_ids(record: Any) -> bool:
     return not isinstance(record, str | TextRecord)
 
 
-class RecordRows:
+class RecordRows(Fingerprinted):
     """Rows of records that can be read at any place, one a record; see :class:`paperhooks_miniplm.RowSource`.
 
     Texts are tokenized when they are read; nothing is kept of them but, once asked for, lengths and domains.
@@ -177,18 +177,15 @@ class RecordRows:
     def _parts(self) -> Iterator[range]:
         return (range(start, min(start + _BATCH, len(self))) for start in range(0, len(self), _BATCH))
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Hashes that change when the records or the tokenizer change."""
-        return dict(self._fingerprint)
-
     @cached_property
     def _fingerprint(self) -> dict[str, Any]:
+        """Hashes that change when the records or the tokenizer change."""
         first: list[Record] = self._records.get([0]) if len(self) else []
         ids = bool(first) and has_ids(first[0][1])
         return {"rows": len(self), "records": self._records.fingerprint(), **self._maker.describe(ids)}
 
 
-class StreamRows:
+class StreamRows(Fingerprinted):
     """Rows of a source that can only be read in order, one a record; a :class:`~paperhooks_miniplm.RowSource`.
 
     Workers that take every n-th run of rows each read on from where they are: what lies between is read over and not
@@ -300,12 +297,9 @@ class StreamRows:
             raise TypeError(f"{self.name} can be read only once, so it cannot be copied; give a file or a dataset")
         return {**self.__dict__, "_cursor": None, "_position": 0, "_sure": True}
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What makes its rows, and what is known of it: a local file's content, else its name and its beginning."""
-        return dict(self._fingerprint)
-
     @cached_property
     def _fingerprint(self) -> dict[str, Any]:
+        """What makes its rows, and what is known of it: a local file's content, else its name and its beginning."""
         first = self._peeked()
         digest = hashlib.sha256("\n".join(_as_text(record) for _, record in first).encode("utf-8", "replace"))
         known = {"begins": digest.hexdigest(), **self._maker.describe(bool(first) and has_ids(first[0][1]))}

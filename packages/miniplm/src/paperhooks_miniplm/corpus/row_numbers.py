@@ -29,7 +29,7 @@ def row_numbers(source: RowSource, rows: Any) -> Array | None:
     found = np.asarray(rows.rows if isinstance(rows, RowSelection) else rows)
     if found.ndim != 1 or (len(found) and found.dtype.kind not in "iub"):
         raise DataError(
-            f"rows are {found.dtype} {list(found.shape)}; expected row numbers [K], a bool mask [N] or a Selection"
+            f"rows are {found.dtype} {list(found.shape)}; expected row numbers [K], a bool mask [N] or a RowSelection"
         )
     if len(found) and found.dtype.kind != "b" and isinstance(source, StreamRows):
         return _ascending(found, source)  # where it ends need not be known

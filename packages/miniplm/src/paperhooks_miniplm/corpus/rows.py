@@ -13,7 +13,7 @@ from paperhooks import DataError
 
 from paperhooks_miniplm.algorithm import Array
 
-__all__ = ["MemoryRows", "Row", "RowSource", "check_corpus", "count_rows", "same_rows", "token_ids"]
+__all__ = ["Fingerprinted", "MemoryRows", "Row", "RowSource", "check_corpus", "count_rows", "same_rows", "token_ids"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +57,18 @@ class RowSource(Protocol):
         """Plain data that changes when the rows change; of an object it is taken once."""
 
 
+class Fingerprinted:
+    """Takes ``_fingerprint`` of an object once; see :class:`RowSource`."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Plain data that changes when the rows change."""
+        return dict(self._fingerprint)
+
+    @cached_property
+    def _fingerprint(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+
 def same_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two fingerprints are of the same records, whatever tokenizer makes rows of them."""
     ignored = ("tokenizer", "first", "last", "domain")
@@ -79,7 +91,7 @@ def count_rows(source: RowSource) -> int:
 
 
 @dataclass(eq=False)
-class MemoryRows:
+class MemoryRows(Fingerprinted):
     """Rows held in memory: arrays or lists of ids, or :class:`Row` objects.
 
     Raises DataError for a row that is not a list of integers, naming it.
@@ -108,10 +120,6 @@ class MemoryRows:
         """See :class:`RowSource`."""
         found = np.array([row.domain for row in self._rows], dtype=str)
         return found if any(found) else None
-
-    def fingerprint(self) -> dict[str, Any]:
-        """See :class:`RowSource`."""
-        return dict(self._fingerprint)
 
     @cached_property
     def _fingerprint(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from paperhooks.io import hash_json
 
 from paperhooks_miniplm.algorithm import Array
 from paperhooks_miniplm.corpus.records import file_digest
-from paperhooks_miniplm.corpus.rows import Row
+from paperhooks_miniplm.corpus.rows import Fingerprinted, Row
 from paperhooks_miniplm.corpus.shard_files import SHARD_FILE, read_header
 
 __all__ = ["Shards"]
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _OPEN: Final = 128
 
 
-class Shards:
+class Shards(Fingerprinted):
     """Rows of a folder of shards, read by memory map; see :class:`paperhooks_miniplm.RowSource`.
 
     :param min_shard, max_shard: first shard, and the one before which to stop.
@@ -122,20 +122,11 @@ class Shards:
     def _joined(self, parts: Sequence[Array]) -> Array:
         return np.concatenate(parts)[self._first : self._last]
 
-    def fingerprint(self, *, whole: bool = False) -> dict[str, Any]:
-        """Sizes and hashes that change when the rows change.
-
-        :param whole: hash all bytes; otherwise, once, of a ``.bin`` above 64 MiB pieces that make up as much.
-        """
-        return self._hashed(whole=True) if whole else dict(self._fingerprint)
-
     @cached_property
     def _fingerprint(self) -> dict[str, Any]:
-        return self._hashed(whole=False)
-
-    def _hashed(self, *, whole: bool) -> dict[str, Any]:
+        """Sizes, and hashes of the bytes; of a ``.bin`` above 64 MiB of pieces that make up as much."""
         files = [file for shard in self._shards for file in (shard.bin, shard.idx, shard.about) if file.exists()]
-        digests = {file.name: file_digest(file, whole=whole or file.suffix == ".idx") for file in files}
+        digests = {file.name: file_digest(file, whole=file.suffix == ".idx") for file in files}
         size = sum(shard.bin.stat().st_size for shard in self._shards)
         return {"rows": len(self), "first": int(self._first), "bytes": size, "sha256": hash_json(digests)}
 

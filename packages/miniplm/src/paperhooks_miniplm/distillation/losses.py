@@ -18,6 +18,7 @@ from paperhooks.logprobs import Divergence, in_chunks, scatter_rows, target_rows
 from torch import Tensor
 
 from paperhooks_miniplm.algorithm import (
+    IGNORED,
     blended_loss,
     distillation_divergence,
     entropy,
@@ -39,7 +40,6 @@ __all__ = [
 
 Reduction: TypeAlias = Literal["sequence_mean", "token_mean"]
 
-_IGNORE: Final = -100
 NO_TARGET: Final = (
     "no row of this batch of {rows} has a token to predict (its labels are -100, or come after the end of a document): "
     "leave rows without targets out of the dataset"
@@ -171,7 +171,7 @@ def _counted(student: Tensor, teacher: Tensor, labels: Tensor, mask: Tensor | No
     ):
         if shape != student.shape[:-1] or len(shape) != 2:
             raise DataError(f"{name} cover positions {list(shape)}, the student's logits {list(student.shape[:-1])}")
-    counted = (labels != _IGNORE) if mask is None else mask.bool().to(labels.device)
+    counted = (labels != IGNORED) if mask is None else mask.bool().to(labels.device)
     if not bool(counted.any()):
         raise DataError(NO_TARGET.format(rows=len(labels)))
     return counted

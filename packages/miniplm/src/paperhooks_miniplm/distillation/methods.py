@@ -24,7 +24,7 @@ from paperhooks.logprobs import Divergence, Head, in_chunks, next_token_labels, 
 from paperhooks.models import evaluation_mode, last_hidden_state, view_of
 from torch import Tensor, nn
 
-from paperhooks_miniplm.algorithm import counted_inputs, negative_log_likelihood, sequence_means
+from paperhooks_miniplm.algorithm import IGNORED, counted_inputs, negative_log_likelihood, sequence_means
 from paperhooks_miniplm.distillation.losses import (
     NO_TARGET,
     Measure,
@@ -36,7 +36,6 @@ from paperhooks_miniplm.distillation.losses import (
 
 __all__ = ["Distil", "DistilTerm"]
 
-_IGNORE: Final = -100
 #: Nothing happens inside the forward, so every way to generate and to compile stays what it is.
 _TRAITS: Final = Traits(
     training=True, compile=True, beams=True, assisted=True, static_cache=True, chunked_prefill=True,
@@ -118,8 +117,8 @@ class _Distillation:
             if not isinstance(ids, Tensor):
                 raise DataError("the batch has no input_ids to find ends of documents in; pass official_mask=False")
             counted = counted_inputs(ids, self._ends(context.view))
-            labels = labels.masked_fill(~counted.to(labels.device), _IGNORE)
-        if not bool((labels != _IGNORE).any()):
+            labels = labels.masked_fill(~counted.to(labels.device), IGNORED)
+        if not bool((labels != IGNORED).any()):
             raise DataError(NO_TARGET.format(rows=len(labels)))
         return labels
 
@@ -207,12 +206,12 @@ class Distil(_Distillation):
     def compute_loss(self, context: LossContext) -> Tensor:
         """(1 - w) * LM + w * KD of one micro-batch, normalised for the accumulated batch; notes both terms."""
         labels, head = self._labels(context), self._head(context)
-        rows = target_rows(labels != _IGNORE)
+        rows = target_rows(labels != IGNORED)
         student = self._student_rows(context, rows)
         targets = labels.reshape(-1)[rows].to(student.device)
         check_ids(targets, head.vocabulary, "label", "student")
         given = [targets, self._teacher_rows(context.inputs, rows)] if self.weight > 0 else [targets]
-        weights = self._row_weights(context, labels != _IGNORE).reshape(-1)[rows].to(student.device)
+        weights = self._row_weights(context, labels != IGNORED).reshape(-1)[rows].to(student.device)
         factors = (1 - self.weight, self.weight)[: len(given)]
         loss, values = sum_in_chunks(
             self._chunk_function(head), self.chunk, weights, factors, student, *given,
@@ -268,10 +267,10 @@ class DistilTerm(_Distillation):
         if self.weight == 0:
             return None
         labels = self._labels(context)
-        rows = target_rows(labels != _IGNORE)
+        rows = target_rows(labels != IGNORED)
         divergences = in_chunks(*self._divergences(context, rows))
         values = scatter_rows(divergences, rows, labels.shape)
-        return {"kd": self.weight * self._reduced(context, values, labels != _IGNORE)}
+        return {"kd": self.weight * self._reduced(context, values, labels != IGNORED)}
 
     def _divergences(self, context: LossContext, rows: Tensor) -> tuple[Any, ...]:
         """What :func:`in_chunks` needs for the divergence at flat positions ``rows``."""

@@ -93,14 +93,8 @@ def score(
     """
     folder, (index, count) = Path(out), _worker(worker)
     rows, trained_on = open_rows(rows, tokenizer), _opened(trained_on, tokenizer)
-    likelihood = LogLikelihood(
-        model,
-        end_token(model, tokenizer, end) if mask_after_end else None,
-        max_length,
-        over_long,
-        batch_tokens,
-        chunk=chunk,
-    )
+    end = end_token(model, tokenizer, end) if mask_after_end else None
+    likelihood = LogLikelihood(model, end, max_length, over_long, batch_tokens, chunk=chunk)
     manifest = _manifest(likelihood, rows, tokenizer, unit_rows, name, trained_on)
     _begin(folder, manifest)
     if index == 0 and isinstance(trained_on, RowSource):

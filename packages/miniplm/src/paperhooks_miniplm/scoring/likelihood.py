@@ -1,9 +1,9 @@
 """Negative log-likelihoods of rows under one model: sums and counts, from which every normalisation follows later.
 
-For a row of ids with n entries the model reads the first n - 1 and predicts the last n - 1 (section 2.4 of the method's
-specification). A prediction counts unless it is made from the end token: where padding is the end token, as in the
-official code, the first token of every further document in a row is not predicted. The logits [B, T, V] never stand in
-memory: only counted positions reach the head, a chunk at a time, in float32; sums are float64.
+For a row of ids with n entries the model reads the first n - 1 and predicts the last n - 1 (section 2.4). A prediction
+counts unless it is made from the end token: where padding is the end token, as in the official code, the first token of
+every further document in a row is not predicted. The logits [B, T, V] never stand in memory: only counted positions
+reach the head, a chunk at a time, in float32; sums are float64.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -22,14 +22,13 @@ from paperhooks.logprobs import Head, token_logprobs
 from paperhooks.models import evaluation_mode, last_hidden_state, view_of
 from torch import Tensor, nn
 
-from paperhooks_miniplm.algorithm import Array, counted_inputs, negative_log_likelihood
+from paperhooks_miniplm.algorithm import IGNORED, Array, counted_inputs, negative_log_likelihood
 
 __all__ = ["LogLikelihood", "OverLong", "RowScores", "ScoringWarning", "fitted", "labels_of", "longest_readable"]
 
 #: What happens to rows longer than the model may read: cut (and counted), read in pieces, or refused.
 OverLong: TypeAlias = Literal["truncate", "split", "error"]
 
-_IGNORE: Final = -100
 logger = logging.getLogger(__name__)
 
 
@@ -64,7 +63,7 @@ def labels_of(ids: Tensor, lengths: Tensor, end: int | None) -> Tensor:
     labels = ids[:, 1:].clone()
     there = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None]
     counted = there & counted_inputs(ids[:, :-1], () if end is None else (end,))
-    return labels.masked_fill(~counted, _IGNORE)
+    return labels.masked_fill(~counted, IGNORED)
 
 
 def fitted(
@@ -222,7 +221,7 @@ class LogLikelihood:
             inputs = {name: each.to(device) for name, each in inputs.items()}
         tokens = self._logprobs(inputs, labels)
         exact = torch.float32 if tokens.device.type == "mps" else torch.float64
-        return -tokens.to(exact).sum(-1), (labels != _IGNORE).sum(-1).numpy()
+        return -tokens.to(exact).sum(-1), (labels != IGNORED).sum(-1).numpy()
 
     def _logprobs(self, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
         if self._head is not None:

@@ -210,8 +210,6 @@ def read_arrays(path: str | Path) -> tuple[dict[str, str], dict[str, Array]]:
 
 #: What must agree for the difference of two scores to mean something.
 _COMPARABLE: Final = ("rows", "corpus", "tokenizer", "end", "max_length", "over_long")
-
-
 #: The same for scores per byte of text, where tokenizers may differ.
 _COMPARABLE_TEXT: Final = ("rows", "over_long")
 
