@@ -8,6 +8,7 @@ from pathlib import Path
 
 import paperhooks
 import pytest
+from paperhooks.testing import run_python
 
 
 @pytest.mark.parametrize("name", paperhooks.__all__)
@@ -29,8 +30,25 @@ def test_no_submodule_takes_the_name_of_a_public_function() -> None:
     for file in folder.iterdir():
         if file.suffix == ".py" or (file / "__init__.py").is_file():
             importlib.import_module(f"paperhooks.{file.stem}".removesuffix(".__init__"))
-    for name in ("evaluate", "compress", "select", "score", "attach"):
+    for name in {"evaluate", "compress", "select", "score", "attach"} & set(paperhooks.__all__):
         assert callable(getattr(paperhooks, name))
+
+
+WITHOUT_TOOLKIT = """
+import sys
+sys.modules["paperhooks_evaluation"] = None  # as where it is not installed
+from paperhooks import *
+import paperhooks
+assert "attach" in paperhooks.__all__ and "evaluate" not in paperhooks.__all__
+try:
+    paperhooks.evaluate
+except paperhooks.MissingExtra as error:
+    print(error)
+"""
+
+
+def test_without_the_toolkit_its_names_say_which_extra_they_come_with() -> None:
+    assert "pip install 'paperhooks[evaluation]'" in run_python("-c", WITHOUT_TOOLKIT).stdout
 
 
 def test_unknown_names_raise_attribute_errors() -> None:

@@ -10,6 +10,7 @@ Importing this package loads neither torch nor transformers: every name below is
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 import lazy_loader
@@ -30,7 +31,8 @@ _EVALUATION = (
 )
 
 _own, _, _names = lazy_loader.attach_stub(__name__, __file__)
-__all__ = sorted([*_names, *_EVALUATION, "__version__"])
+_offered = _EVALUATION if importlib.util.find_spec("paperhooks_evaluation") else ()
+__all__ = sorted([*_names, *_offered, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
