@@ -3,8 +3,8 @@
     d(x) = (log p(x) - log p_ref(x)) / tokens      p the teacher, p_ref the reference
     kept = the floor(ratio * N) rows with the largest d, in the order of the corpus
 
-Sections, here and in all modules, are those of the method's description that this package follows, drawn from the tables
-of arXiv 2410.17215 and from the official code (thu-coai/MiniPLM at ac2302f): 2.1 packing, 2.2 shards, 2.4 scoring, 2.5
+Sections, here and in all modules, are those of the description that this package follows, drawn from the tables of
+arXiv 2410.17215 and from the official code (thu-coai/MiniPLM at ac2302f): 2.1 packing, 2.2 shards, 2.4 scoring, 2.5
 difference, 2.6 selection, 2.7 learning rate, 2.8 other tokenizers, 2.9 distillation and costs, 2.11 scaling law.
 
 Letters: B rows, T tokens, V vocabulary, n positions with a target.

@@ -1,8 +1,8 @@
 """Files of shards and their writer: pairs ``data_K.bin`` and ``data_K.idx``, as of the official code and Megatron-LM.
 
 ``.bin`` holds the ids of all rows one after another, ``.idx`` says how long each row is and where it begins (section
-2.2). The format has no place for what a row is about, so ``rows_K.safetensors`` may lie beside a pair: ``domain``, int32
-[n], numbers of the names in its metadata, and ``n_bytes``, int64 [n], -1 where unknown.
+2.2). The format has no place for what a row is about, so ``rows_K.safetensors`` may lie beside a pair: ``domain``,
+int32 [n], numbers of the names in its metadata, and ``n_bytes``, int64 [n], -1 where unknown.
 """
 
 from __future__ import annotations
