@@ -54,12 +54,12 @@ SMOKE = (
 #: What the session ``wheels`` runs: contracts, public names, options, commands, and what reads files of the package.
 IN_WHEELS = {
     "core": ("test_surface.py", "sessions/test_session.py", "cli/test_entry.py", "authoring/test_template.py"),
-    "cca": ("test_contract.py", "test_options.py", "test_tools.py"),
-    "evaluation": ("test_evaluator.py",),
+    "cca": ("test_contract.py::TestConcentric", "test_options.py", "test_tools.py"),
+    "evaluation": ("test_evaluator.py", "test_commands.py"),
     "hallucination": ("chair/test_metrics.py", "mme/test_metrics.py", "pope/test_metrics.py"),
     "mathneuro": ("test_options.py", "test_tools.py"),
     "miniplm": ("test_options.py", "test_commands.py"),
-    "pyramiddrop": ("test_contract.py", "test_options.py", "test_tools.py"),
+    "pyramiddrop": ("test_contract.py::TestPreserve", "test_options.py", "test_tools.py"),
     "testbed": ("test_package.py", "test_processor.py", "test_vlm.py"),
 }
 
