@@ -30,12 +30,14 @@ def test_every_plugin_of_the_registry_is_a_package_and_the_other_way_round() -> 
 
 
 @pytest.mark.parametrize("package", PAPERS, ids=str)
-def test_the_plugins_readme_has_its_claims(package: Package) -> None:
-    """Print the table with: paperhooks claims NAME --markdown"""
-    readme = (package.folder / "README.md").read_text(encoding="utf-8")
+def test_readme_and_page_of_a_paper_have_its_claims(package: Package) -> None:
+    """Print the tables with: paperhooks claims NAME --summary, and --markdown"""
     info = importlib.import_module(f"{package.module}.plugin").PLUGIN
-    table = load_claims(package.source / info.claims).as_markdown()
-    assert replace_between_markers(readme, "paperhooks-claims", table) == readme
+    claims = load_claims(package.source / info.claims)
+    page = ROOT / "docs" / f"{info.name}.md"
+    for file, table in ((package.folder / "README.md", claims.as_summary()), (page, claims.as_markdown())):
+        text = file.read_text(encoding="utf-8")
+        assert replace_between_markers(text, "paperhooks-claims", table) == text
 
 
 @pytest.mark.parametrize("package", PAPERS, ids=str)
