@@ -37,7 +37,6 @@ __all__ = [
     "anyres_tiles",
     "attends",
     "attention_kernel",
-    "attention_kernels",
     "attention_module",
     "block_mask",
     "cache_parameter",
@@ -287,13 +286,6 @@ def attention_kernel(text_config: Any) -> str:
 def set_attention_kernel(config: Any, kernel: str) -> None:
     """Choose the attention implementation of a config from which no model has been made yet."""
     config._attn_implementation = kernel
-
-
-def attention_kernels() -> list[str]:
-    """Names in the process-wide table of attention implementations."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    return sorted(ALL_ATTENTION_FUNCTIONS.keys())
 
 
 def checkpointed(layer: nn.Module) -> bool:

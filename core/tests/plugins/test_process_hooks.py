@@ -66,7 +66,7 @@ def test_an_unknown_process_wide_hook_is_refused_with_a_hint(site: FakeSite) -> 
 
 def test_the_manager_is_a_pluggy_manager_with_the_declared_hooks(site: FakeSite) -> None:
     add(site, "a", "['a']")
-    manager = Catalog.discover().hooks_manager()
+    manager = Catalog.discover().process_hooks.manager
     assert ["a"] in manager.hook.evaluation_tasks()
     assert set(known_hooks("CatalogHooks")) == {"evaluation_tasks", "register_commands"}
     assert "t-a" in [name for name, _ in manager.list_name_plugin()]

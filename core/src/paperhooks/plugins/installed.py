@@ -142,10 +142,6 @@ class Catalog:
                 raise next(iter(self._hooks.failures.values()))
         return self._hooks
 
-    def hooks_manager(self) -> Any:
-        """The ``pluggy.PluginManager`` that carries ``evaluation_tasks`` and ``register_commands``."""
-        return self.process_hooks.manager
-
     def conflicts(self) -> tuple[str, ...]:
         """Sentences on installed plugins that exclude each other because they share a name."""
         return tuple(dict.fromkeys(status.error for status in self.plugins if status.state == "duplicate"))
