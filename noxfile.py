@@ -231,7 +231,10 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests but those marked slow, cuda or network; options of pytest, or what to run, after ``--``."""
     python = development(session, "models", "model-files")
-    run(session, python, "-m", "pytest", "-n", str(WORKERS), "--durations=10", *pytest_arguments(session.posargs))
+    chosen = any(Path(argument.partition("::")[0]).exists() for argument in session.posargs)
+    elsewhere = [] if chosen else ["--ignore=tests/test_wheels.py"]  # the session wheels runs it on what it has built
+    options = ["-n", str(WORKERS), "--durations=10", *elsewhere, *pytest_arguments(session.posargs)]
+    run(session, python, "-m", "pytest", *options)
 
 
 @nox.session
@@ -260,6 +263,8 @@ def wheels(session: nox.Session) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     built = {package.name: build_wheel(session, package, folder / "dist") for package in PACKAGES}
     jobs = [wheel_job(session, package, built, folder, full) for package in PACKAGES]
+    os.environ["PAPERHOOKS_WHEELS"] = str(folder / "dist")
+    jobs.append(Job("what is in the wheels", development(session), [*pytest_arguments([]), "tests/test_wheels.py"]))
     run_jobs(session, jobs)
 
 

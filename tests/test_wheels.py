@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -15,12 +16,18 @@ pytest.importorskip("build")
 pytest.importorskip("hatchling")
 
 
+BUILT = os.environ.get("PAPERHOOKS_WHEELS")
+
+
 @pytest.fixture(scope="module", params=PACKAGES, ids=str)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Package, Path, Path]:
-    """A package, its wheel (built from its sdist) and its sdist."""
+    """A package, its wheel (built from its sdist) and its sdist; the session ``wheels`` says where it has built them."""
     package: Package = request.param
-    out = tmp_path_factory.mktemp("dist")
-    run_python("-m", "build", "--no-isolation", "--outdir", out, package.folder)
+    if BUILT:
+        out = Path(BUILT) / package.name
+    else:
+        out = tmp_path_factory.mktemp("dist")
+        run_python("-m", "build", "--no-isolation", "--outdir", out, package.folder)
     return package, next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from paperhooks import Traits, hookimpl
-from paperhooks.hooks.attention import attention_from
+from paperhooks.hooks import attention_from
 from paperhooks.io import number
 from paperhooks.tokens import compact
 from torch import Tensor, nn

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 from paperhooks import HookError, Traits, attach, hookimpl
-from paperhooks.hooks.attention import attention_from
+from paperhooks.hooks import attention_from
 from paperhooks.models import full_precision
-from paperhooks.models.modules import compute_dtype, device_of
+from paperhooks.models.storage import compute_dtype, device_of
 from paperhooks.testing import tiny_llama
 from torch import nn
 

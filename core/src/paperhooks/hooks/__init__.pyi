@@ -1,4 +1,4 @@
-from .attention import attention_from as attention_from
+from .attention_rows import attention_from as attention_from
 from .call import Call as Call
 from .call import Site as Site
 from .compression import CompressionRequest as CompressionRequest

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from paperhooks.errors import UnsupportedModel
-from paperhooks.models.modules import compute_dtype, device_of
+from paperhooks.models.storage import compute_dtype, device_of
 from paperhooks.models.view import ModelView
 
 if TYPE_CHECKING:

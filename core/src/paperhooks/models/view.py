@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from paperhooks import compat
 from paperhooks.errors import UnsupportedModel
 from paperhooks.models.images import ImageSpan, fixed_side, image_layouts, image_runs, split_run
-from paperhooks.models.modules import onloaded
+from paperhooks.models.storage import onloaded
 from paperhooks.models.wrappers import running_model
 
 if TYPE_CHECKING:
