@@ -21,7 +21,7 @@ BUILT = os.environ.get("PAPERHOOKS_WHEELS")
 
 @pytest.fixture(scope="module", params=PACKAGES, ids=str)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Package, Path, Path]:
-    """A package, its wheel (built from its sdist) and its sdist; the session ``wheels`` says where it has built them."""
+    """A package, its wheel (built from its sdist) and its sdist; the session ``wheels`` has built them already."""
     package: Package = request.param
     if BUILT:
         out = Path(BUILT) / package.name
