@@ -7,19 +7,22 @@ import shutil
 import warnings
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import paperhooks
 import torch
 from paperhooks import MissingExtra
 from paperhooks.authoring import DemoContext
 from paperhooks.io import atomic_path, write_text
 from paperhooks.reports import Block, Figure, Heading, Paragraph, RunFolder, Table
-from paperhooks_evaluation import EvaluationResult, compare, evaluate
 from torch import Tensor
 
 from paperhooks_cca.figures import mask_figure, ring_figure
 from paperhooks_cca.method import CCA
 from paperhooks_cca.report import flow_blocks, geometry_figures, observe_flow, text_distances
+
+if TYPE_CHECKING:
+    from paperhooks import EvaluationResult
 
 __all__ = ["run", "testbed", "write_pope_folder"]
 
@@ -53,8 +56,19 @@ def testbed() -> ModuleType:
     return paperhooks_testbed
 
 
+def _check_tasks() -> None:
+    """POPE is a task of a package that the extra ``demo`` brings; raises MissingExtra without it."""
+    try:
+        from paperhooks_evaluation import available_tasks
+    except ImportError as error:
+        raise MissingExtra("paperhooks-evaluation", "paperhooks-cca[demo]", "to run the demo") from error
+    if "pope" not in available_tasks():
+        raise MissingExtra("paperhooks-hallucination", "paperhooks-cca[demo]", "to run the demo")
+
+
 def run(context: DemoContext) -> None:
     """Draw the geometry, look at the information flow, ask POPE's questions, and write report.html."""
+    _check_tasks()
     model, processor = testbed().load_vlm()
     folder = RunFolder(context.out)
     _clear(context.out)
@@ -132,12 +146,12 @@ def _pope(context: DemoContext, folder: RunFolder, model: Any, processor: Any, a
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "cca: this model was not trained with CCA")  # the report says so
         for name, methods in (("raster", []), ("concentric", [CCA()])):
-            found[name] = evaluate(
+            found[name] = paperhooks.evaluate(
                 model, processor, "pope", data=context.out / "pope", out=context.out / name, methods=methods,
                 options={"instruction": "", "max_new_tokens": 2}, modes=["official"], batch_size=15,
             )  # fmt: skip
     images = len(list((context.out / "pope" / "images").iterdir()))
-    difference = compare(context.out / "raster", context.out / "concentric", out=context.out / "difference")
+    difference = paperhooks.compare(context.out / "raster", context.out / "concentric", out=context.out / "difference")
     context.echo(f"POPE on generated images, {asked} questions a split. {UNTRAINED}")
     for name, result in found.items():
         context.echo(f"{name:<11} " + ", ".join(f"{m} {result.metric(m).value:.3f}" for m in _METRICS))

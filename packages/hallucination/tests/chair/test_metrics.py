@@ -116,3 +116,9 @@ def test_own_table_covers_coco():
     for row in rows:
         for word in row:
             assert row[0] in own.find(word.split()).names, word
+
+
+def test_a_caption_that_is_a_text_is_refused() -> None:
+    """Its characters would be taken for lemmas, of which none is an object."""
+    with pytest.raises(DataError, match="caption 1 is the text 'a dog'; expected a list of its lemmas"):
+        chair.chair_scores([["a", "dog"], "a dog"], [{"dog"}, {"dog"}])

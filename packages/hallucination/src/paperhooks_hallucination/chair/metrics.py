@@ -230,8 +230,13 @@ def chair_scores(
 
     The ids, given together, say which image a caption and a set of classes belong to; both in the same order.
 
-    :raises DataError: other numbers of captions and sets, or ids that differ (the first difference is named).
+    :raises DataError: other numbers of captions and sets, ids that differ (the first difference is named), or a caption
+        that is a text and not a list of lemmas.
     """
+    for number, caption in enumerate(captions):
+        if isinstance(caption, str):
+            hint = "lemmatize(tokenize(text)) of paperhooks_hallucination.chair"
+            raise DataError(f"caption {number} is the text {caption!r:.60}; expected a list of its lemmas: {hint}")
     check_same_length("captions", captions, "sets of objects", truth)
     check_same_ids("captions", caption_ids, "sets of objects", truth_ids, n=len(captions))
     finder = table if table is not None else _DEFAULT
