@@ -117,6 +117,12 @@ def _imports(node: ast.AST, lazy: bool) -> Iterator[Import]:
             for alias in child.names:
                 yield Import(f"{child.module}.{alias.name}", alias.asname or alias.name, child.lineno, lazy)
         else:
+            if isinstance(child, ast.Call) and ast.unparse(child.func).rpartition(".")[2] == "import_module":
+                yield from (
+                    Import(str(name.value), "", child.lineno, True)
+                    for name in child.args[:1]
+                    if isinstance(name, ast.Constant)
+                )
             later = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or _for_types(child)
             yield from _imports(child, lazy or later)
 

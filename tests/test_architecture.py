@@ -10,10 +10,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import paperhooks
 import pytest
 from paperhooks.testing import run_python
 from repository import CORE, PACKAGES, PAPERS, PLUGINS, ROOT, TESTBED, TOOLKITS, imports, sources, tree
-from rooms import ORDER, Graph, deep, room, underscores
+from rooms import ORDER, Graph, deep, relative, room, underscores
 
 FILES = sources(*PACKAGES)
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -226,7 +227,7 @@ GRAPHS = {package.name: Graph(package) for package in PACKAGES}
 THEIRS = {
     *("_forward_pre_hooks", "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"),
     *("_forward_hooks_always_called", "_model_mapping", "_from_config", "_apply_gate", "_attn_implementation"),
-    *("_current_frames", "_getframe", "_version"),
+    *("_current_frames", "_getframe", "_version", "_hf_hook", "_is_protocol", "_replace", "_asdict", "_fingerprint"),
 }
 
 
@@ -245,12 +246,12 @@ def test_rooms_of_core_import_downward_only() -> None:
 
 def test_core_imports_no_plugin_and_names_none_but_the_table_of_the_root() -> None:
     siblings = [package.module for package in PACKAGES if package != CORE]
-    assert findings(imported(*siblings), sources(CORE)) == {}
+    assert set(findings(imported(*siblings), sources(CORE))) == {"core/src/paperhooks/__init__.py"}
     names = {package.folder.name for package in PAPERS} | set(siblings)
 
     def named(module: ast.Module) -> list[str]:
         texts = [node.value for node in ast.walk(module) if isinstance(node, ast.Constant)]
-        return [text for text in texts if isinstance(text, str) and text in names]
+        return [t for t in texts if isinstance(t, str) and (t in names or t.partition(".")[0] in siblings)]
 
     found = findings(named, sources(CORE))
     assert set(found) == {"core/src/paperhooks/__init__.py"}, "the lazy names of the evaluation toolkit, and no others"
@@ -261,6 +262,8 @@ def test_core_imports_no_plugin_and_names_none_but_the_table_of_the_root() -> No
 def test_packages_import_core_and_toolkits_and_no_other_plugin(package) -> None:
     others = [each.module for each in PLUGINS if each != package and each not in TOOLKITS]
     assert findings(imported(*others), sources(package)) == {}
+    papers = [each.module for each in PAPERS if each != package]
+    assert findings(imported(*papers), scripts(package)) == {}
 
 
 @pytest.mark.parametrize("package", PLUGINS, ids=str)
@@ -271,21 +274,68 @@ def test_plugins_import_the_test_bed_only_where_it_is_used(package) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES, ids=str)
 def test_other_packages_are_taken_by_their_faces(package) -> None:
-    files = [
-        *sources(package),
-        *(package.folder / "tests").rglob("*.py"),
-        *(package.folder / "benchmarks").rglob("*.py"),
-    ]
-    assert findings(lambda module: deep(module, package.module), files) == {}
-    assert deep(ast.parse("from paperhooks.sessions.chain import Chain"), "x")
-    assert not deep(ast.parse("from paperhooks.sessions import Session"), "x")
+    files = [*sources(package), *(package.folder / "tests").rglob("*.py"), *scripts(package)]
+    files += [] if package != CORE else (ROOT / "examples").glob("*.py")
+    assert findings(lambda module: deep(module, package.module, GRAPHS.values()), files) == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from paperhooks.sessions.chain import Chain",
+        "import paperhooks.sessions.session",
+        "from paperhooks.sessions import chain",
+        "from paperhooks_evaluation.scoring import score_response",
+        "def f():\n    importlib.import_module('paperhooks.sessions.chain')",
+    ],
+)
+def test_what_goes_past_a_face_is_found(code: str) -> None:
+    assert deep(ast.parse(code), "paperhooks_cca", GRAPHS.values())
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import paperhooks", "from paperhooks import attach", "from paperhooks.sessions import Session",
+     "from paperhooks.errors import DataError", "from paperhooks_evaluation import Task"],
+)  # fmt: skip
+def test_faces_may_be_imported(code: str) -> None:
+    assert not deep(ast.parse(code), "paperhooks_cca", GRAPHS.values())
+
+
+def test_no_import_is_relative() -> None:
+    assert relative(ast.parse("from ..sessions import Session"))
+    assert findings(relative, [*FILES, *(file for package in PACKAGES for file in scripts(package))]) == {}
+
+
+def test_a_circle_through_a_face_is_found(tmp_path: Path) -> None:
+    package = type(CORE)(tmp_path)
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "paperhooks-x"\n')
+    source = tmp_path / "src" / "paperhooks_x"
+    source.mkdir(parents=True)
+    (source / "__init__.py").write_text("")
+    (source / "__init__.pyi").write_text("from .method import X as X\n")
+    (source / "method.py").write_text("from paperhooks_x.algorithm import y\n")
+    (source / "algorithm.py").write_text("def y():\n    from paperhooks_x import X\n")
+    assert Graph(package).cycles() == [["paperhooks_x.algorithm", "paperhooks_x.method"]]
 
 
 def test_nobody_reads_the_underscore_of_another() -> None:
     def rule(module: ast.Module) -> list[str]:
         return [line for line in underscores(module) if line.rpartition(".")[2] not in THEIRS]
 
-    assert findings(rule, [file for file in FILES if file.name != "compat.py"]) == {}
+    files = [*FILES, *(file for package in PACKAGES for file in scripts(package))]
+    assert findings(rule, [file for file in files if file.name != "compat.py"]) == {}
+    for code in (
+        "getattr(session, '_flags')",
+        "session._flags",
+        "class A:\n    def f(self):\n        self._x = 1\n\nB()._x",
+    ):
+        assert underscores(ast.parse(code))
+
+
+def scripts(package) -> list[Path]:
+    """The benchmarks of a package."""
+    return sorted((package.folder / "benchmarks").rglob("*.py"))
 
 
 FACES = {file: sorted(exported_by(file)) for file in (f.with_suffix(".pyi") for f in FILES) if file.is_file()}
@@ -311,18 +361,34 @@ def test_every_name_of_a_face_is_there(stub: Path) -> None:
 
 def test_modules_are_named_by_nouns_and_not_like_a_name_of_the_face_beside_them() -> None:
     allowed = {"training", "testing", "authoring", "scoring", "hashing"}
-    names = {short(file): part for file in FILES for part in (file.stem, file.parent.name)}
-    assert {file for file, name in names.items() if name.endswith("ing") and name not in allowed} == set()
-    clashes = {short(file) for file in FILES if file.stem in FACES.get(file.with_name("__init__.pyi"), ())}
-    assert clashes == set()
+    names = {(short(file), part) for file in FILES for part in (file.stem, file.parent.name)}
+    assert {file for file, name in names if name.endswith("ing") and name not in allowed} == set()
+    faces = {**FACES, CORE.source / "__init__.pyi": paperhooks.__all__}
+    modules = {(file.with_name("__init__.pyi"), file.stem) for file in FILES}
+    rooms = {(file.parent.with_name("__init__.pyi"), file.parent.name) for file in FILES}
+    assert sorted(f"{short(face)}: {name}" for face, name in modules | rooms if name in faces.get(face, ())) == []
+
+
+#: Calls that make a class.
+MAKERS = ("namedtuple", "NamedTuple", "TypedDict", "make_dataclass")
+
+
+def classes(body: list[ast.stmt]) -> Iterator[str]:
+    """Names of the public classes of a module, also under a condition, and of those that a call makes."""
+    for node in body:
+        if isinstance(node, ast.If | ast.Try):
+            yield from classes([*node.body, *node.orelse])
+        elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield node.name
+        elif isinstance(node, ast.Assign) and dotted(getattr(node.value, "func", node)).rpartition(".")[2] in MAKERS:
+            yield from (target.id for target in node.targets if isinstance(target, ast.Name))
 
 
 def test_a_public_class_name_stands_for_one_thing() -> None:
     homes: dict[str, list[str]] = {}
     for file in FILES:
-        for node in tree(file).body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and file.name != "plugin.py":
-                homes.setdefault(node.name, []).append(short(file))
+        for name in classes(tree(file).body):
+            homes.setdefault(name, []).append(short(file))
     assert {name: files for name, files in homes.items() if len(files) > 1} == {}
 
 
@@ -334,7 +400,7 @@ def test_the_light_description_loads_no_torch(package) -> None:
 def files_of_tests(folder: Path) -> set[Path]:
     """Its test modules and what they import from beside them; other files there are tools of the noxfile."""
     found: set[Path] = set()
-    queue = [*folder.glob("test_*.py"), *folder.glob("conftest.py")]
+    queue = [*folder.rglob("test_*.py"), *folder.rglob("conftest.py")]
     while queue:
         file = queue.pop()
         if file not in found and file.is_file():

@@ -54,8 +54,10 @@ __all__ = [
     "make_mask_maker",
     "merged_generation",
     "new_layer",
+    "origin",
     "preallocated",
     "returned_cache",
+    "revision",
     "set_attention_kernel",
     "set_cache",
     "sliding_window",
@@ -281,6 +283,17 @@ def sliding_window(text_config: Any, kinds: Iterable[str]) -> int | None:
 def attention_kernel(text_config: Any) -> str:
     """The attention implementation a config carries: eager, sdpa, flash_attention_2, flex_attention, ..."""
     return str(getattr(text_config, "_attn_implementation", None) or "eager")
+
+
+def origin(config: Any) -> str:
+    """The folder or hub name that a model was loaded from, as its config says; empty for one made in memory."""
+    return str(getattr(config, "_name_or_path", "") or "")
+
+
+def revision(config: Any) -> str | None:
+    """The commit of the hub that a model was loaded from, or None."""
+    found: str | None = getattr(config, "_commit_hash", None)
+    return found
 
 
 def set_attention_kernel(config: Any, kernel: str) -> None:

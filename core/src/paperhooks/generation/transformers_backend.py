@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from paperhooks.compat import attention_kernel
+from paperhooks.compat import attention_kernel, origin, revision
 from paperhooks.generation.prompts import make_prompt
 from paperhooks.generation.requests import Backend, Prompt, Request, Response
 from paperhooks.io.files import plain
@@ -64,8 +64,8 @@ class TransformersBackend(Backend):
         config = self.model.config
         return {
             "class": type(self.model).__name__,
-            "name": getattr(config, "_name_or_path", "") or None,
-            "revision": getattr(config, "_commit_hash", None),
+            "name": origin(config) or None,
+            "revision": revision(config),
             "device": str(self.model.device),
             "attention": attention_kernel(config),
         }

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paperhooks.compat import origin
 from paperhooks.errors import DataError
 from paperhooks.io.corpus import Corpus
 from paperhooks.io.hashing import hash_json, tensor_digest
@@ -124,7 +125,7 @@ def find_tokenizer(model: Any) -> Any:
     """The tokenizer at the name or folder that ``model`` was loaded from; raises DataError where there is none."""
     from transformers import AutoTokenizer
 
-    source = getattr(model.config, "_name_or_path", "")
+    source = origin(model.config)
     if not source:
         raise DataError(
             "the calibration data is text, but the model has no name to find a tokenizer by; pass tokenizer="

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 from paperhooks.errors import PluginBroken, PluginConflict, PluginError, PluginIncompatible
 from paperhooks.info import ENTRY_POINT_GROUP, HOOK_API, PluginInfo
 
-__all__ = ["IN_PROCESS", "PluginStatus", "State", "as_error", "load_entry_points", "mark_duplicates"]
+__all__ = ["IN_PROCESS", "PluginStatus", "State", "as_error", "fix_for", "load_entry_points", "mark_duplicates"]
 
 State: TypeAlias = Literal["healthy", "broken", "incompatible", "blocked", "duplicate"]
 
@@ -118,13 +118,16 @@ def _module_file(module: str) -> str:
 def _broken(status: PluginStatus, error: BaseException) -> PluginStatus:
     text = f"{type(error).__name__}: {error}"
     trace = "".join(tracebacks.format_exception(error))
-    return replace(status, state="broken", error=text, traceback=trace, fix=_fix_for(status, error))
+    return replace(status, state="broken", error=text, traceback=trace, fix=fix_for(status, error))
 
 
-def _fix_for(status: PluginStatus, error: BaseException) -> str:
+def fix_for(status: PluginStatus, error: BaseException) -> str:
+    """What helps a plugin of which something cannot be imported."""
     leave_out = f"or leave it out with PAPERHOOKS_BLOCK={status.name}"
     missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
     own = status.target.partition(":")[0].partition(".")[0]
+    if missing and missing.startswith("paperhooks."):
+        return f"it was written for another paperhooks: pip install --upgrade {status.distribution}, {leave_out}"
     if missing and missing.partition(".")[0] not in (own, "paperhooks"):
         return f"install what it needs: pip install {missing.partition('.')[0]}, {leave_out}"
     return f"reinstall it: pip install --upgrade --force-reinstall {status.distribution}, {leave_out}"

@@ -20,7 +20,7 @@ from typing import Any
 
 from paperhooks.errors import PluginBroken, PluginConflict, PluginError, PluginNotFound, did_you_mean
 from paperhooks.info import HOOK_API, PluginInfo
-from paperhooks.plugins.discovery import IN_PROCESS, PluginStatus, as_error, load_entry_points
+from paperhooks.plugins.discovery import IN_PROCESS, PluginStatus, as_error, fix_for, load_entry_points
 from paperhooks.plugins.methods import build_method, import_target, validate_method
 from paperhooks.plugins.process_hooks import ProcessHooks
 
@@ -179,7 +179,9 @@ class Catalog:
         hint = install_hint(name)
         if hint or not self._statuses:
             return hint or "no plugin is installed; see: paperhooks plugins --available"
-        return did_you_mean(name, {*self.method_names(), *(status.name for status in self._statuses)})
+        return did_you_mean(
+            name, {*self.method_names(), *(s.name for s in self._statuses if not s.info or s.info.methods)}
+        )
 
     def _remove(self, status: PluginStatus) -> None:
         self._statuses = [other for other in self._statuses if other is not status]
@@ -196,8 +198,8 @@ def _import_method(status: PluginStatus, method: str) -> type:
     try:
         found = import_target(target)
     except (Exception, SystemExit) as error:
-        fix = f"pip install --upgrade --force-reinstall {status.distribution}, or PAPERHOOKS_BLOCK={status.name}"
-        raise PluginBroken(f"{where} cannot be imported: {type(error).__name__}: {error}; {fix}") from error
+        text = f"{where} cannot be imported: {type(error).__name__}: {error}; {fix_for(status, error)}"
+        raise PluginBroken(text) from error
     return validate_method(found, where)
 
 

@@ -12,8 +12,8 @@ Class flags say what does not apply to a method. Every test runs on tiny random 
 from __future__ import annotations
 
 from paperhooks.testing.contract_generation import GenerationChecks
+from paperhooks.testing.contract_gradients import TrainingChecks
 from paperhooks.testing.contract_traces import TraceChecks
-from paperhooks.testing.contract_training import TrainingChecks
 
 __all__ = ["MethodContract"]
 

@@ -24,7 +24,7 @@ from paperhooks_pyramiddrop.algorithm import choose
 from paperhooks_pyramiddrop.drops import Drop, recorded
 from paperhooks_pyramiddrop.forward_plan import Alive, ForwardPlan, Query, make_plan
 from paperhooks_pyramiddrop.policies import Policy, Ranking, key_norm, last_token, policy_of, ranked, states_of
-from paperhooks_pyramiddrop.renumbering import check_positions, renumbered
+from paperhooks_pyramiddrop.positions import check_positions, renumbered
 from paperhooks_pyramiddrop.schedule import Schedule, checked_stages, explicit_schedule
 
 __all__ = ["PaperPyramidDrop", "PyramidDrop", "RandomDrop"]

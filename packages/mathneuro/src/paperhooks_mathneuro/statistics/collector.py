@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 import torch
 from paperhooks import Artefact, DataError, ModelError, ModelView, active_session
+from paperhooks.compat import origin
 from paperhooks.io import Ranks, choice, config_digest, hash_json
 from paperhooks.models import calibrate, find_tokenizer, running_model
 from torch import Tensor, nn
@@ -152,7 +153,7 @@ def _identity(work: _Work, seed: int) -> dict[str, Any]:
     view = work.view
     return {
         "config": config_digest(view.model),
-        "model": str(getattr(view.config, "_name_or_path", "")),
+        "model": origin(view.config),
         "dtype": str(next(view.model.parameters()).dtype),
         "texts": samples_digest(work.texts),
         "token_scope": work.token_scope,

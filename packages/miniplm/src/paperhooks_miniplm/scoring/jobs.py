@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from paperhooks import DataError
+from paperhooks.compat import origin
 from paperhooks.io import Ranks, hash_json, model_digest, now, plain, versions, write_json
 from paperhooks.models import view_of
 from torch import nn
@@ -199,7 +200,7 @@ def _manifest(
         "over_long": likelihood.over_long,
     }
     run = hash_json(decides)
-    about = {"name": name or str(getattr(model.config, "_name_or_path", "")), "parameters": model.num_parameters()}
+    about = {"name": name or origin(model.config), "parameters": model.num_parameters()}
     about |= {"trained_on": trained_on.fingerprint() if isinstance(trained_on, RowSource) else trained_on}
     about |= {"started": now(), "versions": versions()}
     found: dict[str, Any] = plain({**decides, "run": run, "about": about})
