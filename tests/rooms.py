@@ -130,7 +130,7 @@ def underscores(module: ast.Module) -> list[str]:
 
 
 def _foreign(node: ast.AST, classes: set[str], own: set[str]) -> Iterator[tuple[int, str]]:
-    """Reads of private attributes inside ``node``; ``own`` are those of the class around it, ``classes`` the module's."""
+    """Reads of private attributes inside ``node``; ``own`` are of the class around it, ``classes`` of the module."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef):
             yield from _foreign(child, classes, _attributes(child))
