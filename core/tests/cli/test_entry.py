@@ -9,27 +9,13 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from paperhooks.cli import build_methods, main, parse_value
+from paperhooks.cli import build_methods, parse_value
 from paperhooks.cli.options import parse_method, read_records
 from paperhooks.errors import DataError
 from paperhooks.testing import run_python
 from paperhooks.testing.fake_site import FakeSite, info_source
 
 pytest_plugins = ["paperhooks.testing.site_fixtures"]
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch):
-    """Runs the command line in this process; returns exit code, standard output and standard error."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
-
-    return run
 
 
 def test_plugins_lists_healthy_ones_with_exit_code_0(site: FakeSite, cli) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from evaluation_tasks import tiny_model, word_tokenizer
-from paperhooks.cli import main
 from paperhooks.testing import FakeSite, info_source
 
 pytest_plugins = ["paperhooks.testing.site_fixtures"]
@@ -45,20 +44,6 @@ class Count(Task):
     def score(self, document, parsed):
         return self.worth if parsed.value == "official" else 0.0
 """
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch):
-    """Runs the command line in this process; returns exit code, standard output and standard error."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture

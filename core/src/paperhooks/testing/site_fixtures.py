@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from paperhooks.testing.fake_site import FakeSite
 if TYPE_CHECKING:
     from paperhooks.plugins.installed import Catalog
 
-__all__ = ["own_catalog", "site"]
+__all__ = ["cli", "own_catalog", "site"]
 
 
 @pytest.fixture
@@ -40,3 +40,19 @@ def own_catalog(monkeypatch: pytest.MonkeyPatch) -> Catalog:
     fresh = module.Catalog()
     monkeypatch.setattr(module, "_current", fresh)
     return fresh
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line in this process; returns exit code, standard output and standard error."""
+    from paperhooks.cli.entry import main
+
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return run
