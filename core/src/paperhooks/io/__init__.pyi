@@ -7,6 +7,11 @@ from .files import versions as versions
 from .files import with_ending as with_ending
 from .files import write_json as write_json
 from .files import write_text as write_text
+from .harmless import csv_cell as csv_cell
+from .harmless import csv_text as csv_text
+from .harmless import error_text as error_text
+from .harmless import printable as printable
+from .harmless import redacted as redacted
 from .hashing import config_digest as config_digest
 from .hashing import hash_file as hash_file
 from .hashing import hash_json as hash_json
