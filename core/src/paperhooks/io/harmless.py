@@ -34,7 +34,7 @@ _SECRETS: Final = (
     re.compile(
         r"(?i)(?P<head>(?:authorization|api[-_ ]?key|(?:access|auth|refresh)[-_ ]token|secret|password|cookie)"
         r"(?: provided)?\\?['\"]?\s{0,9}[:=]\s{0,9})"
-        r"(?:b?\\?'[^']*|b?\\?\"[^\"]*|(?:(?:bearer|basic|token|digest)\s+)?[^\s,;}'\"]+)"
+        r"(?:b?\\?'[^']*|b?\\?\"[^\"]*|(?:(?:bearer|basic|token|digest)\s+)?[^\s,;&}'\"]+)"
     ),
     re.compile(r"(?i)(?P<head>\b(?:bearer|basic)\s{1,9})[\w.~+/=-]{6,}"),
     # keys that show by themselves what they are
