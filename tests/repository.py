@@ -107,6 +107,10 @@ def imports(module: ast.Module) -> list[Import]:
     return list(_imports(module, lazy=False))
 
 
+#: Functions that import the module whose name they are given.
+_IMPORTERS = ("import_module", "require")
+
+
 def _imports(node: ast.AST, lazy: bool) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
@@ -117,7 +121,7 @@ def _imports(node: ast.AST, lazy: bool) -> Iterator[Import]:
             for alias in child.names:
                 yield Import(f"{child.module}.{alias.name}", alias.asname or alias.name, child.lineno, lazy)
         else:
-            if isinstance(child, ast.Call) and ast.unparse(child.func).rpartition(".")[2] == "import_module":
+            if isinstance(child, ast.Call) and ast.unparse(child.func).rpartition(".")[2] in _IMPORTERS:
                 yield from (
                     Import(str(name.value), "", child.lineno, True)
                     for name in child.args[:1]

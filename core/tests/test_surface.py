@@ -8,6 +8,7 @@ from pathlib import Path
 
 import paperhooks
 import pytest
+from paperhooks.errors import LibraryBroken, MissingExtra, require
 from paperhooks.testing import run_python
 
 
@@ -49,6 +50,18 @@ except paperhooks.MissingExtra as error:
 
 def test_without_the_toolkit_its_names_say_which_extra_they_come_with() -> None:
     assert "pip install 'paperhooks[evaluation]'" in run_python("-c", WITHOUT_TOOLKIT).stdout
+
+
+def test_a_library_that_is_there_and_broken_is_not_called_missing(tmp_path, monkeypatch) -> None:
+    (tmp_path / "clashing_library.py").write_text("raise AttributeError('built for another numpy')")
+    (tmp_path / "needy_library.py").write_text("import no_such_module")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(LibraryBroken, match=r"is installed and cannot be imported: AttributeError: built for another"):
+        require("clashing_library", "paperhooks[x]", "to test")
+    with pytest.raises(LibraryBroken, match=r"No module named 'no_such_module'"):
+        require("needy_library", "paperhooks[x]", "to test")
+    with pytest.raises(MissingExtra, match=r"other-library is needed to test; install it with: pip"):
+        require("other_library.part", "paperhooks[x]", "to test")
 
 
 def test_unknown_names_raise_attribute_errors() -> None:

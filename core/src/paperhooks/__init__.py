@@ -9,13 +9,12 @@ Importing this package loads neither torch nor transformers: every name below is
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from typing import Any
 
 import lazy_loader
 
-from paperhooks.errors import MissingExtra
+from paperhooks.errors import require
 
 __version__ = "0.1.0"
 
@@ -38,13 +37,7 @@ __all__ = sorted([*_names, *_offered, "__version__"])
 def __getattr__(name: str) -> Any:
     if name not in _EVALUATION:
         return _own(name)
-    try:
-        toolkit = importlib.import_module("paperhooks_evaluation")
-    except ModuleNotFoundError as error:
-        if error.name != "paperhooks_evaluation":
-            raise
-        raise MissingExtra("paperhooks_evaluation", "paperhooks[evaluation]", "to evaluate models") from error
-    return getattr(toolkit, name)
+    return getattr(require("paperhooks_evaluation", "paperhooks[evaluation]", "to evaluate models"), name)
 
 
 def __dir__() -> list[str]:

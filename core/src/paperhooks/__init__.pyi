@@ -6,6 +6,7 @@ from .data.scorer import select as select
 from .errors import ArtefactError as ArtefactError
 from .errors import DataError as DataError
 from .errors import HookError as HookError
+from .errors import LibraryBroken as LibraryBroken
 from .errors import MissingExtra as MissingExtra
 from .errors import ModelError as ModelError
 from .errors import PaperhooksError as PaperhooksError

@@ -13,6 +13,7 @@ PaperhooksError
 ├── ArtefactError         an artefact is damaged, or belongs to another model
 ├── DataError             an input file, corpus, data set, batch or run folder cannot be used
 ├── MissingExtra          an optional library is needed; the message names the extra
+├── LibraryBroken         an optional library is installed and cannot be imported
 └── RegistryError         registry.toml contradicts itself or the packages
 
 Every message says what was asked, what was found and what to do.
@@ -21,12 +22,15 @@ Every message says what was asked, what was found and what to do.
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "ArtefactError",
     "DataError",
     "HookError",
+    "LibraryBroken",
     "MissingExtra",
     "ModelError",
     "PaperhooksError",
@@ -39,6 +43,7 @@ __all__ = [
     "UnsupportedGeneration",
     "UnsupportedModel",
     "did_you_mean",
+    "require",
 ]
 
 
@@ -99,6 +104,31 @@ class MissingExtra(PaperhooksError, ImportError):
 
     def __init__(self, module: str, requirement: str, purpose: str) -> None:
         super().__init__(f"{module} is needed {purpose}; install it with: pip install '{requirement}'")
+
+
+class LibraryBroken(PaperhooksError, ImportError):
+    """An optional dependency is installed, and its import fails; the message ends with its own error."""
+
+
+def require(module: str, requirement: str, purpose: str, *, called: str = "") -> Any:
+    """The module of an optional library.
+
+    :param requirement: what brings it, such as ``paperhooks[plots]``. :param purpose: what it is needed for.
+    :param called: what pip calls the library, where that is not the module's name with hyphens.
+    :raises MissingExtra: it is not installed. :raises LibraryBroken: it is, and cannot be imported.
+    """
+    top = module.partition(".")[0]
+    called = called or top.replace("_", "-")
+    try:
+        importlib.import_module(top)  # first, so that what is missing is named by the library
+        return importlib.import_module(module)
+    except Exception as error:  # a library that does not fit another raises anything: AttributeError, OSError, ...
+        if isinstance(error, ModuleNotFoundError) and error.name == top:
+            raise MissingExtra(called, requirement, purpose) from error
+        raise LibraryBroken(
+            f"{called} is needed {purpose}; it is installed and cannot be imported: {type(error).__name__}: {error}; "
+            f"reinstall it with: pip install --force-reinstall {called}"
+        ) from error
 
 
 class RegistryError(PaperhooksError):

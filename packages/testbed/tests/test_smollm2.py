@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from paperhooks.errors import DataError, MissingExtra
@@ -75,7 +77,7 @@ def test_a_failed_conversion_leaves_no_cache(monkeypatch, tmp_path):
 def test_a_missing_reader_names_the_extra(monkeypatch, tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"x")
     monkeypatch.setattr(smollm2, "find_gguf", lambda: tmp_path / "model.gguf")
-    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(MissingExtra, match=r"paperhooks-testbed\[smollm2\]"):
         load_smollm2(cache_dir=tmp_path / "cache")
 

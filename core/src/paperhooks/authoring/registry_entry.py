@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from paperhooks.errors import MissingExtra, RegistryError
+from paperhooks.errors import RegistryError, require
 from paperhooks.info import ENTRY_POINT_GROUP, MODES, PluginInfo
 from paperhooks.io.files import write_text
 from paperhooks.io.toml import read_toml
@@ -57,10 +57,7 @@ def update_registry(file: Path) -> list[str]:
     :raises RegistryError: the file or a package's metadata cannot be read, or a plugin cannot be imported; nothing is
         written then. :raises MissingExtra: tomlkit is missing.
     """
-    try:
-        import tomlkit
-    except ImportError as error:
-        raise MissingExtra("tomlkit", "paperhooks[cli]", "to change registry.toml and keep its comments") from error
+    tomlkit = require("tomlkit", "paperhooks[cli]", "to change registry.toml and keep its comments")
     _, text, problems = read_toml(file)
     if problems:
         raise RegistryError("\n".join(map(str, problems)))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from paperhooks.errors import DataError, MissingExtra
+from paperhooks.errors import DataError, LibraryBroken, MissingExtra
 from paperhooks.io.corpus import Corpus
 from paperhooks.io.files import atomic_path
 from paperhooks.reports.blocks import Block, Figure, Heading, Paragraph, Table
@@ -91,7 +91,7 @@ def _histogram(run: RunFolder, scores: Tensor, cut: float) -> list[Block]:
 
     try:
         figure = histogram_figure(scores.tolist(), marker=cut, title="Scores", x="score", y="examples")
-    except MissingExtra as error:
+    except (MissingExtra, LibraryBroken) as error:
         return [Paragraph(f"Without figures: {error}", "note")]
     run.figure("scores", figure)
     return [Heading("Scores"), Figure("scores", "Histogram of the scores", "Dashed: the lowest score that was kept.")]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from paperhooks.errors import DataError, MissingExtra
+from paperhooks.errors import DataError, require
 from paperhooks.generation.requests import Backend, Prompt, Request, Response
 
 __all__ = ["ServerBackend"]
@@ -36,10 +36,7 @@ class ServerBackend(Backend):
         parameters: Mapping[str, Any] | None = None,
         timeout: float = 120.0,
     ) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise MissingExtra("openai", "paperhooks[server]", "to ask a server") from error
+        openai = require("openai", "paperhooks[server]", "to ask a server")
         self.model, self.parameters = model, dict(parameters or {})
         self._openai = openai
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paperhooks.errors import DataError, MissingExtra
+from paperhooks.errors import DataError, require
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,12 +18,10 @@ def read_image(file: str | Path) -> Image:
 
     :raises DataError: the file is no image that can be read; it is named. :raises MissingExtra: pillow is missing.
     """
+    pillow = require("PIL.Image", "paperhooks[plots]", "to open images", called="pillow")
     try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtra("pillow", "paperhooks[plots]", "to open images") from error
-    try:
-        with Image.open(file) as image:
-            return image.convert("RGB")
+        with pillow.open(file) as image:
+            converted: Image = image.convert("RGB")
+            return converted
     except OSError as error:
         raise DataError(f"{file} cannot be opened as an image: {error}") from error

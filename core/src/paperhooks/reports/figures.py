@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from paperhooks.errors import MissingExtra
+from paperhooks.errors import require
 from paperhooks.io.files import atomic_path
 
 if TYPE_CHECKING:
@@ -30,13 +30,11 @@ def new_figure(width: float = 7.2, height: float = 3.6, columns: int = 1) -> tup
 
     Raises MissingExtra without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "paperhooks[plots]", "to draw figures") from error
+    agg = require("matplotlib.backends.backend_agg", "paperhooks[plots]", "to draw figures")
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    agg.FigureCanvasAgg(figure)
     figure.patch.set_alpha(0.0)
     axes = list(figure.subplots(1, columns, squeeze=False)[0])
     for one in axes:

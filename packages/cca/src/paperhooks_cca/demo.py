@@ -6,13 +6,12 @@ import json
 import shutil
 import warnings
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import paperhooks
 import torch
-from paperhooks import MissingExtra
 from paperhooks.authoring import DemoContext
+from paperhooks.errors import MissingExtra, require
 from paperhooks.io import atomic_path, write_text
 from paperhooks.reports import Block, Figure, Heading, Paragraph, RunFolder, Table
 from torch import Tensor
@@ -44,25 +43,18 @@ _FLOWS: dict[str, dict[str, Any] | None] = {
 _METRICS = ("accuracy", "f1", "yes_ratio")
 
 
-def testbed() -> ModuleType:
+def testbed() -> Any:
     """The package paperhooks_testbed.
 
     :raises MissingExtra: it is not installed.
     """
-    try:
-        import paperhooks_testbed
-    except ImportError as error:
-        raise MissingExtra("paperhooks-testbed", "paperhooks-cca[demo]", "to run the demo") from error
-    return paperhooks_testbed
+    return require("paperhooks_testbed", "paperhooks-cca[demo]", "to run the demo")
 
 
 def _check_tasks() -> None:
     """POPE is a task of a package that the extra ``demo`` brings; raises MissingExtra without it."""
-    try:
-        from paperhooks_evaluation import available_tasks
-    except ImportError as error:
-        raise MissingExtra("paperhooks-evaluation", "paperhooks-cca[demo]", "to run the demo") from error
-    if "pope" not in available_tasks():
+    toolkit = require("paperhooks_evaluation", "paperhooks-cca[demo]", "to run the demo")
+    if "pope" not in toolkit.available_tasks():
         raise MissingExtra("paperhooks-hallucination", "paperhooks-cca[demo]", "to run the demo")
 
 
@@ -70,18 +62,18 @@ def run(context: DemoContext) -> None:
     """Draw the geometry, look at the information flow, ask POPE's questions, and write report.html."""
     _check_tasks()
     model, processor = testbed().load_vlm()
-    folder = RunFolder(context.out)
-    _clear(context.out)
-    asked = 6 if context.quick else 30
-    folder.start("cca-demo", inputs={"questions": asked}, seed=context.seed)
-    blocks = [*_geometry(context, folder)]
-    with folder.timed("pope"):
-        blocks += _pope(context, folder, model, processor, asked)
-    with folder.timed("flow"):
-        blocks += _flow(context, folder, model, processor, 2 if context.quick else 6)
-    html = folder.report("Concentric Causal Attention on the test bed", blocks)
-    folder.finish()
-    context.echo(f"report: {html}")
+    with RunFolder(context.out) as folder:
+        _clear(context.out)
+        asked = 6 if context.quick else 30
+        folder.start("cca-demo", inputs={"questions": asked}, seed=context.seed)
+        blocks = [*_geometry(context, folder)]
+        with folder.timed("pope"):
+            blocks += _pope(context, folder, model, processor, asked)
+        with folder.timed("flow"):
+            blocks += _flow(context, folder, model, processor, 2 if context.quick else 6)
+        html = folder.report("Concentric Causal Attention on the test bed", blocks)
+        folder.finish()
+        context.echo(f"report: {html}")
 
 
 def _clear(out: Path) -> None:

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from paperhooks.errors import MissingExtra, PaperhooksError
+from paperhooks.errors import LibraryBroken, MissingExtra, PaperhooksError
 from paperhooks.generation import Backend, Prompt, Request, Response, arrange
 
 from paperhooks_evaluation.samples import SampleFile, prompt_hash, sample_row
@@ -142,7 +142,7 @@ class Asker:
             return _Open(document, Prompt(document.id, "", Request()))
         try:
             request = self.task.request(document)
-        except MissingExtra:
+        except (MissingExtra, LibraryBroken):
             raise
         except Exception as error:
             return _Open(document, error=f"request: {type(error).__name__}: {error}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from paperhooks.errors import MissingExtra
+from paperhooks.errors import LibraryBroken, MissingExtra
 from paperhooks.reports import Block, Figure, Heading, Paragraph, RunFolder, Table
 
 from paperhooks_evaluation.results import EvaluationResult, describe_metric
@@ -75,7 +75,7 @@ def _figures(run: RunFolder, specs: Sequence[FigureSpec]) -> list[Block]:
     for spec in specs:
         try:
             run.figure(spec.name, spec.draw())
-        except MissingExtra as error:
+        except (MissingExtra, LibraryBroken) as error:
             return [Paragraph(f"Without figures: {error}", "note")]
         blocks.append(Figure(spec.name, spec.alt, spec.caption))
     return blocks

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from paperhooks.errors import DataError, MissingExtra
+from paperhooks.errors import DataError, require
 from paperhooks.generation import Request
 from paperhooks.io import read_image
 from paperhooks_evaluation import Document
@@ -84,10 +83,7 @@ def hub_columns(source: str, columns: Sequence[str], split: str = "test") -> Ite
 
 @lru_cache(maxsize=4)
 def _hub_rows(source: str, split: str) -> Any:
-    try:
-        library = importlib.import_module("datasets")
-    except ImportError as error:
-        raise MissingExtra("datasets", "paperhooks-hallucination[data]", f"to read {source}") from error
+    library = require("datasets", "paperhooks-hallucination[data]", f"to read {source}")
     try:
         return library.load_dataset(source, split=split)
     except Exception as error:  # the library raises whatever its file systems raise

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hallucination_data import metric, parquet, png_files, records, write_image
 from paperhooks.errors import DataError
+from paperhooks_evaluation import Document
 from paperhooks_hallucination import Mme
 from paperhooks_hallucination.mme import metrics as mme
 from paperhooks_hallucination.pope import SUFFIX
@@ -100,3 +101,18 @@ def test_mme_reads_hub_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert [one.id for one in documents] == names
     assert Mme().unit(documents[2]) == "count/1.jpg"
     assert Mme().request(documents[2]).images[0].getpixel((0, 0)) == (20, 0, 0)
+
+
+def test_mme_reports_what_only_looks_like_an_answer():
+    """The first four characters of "nothing" and "not sure" hold a no, which is what they count as."""
+    document = Document("count/a.jpg/1", "count", {"answer": "no"})
+    for response, fallback in {
+        "nothing": True,
+        "not sure": True,
+        "x": True,
+        "n": False,
+        "No.": False,
+        "No": False,
+    }.items():
+        found = Mme().parse(document, response, "official")
+        assert (found.value, found.fallback) == (mme.read_response(response), fallback), response

@@ -89,3 +89,20 @@ def test_pope_scores_add_up():
         == whole
     )
     assert whole.unparsable == sum(response not in ("yes", "no") for response in responses)
+
+
+PLAIN = {
+    "yes": ["Yes", "yes.", "Yes, there is.", "**Yes**", "Yes there is one"],
+    "no": ["No", "no, not one", "No\n", "'No'"],
+}
+NEITHER = [
+    "maybe", "", "NO DATA", "I am not sure.", "no idea", "There is no way to tell", "Not enough light", "No-one knows",
+    "yes/no", "yes or no", "Nope", "yesterday", "there is no dog", "Yes?",
+]  # fmt: skip
+
+
+def test_a_plain_answer_is_a_word_of_its_own():
+    """At the beginning, with a mark, a line break or its verb behind it."""
+    for answer, responses in PLAIN.items():
+        assert {pope.plain_answer(response) for response in responses} == {answer}
+    assert {pope.plain_answer(response) for response in NEITHER} == {None}

@@ -238,3 +238,16 @@ def test_the_test_bed_sees_what_is_there(tmp_path: Path):
     strict = result.modes["strict"].summary
     assert metric(strict, "accuracy").value == metric(result.summary, "accuracy").value
     assert metric(strict, "unparsable").value == 0.0
+
+
+@pytest.mark.parametrize(
+    "response", ["I am not sure.", "no idea", "There is no way to tell", "maybe", "", "NO", "Yes, no"]
+)
+def test_what_is_no_plain_answer_is_reported_whatever_it_counts_as(response: str):
+    """The published reading takes a word that says nothing for a denial; it is counted as unparsable all the same."""
+    document = Document("a", "coco-random", {"label": "no"})
+    found = Pope().parse(document, response, "official")
+    assert (found.value, found.fallback) == (pope.parse_official(response), True)
+    assert Pope().parse(document, response, "strict").fallback == (response != "NO")
+    for plain in ("No", "no, there is not", "Yes", "Yes, there is."):
+        assert not Pope().parse(document, plain, "official").fallback

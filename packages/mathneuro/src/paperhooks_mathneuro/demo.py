@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from paperhooks import MissingExtra
 from paperhooks.authoring import DemoContext
+from paperhooks.errors import require
 
 from paperhooks_mathneuro.experiment.effects import Effects
 from paperhooks_mathneuro.experiment.protocol import study
@@ -26,17 +26,14 @@ def load_demo(n: int, seed: int = 0) -> tuple[Any, Any, list[Any], list[Any]]:
 
     Raises MissingExtra when paperhooks-testbed is not installed, or what it needs for these.
     """
-    try:
-        from paperhooks_testbed import documents, load_smollm2, problems
-    except ImportError as error:
-        raise MissingExtra("paperhooks-testbed", "paperhooks-mathneuro[demo]", "to run the demo") from error
-    maths = [{"question": p.question, "answer": p.solution} for p in problems(20 * n, seed=seed)]
+    testbed = require("paperhooks_testbed", "paperhooks-mathneuro[demo]", "to run the demo")
+    maths = [{"question": p.question, "answer": p.solution} for p in testbed.problems(20 * n, seed=seed)]
     maths = [one for one in maths if len(one["question"] + one["answer"]) <= _LONGEST][:n]
     prose: list[Any] = []
-    for document in documents(domain="topics"):
+    for document in testbed.documents(domain="topics"):
         blocks = (" ".join(block.split()) for block in document.text.split("\n\n"))
         prose += [block for block in blocks if 150 <= len(block) <= _LONGEST and block[0].isalpha()]
-    model, tokenizer = load_smollm2()
+    model, tokenizer = testbed.load_smollm2()
     return model, tokenizer, maths, prose[:: max(1, len(prose) // n)][:n]
 
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from paperhooks import DataError, MissingExtra
+from paperhooks import DataError
+from paperhooks.errors import require
 from paperhooks.io import hash_json
 
 __all__ = [
@@ -113,16 +114,13 @@ def _json(path: Path, number: int, text: str) -> Any:
 
 
 def _from_hub(name: str) -> list[Any]:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise MissingExtra("datasets", "paperhooks-mathneuro[hub]", "to read datasets of the hub") from error
+    datasets = require("datasets", "paperhooks-mathneuro[hub]", "to read datasets of the hub")
     parts = name.split(":")
     if len(parts) not in (2, 3):
         raise DataError(f"hub:{name} names no split; write hub:NAME:SPLIT or hub:NAME:CONFIG:SPLIT")
     dataset, *config, split = parts
     try:
-        return list(load_dataset(dataset, *config, split=split))
+        return list(datasets.load_dataset(dataset, *config, split=split))
     except (OSError, ValueError) as error:
         raise DataError(f"the dataset hub:{name} cannot be loaded: {error}") from error
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from paperhooks import MissingExtra
 from paperhooks.authoring import DemoContext
+from paperhooks.errors import require
 
 from paperhooks_miniplm.corpus.duplicates import duplicates_of
 from paperhooks_miniplm.corpus.packer import pack
@@ -67,10 +67,7 @@ def run(context: DemoContext) -> None:
 
 def _documents(characters: int, seed: int) -> tuple[list[TextRecord], list[TextRecord]]:
     """Clean text to train on, and other clean text with noise and copies in it."""
-    try:
-        from paperhooks_testbed import documents
-    except ImportError as error:
-        raise MissingExtra("paperhooks-testbed", "paperhooks-miniplm[demo]", "to run the demo") from error
+    documents = require("paperhooks_testbed", "paperhooks-miniplm[demo]", "to run the demo").documents
     chance = random.Random(seed)
     pieces = [
         TextRecord(document.text[start : start + 1500], domain)

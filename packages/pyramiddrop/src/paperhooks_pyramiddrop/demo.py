@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from paperhooks import MissingExtra, ModelView, attach
+from paperhooks import ModelView, attach
 from paperhooks.authoring import DemoContext
+from paperhooks.errors import require
 from paperhooks.reports import Block, Heading, Image, Paragraph, RunFolder, Table
 
 from paperhooks_pyramiddrop.method import PyramidDrop, RandomDrop
@@ -37,11 +38,7 @@ def load_testbed() -> tuple[Any, Any]:
 
     :raises MissingExtra: it is not installed.
     """
-    try:
-        from paperhooks_testbed import load_vlm
-    except ImportError as error:
-        raise MissingExtra("paperhooks-testbed", "paperhooks-pyramiddrop[demo]", "to run the demo") from error
-    model, processor = load_vlm()
+    model, processor = require("paperhooks_testbed", "paperhooks-pyramiddrop[demo]", "to run the demo").load_vlm()
     return model, processor
 
 
@@ -117,37 +114,37 @@ def _report(
 ) -> None:
     from paperhooks_testbed import prompt
 
-    run = RunFolder(context.out)
-    for old in ("result.json", "report.html", "report.md"):  # a demo is made anew every time
-        (context.out / old).unlink(missing_ok=True)
-    run.start("pyramiddrop-demo", inputs={"questions": len(questions), "stages": STAGES}, seed=context.seed)
-    summary = [
-        (a.setting, f"{sum(r)} of {len(r)}", round(a.tokens, 1), round(a.seconds, 3))
-        for a, r in zip(found, right, strict=True)
-    ]
-    blocks: list[Block] = [
-        Paragraph(
-            f"A vision-language model of {model.num_parameters() / 1e6:.1f} million parameters answers questions "
-            "about generated images: once with all 196 image tokens in every layer, once with PyramidDrop, once with "
-            "as many tokens chosen at random. So few questions only show how it looks; "
-            "the claims table (paperhooks claims pyramiddrop) has the measured accuracies."
-        ),
-        Table(("", "right", "image tokens a layer", "seconds"), summary),
-    ]
-    shown = [questions[i] for i in (0, len(questions) // 2, len(questions) - 1)]
-    for number, question in enumerate(shown):
-        seen = observe(model, processor, question.image(), prompt(question), PyramidDrop(stages=STAGES), 2)
-        question.image().save(context.out / f"image-{number}.png")
-        blocks += [
-            Heading(question.text),
-            Image(f"image-{number}.png", alt=f"generated image {question.scene_index}"),
-            Paragraph(f"Right: {question.answer}. All tokens: {seen.plain_answer}. PyramidDrop: {seen.answer}."),
-            *figure_blocks(run, f"overlay-{number}", question.image(), seen),
+    with RunFolder(context.out) as run:
+        for old in ("result.json", "report.html", "report.md"):  # a demo is made anew every time
+            (context.out / old).unlink(missing_ok=True)
+        run.start("pyramiddrop-demo", inputs={"questions": len(questions), "stages": STAGES}, seed=context.seed)
+        summary = [
+            (a.setting, f"{sum(r)} of {len(r)}", round(a.tokens, 1), round(a.seconds, 3))
+            for a, r in zip(found, right, strict=True)
         ]
-    blocks += [Heading("What it costs"), *cost_blocks(run, seen), Heading("Every question")]
-    rows = [(q.scene_index, q.kind, q.text, q.answer, *(a.texts[i] for a in found)) for i, q in enumerate(questions)]
-    blocks.append(Table(("image", "kind", "question", "right", *(a.setting for a in found)), rows))
-    run.record(settings=summary, flops_ratio=seen.savings.flops_ratio)
-    html = run.report("PyramidDrop on the test bed", blocks)
-    run.finish()
-    context.echo(f"report: {html}")
+        blocks: list[Block] = [
+            Paragraph(
+                f"A vision-language model of {model.num_parameters() / 1e6:.1f} million parameters answers questions "
+                "about generated images: once with all 196 image tokens in every layer, once with PyramidDrop, once with "
+                "as many tokens chosen at random. So few questions only show how it looks; "
+                "the claims table (paperhooks claims pyramiddrop) has the measured accuracies."
+            ),
+            Table(("", "right", "image tokens a layer", "seconds"), summary),
+        ]
+        shown = [questions[i] for i in (0, len(questions) // 2, len(questions) - 1)]
+        for number, question in enumerate(shown):
+            seen = observe(model, processor, question.image(), prompt(question), PyramidDrop(stages=STAGES), 2)
+            question.image().save(context.out / f"image-{number}.png")
+            blocks += [
+                Heading(question.text),
+                Image(f"image-{number}.png", alt=f"generated image {question.scene_index}"),
+                Paragraph(f"Right: {question.answer}. All tokens: {seen.plain_answer}. PyramidDrop: {seen.answer}."),
+                *figure_blocks(run, f"overlay-{number}", question.image(), seen),
+            ]
+        blocks += [Heading("What it costs"), *cost_blocks(run, seen), Heading("Every question")]
+        rows = [(q.scene_index, q.kind, q.text, q.answer, *(a.texts[i] for a in found)) for i, q in enumerate(questions)]
+        blocks.append(Table(("image", "kind", "question", "right", *(a.setting for a in found)), rows))
+        run.record(settings=summary, flops_ratio=seen.savings.flops_ratio)
+        html = run.report("PyramidDrop on the test bed", blocks)
+        run.finish()
+        context.echo(f"report: {html}")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 
-from paperhooks.errors import MissingExtra
+from paperhooks.errors import require
 
 __all__ = ["Exercise", "problems"]
 
@@ -29,10 +28,7 @@ def problems(n: int, seed: int = 0) -> list[Exercise]:
     """
     if n < 1:
         raise ValueError(f"n must be at least 1; got {n}")
-    try:
-        gym = importlib.import_module("reasoning_gym")
-    except ImportError as error:
-        raise MissingExtra("reasoning-gym", "paperhooks-testbed[arithmetic]", "to generate word problems") from error
+    gym = require("reasoning_gym", "paperhooks-testbed[arithmetic]", "to generate word problems")
     return [_problem(entry) for entry in gym.create_dataset(_TASK, size=n, seed=seed)]
 
 

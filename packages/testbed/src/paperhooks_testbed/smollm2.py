@@ -8,12 +8,11 @@ dequantised once, written as an ordinary ``save_pretrained`` folder into a cache
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 from pathlib import Path
 
 import torch
-from paperhooks.errors import DataError, MissingExtra
+from paperhooks.errors import DataError, require
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -73,9 +72,8 @@ def load_smollm2(
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    for module in ("gguf", "accelerate"):
-        if importlib.util.find_spec(module) is None:
-            raise MissingExtra(module, "paperhooks-testbed[smollm2]", f"to read {gguf.name}")
+    require("gguf", "paperhooks-testbed[smollm2]", f"to read {gguf.name}")
+    require("accelerate", "paperhooks-testbed[smollm2]", f"to read {gguf.name}")
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name, "local_files_only": True}
     quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     # A model that came from GGUF refuses save_pretrained, so its numbers move into a plain one.

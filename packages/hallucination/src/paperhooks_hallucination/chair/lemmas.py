@@ -8,14 +8,12 @@ needs the extra ``paperhooks-hallucination[nltk]`` and nltk's data files.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, Final
 
-from paperhooks.errors import DataError, MissingExtra, did_you_mean
+from paperhooks.errors import DataError, did_you_mean, require
 
 __all__ = [
     "ANALYSERS",
@@ -145,13 +143,8 @@ def analyser(name: str) -> Analyser:
     return ANALYSERS[name]
 
 
-def _nltk() -> ModuleType:
-    try:
-        return importlib.import_module("nltk")
-    except ImportError as error:
-        raise MissingExtra(
-            "nltk", "paperhooks-hallucination[nltk]", "to read captions as the published script does"
-        ) from error
+def _nltk() -> Any:
+    return require("nltk", "paperhooks-hallucination[nltk]", "to read captions as the published script does")
 
 
 def _with_data(function: Callable[..., Any], *arguments: Any) -> Any:

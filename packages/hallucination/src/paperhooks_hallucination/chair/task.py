@@ -75,14 +75,19 @@ class Chair(Task):
         return image_request(document, self.prompt, self.max_new_tokens)
 
     def parse(self, document: Document, response: str, mode: str) -> Parsed:
-        """The objects that the caption names rightly and wrongly, with the counts of :class:`ChairScores`."""
+        """The objects that the caption names rightly and wrongly, with the counts of :class:`ChairScores`.
+
+        A response without a word is none that can be read.
+        """
         table, analyse = _table(self.synonyms, mode), analyser(self.lemmas)
         references = [analyse(caption) for caption in document.data["references"]]
         truth = image_objects(table, document.data["categories"], references)
         one = caption_score(table.find(analyse(response)), truth)
         wrong = [[mention.word, mention.name, mention.index] for mention in one.hallucinated]
         found = {"hallucinated": wrong, "recalled": sorted(one.recalled), "truth": sorted(truth)}
-        return Parsed({**found, "counts": list(one.counts)}, rule=self.lemmas, fallback=not response.strip())
+        return Parsed(
+            {**found, "counts": list(one.counts)}, rule=self.lemmas, fallback=not any(map(str.isalnum, response))
+        )
 
     def score(self, document: Document, parsed: Parsed) -> float:
         """1 for a caption without hallucinated objects, else 0."""

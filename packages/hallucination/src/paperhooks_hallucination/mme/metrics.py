@@ -9,7 +9,7 @@ from typing import Final
 from paperhooks.errors import DataError
 
 from paperhooks_hallucination.checks import check_mode
-from paperhooks_hallucination.pope.metrics import parse_strict, read_label
+from paperhooks_hallucination.pope.metrics import parse_strict, plain_answer, read_label
 
 __all__ = [
     "CATEGORIES",
@@ -19,6 +19,7 @@ __all__ = [
     "CategoryScore",
     "ImageScore",
     "MmeScores",
+    "is_plain",
     "mme_scores",
     "parse_official",
     "read_answer",
@@ -58,6 +59,12 @@ def read_response(response: str, mode: str = "official") -> str | None:
     check_mode("MME", mode)
     answer = parse_official(response) if mode == "official" else parse_strict(response)
     return None if answer == "other" else answer
+
+
+def is_plain(response: str, answer: str | None) -> bool:
+    """Whether a response says its answer as such: with the word yes or no, or with the letter y or n alone."""
+    letter = response.lower().strip().replace(".", "")
+    return answer is not None and answer == {"y": "yes", "n": "no"}.get(letter, plain_answer(response))
 
 
 def read_answer(answer: str) -> str:

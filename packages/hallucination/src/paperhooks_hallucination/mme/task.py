@@ -21,6 +21,7 @@ from paperhooks_hallucination.mme.metrics import (
     PERCEPTION,
     CategoryScore,
     ImageScore,
+    is_plain,
     read_response,
 )
 from paperhooks_hallucination.pope.data import SUFFIX
@@ -71,9 +72,9 @@ class Mme(Task):
         return image_request(document, question, self.max_new_tokens)
 
     def parse(self, document: Document, response: str, mode: str) -> Parsed:
-        """``"yes"``, ``"no"`` or None, which is wrong."""
+        """``"yes"``, ``"no"`` or None, which is wrong; what only looks like one of them counts as unparsable, too."""
         answer = read_response(response, mode)
-        return Parsed(answer, rule=mode if answer else "", fallback=answer is None)
+        return Parsed(answer, rule=mode if answer else "", fallback=not is_plain(response, answer))
 
     def score(self, document: Document, parsed: Parsed) -> float:
         """1 for the right answer, else 0."""

@@ -6,6 +6,7 @@ counts as "yes". ``strict`` is that of the common harnesses: exactly "yes" or "n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -14,9 +15,22 @@ from paperhooks.errors import DataError
 
 from paperhooks_hallucination.checks import check_mode, check_same_ids, check_same_length
 
-__all__ = ["PopeScores", "parse_official", "parse_strict", "pope_scores", "read_label", "read_response"]
+__all__ = [
+    "PopeScores",
+    "parse_official",
+    "parse_strict",
+    "plain_answer",
+    "pope_scores",
+    "read_label",
+    "read_response",
+]
 
 _NO: Final = frozenset({"No", "no", "not"})
+#: Yes or no as the first word, with nothing behind it but a mark, a line break, or the verb that it goes with.
+_PLAIN: Final = re.compile(
+    r"[\s\"'*_\u201c\u2018]*(yes|no)(?=[.,!;:)\"'*_\u2026\u2014\u201d\u2019\u3002\uff0c]|\s*$|\s*[\r\n]|\s+(?:there|it)\b)",
+    re.I,
+)
 
 
 def parse_official(response: str) -> str:
@@ -40,6 +54,16 @@ def parse_strict(response: str) -> str | None:
     """
     word = response.lower().strip()
     return word if word in ("yes", "no") else None
+
+
+def plain_answer(response: str) -> str | None:
+    """``"yes"`` or ``"no"`` if the response begins with that word as an answer of its own; else None.
+
+    >>> [plain_answer(response) for response in ("Yes, there is.", "**No**", "no idea", "I am not sure")]
+    ['yes', 'no', None, None]
+    """
+    found = _PLAIN.match(response)
+    return found[1].lower() if found else None
 
 
 def read_response(response: str, mode: str = "official") -> str | None:

@@ -15,7 +15,7 @@ from paperhooks_evaluation import Document, Metric, Parsed, Record, Summary, Tas
 from paperhooks_hallucination.checks import MODES, check_count
 from paperhooks_hallucination.images import image_request
 from paperhooks_hallucination.pope.data import SUFFIX, read_questions
-from paperhooks_hallucination.pope.metrics import PopeScores, parse_strict, read_response
+from paperhooks_hallucination.pope.metrics import PopeScores, plain_answer, read_response
 from paperhooks_hallucination.report import bar_spec, cluster_metric, share_metric, with_interval
 
 __all__ = ["CAUTION", "Pope"]
@@ -34,7 +34,7 @@ class Pope(Task):
     :mod:`paperhooks_hallucination.pope.data`).
 
     The mode ``official`` reads responses as the published script does, ``strict`` as the common harnesses do. Both
-    report as unparsable what is neither a plain yes nor a no; ``official`` counts it as yes.
+    report as unparsable what is neither a plain yes nor a plain no; ``official`` counts it as yes or no all the same.
 
     :param instruction: text behind every question; the default is that of LLaVA and of the paper.
     :param images: folder of the images, where they are not beside the questions.
@@ -65,10 +65,9 @@ class Pope(Task):
         answer = read_response(response, mode)
         if mode == "strict":
             return Parsed(answer, rule="exact" if answer else "", fallback=answer is None)
-        if answer == "no":
-            return Parsed("no", rule="denial")
-        said = parse_strict(response.strip().strip(".,!").partition(" ")[0].strip(".,!")) == "yes"
-        return Parsed("yes", rule="affirmation" if said else "no denial", fallback=not said)
+        said = plain_answer(response) == answer
+        rule = "denial" if answer == "no" else "affirmation" if said else "no denial"
+        return Parsed(answer, rule, fallback=not said)
 
     def score(self, document: Document, parsed: Parsed) -> float:
         """1 for the right answer, else 0."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
-from paperhooks import DataError, MissingExtra
+from paperhooks import DataError
+from paperhooks.errors import require
 from paperhooks.io import atomic_path, plain, with_ending
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
@@ -147,11 +148,8 @@ def _write_jsonl(records: Iterator[Mapping[str, Any]], path: Path) -> Path:
 
 
 def _write_parquet(records: Iterator[dict[str, Any]], path: Path) -> Path:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtra("pyarrow", "paperhooks-miniplm[data]", "to write Parquet files") from error
+    parquet = require("pyarrow.parquet", "paperhooks-miniplm[data]", "to write Parquet files")
+    pyarrow = require("pyarrow", "paperhooks-miniplm[data]", "to write Parquet files")
     fields = [("row", pyarrow.int64()), ("input_ids", pyarrow.list_(pyarrow.int32()))]
     fields += [("text", pyarrow.string()), ("n_bytes", pyarrow.int64())]
     fields += [("domain", pyarrow.string()), ("score", pyarrow.float32())]

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import IO, Any, Final, Protocol, TypeAlias
 
 import numpy as np
-from paperhooks import DataError, MissingExtra
+from paperhooks import DataError
+from paperhooks.errors import require
 from paperhooks.io import hash_json
 
 __all__ = [
@@ -127,16 +128,13 @@ def read_records(source: Any, columns: Sequence[str] = (), first: int = 0) -> It
 
 def from_hub(name: str) -> Any:
     """The dataset ``hub:NAME:SPLIT`` or ``hub:NAME:CONFIG:SPLIT``, streamed."""
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise MissingExtra("datasets", "paperhooks-miniplm[data]", "to read datasets of the hub") from error
+    datasets = require("datasets", "paperhooks-miniplm[data]", "to read datasets of the hub")
     parts = name.removeprefix(_HUB).split(":")
     if len(parts) not in (2, 3):
         raise DataError(f"{name} names no split; write hub:NAME:SPLIT or hub:NAME:CONFIG:SPLIT")
     dataset, *config, split = parts
     try:
-        return load_dataset(dataset, *config, split=split, streaming=True)
+        return datasets.load_dataset(dataset, *config, split=split, streaming=True)
     except (OSError, ValueError) as error:
         raise DataError(f"the dataset {name} cannot be loaded: {error}") from error
 
@@ -236,14 +234,12 @@ class _Table:
     """A Parquet file; at any place it is read by row groups, of which the last one is kept."""
 
     def __init__(self, file: Path, columns: Sequence[str]) -> None:
-        try:
-            from pyarrow import ArrowException, parquet
-        except ImportError as error:
-            raise MissingExtra("pyarrow", "paperhooks-miniplm[data]", "to read Parquet files") from error
+        pyarrow = require("pyarrow", "paperhooks-miniplm[data]", "to read Parquet files")
+        parquet = require("pyarrow.parquet", "paperhooks-miniplm[data]", "to read Parquet files")
         self.file, self._wanted = file, tuple(columns)
         try:
             self._parquet = parquet.ParquetFile(file)
-        except (ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{file} cannot be read: {error}; copy it again") from error
         metadata = self._parquet.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
