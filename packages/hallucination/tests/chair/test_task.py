@@ -41,7 +41,8 @@ def test_chair_figures_by_hand(coco_folder: Path):
     assert [one.score for one in made] == [0.0, 1.0, 1.0]
     assert made[0].parsed.value["truth"] == ["dog", "frisbee", "person"]
     assert made[0].parsed.value["hallucinated"] == [["cat", "cat", 7], ["cat", "cat", 10]]
-    assert made[2].parsed.fallback
+    assert [one.parsed.fallback for one in made] == [False, False, True]
+    assert records(task, documents[:1], ["...!"], "official")[0].parsed.fallback, "marks are no caption"
     summary = task.aggregate(made, "official")
     expected = {"chair_s": (1 / 3, 3), "chair_i": (2 / 5, 5), "recall": (3 / 6, 6), "length": ((14 + 3 + 0) / 3, 3)}
     for name, (value, n) in expected.items():
