@@ -85,6 +85,9 @@ def compress(
     except BaseException:
         view.journal.abandon()
         raise
+    finally:
+        if request.run is not None:
+            request.run.release()
 
 
 def _resolve(method: str | object, options: dict[str, Any]) -> object:

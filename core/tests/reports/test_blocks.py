@@ -62,9 +62,10 @@ def parsed(page: str) -> Balanced:
 
 
 def started(path: Path, **inputs: object) -> RunFolder:
-    """A run folder that was started."""
+    """A run folder that was started, and given back as by a process that ended."""
     run = RunFolder(path)
     run.start("test", inputs=inputs or {"n": 1}, seed=3)
+    run.release()
     return run
 
 

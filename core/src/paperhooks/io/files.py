@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import datetime
 import errno
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from paperhooks.errors import DataError
 
-if TYPE_CHECKING:
-    pass
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
-__all__ = ["atomic_path", "now", "plain", "versions", "with_ending", "write_json", "write_text"]
+__all__ = [
+    "PART",
+    "atomic_path",
+    "is_open_file",
+    "json_text",
+    "local_path",
+    "now",
+    "parse_json",
+    "plain",
+    "read_json",
+    "remove_leftovers",
+    "try_lock",
+    "unwritable",
+    "versions",
+    "with_ending",
+    "write_json",
+    "write_text",
+]
+
+logger = logging.getLogger(__name__)
+
+#: Ending of files that are being written.
+PART: Final = ".part"
+#: What a full, failing or read-only disk says.
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 _REPORTED: Final = ("paperhooks", "torch", "transformers", "safetensors", "accelerate", "pluggy", "numpy")
 
@@ -70,35 +99,120 @@ def with_ending(path: str | Path, ending: str) -> Path:
     return path if path.suffix == ending else path.with_name(path.name + ending)
 
 
+def local_path(path: str | Path) -> Path:
+    """A path on this machine; raises DataError for an address such as ``s3://...``, which no path is."""
+    text = os.fspath(path)
+    if "://" in text or text.startswith(("s3:/", "gs:/", "hub:")):
+        raise DataError(
+            f"{text} is an address; expected a folder or file on this machine, and copy it there afterwards"
+        )
+    return Path(path)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary file in the same folder that replaces ``path`` when the block ends well, and vanishes when not.
 
-    Raises DataError where nothing can be written, such as below a file or in a folder of another user.
+    The file of a process that was killed has the same name and is used again by the next one. Raises DataError where
+    nothing can be written, such as below a file, in a folder of another user or on a full disk; the old file stays.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        descriptor, temporary = _claimed(path)
     except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
-    os.close(handle)
-    temporary = Path(name)
+        raise unwritable(path, error) from error
     try:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; results are to be read by others
+        temporary.chmod(0o666 & ~_umask())  # temporary files are private; results are to be read by others
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise unwritable(path, error) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def unwritable(path: Path, error: OSError) -> DataError:
+    """The error for a file that could not be written."""
+    return DataError(f"{path} cannot be written: {error.strerror or error}")
+
+
+def _claimed(path: Path) -> tuple[int, Path]:
+    """A temporary file for ``path`` that no other writer uses, empty and open."""
+    usual = path.with_name(f".{path.name}{PART}")
+    for _ in range(2):
+        descriptor = os.open(usual, os.O_RDWR | os.O_CREAT, 0o600)
+        if try_lock(descriptor) and is_open_file(descriptor, usual):  # else another writer has just moved it
+            os.ftruncate(descriptor, 0)
+            return descriptor, usual
+        os.close(descriptor)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+    return descriptor, Path(name)
+
+
+def try_lock(descriptor: int, *, exclusive: bool = True) -> bool:
+    """Take the system's lock on an open file, which ends with the process; False where another one has it."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # a file system without locks
+        logger.debug("this file system has no locks: %s", error)
+    return True
+
+
+def is_open_file(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one that stands at ``path``."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes left half written in a folder; to be called only by who alone writes there."""
+    for left in folder.glob(f".*{PART}"):
+        with contextlib.suppress(OSError):
+            left.unlink()
 
 
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def read_json(path: Path, what: str = "JSON") -> Any:
+    """The content of a JSON file, with or without a byte order mark.
+
+    :param what: what the file should be, for messages.
+    :raises DataError: it cannot be read, or is no JSON in UTF-8, or nests deeper or has longer numbers than is allowed.
+    """
+    try:
+        return parse_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}; expected {what}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is no {what}: {error}") from error
+
+
+def parse_json(raw: bytes | str) -> Any:
+    """A JSON value; ValueError for whatever is none, also for what is nested too deep or not UTF-8."""
+    try:
+        return json.loads(raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw)
+    except UnicodeDecodeError as error:
+        hint = "; save it as UTF-8" if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else ""
+        raise ValueError(f"it is not UTF-8 ({error.reason} at byte {error.start}){hint}") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -109,4 +223,14 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically; NaN and infinities are refused with ValueError."""
-    write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value, indent=2) + "\n")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """``value`` as JSON that can be written as UTF-8: halves of characters are escaped. ValueError for NaN."""
+    text = json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(plain(value), indent=indent, allow_nan=False)
+    return text

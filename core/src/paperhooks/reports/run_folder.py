@@ -2,18 +2,20 @@
 
 A run folder holds ``result.json`` (inputs, hashes, versions, seeds, timings, results), figures as SVG and PNG,
 ``report.md`` and a self-contained ``report.html``. It is append-only and resumable: opening a folder with the inputs it
-was made from goes on, opening it with other inputs is refused with the first difference named.
+was made from goes on, opening it with other inputs is refused with the first difference named. While a run is in it, no
+other one can be started there; whoever reads it is not kept from doing so.
 
->>> run = RunFolder("runs/one")  # doctest: +SKIP
->>> run.start("demo", inputs={"n": 8}, seed=0)  # doctest: +SKIP
->>> with run.timed("measure"):  # doctest: +SKIP
-...     run.record(speed=1.5)
->>> run.report("One run", [Heading("Speed"), Table(("n", "speed"), [(8, 1.5)])])  # doctest: +SKIP
+>>> with RunFolder("runs/one") as run:  # doctest: +SKIP
+...     run.start("demo", inputs={"n": 8}, seed=0)
+...     with run.timed("measure"):
+...         run.record(speed=1.5)
+...     run.report("One run", [Heading("Speed"), Table(("n", "speed"), [(8, 1.5)])])
+...     run.finish()
+>>> RunFolder.open("runs/one").result["results"]  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,8 +23,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paperhooks.errors import DataError
-from paperhooks.io.files import now, plain, versions, write_json, write_text
+from paperhooks.io.files import (
+    local_path,
+    now,
+    plain,
+    read_json,
+    remove_leftovers,
+    versions,
+    write_json,
+    write_text,
+)
 from paperhooks.io.hashing import hash_json
+from paperhooks.io.locks import FolderLock
 from paperhooks.reports.blocks import Block
 
 if TYPE_CHECKING:
@@ -32,11 +44,39 @@ __all__ = ["RunFolder"]
 
 
 class RunFolder:
-    """The folder of one run. Creating the object touches nothing; :meth:`start` makes or resumes the run."""
+    """The folder of one run. Creating the object touches nothing; :meth:`start` makes or resumes the run.
+
+    From :meth:`start` to :meth:`finish`, or to the end of a ``with`` block, the folder is held.
+    """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = local_path(path)
         self.result: dict[str, Any] = {}
+        self._lock = FolderLock(self.path)
+
+    @classmethod
+    def open(cls, path: str | Path, kind: str | None = None) -> RunFolder:
+        """The run that a folder holds, to be read; it may be under way.
+
+        :raises DataError: there is none, or none of this ``kind``, or a damaged one.
+        """
+        run = cls(path)
+        found = run._read()
+        if found is None or (kind is not None and found.get("kind") != kind):
+            there = "no run" if found is None else f"a run of {found.get('kind')!r}"
+            raise DataError(f"{run.path} holds {there}; expected the folder of one of {kind or 'any kind'!r}")
+        run.result = found
+        return run
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the folder back, finished or not; the end of a ``with`` block does so."""
+        self._lock.release()
 
     @property
     def result_file(self) -> Path:
@@ -48,19 +88,27 @@ class RunFolder:
         """Whether the run came to its end."""
         return self.result.get("status") == "finished"
 
-    def start(self, kind: str, *, inputs: Mapping[str, Any], seed: int | None = None) -> bool:
+    def start(self, kind: str, *, inputs: Mapping[str, Any], seed: int | None = None, launch: str = "") -> bool:
         """Begin a run, or go on with the one in the folder; returns True when it goes on.
 
-        ``inputs`` is everything that determines the result. Raises DataError when the folder holds a run of another
-        kind, seed or inputs, naming the first difference, or a damaged ``result.json``.
+        ``inputs`` is everything that determines the result; ``launch`` names processes that share the folder on purpose
+        (see :class:`paperhooks.io.FolderLock`). Raises DataError when the folder holds a run of another
+        kind, seed or inputs, naming the first difference, or a damaged ``result.json``, or is used by another process.
         """
+        self._refuse_foreign_file()
         wanted = {"kind": kind, "seed": seed, "inputs": plain(inputs)}
+        self._lock.launch = launch
+        if not self._lock.held and self._lock.acquire():
+            remove_leftovers(self.path)
         existing = self._read()
         if existing is not None:
-            _refuse_difference(self.path, existing, wanted)
+            try:
+                _refuse_difference(self.path, existing, wanted)
+            except DataError:
+                self.release()
+                raise
             self.result = existing
             return True
-        self._refuse_foreign_file()
         self.result = {"schema": 1, "status": "running", **wanted, "inputs_hash": hash_json(wanted["inputs"])}
         self.result |= {"started": now(), "finished": None, "versions": versions(), "timings": {}, "results": {}}
         self._write()
@@ -83,9 +131,10 @@ class RunFolder:
             self._write()
 
     def finish(self) -> None:
-        """Mark the run as finished."""
+        """Mark the run as finished, and give the folder back."""
         self.result |= {"status": "finished", "finished": now()}
         self._write()
+        self.release()
 
     def figure(self, name: str, figure: MatplotlibFigure) -> tuple[Path, Path]:
         """Save a matplotlib figure as ``name.svg`` and ``name.png``; returns both paths."""
@@ -108,13 +157,8 @@ class RunFolder:
     def _read(self) -> dict[str, Any] | None:
         if not self.result_file.exists():
             return None
-        try:
-            found = json.loads(self.result_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{self.result_file} cannot be read ({error}); move it away or use another folder"
-            ) from error
-        if not isinstance(found, dict) or found.get("schema") != 1 or "inputs" not in found:
+        found = read_json(self.result_file, "result of paperhooks, so move it away or use another folder")
+        if not isinstance(found, dict) or found.get("schema") != 1 or not isinstance(found.get("inputs"), dict):
             raise DataError(f"{self.result_file} is not a result of paperhooks; use another folder")
         return found
 
@@ -123,6 +167,8 @@ class RunFolder:
             raise DataError(f"{self.path} is a file; the run needs a folder")
 
     def _write(self) -> None:
+        if self._lock.held:
+            self._lock.confirm()
         write_json(self.result_file, self.result)
 
 

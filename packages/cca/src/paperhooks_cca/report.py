@@ -151,19 +151,21 @@ def flow_report(
     depth = len(ModelView.from_model(model).layers)
     if not 0 <= layer < depth:
         raise DataError(f"layer {layer} is not there; the model's decoder has layers 0 to {depth - 1}")
-    run = RunFolder(out)
-    run.start("cca-flow", inputs={"text": text, "image_size": list(image.size), "layer": layer, **method.settings})
-    with run.timed("forward"):
-        name = scheme_name(method.scheme) if method.scheme != "raster" else "attached"
-        flows = observe_flow(model, processor, image, text, {"as it is": None, name: method})
-    image.convert("RGB").save(run.path / "image.png")
-    blocks: list[Block] = [Heading("Question"), Code(text), Paragraph(method.describe(model))]
-    shown = {f"Layer {layer}": {k: v[layer] for k, v in flows.items()}}
-    shown["Mean over all layers"] = {k: v.mean(0) for k, v in flows.items()}
-    for number, (title, maps) in enumerate(shown.items()):
-        caption = "Rows of the text behind the image, its last left out; every panel has its own scale."
-        blocks += [Heading(title), *flow_blocks(run, f"flow-{number}", maps, caption)]
-        run.record(**{title: [dict(zip(("setting", *FLOW_COLUMNS[1:]), row, strict=True)) for row in flow_rows(maps)]})
-    html = run.report("Where a question looks", blocks)
-    run.finish()
-    return html
+    with RunFolder(out) as run:
+        run.start("cca-flow", inputs={"text": text, "image_size": list(image.size), "layer": layer, **method.settings})
+        with run.timed("forward"):
+            name = scheme_name(method.scheme) if method.scheme != "raster" else "attached"
+            flows = observe_flow(model, processor, image, text, {"as it is": None, name: method})
+        image.convert("RGB").save(run.path / "image.png")
+        blocks: list[Block] = [Heading("Question"), Code(text), Paragraph(method.describe(model))]
+        shown = {f"Layer {layer}": {k: v[layer] for k, v in flows.items()}}
+        shown["Mean over all layers"] = {k: v.mean(0) for k, v in flows.items()}
+        for number, (title, maps) in enumerate(shown.items()):
+            caption = "Rows of the text behind the image, its last left out; every panel has its own scale."
+            blocks += [Heading(title), *flow_blocks(run, f"flow-{number}", maps, caption)]
+            run.record(
+                **{title: [dict(zip(("setting", *FLOW_COLUMNS[1:]), row, strict=True)) for row in flow_rows(maps)]}
+            )
+        html = run.report("Where a question looks", blocks)
+        run.finish()
+        return html

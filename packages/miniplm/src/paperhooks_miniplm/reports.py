@@ -84,22 +84,27 @@ def report(
         )
     for about in (difference.about, selection.about):
         check_corpus(about, source)
-    run = RunFolder(out)
-    normalize = difference.about.get("normalize", "mean")
-    run.start(
-        "miniplm-selection",
-        inputs={"corpus": source.fingerprint(), "selection": selection.about, "normalize": normalize},
-    )
-    kept = kept_by_domain(selection, difference, source)
-    blocks = [*_summary(selection, difference, source, duplicates), *_score_blocks(run, selection, difference, source)]
-    blocks += _domain_blocks(run, kept, selection)
-    blocks += _examples(selection, difference, source, tokenizer)
-    run.record(
-        kept=[_plain(one) for one in kept], rows=len(selection), cut=None if np.isnan(selection.cut) else selection.cut
-    )
-    html = run.report(title, blocks)
-    run.finish()
-    return html
+    with RunFolder(out) as run:
+        normalize = difference.about.get("normalize", "mean")
+        run.start(
+            "miniplm-selection",
+            inputs={"corpus": source.fingerprint(), "selection": selection.about, "normalize": normalize},
+        )
+        kept = kept_by_domain(selection, difference, source)
+        blocks = [
+            *_summary(selection, difference, source, duplicates),
+            *_score_blocks(run, selection, difference, source),
+        ]
+        blocks += _domain_blocks(run, kept, selection)
+        blocks += _examples(selection, difference, source, tokenizer)
+        run.record(
+            kept=[_plain(one) for one in kept],
+            rows=len(selection),
+            cut=None if np.isnan(selection.cut) else selection.cut,
+        )
+        html = run.report(title, blocks)
+        run.finish()
+        return html
 
 
 def _plain(one: Kept) -> dict[str, Any]:

@@ -125,8 +125,8 @@ def _report(
         blocks: list[Block] = [
             Paragraph(
                 f"A vision-language model of {model.num_parameters() / 1e6:.1f} million parameters answers questions "
-                "about generated images: once with all 196 image tokens in every layer, once with PyramidDrop, once with "
-                "as many tokens chosen at random. So few questions only show how it looks; "
+                "about generated images: once with all 196 image tokens in every layer, once with PyramidDrop, once "
+                "with as many tokens chosen at random. So few questions only show how it looks; "
                 "the claims table (paperhooks claims pyramiddrop) has the measured accuracies."
             ),
             Table(("", "right", "image tokens a layer", "seconds"), summary),
@@ -142,7 +142,9 @@ def _report(
                 *figure_blocks(run, f"overlay-{number}", question.image(), seen),
             ]
         blocks += [Heading("What it costs"), *cost_blocks(run, seen), Heading("Every question")]
-        rows = [(q.scene_index, q.kind, q.text, q.answer, *(a.texts[i] for a in found)) for i, q in enumerate(questions)]
+        rows = [
+            (q.scene_index, q.kind, q.text, q.answer, *(a.texts[i] for a in found)) for i, q in enumerate(questions)
+        ]
         blocks.append(Table(("image", "kind", "question", "right", *(a.setting for a in found)), rows))
         run.record(settings=summary, flops_ratio=seen.savings.flops_ratio)
         html = run.report("PyramidDrop on the test bed", blocks)

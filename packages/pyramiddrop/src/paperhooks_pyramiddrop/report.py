@@ -115,18 +115,18 @@ def illustrate(
 
     :return: the path of report.html. Arguments as for :func:`observe`.
     """
-    run = RunFolder(out)
-    run.start("pyramiddrop-illustration", inputs={"text": text, "image_size": list(image.size)})
-    with run.timed("answers"):
-        seen = observe(model, processor, image, text, method, max_new_tokens)
-    blocks: list[Block] = [Heading("Question"), Code(text), Heading("Answers")]
-    blocks += [Table(("", "answer", "seconds"), _rows(seen)), Heading("What each stage sees")]
-    blocks += figure_blocks(run, "overlay", image, seen)
-    blocks += [Heading("What it costs"), *cost_blocks(run, seen)]
-    run.record(plain=seen.plain_answer, attached=seen.answer, flops_ratio=seen.savings.flops_ratio)
-    html = run.report("PyramidDrop on one image", blocks)
-    run.finish()
-    return html
+    with RunFolder(out) as run:
+        run.start("pyramiddrop-illustration", inputs={"text": text, "image_size": list(image.size)})
+        with run.timed("answers"):
+            seen = observe(model, processor, image, text, method, max_new_tokens)
+        blocks: list[Block] = [Heading("Question"), Code(text), Heading("Answers")]
+        blocks += [Table(("", "answer", "seconds"), _rows(seen)), Heading("What each stage sees")]
+        blocks += figure_blocks(run, "overlay", image, seen)
+        blocks += [Heading("What it costs"), *cost_blocks(run, seen)]
+        run.record(plain=seen.plain_answer, attached=seen.answer, flops_ratio=seen.savings.flops_ratio)
+        html = run.report("PyramidDrop on one image", blocks)
+        run.finish()
+        return html
 
 
 def _rows(seen: Illustration) -> list[tuple[str, str, float]]:

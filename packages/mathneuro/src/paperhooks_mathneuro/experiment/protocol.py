@@ -78,45 +78,47 @@ def study(
         tokenizer = find_tokenizer(model)
     pool = samples if repeats == 1 else 2 * samples
     parts = {name: _parts(name, each, pool, items, bool(scales), seed) for name, each in records.items()}
-    run = RunFolder(out)
-    asked = {"ratios": ratios, "scales": scales, "samples": samples, "repeats": repeats, "controls": control_names}
-    asked |= {"splits": splits, "token_scope": token_scope, "template": template, "options": options}
-    run.start("mathneuro-study", inputs={**_identity(model, parts), **asked}, seed=seed)
-    with run.timed("collect"):
-        statistics = {
-            name: collect(
-                model, part["pool"], tokenizer=tokenizer, name=name, token_scope=token_scope, template=template,
-                batch_size=batch_size, out=out / name, progress=progress,
+    with RunFolder(out) as run:
+        asked = {"ratios": ratios, "scales": scales, "samples": samples, "repeats": repeats, "controls": control_names}
+        asked |= {"splits": splits, "token_scope": token_scope, "template": template, "options": options}
+        run.start("mathneuro-study", inputs={**_identity(model, parts), **asked}, seed=seed)
+        with run.timed("collect"):
+            statistics = {
+                name: collect(
+                    model, part["pool"], tokenizer=tokenizer, name=name, token_scope=token_scope, template=template,
+                    batch_size=batch_size, out=out / name, progress=progress,
+                )
+                for name, part in parts.items()
+            }  # fmt: skip
+        found = Study(names, {})
+        with run.timed("select"):
+            for repeat in range(repeats):
+                drawn = [_drawn(side, samples, seed + repeat) for side in statistics.values()]
+                for ratio, selection in sweep(model, *drawn, ratios=ratios, **options).items():
+                    found.selections[ratio, repeat] = selection.named(ISOLATED)
+                    selection.save(out / f"selection-{ratio:g}-{repeat}")
+        with run.timed("stability"):
+            sides, main = tuple(statistics.values()), max(ratios)
+            found.stability = stability(
+                model, *sides, ratio=main, splits=splits, seed=seed, progress=progress, **options
             )
-            for name, part in parts.items()
-        }  # fmt: skip
-    found = Study(names, {})
-    with run.timed("select"):
-        for repeat in range(repeats):
-            drawn = [_drawn(side, samples, seed + repeat) for side in statistics.values()]
-            for ratio, selection in sweep(model, *drawn, ratios=ratios, **options).items():
-                found.selections[ratio, repeat] = selection.named(ISOLATED)
-                selection.save(out / f"selection-{ratio:g}-{repeat}")
-    with run.timed("stability"):
-        sides, main = tuple(statistics.values()), max(ratios)
-        found.stability = stability(model, *sides, ratio=main, splits=splits, seed=seed, progress=progress, **options)
-        found.noise = noise_floor(model, *sides, ratio=main, splits=splits, seed=seed, progress=progress, **options)
-    common = {"tokenizer": tokenizer, "template": template, "batch_size": batch_size, "progress": progress}
-    common |= {"seed": seed, "with_controls": False}
-    with run.timed("evaluate"):
-        _prune(model, found, parts, control_names, out, common)
-    if scales:
-        with run.timed("scale"):
-            _scale(model, found, parts, scales, out, common)
-    _record(run, found)
-    curves = threshold_curves(model, *statistics.values(), **options)
-    run.record(sides=list(names), curves=asdict(curves))
-    if report:
-        from paperhooks_mathneuro.experiment.study_report import report as write_report
+            found.noise = noise_floor(model, *sides, ratio=main, splits=splits, seed=seed, progress=progress, **options)
+        common = {"tokenizer": tokenizer, "template": template, "batch_size": batch_size, "progress": progress}
+        common |= {"seed": seed, "with_controls": False}
+        with run.timed("evaluate"):
+            _prune(model, found, parts, control_names, out, common)
+        if scales:
+            with run.timed("scale"):
+                _scale(model, found, parts, scales, out, common)
+        _record(run, found)
+        curves = threshold_curves(model, *statistics.values(), **options)
+        run.record(sides=list(names), curves=asdict(curves))
+        if report:
+            from paperhooks_mathneuro.experiment.study_report import report as write_report
 
-        write_report(out, found, curves=curves)
-    run.finish()
-    return found
+            write_report(out, found, curves=curves)
+        run.finish()
+        return found
 
 
 def _parts(

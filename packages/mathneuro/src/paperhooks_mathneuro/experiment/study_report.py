@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,19 +43,22 @@ def report(
     :param selections, effects: by a name that becomes a heading, such as a ratio.
     :return: the path of report.html. :raises DataError: nothing to report.
     """
-    run = RunFolder(out)
     if found is None and not (selections or effects or stability or noise or curves):
         found, curves = load_study(out)
     if (Path(out) / "result.json").exists():
-        run.result = json.loads((Path(out) / "result.json").read_text(encoding="utf-8"))
+        run = RunFolder.open(out)
     else:
+        run = RunFolder(out)
         run.start("mathneuro-report", inputs={})
     if found is not None:
         title = title or f"MathNeuro: {found.sides[0]} and not {found.sides[1]}"
     else:
         found = Study(("target", "reference"), {}, {}, {}, list(stability), noise)
     blocks = report_blocks(run, found, curves, selections or {}, effects or {})
-    return run.report(title or "MathNeuro", blocks)
+    try:
+        return run.report(title or "MathNeuro", blocks)
+    finally:
+        run.release()
 
 
 def report_blocks(
