@@ -20,7 +20,8 @@ __all__ = ["config_digest", "hash_file", "hash_json", "model_digest", "tensor_di
 def hash_json(value: Any) -> str:
     """SHA-256 of the canonical JSON form of ``value``."""
     text = json.dumps(plain(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    # Half of a surrogate pair as JSON escapes it; a backslash of the text is two here.
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def hash_file(path: Path) -> str:

@@ -78,6 +78,10 @@ class RunFolder:
         """Give the folder back, finished or not; the end of a ``with`` block does so."""
         self._lock.release()
 
+    def confirm(self) -> None:
+        """Raise DataError where the folder was removed or replaced since :meth:`start`."""
+        self._lock.confirm()
+
     @property
     def result_file(self) -> Path:
         """``result.json``."""
@@ -188,4 +192,13 @@ def _refuse_difference(path: Path, existing: Mapping[str, Any], wanted: Mapping[
 
 
 def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": run.get("kind"), "seed": run.get("seed")} | {f"inputs.{k}": v for k, v in run["inputs"].items()}
+    return {"kind": run.get("kind"), "seed": run.get("seed")} | dict(_entries("inputs", run["inputs"]))
+
+
+def _entries(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A value by its dotted name, or those inside a mapping."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _entries(f"{name}.{key}", inner)
+    else:
+        yield name, value
