@@ -90,11 +90,11 @@ def _layers(layers: Any) -> Any:
     return tuple(whole_list("Traits.layers", layers, at_least=0))
 
 
-def _words(name: str, value: Any) -> list[str]:
+def _words(name: str, value: Any, of: str = "Traits") -> list[str]:
     """A field that lists words; a bare string would be a list of letters."""
     if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
-        raise refused(f"Traits.{name}", value, "a list of words")
-    return [text(f"each of Traits.{name}", word) for word in value]
+        raise refused(f"{of}.{name}", value, "a list of words")
+    return [text(f"each of {of}.{name}", word) for word in value]
 
 
 #: The modes of :class:`Traits` that are plain yes/no declarations, in the order the registry lists them.
@@ -185,8 +185,10 @@ class PluginInfo:
             optional(text, f"PluginInfo.{name} of {self.name!r}", getattr(self, name))
         choice(f"PluginInfo.kind of {self.name!r}", self.kind, KINDS)
         object.__setattr__(self, "api", whole(f"PluginInfo.api of {self.name!r}", self.api))
-        if not isinstance(self.methods, Mapping) or not all(isinstance(t, str) for t in self.methods.values()):
+        methods = dict(self.methods) if isinstance(self.methods, Mapping) else {None: None}
+        if not all(isinstance(word, str) for pair in methods.items() for word in pair):
             raise refused(f"PluginInfo.methods of {self.name!r}", self.methods, "names to 'package.module:Name'")
+        object.__setattr__(self, "methods", methods)
         if self.paper is not None and not isinstance(self.paper, Paper):
             raise refused(f"PluginInfo.paper of {self.name!r}", self.paper, "a paperhooks.info.Paper, or None")
 
@@ -201,9 +203,20 @@ class TaskInfo:
         ``"package.module:Class"`` of a :class:`Task` whose fields all have defaults.
     needs
         What the model must take: ``"text"``, and ``"image"`` where images are shown.
+
+    Raises ValueError when a field is malformed.
     """
 
     name: str
     summary: str
     task: str
     needs: tuple[str, ...] = ("text",)
+
+    def __post_init__(self) -> None:
+        for name in ("name", "summary", "task"):
+            text(f"TaskInfo.{name}", getattr(self, name))
+        object.__setattr__(self, "needs", tuple(_words("needs", self.needs, "TaskInfo")))
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"TaskInfo.name is {self.name!r}; expected kebab-case such as 'pope'")
+        if not _TARGET.fullmatch(self.task):
+            raise ValueError(f"TaskInfo.task of {self.name!r} is {self.task!r}; expected 'package.module:Class'")

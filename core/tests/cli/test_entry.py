@@ -27,11 +27,11 @@ def test_plugins_lists_healthy_ones_with_exit_code_0(site: FakeSite, cli) -> Non
 
 
 def test_plugins_shows_what_is_broken_why_and_the_fix_with_exit_code_1(site: FakeSite, cli) -> None:
-    site.add("dist-bad", "t-bad", "import a_module_that_is_not_there\n")
+    site.add("dist-bad", "t-bad", "import a_module_that_is_not_there\n", requires=["a-module-that-is-not-there"])
     code, out, _ = cli("plugins")
     assert code == 1
     assert "t-bad of dist-bad 1.0 is broken: ModuleNotFoundError" in out
-    assert "pip install a_module_that_is_not_there" in out
+    assert "pip install a-module-that-is-not-there" in out
     assert "Traceback" not in out
     assert "Traceback" in cli("plugins", "-v")[1]
 

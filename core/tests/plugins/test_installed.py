@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from textwrap import dedent
 
 import paperhooks
 import pytest
 from paperhooks.errors import PluginBroken, PluginConflict, PluginError, PluginIncompatible, PluginNotFound
-from paperhooks.plugins import catalog, refresh
+from paperhooks.plugins import catalog, containment, refresh
 from paperhooks.plugins.installed import Catalog
 from paperhooks.testing import run_python
-from paperhooks.testing.fake_site import FakeSite, info_source
+from paperhooks.testing.fake_site import METHOD, FakeSite, info_source
 
 pytest_plugins = ["paperhooks.testing.site_fixtures"]
 
@@ -32,7 +34,7 @@ def test_a_healthy_plugin_is_found_with_its_distribution_and_file(site: FakeSite
 
 
 def test_a_broken_plugin_is_named_once_with_the_fix_and_stops_nobody(site: FakeSite, caplog) -> None:
-    site.add("dist-bad", "t-bad", BROKEN)
+    site.add("dist-bad", "t-bad", BROKEN, requires=["A.Module-that-is-not-there>=2"])
     site.add("dist-one", "t-one")
     with caplog.at_level(logging.WARNING, "paperhooks.plugins.installed"):
         found = Catalog.discover()
@@ -40,16 +42,156 @@ def test_a_broken_plugin_is_named_once_with_the_fix_and_stops_nobody(site: FakeS
     assert states(found) == {"t-bad": "broken", "t-one": "healthy"}
     (record,) = [r for r in caplog.records if "t-bad" in r.getMessage()]
     assert "dist-bad 1.0" in record.getMessage()
-    assert "pip install a_module_that_is_not_there" in record.getMessage()
+    assert "pip install 'A.Module-that-is-not-there>=2', or leave" in record.getMessage()
     with pytest.raises(PluginBroken, match=r"t-bad.*a_module_that_is_not_there.*PAPERHOOKS_BLOCK=t-bad"):
         found.method_class("t-bad")
 
 
-@pytest.mark.parametrize("source", ["raise SystemExit(3)\n", "1 / 0\n", "PLUGIN = 7\n", "def broken(:\n"])
-def test_whatever_a_plugin_does_at_import_the_others_are_listed(site: FakeSite, source: str) -> None:
-    site.add("dist-bad", "t-bad", source)
+def with_fields(**fields: object) -> str:
+    """Source of a plugin whose PluginInfo got round its checks."""
+    return f"""
+from paperhooks.info import PluginInfo
+
+class Loose(PluginInfo):
+    def __post_init__(self):
+        for name, value in {fields!r}.items():
+            object.__setattr__(self, name, value)
+
+PLUGIN = Loose("t-bad", 1, "x")
+"""
+
+
+ODD = {
+    "exit": "raise SystemExit(3)\n",
+    "interrupt": "raise KeyboardInterrupt\n",
+    "generator exit": "raise GeneratorExit\n",
+    "base exception": "class Odd(BaseException): pass\nraise Odd\n",
+    "group": "raise BaseExceptionGroup('x', [SystemExit(3)])\n",
+    "error": "1 / 0\n",
+    "no info": "PLUGIN = 7\n",
+    "syntax": "def broken(:\n",
+    "null": "\0\n",
+    "mute": "class Mute(Exception):\n    def __str__(self): raise RuntimeError\nraise Mute\n",
+    "mute exit": "class Mute(SystemExit):\n    def __str__(self): raise SystemExit\nraise Mute\n",
+    "odd name": "raise ModuleNotFoundError(name=7)\n",
+    "odd class": "class Odd:\n    @property\n    def __class__(self): raise SystemExit\nPLUGIN = Odd()\n",
+    "module": "import sys\ndel sys.modules[__name__]\n",
+    "recursion": "def f(): f()\nf()\n",
+    "api none": with_fields(api=None),
+    "api text": with_fields(api="1"),
+    "api true": with_fields(api=True),
+    "name": with_fields(name=3),
+    "summary": with_fields(summary=b"x"),
+    "methods": with_fields(methods=[("t-bad", "a:B")]),
+    "method names": with_fields(methods={1: "a:B"}),
+    "method targets": with_fields(methods={"t-bad": 1}),
+    "paper": with_fields(paper="2401.00001"),
+    "hooks": with_fields(hooks=("a", "b")),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_whatever_a_plugin_does_at_import_the_others_are_listed(site: FakeSite, case: str, monkeypatch) -> None:
+    site.add("dist-bad", "t-bad", ODD[case])
     site.add("dist-one", "t-one")
-    assert states(Catalog.discover()) == {"t-bad": "broken", "t-one": "healthy"}
+    found = Catalog.discover()
+    assert states(found) == {"t-bad": "broken", "t-one": "healthy"}
+    json.dumps([status.as_dict() for status in found.plugins])
+    for name in ("t-bad", "Dist_Bad"):
+        monkeypatch.setenv("PAPERHOOKS_BLOCK", name)
+        assert states(Catalog.discover()) == {"t-bad": "blocked", "t-one": "healthy"}
+
+
+@pytest.mark.parametrize(
+    ("entries", "name"),
+    [
+        (b"[paperhooks.plugins]\nno equals sign\n", "no equals sign"),
+        (b"[paperhooks.plugins]\nt-bad = not a target\n", "t-bad"),
+        (b"[paperhooks.plugins]\nt-bad =\n", "t-bad"),
+        (b"[paperhooks.plugins]\n= dist_bad:PLUGIN\n", ""),
+        (b"# caf\xe9\n[paperhooks.plugins]\nt-bad = dist_bad:PLUGIN\n", "t-bad"),
+        (b"[paperhooks.plugins]\nt-\x1b[31mbad = dist_bad:PLUGIN\n", r"t-\x1b[31mbad"),
+    ],
+)
+def test_entry_points_that_cannot_be_read_are_broken_and_stop_nobody(
+    site: FakeSite, entries, name, monkeypatch
+) -> None:
+    site.add("dist-bad", "t-bad", entries=entries)
+    site.add("dist-one", "t-one")
+    found = {status.distribution: status for status in Catalog.discover().plugins}
+    assert (found["dist-bad"].name, found["dist-bad"].state) == (name, "broken")
+    assert found["dist-one"].healthy
+    monkeypatch.setenv("PAPERHOOKS_BLOCK", "dist-bad")
+    assert {s.distribution: s.state for s in Catalog.discover().plugins}["dist-bad"] == "blocked"
+
+
+def test_a_good_line_beside_a_bad_one_is_used(site: FakeSite) -> None:
+    site.add("dist-one", "t-one", entries=b"[paperhooks.plugins]\nno equals sign\nt-one = dist_one:PLUGIN\n")
+    assert states(Catalog.discover()) == {"t-one": "healthy"}
+
+
+def test_metadata_that_cannot_be_read_still_say_the_name(site: FakeSite, monkeypatch) -> None:
+    site.add("dist-one", "t-one", metadata=b"Author: Jos\xe9\n")
+    site.add("dist-two", "t-two")
+    (site.root / "dist_two-1.0.dist-info" / "METADATA").unlink()
+    one, two = (status for status in Catalog.discover().plugins if status.name in ("t-one", "t-two"))
+    assert (one.state, one.origin) == ("healthy", "dist-one 1.0")
+    assert (two.state, two.origin) == ("healthy", "(unknown distribution)")
+    monkeypatch.setenv("PAPERHOOKS_BLOCK", "dist-one,t-two")
+    assert states(Catalog.discover()) == {"t-one": "blocked", "t-two": "blocked"}
+
+
+def test_a_blocked_plugin_does_not_even_import_its_package(site: FakeSite, monkeypatch) -> None:
+    site.add(
+        "dist-bad", "t-bad", entries=b"[paperhooks.plugins]\nt-bad = dist_bad.inner:PLUGIN\n", source="raise SystemExit"
+    )
+    monkeypatch.setenv("PAPERHOOKS_BLOCK", "t-bad")
+    assert states(Catalog.discover()) == {"t-bad": "blocked"}
+    assert "dist_bad" not in sys.modules
+
+
+@pytest.mark.parametrize("where", ["plugin", "method"])
+def test_a_real_interrupt_ends_the_program_also_where_a_plugin_swallows_it(site: FakeSite, where: str) -> None:
+    source = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    if where == "plugin":
+        site.add("dist-bad", "t-bad", source + "PLUGIN = None\n")
+    else:
+        site.add("dist-bad", "t-bad", method=source)
+    with pytest.raises(KeyboardInterrupt):
+        Catalog.discover().method_class("t-bad")
+
+
+def test_what_a_plugin_prints_goes_to_stderr(site: FakeSite, capsys) -> None:
+    site.add(
+        "dist-one",
+        "t-one",
+        "print('hello')\n" + info_source("t-one", "dist_one"),
+        method="print('more')\n" + dedent(METHOD),
+    )
+    Catalog.discover().method_class("t-one")
+    assert capsys.readouterr() == ("", "hello\nmore\n")
+
+
+def test_a_slow_import_is_named_while_it_goes_on(site: FakeSite, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(containment, "SLOW", 0.05)
+    site.add("dist-slow", "t-slow", "import time\ntime.sleep(0.5)\n" + info_source("t-slow", "dist_slow"))
+    with caplog.at_level(logging.WARNING):
+        assert states(Catalog.discover()) == {"t-slow": "healthy"}
+    assert "the import of plugin 't-slow' of dist-slow 1.0 takes long" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("module", "requires", "advice"),
+    [
+        ("yaml", ["PyYAML>=6"], "pip install 'PyYAML>=6', or"),
+        ("yaml", ["PyYAML>=6; extra == 'config'"], "pip install 'dist-bad[config]', or"),
+        ("yaml", [], "declares no library that brings it; ask the authors of dist-bad"),
+    ],
+)
+def test_advice_names_what_pip_can_install(site: FakeSite, module: str, requires: list[str], advice: str) -> None:
+    site.add("dist-bad", "t-bad", f"raise ModuleNotFoundError(name={module!r})\n", requires=requires)
+    (status,) = (status for status in Catalog.discover().plugins if status.name == "t-bad")
+    assert advice in status.fix
 
 
 def test_strict_mode_makes_a_broken_plugin_fatal(site: FakeSite, monkeypatch) -> None:

@@ -96,3 +96,39 @@ def test_a_module_of_plain_functions_may_be_named(site: FakeSite) -> None:
     source = "import paperhooks\n\n@paperhooks.hookimpl\ndef evaluation_tasks():\n    return ['m']\n"
     (site.root / "dist_m_hooks.py").write_text(source, encoding="utf-8")
     assert ("t-m", ["m"]) in Catalog.discover().process_hooks.collect("evaluation_tasks")
+
+
+@pytest.mark.parametrize(
+    "body", ["exit(3)", "(_ for _ in ()).throw(GeneratorExit)", "(_ for _ in ()).throw(KeyboardInterrupt)"]
+)
+def test_a_hook_cannot_end_the_program(site: FakeSite, body: str) -> None:
+    add(site, "a", "['a']")
+    add(site, "b", body)
+    found = [name for name, _ in Catalog.discover().process_hooks.collect("evaluation_tasks")]
+    assert "t-a" in found
+    assert "t-b" not in found
+
+
+@pytest.mark.parametrize(
+    "source", ["raise SystemExit\n", "class Hooks:\n    def __init__(self): raise SystemExit\n", "Hooks = 7\n"]
+)
+def test_hooks_that_end_the_program_while_they_load_stop_nobody(site: FakeSite, source: str) -> None:
+    add(site, "a", "['a']")
+    add(site, "b", "[]")
+    (site.root / "dist_b_hooks.py").write_text(source)
+    assert ("t-a", ["a"]) in Catalog.discover().process_hooks.collect("evaluation_tasks")
+
+
+def test_tasks_that_are_none_are_left_out_and_said(site: FakeSite, caplog) -> None:
+    good = "paperhooks.info.TaskInfo('good', 'x', 'a:B')"
+    add(site, "a", f"[{good}, 'no task', None]")
+    add(site, "b", "7")
+    add(site, "c", f"[{good.replace('good', 'other')}]")
+    add(site, "d", "[paperhooks.info.TaskInfo(1, None, 'a:B')]")
+    (site.root / "dist_a_hooks.py").write_text((site.root / "dist_a_hooks.py").read_text() + "import paperhooks.info\n")
+    tasks = Catalog.discover().process_hooks.tasks()
+    assert {name: list(found) for name, found in tasks.items() if {"t-a", "t-c"} & set(found)} == {
+        "good": ["t-a"], "other": ["t-c"],
+    }  # fmt: skip
+    for said in ("'no task' is no", "None is no", "7 is no", "TaskInfo.name is 1; expected text"):
+        assert said in caplog.text

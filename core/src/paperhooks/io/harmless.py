@@ -69,7 +69,7 @@ def error_text(error: BaseException) -> str:
     """
     try:
         said = " ".join(str(error).split())
-    except Exception:
+    except BaseException:  # SystemExit too
         said = "(its text cannot be shown)"
     return printable(f"{type(error).__name__}: {said}" if said else type(error).__name__)
 

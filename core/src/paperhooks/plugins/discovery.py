@@ -7,16 +7,31 @@ pluggy's own loader lets the first import error escape and hides the rest; here 
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
+import re
+import shlex
+import sys
 import traceback as tracebacks
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from paperhooks.errors import PluginBroken, PluginConflict, PluginError, PluginIncompatible
 from paperhooks.info import ENTRY_POINT_GROUP, HOOK_API, PluginInfo
+from paperhooks.io.harmless import error_text, printable
+from paperhooks.plugins.containment import contained
+from paperhooks.plugins.entry_points import EntryLine, canonical, given_lines, installed_lines
 
-__all__ = ["IN_PROCESS", "PluginStatus", "State", "as_error", "fix_for", "load_entry_points", "mark_duplicates"]
+__all__ = [
+    "IN_PROCESS",
+    "PluginStatus",
+    "State",
+    "as_error",
+    "check_info",
+    "fix_for",
+    "load_entry_points",
+    "mark_duplicates",
+    "trace_text",
+]
 
 State: TypeAlias = Literal["healthy", "broken", "incompatible", "blocked", "duplicate"]
 
@@ -75,80 +90,117 @@ class PluginStatus:
 def load_entry_points(
     entry_points: Iterable[importlib.metadata.EntryPoint] | None, blocked: Iterable[str]
 ) -> list[PluginStatus]:
-    """One status an entry point, sorted by name; blocked ones are not imported."""
-    if entry_points is None:
-        entry_points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
-    blocked = frozenset(blocked)
-    statuses = [_load(point, point.name in blocked) for point in entry_points]
+    """One status an entry point, sorted by name.
+
+    :param entry_points: None for those of the installed distributions.
+    :param blocked: names of entry points or distributions that are not imported.
+    """
+    lines = installed_lines() if entry_points is None else given_lines(entry_points)
+    names = frozenset(map(canonical, blocked))
+    statuses = [_load(line, names) for line in lines]
     return mark_duplicates(sorted(statuses, key=lambda status: (status.name, status.distribution)))
 
 
-def _load(point: importlib.metadata.EntryPoint, blocked: bool) -> PluginStatus:
-    status = _bare_status(point)
-    if blocked:
-        return replace(status, state="blocked", fix=f"remove {point.name!r} from PAPERHOOKS_BLOCK to use it")
+def _load(line: EntryLine, blocked: frozenset[str]) -> PluginStatus:
+    status = PluginStatus(line.name, "healthy", line.distribution, line.version, line.target)
+    named = [name for name in (line.name, line.distribution) if canonical(name) in blocked]
+    if named:
+        return replace(status, state="blocked", fix=f"remove {named[0]!r} from PAPERHOOKS_BLOCK to use it")
+    if line.fault:
+        return replace(status, state="broken", error=line.fault, fix=_ask(status))
     try:
-        info = point.load()
-        # SystemExit too: a plugin that calls sys.exit() at import must not end the program that lists plugins.
-    except (Exception, SystemExit) as error:
+        with contained(f"the import of plugin {status.name!r} of {status.origin}"):
+            info = importlib.metadata.EntryPoint(line.name, line.target, ENTRY_POINT_GROUP).load()
+            file = getattr(sys.modules.get(line.target.partition(":")[0].strip()), "__file__", None)
+            return check_info(replace(status, file=file if isinstance(file, str) else ""), info)
+    except Exception as error:
         return _broken(status, error)
-    return _check_info(status, info)
 
 
-def _bare_status(point: importlib.metadata.EntryPoint) -> PluginStatus:
-    distribution = point.dist
-    return PluginStatus(
-        name=point.name,
-        state="healthy",
-        distribution=distribution.name if distribution else "(unknown distribution)",
-        version=distribution.version if distribution else "",
-        target=point.value,
-        file=_module_file(point.module),
+def _broken(status: PluginStatus, error: Exception) -> PluginStatus:
+    return replace(
+        status, state="broken", error=error_text(error), traceback=trace_text(error), fix=fix_for(status, error)
     )
 
 
-def _module_file(module: str) -> str:
+def trace_text(error: BaseException) -> str:
+    """The traceback of an error, also of one that breaks what formats it."""
     try:
-        spec = importlib.util.find_spec(module)
-    except Exception:  # a parent package that fails on import: the load below reports it
-        return ""
-    return (spec.origin or "") if spec else ""
-
-
-def _broken(status: PluginStatus, error: BaseException) -> PluginStatus:
-    text = f"{type(error).__name__}: {error}"
-    trace = "".join(tracebacks.format_exception(error))
-    return replace(status, state="broken", error=text, traceback=trace, fix=fix_for(status, error))
+        return printable("".join(tracebacks.format_exception(error)), lines=True)
+    except BaseException:  # SystemExit too
+        return error_text(error)
 
 
 def fix_for(status: PluginStatus, error: BaseException) -> str:
     """What helps a plugin of which something cannot be imported."""
-    leave_out = f"or leave it out with PAPERHOOKS_BLOCK={status.name}"
-    missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-    own = status.target.partition(":")[0].partition(".")[0]
-    if missing and missing.startswith("paperhooks."):
-        return f"it was written for another paperhooks: pip install --upgrade {status.distribution}, {leave_out}"
-    if missing and missing.partition(".")[0] not in (own, "paperhooks"):
-        return f"install what it needs: pip install {missing.partition('.')[0]}, {leave_out}"
-    return f"reinstall it: pip install --upgrade --force-reinstall {status.distribution}, {leave_out}"
+    leave_out = f"or leave it out with {_leave_out(status)}"
+    missing = error.name if type(error) is ModuleNotFoundError else None
+    distribution = shlex.quote(status.distribution)
+    top = str(missing or "").partition(".")[0]
+    if str(missing).startswith("paperhooks."):
+        return f"it was written for another paperhooks: pip install --upgrade {distribution}, {leave_out}"
+    if top and top not in (status.target.partition(":")[0].partition(".")[0], "paperhooks"):
+        needed = _requirement(top, status.distribution)
+        if not needed:
+            return f"{distribution} needs the module {top!r} and declares no library that brings it; {_ask(status)}"
+        return f"install what it needs: pip install {shlex.quote(needed)}, {leave_out}"
+    return f"reinstall it: pip install --upgrade --force-reinstall {distribution}, {leave_out}"
 
 
-def _check_info(status: PluginStatus, info: object) -> PluginStatus:
-    ask = f"ask the authors of {status.distribution} to fix it, or leave it out with PAPERHOOKS_BLOCK={status.name}"
+def _leave_out(status: PluginStatus) -> str:
+    return f"PAPERHOOKS_BLOCK={shlex.quote(status.name)}"
+
+
+def _ask(status: PluginStatus) -> str:
+    return f"ask the authors of {status.distribution} to fix it, or leave it out with {_leave_out(status)}"
+
+
+#: Modules whose distributions have other names.
+_CALLED: Final = {
+    "PIL": "pillow", "bs4": "beautifulsoup4", "cv2": "opencv-python", "dateutil": "python-dateutil", "fitz": "pymupdf",
+    "google": "protobuf", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml",
+}  # fmt: skip
+
+
+def _requirement(module: str, distribution: str) -> str:
+    """What to install for a module, by what the distribution that needs it declares; empty where it declares nothing.
+
+    A library of an extra is installed by the extra.
+    """
+    from packaging.requirements import Requirement
+
+    try:
+        wanted = list(map(Requirement, importlib.metadata.requires(distribution) or ()))
+    except Exception:  # no such distribution, or metadata that cannot be read
+        return ""
+    names = {canonical(module), canonical(_CALLED.get(module, module))}
+    for one in wanted:
+        if canonical(one.name) in names:
+            extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", str(one.marker or ""))
+            return f"{distribution}[{extra[1]}]" if extra else f"{one.name}{one.specifier}"
+    return ""
+
+
+def check_info(status: PluginStatus, info: object) -> PluginStatus:
+    """The status of a plugin that is described by ``info``, with what is wrong with that.
+
+    :raises ValueError: for fields that cannot be meant.
+    """
     if not isinstance(info, PluginInfo):
         error = f"{status.target} is {type(info).__name__}, not a paperhooks.PluginInfo"
-        return replace(status, state="broken", error=error, fix=ask)
+        return replace(status, state="broken", error=error, fix=_ask(status))
+    PluginInfo.__post_init__(info)  # a class derived from it may have left the checks out
     if info.api != HOOK_API:
         return replace(status, state="incompatible", info=info, **_api_mismatch(status, info.api))
     if info.name != status.name:
         error = f"the entry point is called {status.name!r} but PluginInfo.name is {info.name!r}"
-        return replace(status, state="broken", info=info, error=error, fix=ask)
+        return replace(status, state="broken", info=info, error=error, fix=_ask(status))
     return replace(status, info=info)
 
 
 def _api_mismatch(status: PluginStatus, api: int) -> dict[str, Any]:
     newer = api > HOOK_API
-    package = "paperhooks" if newer else status.distribution
+    package = "paperhooks" if newer else shlex.quote(status.distribution)
     error = f"it was written for hook API {api}; this paperhooks speaks hook API {HOOK_API}"
     return {"error": error, "fix": f"pip install --upgrade {package}"}
 
@@ -169,7 +221,7 @@ def _duplicate(status: PluginStatus, same: list[PluginStatus]) -> PluginStatus:
         status,
         state="duplicate",
         error=f"two plugins are called {status.name!r}: {places}",
-        fix=f"uninstall one of them: pip uninstall {' | '.join(others)}",
+        fix=f"uninstall one of them: pip uninstall {' | '.join(map(shlex.quote, others))}",
     )
 
 

@@ -4,7 +4,7 @@ The catalogue is process-wide and light: it imports the plugins' descriptions, n
 asked for by name. Environment variables:
 
 ``PAPERHOOKS_BLOCK=a,b``
-    Leaves plugins out without importing them.
+    Leaves plugins out without importing them, by their names or those of their distributions.
 ``PAPERHOOKS_STRICT=1``
     Makes a broken, incompatible or duplicate plugin fatal instead of a warning.
 """
@@ -19,8 +19,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from paperhooks.errors import PluginBroken, PluginConflict, PluginError, PluginNotFound, did_you_mean
-from paperhooks.info import HOOK_API, PluginInfo
-from paperhooks.plugins.discovery import IN_PROCESS, PluginStatus, as_error, fix_for, load_entry_points
+from paperhooks.info import PluginInfo
+from paperhooks.io.harmless import error_text
+from paperhooks.io.options import shown
+from paperhooks.plugins.discovery import IN_PROCESS, PluginStatus, as_error, check_info, fix_for, load_entry_points
 from paperhooks.plugins.methods import build_method, import_target, validate_method
 from paperhooks.plugins.process_hooks import ProcessHooks
 
@@ -120,12 +122,13 @@ class Catalog:
     def register(self, info: PluginInfo) -> Callable[[], None]:
         """Add a plugin of this process, without packaging; returns a callable that removes it again.
 
-        Raises PluginConflict when the name is taken, PluginIncompatible for another hook API.
+        Raises PluginConflict when the name is taken, PluginIncompatible for another hook API, PluginBroken for what is
+        no PluginInfo.
         """
-        status = PluginStatus(info.name, "healthy", IN_PROCESS, target=f"PluginInfo(name={info.name!r})", info=info)
-        if info.api != HOOK_API:
-            error = f"it was written for hook API {info.api}; this paperhooks speaks hook API {HOOK_API}"
-            raise as_error(PluginStatus(info.name, "incompatible", IN_PROCESS, error=error, fix="set api=1"))
+        target = f"PluginInfo(name={shown(getattr(info, 'name', None))})"
+        status = check_info(PluginStatus(getattr(info, "name", ""), "healthy", IN_PROCESS, target=target), info)
+        if not status.healthy:
+            raise as_error(status)
         for other in self._statuses:
             if other.name == info.name:
                 raise PluginConflict(f"a plugin called {info.name!r} is there already, from {other.origin}")
@@ -197,8 +200,8 @@ def _import_method(status: PluginStatus, method: str) -> type:
     where = f"method {_address(status.name, method)!r} of {status.origin} ({target})"
     try:
         found = import_target(target)
-    except (Exception, SystemExit) as error:
-        text = f"{where} cannot be imported: {type(error).__name__}: {error}; {fix_for(status, error)}"
+    except Exception as error:
+        text = f"{where} cannot be imported: {error_text(error)}; {fix_for(status, error)}"
         raise PluginBroken(text) from error
     return validate_method(found, where)
 

@@ -15,6 +15,7 @@ from typing import Any
 from paperhooks.errors import PluginBroken, PluginError, did_you_mean
 from paperhooks.hooks.specs import PROJECT
 from paperhooks.info import Traits
+from paperhooks.plugins.containment import contained
 
 __all__ = [
     "build_method",
@@ -30,18 +31,21 @@ __all__ = [
 def import_target(target: str) -> Any:
     """The object that ``"package.module:Name"`` points at, or the module that ``"package.module"`` names.
 
-    Raises whatever the import raises, and AttributeError with a did-you-mean when the module lacks the name.
+    :raises AttributeError: the module lacks the name, with a did-you-mean.
+    :raises PluginBroken: the import ends the program (SystemExit and its like).
+    :raises Exception: whatever else the import raises.
     """
     module_name, _, attribute = target.partition(":")
-    module = importlib.import_module(module_name)
-    if not attribute:
-        return module
-    try:
-        return getattr(module, attribute)
-    except AttributeError:
-        public = [name for name in vars(module) if not name.startswith("_")]
-        near = did_you_mean(attribute, public).partition("Known:")[0]
-        raise AttributeError(f"module {module_name!r} has no {attribute!r} {near}".rstrip()) from None
+    with contained(f"the import of {module_name}"):
+        module = importlib.import_module(module_name)
+        if not attribute:
+            return module
+        try:
+            return getattr(module, attribute)
+        except AttributeError:
+            public = [name for name in vars(module) if not name.startswith("_")]
+            near = did_you_mean(attribute, public).partition("Known:")[0]
+            raise AttributeError(f"module {module_name!r} has no {attribute!r} {near}".rstrip()) from None
 
 
 def known_hooks(*groups: str) -> tuple[str, ...]:

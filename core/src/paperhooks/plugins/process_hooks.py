@@ -14,7 +14,11 @@ import pluggy
 
 from paperhooks.errors import PluginBroken, did_you_mean
 from paperhooks.hooks.specs import PROJECT
-from paperhooks.plugins.discovery import PluginStatus
+from paperhooks.info import TaskInfo
+from paperhooks.io.harmless import error_text
+from paperhooks.io.options import shown
+from paperhooks.plugins.containment import contained
+from paperhooks.plugins.discovery import PluginStatus, fix_for, trace_text
 from paperhooks.plugins.methods import implemented_hooks, import_target, known_hooks
 
 __all__ = ["ProcessHooks"]
@@ -47,39 +51,64 @@ class ProcessHooks:
                 continue
             try:
                 hooks._register(status.name, status.info.hooks)
-            except (Exception, SystemExit) as error:
+            except Exception as error:
                 hooks._fail(status, status.info.hooks, error)
         return hooks
 
+    def offering(self, hook: str) -> list[str]:
+        """Names of the plugins that implement ``hook``, sorted."""
+        return sorted(name for name, plugin in self.manager.list_name_plugin() if hook in implemented_hooks(plugin))
+
+    def ask(self, hook: str, name: str, **arguments: Any) -> list[Any]:
+        """What one plugin returns for ``hook``; nothing, and a line of the log, where it raises."""
+        others = [plugin for other, plugin in self.manager.list_name_plugin() if other != name]
+        try:
+            with contained(f"the hook {hook} of plugin {name!r}"):
+                return list(self.manager.subset_hook_caller(hook, others)(**arguments))
+        except Exception as error:
+            self.leave_out(hook, name, error_text(error))
+            logger.info("%s", trace_text(error))
+            return []
+
     def collect(self, hook: str, **arguments: Any) -> list[tuple[str, Any]]:
         """``(plugin name, result)`` of every plugin that implements ``hook``, by name; one that raises is logged."""
-        results = []
-        for name, plugin in sorted(self.manager.list_name_plugin()):
-            if hook not in implemented_hooks(plugin):
-                continue
-            others = [other for other in self.manager.get_plugins() if other is not plugin]
-            call = self.manager.subset_hook_caller(hook, others)
-            try:
-                results += [(name, result) for result in call(**arguments)]
-            except Exception:
-                logger.exception("hook %s of plugin %r failed and is left out", hook, name)
-        return results
+        return [(name, result) for name in self.offering(hook) for result in self.ask(hook, name, **arguments)]
+
+    def tasks(self) -> dict[str, dict[str, TaskInfo]]:
+        """Evaluation tasks by name, each with the plugins that offer it; what is no TaskInfo is left out and logged."""
+        found: dict[str, dict[str, TaskInfo]] = {}
+        for plugin, offered in self.collect("evaluation_tasks"):
+            for info in offered if isinstance(offered, list | tuple) else [offered]:
+                if isinstance(info, TaskInfo):
+                    found.setdefault(info.name, {})[plugin] = info
+                else:
+                    self.leave_out("evaluation_tasks", plugin, f"{shown(info)} is no paperhooks.info.TaskInfo")
+        return dict(sorted(found.items()))
+
+    @staticmethod
+    def leave_out(hook: str, name: str, reason: str) -> None:
+        """Log why something that a plugin offers by ``hook`` is not used."""
+        logger.warning("plugin %r: %s is left out: %s", name, hook, reason)
 
     def _register(self, name: str, target: str) -> None:
         plugin = import_target(target)
-        if isinstance(plugin, type):
-            plugin = plugin()
         known = known_hooks("CatalogHooks")
-        unknown = [hook for hook in implemented_hooks(plugin) if hook not in known]
-        if unknown:
-            raise PluginBroken(
-                f"{target} implements {unknown[0]!r}, no process-wide hook; {did_you_mean(unknown[0], known)}"
-            )
-        self.manager.register(plugin, name=name)
+        with contained(f"the hooks of plugin {name!r}"):
+            plugin = plugin() if isinstance(plugin, type) else plugin
+            unknown = [hook for hook in implemented_hooks(plugin) if hook not in known]
+            if unknown:
+                raise PluginBroken(
+                    f"{target} implements {unknown[0]!r}, no process-wide hook; {did_you_mean(unknown[0], known)}"
+                )
+            try:
+                self.manager.register(plugin, name=name)
+            except BaseException:
+                self.manager.unregister(name=name)  # pluggy keeps what it has begun to register
+                raise
 
     def _fail(self, status: PluginStatus, target: str, error: BaseException) -> None:
-        fix = f"pip install --upgrade {status.distribution}, or PAPERHOOKS_BLOCK={status.name}"
-        message = f"process-wide hooks of plugin {status.name!r} ({target}) cannot be used: {error}; {fix}"
+        reason = f"{error_text(error)}; {fix_for(status, error)}"
+        message = f"process-wide hooks of plugin {status.name!r} ({target}) cannot be used: {reason}"
         logger.warning("%s", message)
         failure = PluginBroken(message)
         failure.__cause__ = error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = ["METHOD", "FakeSite", "info_source"]
@@ -42,17 +43,25 @@ class FakeSite:
         self.root = root
 
     def add(
-        self, distribution: str, name: str, source: str | None = None, *, version: str = "1.0", method: str = METHOD
-    ) -> str:
-        """Add a distribution with one entry point ``name``; returns its module's name."""
+        self, distribution: str, name: str, source: str | None = None, *, version: str = "1.0", method: str = METHOD,
+        requires: Sequence[str] = (), entries: bytes | None = None, metadata: bytes = b"",
+    ) -> str:  # fmt: skip
+        """Add a distribution with one entry point ``name``; returns its module's name.
+
+        :param requires: requirements that it declares. :param entries: the whole ``entry_points.txt``, in place of one
+            line. :param metadata: what follows in its ``METADATA``.
+        """
         module = distribution.replace("-", "_")
         text = source if source is not None else info_source(name, module)
         (self.root / f"{module}.py").write_text(textwrap.dedent(text), encoding="utf-8")
         (self.root / f"{module}_method.py").write_text(textwrap.dedent(method), encoding="utf-8")
         info = self.root / f"{module}-{version}.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
-        (info / "entry_points.txt").write_text(f"[paperhooks.plugins]\n{name} = {module}:PLUGIN\n")
+        lines = ["Metadata-Version: 2.1", f"Name: {distribution}", f"Version: {version}"]
+        lines += [f"Requires-Dist: {one}" for one in requires]
+        (info / "METADATA").write_bytes("\n".join([*lines, ""]).encode() + metadata)
+        entries = f"[paperhooks.plugins]\n{name} = {module}:PLUGIN\n".encode() if entries is None else entries
+        (info / "entry_points.txt").write_bytes(entries)
         return module
 
     def forget(self) -> None:

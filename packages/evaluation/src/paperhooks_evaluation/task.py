@@ -209,28 +209,24 @@ def _mean_metric(name: str, scores: Sequence[float], group: str) -> Metric:
 
 
 def available_tasks() -> dict[str, TaskInfo]:
-    """Task name to description over all healthy plugins; raises PluginConflict when two plugins offer one name."""
-    found: dict[str, tuple[str, TaskInfo]] = {}
-    for plugin, infos in catalog().process_hooks.collect("evaluation_tasks"):
-        for info in infos:
-            if info.name in found:
-                other = found[info.name][0]
-                raise PluginConflict(
-                    f"the plugins {other!r} and {plugin!r} both offer the task {info.name!r}; block one"
-                )
-            found[info.name] = (plugin, info)
-    return {name: info for name, (_, info) in sorted(found.items())}
+    """Task name to description over all healthy plugins, without those that several plugins offer by one name."""
+    offers = catalog().process_hooks.tasks()
+    return {name: info for name, by_plugin in offers.items() for info in by_plugin.values() if len(by_plugin) == 1}
 
 
 def load_task(task: str | TaskInfo | Task, options: Mapping[str, Any] | None = None) -> tuple[str, Task]:
     """Name and object of a task given by name, by description, or as an object.
 
-    :raises PluginNotFound: an unknown name.
+    :raises PluginNotFound: an unknown name. :raises PluginConflict: several plugins offer it.
     :raises PluginBroken: when the class cannot be imported or is no task.
     :raises DataError: options that it does not take.
     """
     if isinstance(task, str):
         known = available_tasks()
+        offering = list(catalog().process_hooks.tasks().get(task, ()))
+        if len(offering) > 1:
+            names = " and ".join(map(repr, offering))
+            raise PluginConflict(f"the plugins {names} both offer the task {task!r}; block one (PAPERHOOKS_BLOCK)")
         if task not in known:
             raise PluginNotFound(f"no installed plugin offers the task {task!r}; {did_you_mean(task, known)}")
         task = known[task]
