@@ -20,8 +20,9 @@ from paperhooks.errors import HookError, PluginConflict, PluginError, PluginInco
 from paperhooks.hooks.compression import CompressionRequest
 from paperhooks.io.files import plain
 from paperhooks.io.hashing import model_digest
-from paperhooks.models.batches import data_digest, find_tokenizer, has_text
+from paperhooks.models.batches import data_digest, has_text
 from paperhooks.models.forward import evaluation_mode
+from paperhooks.models.tokenizers import find_tokenizer
 from paperhooks.models.view import ModelView
 from paperhooks.plugins.installed import catalog
 from paperhooks.plugins.methods import describe_method

@@ -1,2 +1,4 @@
 from .scorer import score as score
-from .scorer import select as select
+from .selection import Selection as Selection
+from .selection import choose as choose
+from .selector import select as select

@@ -1,46 +1,44 @@
-"""Scoring a corpus with a method and keeping the best part of it.
+"""Scoring a corpus with a method.
 
-The machinery around the hook ``score_examples``: batches, units of rows written atomically, resuming, seeds, selection.
+The machinery around the hook ``score_examples``: batches, units of rows written atomically, resuming, seeds.
 What a score means belongs to the method; larger is better and NaN marks an example that cannot be scored.
 
-A scoring folder holds ``result.json`` (method, options, corpus and model hashes; other ones are refused),
-``units/unit-000000.safetensors`` and the merged ``scores.safetensors``. Killing the process loses at most one unit.
+A scoring folder is a store of units (:mod:`paperhooks.io.units`) with the merged ``scores.safetensors`` beside them.
+Killing the process loses at most one unit.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pluggy
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from paperhooks.data.selection import Selection, best_rows, write_selection
 from paperhooks.errors import DataError, HookError, PluginIncompatible
 from paperhooks.hooks import specs
 from paperhooks.hooks.specs import PROJECT
 from paperhooks.io.corpus import Corpus, CorpusSource, Example
-from paperhooks.io.files import atomic_path
-from paperhooks.io.hashing import hash_json, model_digest
+from paperhooks.io.files import local_path, plain
+from paperhooks.io.hashing import model_digest
+from paperhooks.io.tensors import read_tensors, write_tensors
+from paperhooks.io.units import UnitStore, read_manifest
 from paperhooks.models.forward import evaluation_mode
+from paperhooks.models.tokenizers import tokenizer_digest
 from paperhooks.plugins.installed import catalog
 from paperhooks.plugins.methods import describe_method, implemented_hooks
-from paperhooks.reports.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from paperhooks.models.view import ModelView
 
-__all__ = ["score", "select"]
+__all__ = ["find_method", "open_corpus", "read_scores", "score"]
 
-logger = logging.getLogger(__name__)
+#: What the units of a scoring folder are.
+KIND: Final = "scores of a method"
 
 
 def score(
@@ -60,7 +58,7 @@ def score(
     models
         One model (its role is then called ``model``), or role to model, as the method expects them.
     examples
-        A ``.jsonl`` file or records in memory, see :mod:`paperhooks.io.corpus`.
+        A file or folder of records, records in memory, or rows of token ids; see :mod:`paperhooks.io.corpus`.
     method
         A plugin's method by name, or an instance.
     tokenizer
@@ -74,58 +72,20 @@ def score(
     if batch_size < 1 or unit_rows < 1:
         raise DataError(f"batch_size = {batch_size} and unit_rows = {unit_rows} must be at least 1")
     named = {"model": models} if isinstance(models, nn.Module) else dict(models)
-    scorer = _Scorer(_resolve(method), named, tokenizer, batch_size, seed)
-    corpus, run = _open(examples), RunFolder(out)
-    run.start("score", inputs=_inputs(scorer, corpus, unit_rows), seed=seed)
-    with run.timed("score"):
-        scores = torch.cat(list(_units(run, scorer, corpus, unit_rows, progress)))
-    _save(run.path / "scores.safetensors", {"scores": scores}, {"run": run.result["inputs_hash"]})
-    unscored = int((~scores.isfinite()).sum())
-    run.record(rows=len(scores), unscored=unscored)
-    run.finish()
+    scorer = _Scorer(find_method(method), named, tokenizer, batch_size, seed)
+    corpus, store = open_corpus(examples), UnitStore(out, KIND)
+
+    def digests() -> dict[str, Any]:
+        return {
+            "corpus": corpus.fingerprint(),
+            "models": {role: model_digest(model) for role, model in scorer.models.items()},
+        }
+
+    with store.begin(_decides(scorer, unit_rows, len(corpus), seed), costly=digests):
+        scores = torch.cat(list(_units(store, scorer, corpus, unit_rows, progress)))
+        header = {"run": store.run, "rows": len(scores), "unscored": int((~scores.isfinite()).sum())}
+        write_tensors(store.folder / "scores.safetensors", {"scores": scores}, header)
     return scores
-
-
-def select(
-    method: Any,
-    *,
-    corpus: CorpusSource | Corpus,
-    ratio: float,
-    out: str | Path,
-    models: Mapping[str, nn.Module] | None = None,
-    teacher: nn.Module | None = None,
-    reference: nn.Module | None = None,
-    scores: str | Path | Tensor | None = None,
-    tokenizer: Any = None,
-    batch_size: int = 16,
-    unit_rows: int = 1024,
-    seed: int = 0,
-    progress: bool = False,
-) -> Selection:
-    """Score a corpus and write its best ``floor(ratio * n)`` examples, in the corpus' order.
-
-    ``teacher`` and ``reference`` are the usual roles of ``models``. ``scores`` (the folder of an earlier
-    :func:`score`, or a tensor [n]) skips scoring, so that several ratios share one scoring. Writes
-    ``selected.jsonl``, ``selection.safetensors`` (rows and scores) and a report; examples whose score is not finite are
-    never selected, and of equal scores the earlier row wins.
-
-    Raises DataError for a ratio outside (0, 1], and what :func:`score` raises.
-    """
-    if not 0 < ratio <= 1:
-        raise DataError(f"ratio is {ratio}; it must be above 0 and at most 1")
-    opened, chosen = _open(corpus), _resolve(method)
-    roles = {**(models or {}), **{k: v for k, v in (("teacher", teacher), ("reference", reference)) if v is not None}}
-    if scores is None:
-        options = {"tokenizer": tokenizer, "batch_size": batch_size, "unit_rows": unit_rows, "seed": seed}
-        scores = score(roles, corpus, chosen, out=Path(out) / "scoring", progress=progress, **options)
-    values = _read_scores(scores)
-    if len(values) != len(opened):
-        raise DataError(f"there are {len(values)} scores for {len(opened)} rows of {opened.name}")
-    run = RunFolder(out)
-    inputs = {"method": describe_method(chosen), "corpus": opened.digest, "ratio": ratio, "scores": _digest(values)}
-    run.start("select", inputs=inputs, seed=seed)
-    with run.timed("select"):
-        return write_selection(run, opened, values, best_rows(values, int(ratio * len(values))))
 
 
 class _Scorer:
@@ -158,57 +118,47 @@ class _Scorer:
         return answer.detach().float().cpu()
 
 
-def _units(run: RunFolder, scorer: _Scorer, corpus: Corpus, unit_rows: int, progress: bool) -> Iterator[Tensor]:
-    identity = run.result["inputs_hash"]
+def _units(store: UnitStore, scorer: _Scorer, corpus: Corpus, unit_rows: int, progress: bool) -> Iterator[Tensor]:
     with tqdm(total=len(corpus), unit="rows", disable=not progress) as bar:
         for number, start in enumerate(range(0, len(corpus), unit_rows)):
-            rows = range(start, min(start + unit_rows, len(corpus)))
-            file = run.path / "units" / f"unit-{number:06d}.safetensors"
-            scores = _load_unit(file, identity, rows)
+            rows, name = range(start, min(start + unit_rows, len(corpus))), f"unit-{number:06d}"
+            found = store.read(name)
+            scores = None if found is None else found[1]["scores"]
             if scores is None:
                 scores = scorer.unit(corpus, rows)
-                _save(file, {"scores": scores}, {"run": identity, "start": str(start)})
+                store.write(name, {"scores": scores}, {"start": start})
             bar.update(len(rows))
             yield scores
 
 
-def _load_unit(file: Path, identity: str, rows: range) -> Tensor | None:
-    if not file.exists():
-        return None
-    try:
-        with safe_open(file, framework="pt") as handle:
-            header = handle.metadata() or {}
-            scores: Tensor = handle.get_tensor("scores")
-    except (SafetensorError, OSError) as error:
-        logger.warning("%s is damaged (%s) and is computed again", file, error)
-        return None
-    if header != {"run": identity, "start": str(rows.start)} or scores.shape != (len(rows),):
-        logger.warning("%s does not belong to this run and is computed again", file)
-        return None
-    return scores
+def read_scores(scores: str | Path | Tensor, corpus: Corpus) -> Tensor:
+    """Scores float32 [n] of the rows of a corpus: as given, or of a scoring folder.
 
-
-def _save(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    with atomic_path(file) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-
-
-def _read_scores(scores: str | Path | Tensor) -> Tensor:
+    :raises DataError: there are none, or they are of another corpus.
+    """
     if isinstance(scores, Tensor):
-        return scores.detach().float().cpu().reshape(-1)
-    file = Path(scores) / "scores.safetensors" if Path(scores).is_dir() else Path(scores)
-    try:
-        with safe_open(file, framework="pt") as handle:
-            return handle.get_tensor("scores")  # type: ignore[no-any-return]
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{file} holds no scores: {error}; run paperhooks.score first") from error
+        values = scores.detach().float().cpu().reshape(-1)
+    else:
+        folder = local_path(scores)
+        manifest = read_manifest(folder, KIND)
+        header, tensors = read_tensors(folder / "scores.safetensors", "scores; run paperhooks.score first")
+        if header.get("run") != manifest["run"]:
+            raise DataError(f"{folder} holds scores of another run; score the corpus again in a new folder")
+        if manifest["corpus"] != plain(corpus.fingerprint()):
+            raise DataError(f"{folder} holds scores of another corpus than {corpus.name}; name the one that was scored")
+        values = tensors["scores"]
+    if len(values) != len(corpus):
+        raise DataError(f"there are {len(values)} scores for {len(corpus)} rows of {corpus.name}")
+    return values
 
 
-def _open(source: CorpusSource | Corpus) -> Corpus:
+def open_corpus(source: CorpusSource | Corpus) -> Corpus:
+    """The corpus of a source."""
     return source if isinstance(source, Corpus) else Corpus(source)
 
 
-def _resolve(method: Any) -> Any:
+def find_method(method: Any) -> Any:
+    """A method by name or as it is; raises PluginIncompatible for one that scores nothing."""
     found = catalog().create_method(method) if isinstance(method, str) else method
     hooks = implemented_hooks(type(found))
     if "score_examples" not in hooks:
@@ -217,20 +167,14 @@ def _resolve(method: Any) -> Any:
     return found
 
 
-def _inputs(scorer: _Scorer, corpus: Corpus, unit_rows: int) -> dict[str, Any]:
-    vocabulary: dict[str, int] = getattr(scorer.tokenizer, "get_vocab", dict)()
+def _decides(scorer: _Scorer, unit_rows: int, rows: int, seed: int) -> dict[str, Any]:
     return {
         "method": describe_method(scorer.method),
-        "corpus": corpus.digest,
-        "rows": len(corpus),
-        "models": {role: model_digest(model) for role, model in scorer.models.items()},
-        "tokenizer": hash_json(vocabulary) if vocabulary else None,
+        "rows": rows,
+        "tokenizer": tokenizer_digest(scorer.tokenizer),
         "unit_rows": unit_rows,
+        "seed": seed,
     }
-
-
-def _digest(scores: Tensor) -> str:
-    return hashlib.sha256(scores.contiguous().numpy().data).hexdigest()
 
 
 @contextmanager

@@ -17,11 +17,12 @@ from .harmless import csv_text as csv_text
 from .harmless import error_text as error_text
 from .harmless import printable as printable
 from .harmless import redacted as redacted
-from .hashing import config_digest as config_digest
+from .hashing import config_entries as config_entries
 from .hashing import hash_file as hash_file
 from .hashing import hash_json as hash_json
 from .hashing import model_digest as model_digest
 from .hashing import tensor_digest as tensor_digest
+from .hashing import tensor_digests as tensor_digests
 from .images import read_image as read_image
 from .locks import FolderLock as FolderLock
 from .options import choice as choice

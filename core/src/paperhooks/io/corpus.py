@@ -1,27 +1,45 @@
-"""Corpora of examples: JSON Lines files read by offset, or sequences in memory.
+"""Corpora of examples: records of files or in memory, and rows of token ids of whatever gives access to them.
 
 A record is a string, or an object with ``text`` (a string) or ``input_ids`` (a list of token ids), and whatever else.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, runtime_checkable
 
 from paperhooks.errors import DataError
+from paperhooks.io.files import json_text
+from paperhooks.io.records import RecordItems, Records, open_records, read_records
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Corpus", "CorpusSource", "Example"]
+__all__ = ["Corpus", "CorpusSource", "Example", "TokenRows"]
 
-#: A .jsonl file, or records in memory.
-CorpusSource: TypeAlias = "str | Path | Sequence[str | Mapping[str, Any]]"
+
+@runtime_checkable
+class TokenRows(Protocol):
+    """Rows of token ids that can be read at any place, without ``text``."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+
+    def __len__(self) -> int:
+        """Number of rows; TypeError of what can only be read in order."""
+
+    def read(self, rows: Sequence[int]) -> Sequence[Any]:
+        """The given rows, in the given order: objects with ``ids`` (int64 [n], numpy), ``domain`` and ``n_bytes``."""
+
+    def fingerprint(self) -> Any:
+        """Plain data that changes when the rows change."""
+
+
+#: A file or folder of records, records in memory, or rows of token ids.
+CorpusSource: TypeAlias = "str | Path | Sequence[str | Mapping[str, Any]] | TokenRows"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,59 +61,68 @@ class Example:
 
 
 class Corpus:
-    """Random access to the lines of a corpus; of a file only the offsets are kept in memory (8 bytes a row)."""
+    """Random access to the examples of a corpus; of JSON Lines and Parquet files only places are kept in memory.
+
+    :raises DataError: a source that cannot be read, is empty, or can only be read in order.
+    """
 
     def __init__(self, source: CorpusSource) -> None:
-        self.file = Path(source) if isinstance(source, str | Path) else None
-        if self.file is not None:
-            self._offsets, self.digest = _index(self.file)
+        self.source: Records | TokenRows
+        if isinstance(source, TokenRows):
+            self.source, self.name = source, source.name
         else:
-            self._lines = [_to_line(record) for record in cast("Sequence[str | Mapping[str, Any]]", source)]
-            self.digest = hashlib.sha256("\n".join(self._lines).encode()).hexdigest()
-        if not len(self):
+            self.name = str(source) if isinstance(source, str | Path) else "in memory"
+            # What cannot be read at any place is held in memory.
+            self.source = open_records(source) or RecordItems([record for _, record in read_records(source)])
+        try:
+            self._size = len(self.source)
+        except TypeError as error:
+            raise DataError(f"{self.name} can only be read in order; pack it, or write it to a file first") from error
+        if not self._size:
             raise DataError(f"the corpus {self.name} is empty; there is nothing to score")
 
-    @property
-    def name(self) -> str:
-        """The file, or a word for records in memory."""
-        return str(self.file) if self.file is not None else "in memory"
-
     def __len__(self) -> int:
-        return len(self._offsets) - 1 if self.file is not None else len(self._lines)
+        return self._size
+
+    def fingerprint(self) -> Any:
+        """Plain data that changes when the records change."""
+        return self.source.fingerprint()
 
     def lines(self, rows: Sequence[int]) -> Iterator[str]:
-        """The lines of the given rows, without line ends."""
-        if self.file is None:
-            yield from (self._lines[row] for row in rows)
-            return
-        with self.file.open("rb") as handle:
-            for row in rows:
-                handle.seek(self._offsets[row])
-                try:
-                    yield handle.readline().decode("utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise DataError(f"{self.name}, row {row}: is no UTF-8 text; expected a .jsonl file") from error
+        """The records of the given rows as JSON, without line ends."""
+        if isinstance(self.source, TokenRows):
+            yield from (json_text(example.record) for example in self.examples(rows))
+        else:
+            yield from (json_text(record) for _, record in self.source.get(rows))
 
     def examples(self, rows: Sequence[int], tokenizer: Any = None) -> list[Example]:
-        """The examples of the given rows; raises DataError naming the row of a malformed one."""
-        return [self._example(row, line, tokenizer) for row, line in zip(rows, self.lines(rows), strict=True)]
+        """The examples of the given rows; raises DataError naming the place of a malformed one."""
+        if isinstance(self.source, TokenRows):
+            found = self.source.read(rows)
+            return [_of_ids(number, row) for number, row in zip(rows, found, strict=True)]
+        records = self.source.get(rows)
+        return [_of_record(row, where, record, tokenizer) for row, (where, record) in zip(rows, records, strict=True)]
 
-    def _example(self, row: int, line: str, tokenizer: Any) -> Example:
-        import torch
 
-        where = f"{self.name}, row {row}"
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{where}: is not JSON: {error}") from error
-        record = {"text": value} if isinstance(value, str) else value
-        if not isinstance(record, dict):
-            raise DataError(f"{where}: expected a string or an object, got {type(value).__name__}")
-        text, ids = record.get("text"), record.get("input_ids")
-        _check_record(where, text, ids)
-        if ids is None and tokenizer is not None:
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return Example(row, record, text, None if ids is None else torch.tensor(ids, dtype=torch.int64))
+def _of_ids(number: int, row: Any) -> Example:
+    import torch
+
+    known = {"domain": row.domain or None, "n_bytes": row.n_bytes}
+    record = {"input_ids": row.ids.tolist()} | {name: value for name, value in known.items() if value is not None}
+    return Example(number, record, None, torch.from_numpy(row.ids))
+
+
+def _of_record(row: int, where: str, value: Any, tokenizer: Any) -> Example:
+    import torch
+
+    record = {"text": value} if isinstance(value, str) else value
+    if not isinstance(record, Mapping):
+        raise DataError(f"{where}: expected a string or an object, got {type(value).__name__}")
+    text, ids = record.get("text"), record.get("input_ids")
+    _check_record(where, text, ids)
+    if ids is None and tokenizer is not None:
+        ids = tokenizer(cast("str", text), add_special_tokens=False)["input_ids"]
+    return Example(row, record, text, None if ids is None else torch.tensor(ids, dtype=torch.int64))
 
 
 def _check_record(where: str, text: object, ids: object) -> None:
@@ -106,26 +133,3 @@ def _check_record(where: str, text: object, ids: object) -> None:
     integers = isinstance(ids, list) and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids)
     if ids is not None and not integers:
         raise DataError(f"{where}: 'input_ids' must be a list of non-negative integers")
-
-
-def _to_line(record: str | Mapping[str, Any]) -> str:
-    try:
-        return json.dumps(record, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"a record of the corpus cannot be written as JSON: {error}") from error
-
-
-def _index(file: Path) -> tuple[array[int], str]:
-    """Offsets of all lines that are not blank, with the end of the file, and the SHA-256 of the file."""
-    offsets, digest, position = array("Q"), hashlib.sha256(), 0
-    try:
-        with file.open("rb") as handle:
-            for line in handle:
-                digest.update(line)
-                if line.strip():
-                    offsets.append(position)
-                position += len(line)
-    except OSError as error:
-        raise DataError(f"the corpus {file} cannot be read as .jsonl: {error.strerror or error}") from error
-    offsets.append(position)
-    return offsets, digest.hexdigest()

@@ -1,27 +1,31 @@
 """Tensors with a header in one safetensors file, written so that equal content gives equal bytes and damage shows.
 
-The header is plain data, kept as JSON with sorted keys; beside it stands a SHA-256 of header and tensors.
+The header is plain data, kept as JSON with sorted keys; in it stands a SHA-256 of the whole file, taken with zeros in
+the place of the digest.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from paperhooks.errors import DataError
 from paperhooks.io.files import atomic_path, plain
-from paperhooks.io.hashing import hash_json, tensor_digest
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-__all__ = ["read_tensors", "write_tensors"]
+__all__ = ["read_header", "read_tensors", "write_tensors"]
 
 _KEY: Final = "paperhooks"
 _DIGEST: Final = "sha256"
+_NONE: Final = "0" * 64
+#: No header is longer; safetensors has the same limit.
+_LONGEST: Final = 100_000_000
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor | np.ndarray[Any, Any]], header: Mapping[str, Any]) -> None:
@@ -31,18 +35,23 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | np.ndarray[Any, Any
     :param header: plain data; the key ``sha256`` is taken.
     :raises DataError: it cannot be written; what stood there stays.
     """
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    stored = {name: _stored(tensor) for name, tensor in tensors.items()}
-    content = plain(dict(header))
-    text = json.dumps(content | {_DIGEST: _digest(content, stored)}, sort_keys=True)
+    stored = {name: torch.as_tensor(tensor).detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(plain(dict(header)) | {_DIGEST: _NONE}, sort_keys=True)
     with atomic_path(path) as temporary:
         try:
             # One key: safetensors keeps several in no order.
             save_file(stored, temporary, {_KEY: text})
         except SafetensorError as error:
             raise DataError(f"{path} cannot be written: {error}") from error
+        with temporary.open("r+b") as handle:
+            head = _head(handle)
+            digest = _digest(head, handle)
+            handle.seek(_place(head, _NONE))
+            handle.write(digest.encode())
 
 
 def read_tensors(path: Path, what: str = "tensors") -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -53,25 +62,55 @@ def read_tensors(path: Path, what: str = "tensors") -> tuple[dict[str, Any], dic
     """
     from safetensors import SafetensorError, safe_open
 
+    header = read_header(path, what)
     try:
         with safe_open(path, framework="pt") as handle:  # the one framework with which the file is mapped, not copied
-            text = (handle.metadata() or {}).get(_KEY)
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-        header = json.loads(text) if text else None
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+            return header, {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
         raise DataError(f"{path} cannot be read: {error}; expected {what}") from error
-    if not isinstance(header, dict) or _DIGEST not in header:
-        raise DataError(f"{path} was not written by paperhooks; expected {what}")
-    if header.pop(_DIGEST) != _digest(header, tensors):
+
+
+def read_header(path: Path, what: str = "tensors") -> dict[str, Any]:
+    """The header of a file of :func:`write_tensors`, once the whole file has been found to be as it was written.
+
+    :raises DataError: as :func:`read_tensors`.
+    """
+    try:
+        with path.open("rb") as handle:
+            head = _head(handle)
+            text = json.loads(head[8:])["__metadata__"][_KEY]
+            header = json.loads(text)
+            known = header.pop(_DIGEST)
+            place = _place(head, known)
+            found = _digest(head[:place] + _NONE.encode() + head[place + len(known) :], handle)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}; expected {what}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path} was not written by paperhooks, or is damaged; expected {what}") from error
+    if found != known:
         raise DataError(f"{path} was changed or damaged after it was written: its checksum does not match")
-    return header, tensors
+    return dict(header)
 
 
-def _stored(tensor: Any) -> Tensor:
-    import torch
+def _place(head: bytes, digest: str) -> int:
+    """Where the digest stands: behind its key, whose quotes are escaped since JSON stands inside of JSON."""
+    key = f'\\"{_DIGEST}\\": \\"'.encode()
+    return head.index(key + digest.encode()) + len(key)
 
-    return torch.as_tensor(tensor).detach().cpu().contiguous()
+
+def _head(handle: IO[bytes]) -> bytes:
+    """The length and the JSON that a safetensors file begins with."""
+    size = handle.read(8)
+    length = int.from_bytes(size, "little")
+    if length > _LONGEST:
+        raise ValueError("no header is as long as this")
+    return size + handle.read(length)
 
 
-def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    return hash_json([header, {name: tensor_digest(tensor) for name, tensor in tensors.items()}])
+def _digest(head: bytes, handle: IO[bytes]) -> str:
+    handle.seek(len(head))
+    digest = hashlib.sha256(head)
+    # Read and not mapped, so that a large file does not count as memory.
+    while block := handle.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

@@ -149,7 +149,7 @@ class UnitStore:
         odd = differences(self.manifest, wanted)
         if odd:
             raise DataError(
-                f"{self.folder} holds {self.kind} of another run: {'; '.join(odd)}. Use another folder, or the same "
+                f"{self.folder} holds {self.kind} of another run: {'; '.join(odd)}; use another folder, or the same "
                 "settings to go on with it"
             )
 
@@ -174,12 +174,20 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What differs between two manifests, apart from what decides nothing: ``key = found, not wanted``."""
-    keys = [key for key in {**wanted, **found} if key not in _ABOUT]
+    one, other = (dict(_flat({k: v for k, v in each.items() if k not in _ABOUT})) for each in (found, wanted))
     return [
-        f"{key} = {_short(found.get(key))}, not {_short(wanted.get(key))}"
-        for key in keys
-        if found.get(key) != wanted.get(key)
+        f"{key} = {_short(one.get(key))}, not {_short(other.get(key))}"
+        for key in {**other, **one}
+        if one.get(key) != other.get(key)
     ]
+
+
+def _flat(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            yield from _flat(item, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", item
 
 
 def ahead(items: Iterable[_T], depth: int = 1) -> Iterator[_T]:

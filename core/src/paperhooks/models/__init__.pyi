@@ -2,7 +2,6 @@ from .attention import attention_parts as attention_parts
 from .attention import causal_attention as causal_attention
 from .attention import full_precision as full_precision
 from .attention import queries_and_keys as queries_and_keys
-from .batches import find_tokenizer as find_tokenizer
 from .calibration import CalibrationBatch as CalibrationBatch
 from .calibration import calibrate as calibrate
 from .experts import Experts as Experts
@@ -12,5 +11,7 @@ from .forward import view_of as view_of
 from .images import GridPart as GridPart
 from .images import ImageSpan as ImageSpan
 from .images import image_runs as image_runs
+from .tokenizers import find_tokenizer as find_tokenizer
+from .tokenizers import tokenizer_digest as tokenizer_digest
 from .view import ModelView as ModelView
 from .wrappers import running_model as running_model

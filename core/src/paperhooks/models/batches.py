@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paperhooks.compat import origin
 from paperhooks.errors import DataError
 from paperhooks.io.corpus import Corpus
 from paperhooks.io.hashing import hash_json, tensor_digest
 
-__all__ = ["data_digest", "find_tokenizer", "has_text", "token_batches"]
+__all__ = ["data_digest", "has_text", "token_batches"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +25,9 @@ def token_batches(
 ) -> list[dict[str, Any]]:
     """Calibration data as batches of model inputs, padded on the right.
 
-    :param data: a ``.jsonl`` file (see :mod:`paperhooks.io.corpus`); or texts (with a ``tokenizer``), token ids (lists
-    or
-        int64 [T]), records with ``input_ids`` or ``text``; or finished batches (mappings with ``input_ids`` [B, T]),
-        which are passed on unchanged.
+    :param data: a file (see :mod:`paperhooks.io.corpus`); or texts (with a ``tokenizer``), token ids (lists or int64
+        [T]), records with ``input_ids`` or ``text``; or finished batches (mappings with ``input_ids`` [B, T]), which
+        are passed on unchanged.
     :param max_length: longer sequences are cut to it; how many is logged.
     :raises DataError: nothing there, an empty sequence, a text without a tokenizer, or a record of another kind.
     """
@@ -90,8 +88,8 @@ def data_digest(data: Any) -> Any:
     if isinstance(data, Mapping):
         return {str(part): data_digest(value) for part, value in data.items()}
     if isinstance(data, str | Path):
-        return Corpus(data).digest
-    return data.digest if isinstance(data, Corpus) else _digest(data)
+        return Corpus(data).fingerprint()
+    return data.fingerprint() if isinstance(data, Corpus) else _digest(data)
 
 
 def _digest(data: Any) -> str | None:
@@ -119,18 +117,3 @@ def has_text(data: Any) -> bool:
         return corpus.examples([0])[0].text is not None
     first = data[0] if isinstance(data, Sequence) and len(data) else None
     return isinstance(first, str) or (isinstance(first, Mapping) and isinstance(first.get("text"), str))
-
-
-def find_tokenizer(model: Any) -> Any:
-    """The tokenizer at the name or folder that ``model`` was loaded from; raises DataError where there is none."""
-    from transformers import AutoTokenizer
-
-    source = origin(model.config)
-    if not source:
-        raise DataError(
-            "the calibration data is text, but the model has no name to find a tokenizer by; pass tokenizer="
-        )
-    try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise DataError(f"no tokenizer was found at {source}: {error}; pass tokenizer=...") from error

@@ -1,4 +1,4 @@
-"""The best rows of very many scores (section 2.6), exactly and in constant memory.
+"""The best rows of very many scores, exactly and in constant memory.
 
 Scores are read in blocks, any number of times. The k-th largest is found from two histograms over 16 bits each of an
 order-preserving view of float32; then one pass takes everything above it, and the first of its equals. NaN is never
@@ -8,14 +8,13 @@ taken; of equal scores the lower row wins, whatever the blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from paperhooks_miniplm.algorithm import Array
+__all__ = ["Array", "Blockwise", "best", "best_within", "blocks", "gumbel", "ordered_keys"]
 
-__all__ = ["Blockwise", "best", "best_within", "blocks", "gumbel", "ordered_keys"]
-
+Array: TypeAlias = np.ndarray[Any, Any]
 #: Gives an array of a block of rows.
 Blockwise: TypeAlias = Callable[[slice], Array]
 
@@ -36,13 +35,15 @@ def ordered_keys(values: Array) -> Array:
     """
     bits = (np.asarray(values, dtype=np.float32) + np.float32(0)).view(np.uint32)
     keys = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
-    return np.where(np.isnan(values), np.uint32(0), keys)
+    found: Array = np.where(np.isnan(values), np.uint32(0), keys)
+    return found
 
 
 def gumbel(rows: slice, seed: int) -> Array:
     """Standard Gumbel noise of a block of rows, float32; the same for a row whatever else is drawn."""
     uniform = np.random.default_rng([seed, rows.start // _BLOCK]).random(rows.stop - rows.start)
-    return (-np.log(-np.log(np.maximum(uniform, 1e-300)))).astype(np.float32)
+    found: Array = (-np.log(-np.log(np.maximum(uniform, 1e-300)))).astype(np.float32)
+    return found
 
 
 def best(keys: Blockwise, n: int, k: int) -> Array:
