@@ -104,7 +104,7 @@ def test_scores_and_the_report_show_everything(data: Path, tmp_path: Path) -> No
 
 
 def test_without_matplotlib_the_report_says_so(data: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     evaluate(right_on(0), None, Paired(), data=data, out=tmp_path / "run")
     assert "paperhooks[plots]" in (tmp_path / "run" / "report.md").read_text()
     evaluate(right_on(0), None, Paired(), data=data, out=tmp_path / "bare", report=False)
@@ -253,7 +253,7 @@ def test_runs_that_do_not_belong_together_are_refused(data: Path, tmp_path: Path
     quick(right_on(0), None, Newer(), data=data, out=tmp_path / "newer")
     with pytest.raises(DataError, match=r"has the version '1' and .* '2'"):
         compare(tmp_path / "a", tmp_path / "newer")
-    with pytest.raises(DataError, match="holds no finished evaluation"):
+    with pytest.raises(DataError, match="holds no run; expected the folder of one of 'evaluate'"):
         compare(tmp_path / "a", tmp_path / "none")
     with pytest.raises(DataError, match="not both scored in the mode 'official'"):
         compare(tmp_path / "a", tmp_path / "c", mode="official")

@@ -4,6 +4,8 @@ from .layouts import check_layout as check_layout
 from .offline_backends import CallableBackend as CallableBackend
 from .offline_backends import ReplayBackend as ReplayBackend
 from .prompts import make_prompt as make_prompt
+from .reasoning import separate_reasoning as separate_reasoning
+from .reasoning import split_reasoning as split_reasoning
 from .requests import Backend as Backend
 from .requests import Prompt as Prompt
 from .requests import Request as Request

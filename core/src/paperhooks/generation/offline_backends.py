@@ -55,7 +55,8 @@ class ReplayBackend(Backend):
     """Responses from a file: ``samples.jsonl`` of a run, or JSON lines with ``id`` (or ``doc_id``) and ``reply``.
 
     In the place of ``reply`` may stand ``resps``, a list whose first entry counts, as in the sample files of lm-eval
-    and lmms-eval. ``finish`` is taken over where it is there. Neither requests nor images are made.
+    and lmms-eval. ``finish`` and ``reasoning`` are taken over where they are there. Neither requests nor images are
+    made.
 
     :raises DataError: a line that holds neither.
     """
@@ -108,4 +109,5 @@ def _stored_response(where: str, line: bytes) -> tuple[str, Response]:
         text = text[0]
     if not isinstance(text, str):
         raise DataError(f"{where}: expected a text in 'reply', or in 'resps'")
-    return str(key), Response(text, int(row.get("tokens") or 0), str(row.get("finish") or ""))
+    told = str(row.get("finish") or ""), "", str(row.get("reasoning") or "")
+    return str(key), Response(text, int(row.get("tokens") or 0), *told)

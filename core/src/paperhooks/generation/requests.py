@@ -75,12 +75,14 @@ class Response:
 
     :param finish: ``"eos"``, ``"stop"`` (a stop string) or ``"length"`` (cut); ``""`` where the backend does not say.
     :param error: why there is no answer; the document is asked again by the next call.
+    :param reasoning: what the model wrote in front of its answer, see :mod:`paperhooks.generation.reasoning`.
     """
 
     text: str
     new_tokens: int = 0
     finish: str = ""
     error: str = ""
+    reasoning: str = ""
 
 
 class Backend:

@@ -6,6 +6,7 @@ import copy
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -14,6 +15,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from paperhooks.compat import attention_kernel, origin, revision
 from paperhooks.generation.prompts import make_prompt
+from paperhooks.generation.reasoning import REASONING_TAGS
 from paperhooks.generation.requests import Backend, Prompt, Request, Response
 from paperhooks.io.files import plain
 from paperhooks.io.hashing import hash_json, model_digest
@@ -124,11 +126,27 @@ class TransformersBackend(Backend):
         ids = ids[: request.max_new_tokens]
         end = next((place for place, token in enumerate(ids) if token in ends), None)
         kept = ids if end is None else ids[:end]
-        text = self.tokenizer.decode(kept, skip_special_tokens=True)
+        text = self._decoded(kept)
         cut = _first_stop(text, request.stop)
         if cut is not None:
             return Response(text[:cut].strip(), _tokens_until_stop(self.tokenizer, kept, request.stop), "stop")
         return Response(text.strip(), len(kept), "length" if end is None else "eos")
+
+    def _decoded(self, ids: list[int]) -> str:
+        """The text without special tokens, but for those that reasoning stands between."""
+        parts, start = [], 0
+        for place, token in enumerate([*ids, None]):
+            if token is None or token in self._tags:
+                parts += [self.tokenizer.decode(ids[start:place], skip_special_tokens=True), self._tags.get(token, "")]
+                start = place + 1
+        return "".join(parts)
+
+    @cached_property
+    def _tags(self) -> dict[int | None, str]:
+        """Special tokens that begin or end reasoning, by id."""
+        tags = {tag for pair in REASONING_TAGS for tag in pair}
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).items()
+        return {key: str(token) for key, token in added if str(token) in tags and token.special}
 
 
 class _Stopping(StoppingCriteria):  # type: ignore[misc, unused-ignore]

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from paperhooks.errors import LibraryBroken, MissingExtra, PaperhooksError
-from paperhooks.generation import Backend, Prompt, Request, Response, arrange
+from paperhooks.generation import Backend, Prompt, Request, Response, separate_reasoning
 
+from paperhooks_evaluation.plan import AskOptions, Plan
 from paperhooks_evaluation.samples import SampleFile, prompt_hash, sample_row
-from paperhooks_evaluation.scoring import score_response
-from paperhooks_evaluation.task import Document, Record, Task
+from paperhooks_evaluation.scoring import score_row
+from paperhooks_evaluation.task import Document, Record
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["AskOptions", "Asker", "notify"]
+__all__ = ["Asker", "notify"]
 
 log = logging.getLogger("paperhooks.evaluation")
 
@@ -29,25 +29,6 @@ _WINDOW: Final = 8
 _LEAST: Final = 4
 #: How many documents answered before have their prompts made again, to see that these are still the same.
 _CHECKED: Final = 256
-
-
-@dataclass(frozen=True, slots=True)
-class AskOptions:
-    """What the user decides about requests; None leaves it to the task."""
-
-    layout: str
-    max_pixels: int | None = None
-    max_new_tokens: int | None = None
-    stop: tuple[str, ...] | None = None
-
-    def apply(self, request: Request) -> Request:
-        """The request with limit and stop strings replaced and its images laid out."""
-        changes: dict[str, Any] = {}
-        if self.max_new_tokens is not None:
-            changes["max_new_tokens"] = self.max_new_tokens
-        if self.stop is not None:
-            changes["stop"] = self.stop
-        return arrange(dataclasses.replace(request, **changes), self.layout, self.max_pixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +54,17 @@ def notify(observers: Sequence[Any], event: str, *details: Any) -> None:
 
 
 class Asker:
-    """Asks documents and writes the responses down after every batch; ``mode`` is that of the running score."""
+    """Asks documents and writes the responses down after every batch; the running score is that of the first mode.
+
+    ``confirm`` raises where the folder of the run is no longer there.
+    """
 
     def __init__(
-        self, task: Task, backend: Backend, file: SampleFile, options: AskOptions, batch_size: int, mode: str
-    ) -> None:
-        self.task, self.backend, self.file, self.options = task, backend, file, options
-        self.batch_size, self.mode = batch_size, mode
+        self, plan: Plan, backend: Backend, file: SampleFile, options: AskOptions, batch_size: int,
+        confirm: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self.plan, self.backend, self.file, self.options = plan, backend, file, options
+        self.task, self.batch_size, self.confirm = plan.task, batch_size, confirm
         self.observers: Sequence[Any] = ()
         self._progress: tqdm[Any] | None = None
         self._scores: list[float] = []
@@ -191,23 +176,26 @@ class Asker:
                 return False
             responses = [Response("", error=too_large)]
         seconds = (time.perf_counter() - begin) / len(batch)
-        self._write([(one, response) for (one, _), response in zip(batch, responses, strict=True)], seconds)
+        pairs = zip(batch, responses, strict=True)
+        self._write([(one, separate_reasoning(response, prompt)) for (one, prompt), response in pairs], seconds)
         return True
 
     def _write(self, answers: Sequence[tuple[_Open, Response]], seconds: float) -> None:
         if not answers:
             return
+        self.confirm()
         self.file.append(sample_row(one.document, response, one.digest, seconds) for one, response in answers)
         for one, response in answers:
             if not response.error:
-                self._tell(one.document, response)
+                self._tell(one.document)
         if self._progress is not None:
             self._progress.update(len(answers))
             self._progress.set_postfix_str(self._running())
 
-    def _tell(self, document: Document, response: Response) -> None:
+    def _tell(self, document: Document) -> None:
+        row, plan = self.file.rows[document.id], self.plan
         try:
-            record = score_response(self.task, document, response.text, self.mode, response.finish == "length")
+            record = score_row(plan.task, document, row, plan.modes[0], plan.keep_reasoning)
         except Exception:  # counted and shown when the run is scored
             return
         self._count(record)

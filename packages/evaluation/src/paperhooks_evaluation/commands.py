@@ -26,6 +26,10 @@ __all__ = ["add_commands"]
 
 Run = Annotated[Path, typer.Argument(help="Run folder of an evaluation.")]
 Options = Annotated[list[str] | None, typer.Option("--option", help="Option of the task, k=v.")]
+KeepReasoning = Annotated[
+    bool | None,
+    typer.Option("--keep-reasoning/--no-keep-reasoning", help="Read answers with the reasoning in tags before them."),
+]
 Modes = Annotated[list[str] | None, typer.Option("--mode", help="Way of reading responses; all without it.")]
 
 
@@ -53,6 +57,7 @@ def evaluate(
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Not the task's own.")] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="String that ends a response.")] = None,
     shard: Annotated[str | None, typer.Option("--shard", help="INDEX/COUNT: answer this share only.")] = None,
+    keep_reasoning: KeepReasoning = None,
     server: Annotated[
         str | None, typer.Option("--server", help="URL of an OpenAI-compatible server that knows MODEL by this name.")
     ] = None,
@@ -70,7 +75,8 @@ def evaluate(
         backend, processor, task, data=data, out=out or f"{task}-run", methods=build_methods(methods),
         options=options, modes=mode,
         limit=limit, groups=group, batch_size=batch_size, layout=layout, max_pixels=max_pixels,
-        max_new_tokens=max_new_tokens, stop=stop or None, seed=seed, shard=part, force_new=force_new, progress=True,
+        max_new_tokens=max_new_tokens, stop=stop or None, seed=seed, shard=part, keep_reasoning=bool(keep_reasoning),
+        force_new=force_new, progress=True,
     )  # fmt: skip
     _show(result)
 
@@ -80,12 +86,13 @@ def rescore(
     task: Annotated[str | None, typer.Option("--task", help="Task to score with; the run's own without it.")] = None,
     option: Options = None,
     mode: Modes = None,
+    keep_reasoning: KeepReasoning = None,
 ) -> None:
     """Score the responses of a run again; needs neither model nor images."""
     from paperhooks_evaluation.evaluator import rescore as again
 
     options = _task_options(option) if option else None
-    _show(again(run, task, options=options, modes=mode))
+    _show(again(run, task, options=options, modes=mode, keep_reasoning=keep_reasoning))
 
 
 def compare(

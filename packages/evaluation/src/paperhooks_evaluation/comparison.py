@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +10,11 @@ from typing import Any
 
 import numpy as np
 from paperhooks.errors import DataError, did_you_mean
-from paperhooks.io import hash_file, plain, write_json
+from paperhooks.io import hash_file, plain, read_json, write_json
 from paperhooks.reports import Heading, Paragraph, RunFolder, Table, bootstrap_interval, mcnemar
+
+from paperhooks_evaluation.result_files import checked_file, open_evaluation, read_scores
+from paperhooks_evaluation.samples import document_hash, read_documents
 
 __all__ = ["Comparison", "PairedDifference", "compare"]
 
@@ -73,6 +74,7 @@ class _Scored:
     path: Path
     block: Mapping[str, Any]
     rows: Mapping[str, Mapping[str, str]]
+    hashes: Mapping[str, str]
 
 
 def compare(
@@ -94,7 +96,13 @@ def compare(
     :param seed, resamples: of the bootstrap.
     :raises DataError: folders without results, runs of other tasks or versions, and runs without a common document.
     """
-    block_a, block_b = _block(Path(run_a)), _block(Path(run_b))
+    opened_a, opened_b = open_evaluation(run_a), open_evaluation(run_b)
+    block_a, block_b = _block(opened_a), _block(opened_b)
+    if block_a["reasoning"]["kept"] != block_b["reasoning"]["kept"]:
+        raise DataError(
+            f"one of {run_a} and {run_b} was scored with the reasoning in front of answers, the other without; score "
+            "one of them again with paperhooks.rescore(..., keep_reasoning=...)"
+        )
     for name in ("task", "version"):
         if block_a[name] != block_b[name]:
             raise DataError(
@@ -102,20 +110,16 @@ def compare(
                 "version can be compared"
             )
     chosen = _chosen_mode(mode, block_a, block_b)
-    a = _Scored(Path(run_a), block_a, _scores(Path(run_a), chosen))
-    b = _Scored(Path(run_b), block_b, _scores(Path(run_b), chosen))
+    a = _Scored(opened_a.path, block_a, read_scores(opened_a, chosen), _document_hashes(opened_a))
+    b = _Scored(opened_b.path, block_b, read_scores(opened_b, chosen), _document_hashes(opened_b))
     result = _compared(a, b, chosen, metric, seed, resamples)
     if out is not None:
         _write(RunFolder(out), a, b, result, seed, resamples)
     return result
 
 
-def _block(run: Path) -> Mapping[str, Any]:
-    file = run / "results.json"
-    try:
-        block: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))["paperhooks"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{run} holds no finished evaluation: {file.name} cannot be used ({error})") from error
+def _block(run: RunFolder) -> Mapping[str, Any]:
+    block: Mapping[str, Any] = read_json(checked_file(run, "results.json"))["paperhooks"]
     return block
 
 
@@ -126,15 +130,6 @@ def _chosen_mode(mode: str | None, *blocks: Mapping[str, Any]) -> str:
     if mode is not None and mode not in common:
         raise DataError(f"the runs were not both scored in the mode {mode!r}; {did_you_mean(mode, common)}")
     return common[0] if mode is None else mode
-
-
-def _scores(run: Path, mode: str) -> dict[str, dict[str, str]]:
-    file = run / "scores.csv"
-    try:
-        with file.open(encoding="utf-8", newline="") as handle:
-            return {row["id"]: row for row in csv.DictReader(handle) if row["mode"] == mode}
-    except (OSError, KeyError, csv.Error) as error:
-        raise DataError(f"{file} cannot be read ({error}); paperhooks.rescore writes it again") from error
 
 
 def _compared(a: _Scored, b: _Scored, mode: str, metric: str | None, seed: int, resamples: int) -> Comparison:
@@ -148,7 +143,6 @@ def _compared(a: _Scored, b: _Scored, mode: str, metric: str | None, seed: int, 
     def difference(group: str, keys: Sequence[str]) -> PairedDifference:
         return _difference(group, [(a.rows[key], b.rows[key]) for key in keys], seed, resamples)
 
-    hashes_a, hashes_b = _document_hashes(a.path), _document_hashes(b.path)
     return Comparison(
         task=a.block["task"],
         mode=mode,
@@ -157,14 +151,13 @@ def _compared(a: _Scored, b: _Scored, mode: str, metric: str | None, seed: int, 
         metrics=_metrics(a.block, b.block, mode, metric),
         only_a=len(a.rows) - len(common),
         only_b=len(b.rows) - len(common),
-        changed=sum(hashes_a.get(key) != hashes_b.get(key) for key in common),
+        changed=sum(a.hashes.get(key) != b.hashes.get(key) for key in common),
     )
 
 
-def _document_hashes(run: Path) -> dict[str, str]:
-    from paperhooks_evaluation.samples import document_hash, read_documents
-
-    return {document.id: document_hash(document) for document in read_documents(run / "documents.jsonl")}
+def _document_hashes(run: RunFolder) -> dict[str, str]:
+    documents = read_documents(checked_file(run, "documents.jsonl"))
+    return {document.id: document_hash(document) for document in documents}
 
 
 def _difference(
@@ -212,12 +205,13 @@ def _write(run: RunFolder, a: _Scored, b: _Scored, result: Comparison, seed: int
         "scores_b": hash_file(b.path / "scores.csv"),
         "resamples": resamples,
     }
-    run.start("compare", inputs=inputs, seed=seed)
     content = {"run_a": str(a.path), "run_b": str(b.path), **dataclasses.asdict(result)}
-    write_json(run.path / "comparison.json", content)
-    run.record(comparison=plain(content))
-    run.report(f"Comparison: {result.task}", _blocks(a, b, result))
-    run.finish()
+    with run:
+        run.start("compare", inputs=inputs, seed=seed)
+        write_json(run.path / "comparison.json", content)
+        run.record(comparison=plain(content))
+        run.report(f"Comparison: {result.task}", _blocks(a, b, result))
+        run.finish()
 
 
 def _blocks(a: _Scored, b: _Scored, result: Comparison) -> list[Heading | Paragraph | Table]:

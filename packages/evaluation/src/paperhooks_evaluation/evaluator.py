@@ -9,7 +9,6 @@ goes on. ``limit``, ``groups``, ``modes`` and ``batch_size`` may change from cal
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,18 +17,18 @@ from typing import Any, TypeVar
 from paperhooks.errors import DataError, PluginNotFound
 from paperhooks.generation import Backend
 from paperhooks.info import TaskInfo
-from paperhooks.io import Ranks, hash_json, plain
+from paperhooks.io import FolderLock, Ranks, hash_file, hash_json, plain
 from paperhooks.plugins import catalog
 from paperhooks.reports import RunFolder
 
-from paperhooks_evaluation.answers import Asker, AskOptions, notify
-from paperhooks_evaluation.plan import Plan, ask_options, check_numbers, check_shard, share
+from paperhooks_evaluation.answers import Asker, notify
+from paperhooks_evaluation.plan import AskOptions, Plan, ask_options, check_numbers, check_shard, share
 from paperhooks_evaluation.report import write_report
-from paperhooks_evaluation.result_files import write_results
+from paperhooks_evaluation.result_files import CHECKED_FILES, checked_file, is_whole, open_evaluation, write_results
 from paperhooks_evaluation.results import EvaluationResult, EvaluationRun
 from paperhooks_evaluation.samples import SampleFile, read_documents, write_documents
 from paperhooks_evaluation.scoring import check_modes, score_mode
-from paperhooks_evaluation.task import Task, available_tasks, load_task
+from paperhooks_evaluation.task import Document, Task, available_tasks, load_task
 
 __all__ = ["evaluate", "rescore"]
 
@@ -67,6 +66,7 @@ def evaluate(
     stop: Sequence[str] | None = None,
     seed: int = 0,
     shard: tuple[int, int] | None = None,
+    keep_reasoning: bool = False,
     observers: Sequence[Any] = (),
     force_new: bool = False,
     report: bool = True,
@@ -92,6 +92,8 @@ def evaluate(
     :param seed: recorded with the run. Answers are greedy and draw nothing.
     :param shard: ``(index, count)``: answer only the documents whose id hashes to this share. Without it, the processes
         of an initialised ``torch.distributed`` share the documents.
+    :param keep_reasoning: read responses with the reasoning that a model wrote in tags in front of its answer; by
+        default the answer is read alone. Both are stored, so that :func:`rescore` can read them the other way.
     :param observers: objects with any of ``started(run)``, ``sample(record)``, ``finished(result)``.
     :param force_new: begin anew; what the folder holds goes to a sub-folder ``previous-N``.
     :param report: whether to write a report with figures.
@@ -101,16 +103,20 @@ def evaluate(
     check_shard(shard)
     check_numbers(batch_size=batch_size, limit=limit, max_pixels=max_pixels, max_new_tokens=max_new_tokens)
     ranks = Ranks(alone=shard is not None)
-    plan = _agreed(ranks, lambda: Plan.make(task, options, modes, str(data), groups, limit))
+    plan = _agreed(ranks, lambda: Plan.make(task, options, modes, str(data), groups, limit, keep_reasoning))
     asking = ask_options(plan.task, layout, max_pixels, max_new_tokens, stop)
     backend = _backend(model, processor, methods)
     inputs = plan.inputs() | plain(dataclasses.asdict(asking)) | dict(backend.describe())
-    run = _started(RunFolder(out), ranks, inputs, seed, force_new)
-    file = _agreed(
-        ranks, lambda: _ask(plan, backend, run, asking, shard or ranks.shard, batch_size, observers, progress)
-    )
-    file.reload()
-    result = _agreed(ranks, lambda: _finish(plan, run, file, backend.about(), report, writes=ranks.first))
+    share_of = shard or ranks.shard
+
+    def answered() -> SampleFile:
+        return _ask(plan, backend, run, asking, share_of, batch_size, observers, progress)
+
+    with RunFolder(out) as run:
+        _started(run, ranks, inputs, seed, "" if shard is None else f"{shard[1]} shards", force_new)
+        file = _agreed(ranks, answered)
+        _agreed(ranks, lambda: _read_again(file, share(plan.wanted, share_of)))
+        result = _agreed(ranks, lambda: _finish(plan, run, file, backend.about(), report, writes=ranks.first))
     if ranks.first:
         notify(observers, "finished", result)
     return result
@@ -122,6 +128,7 @@ def rescore(
     *,
     options: Mapping[str, Any] | None = None,
     modes: Sequence[str] | None = None,
+    keep_reasoning: bool | None = None,
     report: bool = True,
 ) -> EvaluationResult:
     """Score the responses of a run again, with other modes or a repaired task; needs neither model nor images.
@@ -130,21 +137,26 @@ def rescore(
 
     :param task, options: without them, the task and options that the run was made with. A task must have the name of
         the run's.
+    :param keep_reasoning: see :func:`evaluate`; without it, as the run was scored last.
     :raises DataError: when the folder holds no evaluation, or one of another task.
     """
-    run = RunFolder(out)
-    recorded = _recorded(run)
+    run = open_evaluation(out)
+    recorded = run.result["inputs"]
     if task is None:
         task, options = _recorded_task(recorded), recorded["options"] if options is None else options
     name, loaded = load_task(task, options)
     if name != recorded["task"]:
         raise DataError(f"{out} holds a run of the task {recorded['task']!r}, not {name!r}")
-    documents = read_documents(run.path / "documents.jsonl")
-    known = run.result["results"]
-    plan = Plan(
-        name, loaded, check_modes(name, loaded, modes), known["data"]["source"], documents, documents, known["data"]
-    )
-    return _finish(plan, run, SampleFile(run.path), known["about"], report, writes=True)
+    chosen = check_modes(name, loaded, modes)
+    with run:
+        run.start("evaluate", inputs=recorded, seed=run.result["seed"])
+        known = run.result["results"]
+        documents = read_documents(checked_file(run, "documents.jsonl"))
+        kept = known["reasoning"]["kept"] if keep_reasoning is None else keep_reasoning
+        plan = Plan(name, loaded, chosen, known["data"]["source"], documents, documents, known["data"], kept)
+        file = SampleFile(run.path)
+        file.require_all(documents)
+        return _finish(plan, run, file, known["about"], report, writes=True)
 
 
 # -- the steps of a run ------------------------------------------------------------------------------------------------
@@ -174,16 +186,21 @@ def _agreed(ranks: Ranks, step: Callable[[], _T]) -> _T:
     return result
 
 
-def _started(run: RunFolder, ranks: Ranks, inputs: Mapping[str, Any], seed: int, force_new: bool) -> RunFolder:
+def _started(run: RunFolder, ranks: Ranks, inputs: Mapping[str, Any], seed: int, launch: str, force_new: bool) -> None:
     def start() -> None:
-        if force_new:
-            _move_away(run.path)
-        run.start("evaluate", inputs=inputs, seed=seed)
+        if force_new and ranks.first and run.path.is_dir():
+            with FolderLock(run.path, launch):
+                _move_away(run.path)
+        run.start("evaluate", inputs=inputs, seed=seed, launch=launch)
 
     _agreed(ranks, start if ranks.first else lambda: None)
     # The others find the folder as the first one left it.
-    _agreed(ranks, (lambda: None) if ranks.first else lambda: run.start("evaluate", inputs=inputs, seed=seed))
-    return run
+    _agreed(ranks, (lambda: None) if ranks.first else start)
+
+
+def _read_again(file: SampleFile, asked: Sequence[Document]) -> None:
+    file.reload()
+    file.require_all(asked)
 
 
 def _move_away(folder: Path) -> None:
@@ -209,7 +226,7 @@ def _ask(
     notify(observers, "started", EvaluationRun(plan.name, run.path, len(mine), answered, plan.modes))
     if answered == len(mine):
         return file
-    asker = Asker(plan.task, backend, file, options, batch_size, plan.modes[0])
+    asker = Asker(plan, backend, file, options, batch_size, run.confirm)
     if shard is None or shard[0] == 0:
         with run.timed("evaluate"):
             asker.run(mine, observers, progress)
@@ -233,7 +250,7 @@ def _finish(
     tried = all(document.id in file.rows for document in plan.wanted)
     result = _scored(plan, run, file, tried)
     state = _state(plan, result)
-    known = run.result["results"].get("scored") == state and run.finished
+    known = run.result["results"].get("scored") == state and run.finished and is_whole(run)
     missing = report and not (run.path / "report.html").exists()
     if not writes or not tried or (known and not missing):
         return result
@@ -243,9 +260,13 @@ def _finish(
             f"task {plan.name!r}: all {len(failures)} documents failed, the first with "
             f"{next(iter(failures.values()))!r}; see {run.path}"
         )
+    run.confirm()
     write_documents(run.path / "documents.jsonl", plan.wanted)
-    run.record(data=plan.about, about=dict(about), modes=list(plan.modes), scored=state)
+    reasoned = sum(bool(file.rows[one.id].get("reasoning")) for one in plan.wanted)
+    reasoning = {"kept": plan.keep_reasoning, "responses": reasoned}
+    run.record(data=plan.about, about=dict(about), modes=list(plan.modes), reasoning=reasoning)
     write_results(run, plan.task, result)
+    run.record(files={name: hash_file(run.path / name) for name in CHECKED_FILES}, scored=state)
     if report:
         write_report(run, result)
     run.finish()
@@ -253,8 +274,9 @@ def _finish(
 
 
 def _scored(plan: Plan, run: RunFolder, file: SampleFile, whole: bool) -> EvaluationResult:
-    answered = sum(not (file.rows.get(one.id) or {"error": True}).get("error") for one in plan.wanted)
-    modes = {mode: score_mode(plan.task, plan.wanted, file.rows, mode, whole) for mode in plan.modes}
+    answered = sum(not file.rows.get(one.id, {"error": True})["error"] for one in plan.wanted)
+    options = {"keep_reasoning": plan.keep_reasoning, "whole": whole}
+    modes = {mode: score_mode(plan.task, plan.wanted, file.rows, mode, **options) for mode in plan.modes}
     return EvaluationResult(plan.name, run.path, modes, plan.about["documents"], len(plan.wanted), answered)
 
 
@@ -264,21 +286,7 @@ def _state(plan: Plan, result: EvaluationResult) -> str:
         [mode, found.counts(), found.summary.metrics, [(one.document.id, one.score) for one in found.records]]
         for mode, found in result.modes.items()
     ]
-    return hash_json([plan.inputs(), plan.about, modes])
-
-
-def _recorded(run: RunFolder) -> Mapping[str, Any]:
-    """The inputs of a finished evaluation, with ``run`` opened."""
-    file = run.result_file
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{run.path} holds no run: {file.name} cannot be read ({error})") from error
-    if not isinstance(found, dict) or found.get("kind") != "evaluate" or "scored" not in found.get("results", {}):
-        raise DataError(f"{run.path} holds no evaluation that came to its end; finish it first")
-    run.start("evaluate", inputs=found["inputs"], seed=found["seed"])
-    inputs: Mapping[str, Any] = found["inputs"]
-    return inputs
+    return hash_json([plan.inputs(), plan.about, plan.keep_reasoning, modes])
 
 
 def _recorded_task(inputs: Mapping[str, Any]) -> str:

@@ -10,15 +10,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from paperhooks.errors import DataError, did_you_mean
-from paperhooks.generation import check_layout
+from paperhooks.generation import Request, arrange, check_layout
 from paperhooks.info import TaskInfo
 from paperhooks.io import hash_json, plain
 
-from paperhooks_evaluation.answers import AskOptions
 from paperhooks_evaluation.scoring import check_modes
 from paperhooks_evaluation.task import Document, Task, load_task
 
-__all__ = ["Plan", "ask_options", "check_numbers", "check_shard", "checked_documents", "share"]
+__all__ = ["AskOptions", "Plan", "ask_options", "check_numbers", "check_shard", "checked_documents", "share"]
+
+
+@dataclass(frozen=True, slots=True)
+class AskOptions:
+    """What the user decides about requests; None leaves it to the task."""
+
+    layout: str
+    max_pixels: int | None = None
+    max_new_tokens: int | None = None
+    stop: tuple[str, ...] | None = None
+
+    def apply(self, request: Request) -> Request:
+        """The request with limit and stop strings replaced and its images laid out."""
+        changes: dict[str, Any] = {}
+        if self.max_new_tokens is not None:
+            changes["max_new_tokens"] = self.max_new_tokens
+        if self.stop is not None:
+            changes["stop"] = self.stop
+        return arrange(dataclasses.replace(request, **changes), self.layout, self.max_pixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +50,12 @@ class Plan:
     everything: Sequence[Document]
     wanted: Sequence[Document]
     about: Mapping[str, Any]
+    keep_reasoning: bool = False
 
     @classmethod
     def make(
         cls, task: str | TaskInfo | Task, options: Mapping[str, Any] | None, modes: Sequence[str] | None,
-        source: str, groups: Sequence[str] | None, limit: int | None,
+        source: str, groups: Sequence[str] | None, limit: int | None, keep_reasoning: bool = False,
     ) -> Plan:  # fmt: skip
         """Load the task and the data; raises what either of them raises, and DataError for an unknown group or mode."""
         name, loaded = load_task(task, options)
@@ -47,7 +66,8 @@ class Plan:
             "fingerprint": hash_json([[one.id, one.group, one.data] for one in documents]),
         }
         wanted = _of_groups(name, documents, groups)[:limit]
-        return cls(name, loaded, check_modes(name, loaded, modes), source, documents, wanted, about)
+        chosen = check_modes(name, loaded, modes)
+        return cls(name, loaded, chosen, source, documents, wanted, about, keep_reasoning)
 
     def inputs(self) -> dict[str, Any]:
         """What of it determines the responses and their scores."""

@@ -38,9 +38,13 @@ def _opening(run: RunFolder, result: EvaluationResult) -> list[Block]:
     about = run.result["results"]["about"]
     named = " ".join(str(about[key]) for key in ("class", "name", "revision") if about.get(key))
     lines = [f"{describe_metric(result.headline)}. Model: {named or 'not told'}. Methods attached: {methods}."]
+    reasoning = run.result["results"]["reasoning"]
+    if reasoning["responses"]:
+        read = "read with them" if reasoning["kept"] else "kept apart"
+        lines.append(f"Reasoning in front of {reasoning['responses']} answers was {read}.")
     if result.documents < result.original:
         lines.append(f"A part of the data: {result.documents} of {result.original} documents.")
-    return [Paragraph(" ".join(lines), "note" if len(lines) > 1 else "text")]
+    return [Paragraph(" ".join(lines), "note" if result.documents < result.original else "text")]
 
 
 def _mode_blocks(mode: str, found: ModeResult, several: bool) -> list[Block]:

@@ -8,16 +8,21 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
-from paperhooks.io import atomic_path, plain, write_json
+from paperhooks.errors import DataError
+from paperhooks.io import atomic_path, csv_cell, csv_text, hash_file, plain, read_records, write_json
 from paperhooks.reports import RunFolder
 
 from paperhooks_evaluation.results import EvaluationResult
 from paperhooks_evaluation.scoring import ModeResult
 from paperhooks_evaluation.task import Metric, Record, Task
 
-__all__ = ["write_results"]
+__all__ = ["CHECKED_FILES", "checked_file", "is_whole", "open_evaluation", "read_scores", "write_results"]
+
+#: Files of a finished run whose SHA-256 stands in its result.json.
+CHECKED_FILES: Final = ("documents.jsonl", "results.json", "scores.csv")
 
 _COLUMNS: Final = ("id", "group", "unit", "mode", "score", "value", "rule", "fallback", "truncated")
 _Z: Final = 1.959964  # of a two-sided 95 % interval
@@ -31,6 +36,41 @@ def write_results(run: RunFolder, task: Task, result: EvaluationResult) -> None:
     content["total_evaluation_time_seconds"] = str(run.result["timings"].get("evaluate", 0.0))
     write_json(run.path / "results.json", _finite(plain(content)))
     _write_scores(run, task, result)
+
+
+def open_evaluation(path: str | Path) -> RunFolder:
+    """The run in a folder, to be read; raises DataError unless it is an evaluation that came to its end."""
+    run = RunFolder.open(path, "evaluate")
+    if "files" not in run.result["results"]:
+        raise DataError(f"{run.path} holds no finished evaluation; call evaluate again to finish it")
+    return run
+
+
+def is_whole(run: RunFolder) -> bool:
+    """Whether the files of a finished run are those that it wrote."""
+    try:
+        return all(checked_file(run, name) for name in CHECKED_FILES)
+    except DataError:
+        return False
+
+
+def checked_file(run: RunFolder, name: str) -> Path:
+    """A file of a finished run; raises DataError when it is not the one that the run wrote."""
+    file = run.path / name
+    try:
+        found = hash_file(file)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
+    if found != run.result["results"]["files"][name]:
+        again = "rescore writes it again" if name != "documents.jsonl" else "put the run's own file back"
+        raise DataError(f"{file} is not what the run wrote: it was cut or changed since; {again}")
+    return file
+
+
+def read_scores(run: RunFolder, mode: str) -> dict[str, dict[str, str]]:
+    """The rows of a run's ``scores.csv`` in one mode by document id; raises DataError as :func:`checked_file` does."""
+    rows = (row for _, row in read_records(checked_file(run, "scores.csv")) if row["mode"] == mode)
+    return {row["id"]: row for row in ({key: csv_text(cell) for key, cell in each.items()} for each in rows)}
 
 
 def _finite(value: Any) -> Any:
@@ -107,6 +147,7 @@ def _own(run: RunFolder, task: Task, result: EvaluationResult) -> dict[str, Any]
         "options": plain(task.options()),
         "data": run.result["results"]["data"],
         "inputs": run.result["inputs"],
+        "reasoning": run.result["results"]["reasoning"],
         "documents": result.documents,
         "answered": result.answered,
         "modes": {mode: _mode(found) for mode, found in result.modes.items()},
@@ -123,7 +164,11 @@ def _mode(found: ModeResult) -> dict[str, Any]:
 
 
 def _write_scores(run: RunFolder, task: Task, result: EvaluationResult) -> None:
-    with atomic_path(run.path / "scores.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    # A value is JSON, in which half of a surrogate pair is written as it is escaped.
+    with (
+        atomic_path(run.path / "scores.csv") as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_COLUMNS)
         for mode, found in result.modes.items():
@@ -134,5 +179,5 @@ def _line(task: Task, mode: str, record: Record) -> list[Any]:
     document, parsed = record.document, record.parsed
     value = json.dumps(plain(parsed.value), ensure_ascii=False)
     score = repr(record.score)  # so that it reads back as the same number
-    return [document.id, document.group, task.unit(document), mode, score, value, parsed.rule,
-            int(parsed.fallback), int(record.truncated)]  # fmt: skip
+    cells = (document.id, document.group, task.unit(document), mode, score, value, parsed.rule)
+    return [*map(csv_cell, cells), int(parsed.fallback), int(record.truncated)]

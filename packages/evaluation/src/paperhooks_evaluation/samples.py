@@ -1,26 +1,30 @@
 """The responses of a run: ``samples.jsonl``, or ``samples-0-of-2.jsonl`` for a process that does a share of the work.
 
-One line a document, appended and forced to the disk after every batch: ``id``, ``group``, ``doc_hash``,
-``prompt_hash``, ``reply`` (the response; users' files and scripts know it by this key), ``finish``, ``tokens``,
-``seconds``, ``error``. Scores are not here, since they can be made again from what is.
+One line a document, appended with a checksum and forced to the disk after every batch: ``id``, ``group``, ``doc_hash``,
+``prompt_hash``, ``reply`` (the response; users' files and scripts know it by this key), ``reasoning`` (what the model
+wrote in front of it), ``finish``, ``tokens``, ``seconds``, ``error``. Scores are not here,
+since they can be made again from what is.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Final
 
 from paperhooks.errors import DataError
 from paperhooks.generation import Prompt, Response
-from paperhooks.io import hash_json, plain, write_text
+from paperhooks.io import AppendLog, hash_json, json_text, read_records, redacted, write_text
 
 from paperhooks_evaluation.task import Document
 
 __all__ = ["SampleFile", "document_hash", "prompt_hash", "read_documents", "sample_row", "write_documents"]
+
+#: What every row has; another file is none of ours.
+_KEYS: Final = ("id", "group", "doc_hash", "prompt_hash", "reply", "error")
+_NAME: Final = re.compile(r"samples(-\d+-of-\d+)?\.jsonl")
 
 
 def document_hash(document: Document) -> str:
@@ -52,41 +56,42 @@ def sample_row(
         "doc_hash": document_hash(document),
         "prompt_hash": prompt,
         "reply": None if response.error else response.text,
+        "reasoning": response.reasoning or None,
         "finish": response.finish or None,
         "tokens": response.new_tokens,
         "seconds": round(seconds, 4),
-        "error": response.error or None,
+        "error": redacted(response.error) or None,
     }
 
 
 class SampleFile:
     """The rows of one run by document id.
 
-    Reads the files of all shares in the folder and appends to that of ``shard`` (index and count). A torn last line,
-    left by a kill, is dropped from the file that is appended to, and overlooked in those of others.
+    Reads the files of all shares in the folder and appends to that of ``shard`` (index and count). Reading changes
+    nothing; a torn last line, left by a kill, goes with the first row that is appended.
     """
 
     def __init__(self, folder: Path, shard: tuple[int, int] | None = None) -> None:
         name = "samples.jsonl" if shard is None else f"samples-{shard[0]}-of-{shard[1]}.jsonl"
         self.path = folder / name
         self.rows: dict[str, dict[str, Any]] = {}
-        self._handle: IO[str] | None = None
+        self._log = AppendLog(self.path, _KEYS)
         self.reload()
 
     def reload(self) -> None:
-        """Read all files again, for what other processes have written."""
+        """Read all files again, for what other processes have written; raises DataError for a damaged one."""
         self.rows = {}
-        for path in sorted(self.path.parent.glob("samples*.jsonl")):
-            for row in _read_rows(path, repair=path == self.path and self._handle is None):
-                if not row.get("error") or self.rows.get(str(row["id"]), row).get("error"):
-                    self.rows[str(row["id"])] = row
+        for path in sorted(path for path in self.path.parent.glob("samples*.jsonl") if _NAME.fullmatch(path.name)):
+            for row in AppendLog(path, _KEYS).read():
+                if not row["error"] or self.rows.get(row["id"], row)["error"]:
+                    self.rows[row["id"]] = row
 
     def answered(self, document: Document) -> bool:
         """Whether a document has its response; an error is none. Raises DataError when the document was another one."""
         row = self.rows.get(document.id)
-        if row is None or row.get("error"):
+        if row is None or row["error"]:
             return False
-        if row.get("doc_hash") != document_hash(document):
+        if row["doc_hash"] != document_hash(document):
             raise DataError(
                 f"{self.path.parent} holds a response to another document {document.id!r}: the data have changed; use "
                 "another folder, or force_new to begin anew"
@@ -95,60 +100,41 @@ class SampleFile:
 
     def check_prompt(self, document_id: str, found: str) -> None:
         """Raise DataError unless the response of a document was given to the prompt with this hash."""
-        row = self.rows[document_id]
-        if row.get("prompt_hash") not in (found, None):
+        if self.rows[document_id]["prompt_hash"] not in (found, None):
             raise DataError(
                 f"{self.path.parent} holds a response to another prompt of {document_id!r}; use another folder, or "
                 "force_new to begin anew"
             )
 
+    def require_all(self, documents: Iterable[Document]) -> None:
+        """Raise DataError where documents have no row, although every one was asked: rows were taken away."""
+        missing = [document.id for document in documents if document.id not in self.rows]
+        if missing:
+            raise DataError(
+                f"{self.path} was cut or removed: {len(missing)} documents have no row, the first is {missing[0]!r}; "
+                "evaluate again to ask these"
+            )
+
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows and force them to the disk."""
-        if self._handle is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._handle = self.path.open("a", encoding="utf-8", newline="\n")
-        for row in rows:
-            self._handle.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
-            self.rows[str(row["id"])] = dict(row)
-        self._handle.flush()
-        os.fsync(self._handle.fileno())
+        made = [dict(row) for row in rows]
+        self._log.append(made)
+        self.rows |= {row["id"]: row for row in made}
 
     def close(self) -> None:
         """Close the file; closing twice is fine."""
-        if self._handle is not None:
-            self._handle.close()
-            self._handle = None
-
-
-def _read_rows(path: Path, repair: bool) -> list[dict[str, Any]]:
-    # A response may hold any other line separator, so only "\n" ends a line.
-    whole, _, torn = path.read_bytes().rpartition(b"\n")
-    if torn and repair:
-        os.truncate(path, len(whole) + 1 if whole else 0)
-    lines = whole.split(b"\n") if whole else []
-    return [_parse(path, number, line) for number, line in enumerate(lines, 1)]
-
-
-def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{path}:{number}: is damaged ({error}); repair or move the file") from error
-    if not isinstance(row, dict) or "id" not in row:
-        raise DataError(f"{path}:{number}: is no sample (an object with an id); repair or move the file")
-    return row
+        self._log.close()
 
 
 def write_documents(path: Path, documents: Sequence[Document]) -> None:
     """Keep the documents of a run beside its responses, so that both can be scored again without the data."""
     lines = [{"id": one.id, "group": one.group, "data": one.data} for one in documents]
-    write_text(path, "".join(json.dumps(plain(line), ensure_ascii=False) + "\n" for line in lines))
+    write_text(path, "".join(json_text(line) + "\n" for line in lines))
 
 
 def read_documents(path: Path) -> list[Document]:
     """What :func:`write_documents` wrote; raises DataError when it cannot be read."""
     try:
-        rows = _read_rows(path, repair=False)
-        return [Document(row["id"], row["group"], row["data"]) for row in rows]
-    except (OSError, KeyError) as error:
-        raise DataError(f"{path} cannot be read ({error}); it is written by paperhooks.evaluate") from error
+        return [Document(row["id"], row["group"], row["data"]) for _, row in read_records(path)]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error!r}); it is written by paperhooks.evaluate") from error

@@ -11,7 +11,7 @@ from paperhooks.errors import DataError, did_you_mean
 
 from paperhooks_evaluation.task import Document, Parsed, Record, Summary, Task, mean_metrics
 
-__all__ = ["ModeResult", "check_modes", "score_mode", "score_response"]
+__all__ = ["ModeResult", "check_modes", "score_mode", "score_response", "score_row"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,22 @@ def score_response(task: Task, document: Document, response: str, mode: str, tru
     return Record(document, response, parsed, score, truncated)
 
 
+def score_row(
+    task: Task, document: Document, row: Mapping[str, Any], mode: str, keep_reasoning: bool = False
+) -> Record:
+    """Read and score a stored response, with the reasoning in front of it where that is wanted.
+
+    Reasoning that no answer follows was cut, whatever the backend says of its end.
+    """
+    reasoning, answer = row.get("reasoning") or "", row["reply"]
+    truncated = row.get("finish") == "length" or (reasoning != "" and not answer.strip())
+    return score_response(task, document, reasoning + answer if keep_reasoning else answer, mode, truncated)
+
+
 def score_mode(
-    task: Task, documents: Sequence[Document], rows: Mapping[str, Mapping[str, Any]], mode: str, whole: bool = True
-) -> ModeResult:
+    task: Task, documents: Sequence[Document], rows: Mapping[str, Mapping[str, Any]], mode: str, *,
+    keep_reasoning: bool = False, whole: bool = True,
+) -> ModeResult:  # fmt: skip
     """Score the responses to ``documents`` in a mode; a response that cannot be scored is a failure, not an error.
 
     Unless the data are ``whole`` (other shards are still to come), the figures are plain means: a task may need all
@@ -82,7 +95,7 @@ def score_mode(
             failures[document.id] = str(row["error"]) if row else "not answered"
             continue
         try:
-            records.append(score_response(task, document, row["reply"], mode, row.get("finish") == "length"))
+            records.append(score_row(task, document, row, mode, keep_reasoning))
         except Exception as error:
             failures[document.id] = f"score: {type(error).__name__}: {error}"
     settled = _settled(task, records, mode)
