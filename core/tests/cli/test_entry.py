@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from paperhooks.cli import build_methods, parse_value
-from paperhooks.cli.options import parse_method, read_records
+from paperhooks.cli.options import load_records, parse_method
 from paperhooks.errors import DataError
 from paperhooks.testing import run_python
 from paperhooks.testing.fake_site import FakeSite, info_source
@@ -195,16 +195,19 @@ def test_options_reach_the_method(site: FakeSite) -> None:
 def test_records_are_read_with_the_line_of_a_fault(tmp_path: Path) -> None:
     rows = tmp_path / "a.jsonl"
     rows.write_text('"one"\n\n{"question": "two", "answer": "2"}\n')
-    assert read_records(rows) == ["one", {"question": "two", "answer": "2"}]
+    assert load_records(str(rows)) == ["one", {"question": "two", "answer": "2"}]
     rows.write_text('"one"\n[2]\n')
-    with pytest.raises(DataError, match=r"a\.jsonl:2: expected a string or an object, not list"):
-        read_records(rows)
+    with pytest.raises(DataError, match=r"a\.jsonl:2: expected a text or an object, not list"):
+        load_records(str(rows))
     rows.write_text('"one"\n{"text"\n')
-    with pytest.raises(DataError, match=r"a\.jsonl:2: is not JSON"):
-        read_records(rows)
+    with pytest.raises(DataError, match=r"a\.jsonl:2.*JSON"):
+        load_records(str(rows))
+    rows.write_text("")
+    with pytest.raises(DataError, match=r"a\.jsonl"):
+        load_records(str(rows))
     plain = tmp_path / "a.txt"
     plain.write_text("one\ntwo\n\n three\n")
-    assert read_records(plain) == ["one\ntwo", "three"]
+    assert load_records(str(plain)) == ["one\ntwo", "three"]
 
 
 @pytest.fixture(scope="module")

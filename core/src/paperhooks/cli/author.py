@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from paperhooks.cli.output import say
 from paperhooks.plugins.registry import find_registry, load_registry, plugin_table_markdown, replace_between_markers
 
 __all__ = ["add_commands"]
@@ -32,7 +33,7 @@ def new(
     from paperhooks.authoring.template import create_project
 
     folder = create_project(name, out)
-    typer.echo(f"{folder}\nnext: pip install -e '{folder}[test]' && pytest {folder}")
+    say(f"{folder}\nnext: pip install -e '{folder}[test]' && pytest {folder}")
 
 
 def check(path: Registry = None) -> None:
@@ -42,10 +43,10 @@ def check(path: Registry = None) -> None:
     file = path if path is not None else find_registry(Path.cwd())
     problems = check_registry(file)
     for problem in problems:
-        typer.echo(str(problem), err=True)
+        say(str(problem), err=True)
     if problems:
         raise typer.Exit(1)
-    typer.echo(f"{file}: no problem")
+    say(f"{file}: no problem")
 
 
 def update(path: Registry = None) -> None:
@@ -54,7 +55,7 @@ def update(path: Registry = None) -> None:
 
     file = path if path is not None else find_registry(Path.cwd())
     changed = update_registry(file / "registry.toml" if file.is_dir() else file)
-    typer.echo(f"{file}: {', '.join(changed) or 'nothing to change'}")
+    say(f"{file}: {', '.join(changed) or 'nothing to change'}")
 
 
 def table(
@@ -67,6 +68,6 @@ def table(
     file = path if path is not None else find_registry(Path.cwd())
     content = plugin_table_markdown(load_registry(file / "registry.toml" if file.is_dir() else file))
     if write is None:
-        typer.echo(content)
+        say(content)
     else:
         write_text(write, replace_between_markers(write.read_text(encoding="utf-8"), "paperhooks-plugins", content))

@@ -1,39 +1,82 @@
 """The command ``paperhooks``.
 
-Exit codes: 0 fine, 1 a problem was found, 2 usage. Errors of paperhooks are one readable message, with ``-v`` the whole
-traceback. Needs the extra ``paperhooks[cli]``.
+Exit codes: 0 fine, 1 a problem was found, 2 usage, 130 stopped by Ctrl-C. Every error is one readable line; with
+``--traceback`` (or ``-v``) the traceback comes before it. Needs the extra ``paperhooks[cli]``.
 """
 
 from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
-from paperhooks.errors import MissingExtra, PaperhooksError
+from paperhooks.errors import require
+from paperhooks.io.harmless import printable, redacted
 
 __all__ = ["main"]
+
+_WHOLE: Final = "--traceback"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; always ends by raising SystemExit with the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of another encoding is no reason to fail
+    whole = bool({_WHOLE, "-v", "--verbose"} & set(given))
+    command: Any = None
+    words = [word for word in given if word != _WHOLE]  # wherever it is typed
     try:
+        typer = require("typer", "paperhooks[cli]", "for the command line")
+        require("rich", "paperhooks[cli]", "for the command line")
         from paperhooks.cli.app import build_app
-    except ImportError as error:
-        if error.name not in ("typer", "rich"):
-            raise
-        _fail(MissingExtra(str(error.name), "paperhooks[cli]", "for the command line"), given)
+
+        command = typer.main.get_command(build_app())
+        ended = command.main(words, prog_name="paperhooks", standalone_mode=False)
+    except Exception as error:
+        ended = _failed(error, _typed_options(command, words), whole)
+    except SystemExit:
+        raise
+    except BaseException as error:  # Ctrl-C, as it is or as the application hands it on
+        ended = _stopped(error, command, words)
+    raise SystemExit(ended if isinstance(ended, int) else 0)
+
+
+def _stopped(error: BaseException, command: Any, words: Sequence[str]) -> int:
+    """Ctrl-C; what was running has said in notes of the error what is done."""
+    goes_on = any("goes on" in (each.help or "") for each in _parameters(command, words))
+    said = [*getattr(error, "__notes__", ()), *(["the same command goes on where this one stopped"] if goes_on else [])]
+    sys.stderr.write(printable("; ".join(["stopped", *said]), lines=True) + "\n")
+    return 130
+
+
+def _failed(error: Exception, options: Mapping[str, str], whole: bool) -> int:
+    if whole:
+        sys.stderr.write(printable(redacted("".join(traceback.format_exception(error))), lines=True))
     try:
-        build_app()(given, prog_name="paperhooks")
-    except (PaperhooksError, ValueError) as error:  # methods raise ValueError for an option that does not fit
-        _fail(error, given)
+        from paperhooks.cli.output import error_line, typed
+    except ImportError:  # without typer or rich
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    if hasattr(error, "show") and hasattr(error, "exit_code"):  # typer's own, which it keeps to itself
+        from typer.rich_utils import rich_format_error
+
+        error.message = typed(printable(redacted(getattr(error, "message", ""))), options)  # type: ignore[attr-defined]
+        rich_format_error(error)  # type: ignore[arg-type]
+        return int(error.exit_code)
+    sys.stderr.write(f"error: {error_line(error, options)}\n")
+    return 1
 
 
-def _fail(error: Exception, arguments: Sequence[str]) -> None:
-    if {"-v", "--verbose"} & set(arguments):
-        sys.stderr.write("".join(traceback.format_exception(error)))
-    else:
-        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        sys.stderr.write(f"error: {error}{notes}\n")
-    raise SystemExit(1)
+def _parameters(command: Any, words: Sequence[str]) -> list[Any]:
+    """Those of the command that the words lead to."""
+    for word in words:
+        command = getattr(command, "commands", {}).get(word, command)
+    return list(getattr(command, "params", ()))
+
+
+def _typed_options(command: Any, words: Sequence[str]) -> dict[str, str]:
+    """Python's names of the command's options, to what is typed for them."""
+    options = ((each.name, max(each.opts, key=len)) for each in _parameters(command, words))
+    return {name: option for name, option in options if option.startswith("--")}

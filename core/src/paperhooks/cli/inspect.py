@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from paperhooks.authoring.doctor import Check, examine
 from paperhooks.cli.options import build_methods, empty_model
+from paperhooks.cli.output import say, say_json, shown
 from paperhooks.errors import PaperhooksError
 from paperhooks.plugins.discovery import PluginStatus
 from paperhooks.plugins.installed import catalog
@@ -45,7 +44,7 @@ def plugins(
         return
     found = catalog().plugins
     if as_json:
-        typer.echo(json.dumps([status.as_dict() for status in found], indent=2))
+        say_json([status.as_dict() for status in found])
     else:
         _show_plugins(found, verbose)
     if any(status.state not in ("healthy", "blocked") for status in found):
@@ -59,40 +58,40 @@ def _show_plugins(found: tuple[PluginStatus, ...], verbose: bool) -> None:
         return
     table = Table("plugin", "version", "state", "methods", "what it does", box=None, pad_edge=False)
     for status in found:
-        methods = ", ".join(status.info.methods) if status.info else ""
+        methods = shown(", ".join(status.info.methods) if status.info else "")
         state = f"[{_COLOURS.get(status.state, 'red')}]{status.state}[/]"
         summary = status.info.summary if status.info else ""
-        table.add_row(status.name, status.version, state, methods, escape(summary))
+        table.add_row(shown(status.name), shown(status.version), state, methods, shown(summary))
     console.print(table)
     for status in found:
         _show_trouble(console, status, verbose)
     for sentence in catalog().conflicts():
-        console.print(f"[red]conflict:[/] {escape(sentence)}")
+        console.print(f"[red]conflict:[/] {shown(sentence)}")
 
 
 def _show_trouble(console: Console, status: PluginStatus, verbose: bool) -> None:
     if verbose and status.healthy and status.info:
         for method in status.info.methods:
-            console.print(f"{status.name}/{method}: {_hooks(f'{status.name}/{method}')}")
+            console.print(shown(f"{status.name}/{method}: ") + _hooks(f"{status.name}/{method}"))
     if not status.error:
         return
-    console.print(f"\n[red]{status.name}[/] of {status.origin} is {status.state}: {escape(status.error)}")
-    console.print(f"  to fix it: {escape(status.fix)}")
+    console.print(f"\n[red]{shown(status.name)}[/] of {shown(status.origin)} is {status.state}: {shown(status.error)}")
+    console.print(f"  to fix it: {shown(status.fix)}")
     if verbose and status.traceback:
-        console.print(escape(status.traceback), highlight=False)
+        console.print(shown(status.traceback), highlight=False)
 
 
 def _hooks(address: str) -> str:
     try:
-        return ", ".join(implemented_hooks(catalog().method_class(address)))
+        return shown(", ".join(implemented_hooks(catalog().method_class(address))))
     except PaperhooksError as error:
-        return f"[red]{escape(str(error))}[/]"
+        return f"[red]{shown(error)}[/]"
 
 
 def _show_available(as_json: bool) -> None:
     registry = load_registry()
     if as_json:
-        typer.echo(json.dumps([dict(entry.data) for entry in registry.entries], indent=2))
+        say_json([dict(entry.data) for entry in registry.entries])
         return
     installed = {status.name for status in catalog().plugins}
     console = Console()
@@ -102,9 +101,9 @@ def _show_available(as_json: bool) -> None:
 
 def _show_entry(console: Console, entry: RegistryEntry, installed: bool) -> None:
     paper = entry.data.get("paper")
-    get = "[green]installed[/]" if installed else escape(entry.pip_command)
-    console.print(f"[bold]{entry.name}[/] ({entry.data['status']}): {escape(entry.data['summary'])}", highlight=False)
-    about = entry.kind if paper is None else f"{escape(paper['title'])}, arXiv {paper['arxiv']}"
+    get = "[green]installed[/]" if installed else shown(entry.pip_command)
+    console.print(f"[bold]{entry.name}[/] ({entry.data['status']}): {shown(entry.data['summary'])}", highlight=False)
+    about = entry.kind if paper is None else f"{shown(paper['title'])}, arXiv {paper['arxiv']}"
     console.print(f"    {about}", highlight=False)
     console.print(f"    {get}", highlight=False, soft_wrap=True)
 
@@ -114,7 +113,7 @@ def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
     checks = examine()
     if as_json:
         fields = ("subject", "verdict", "found", "fix")
-        typer.echo(json.dumps([{key: getattr(check, key) for key in fields} for check in checks], indent=2))
+        say_json([{key: getattr(check, key) for key in fields} for check in checks])
     else:
         _show_checks(checks, verbose)
     if any(check.verdict == "problem" for check in checks):
@@ -125,11 +124,11 @@ def _show_checks(checks: list[Check], verbose: bool) -> None:
     console = Console()
     table = Table("", "subject", "found", "what to do", box=None, pad_edge=False)
     for check in checks:
-        table.add_row(_MARKS[check.verdict], escape(check.subject), escape(check.found), escape(check.fix))
+        table.add_row(_MARKS[check.verdict], shown(check.subject), shown(check.found), shown(check.fix))
     console.print(table)
     for check in checks:
         if verbose and check.traceback:
-            console.print(f"\n[red]{escape(check.subject)}[/]\n{escape(check.traceback)}", highlight=False)
+            console.print(f"\n[red]{shown(check.subject)}[/]\n{shown(check.traceback)}", highlight=False)
 
 
 def describe(
@@ -139,8 +138,9 @@ def describe(
     """Show which layers of a model the given methods would act on, without loading weights."""
     from paperhooks.sessions.session import attach
 
-    session = attach(empty_model(model), *build_methods(method))
-    typer.echo(session.describe())
+    methods = build_methods(method)
+    session = attach(empty_model(model), *methods)
+    say(session.describe())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that no hook ran is no news here: the model was only looked at
         session.close()
@@ -155,4 +155,4 @@ def claims(
     from paperhooks.authoring.claims import plugin_claims
 
     found = plugin_claims(name)
-    typer.echo(found.as_summary() if summary else found.as_markdown() if markdown else found.as_text())
+    say(found.as_summary() if summary else found.as_markdown() if markdown else found.as_text())

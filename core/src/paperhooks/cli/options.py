@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import ast
 import functools
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import typer
 
-from paperhooks.errors import DataError, PaperhooksError, UnsupportedModel
+from paperhooks.errors import DataError, PaperhooksError, UnsupportedModel, did_you_mean
+from paperhooks.io.options import shown
+from paperhooks.io.records import read_records
 from paperhooks.plugins.installed import catalog
+from paperhooks.plugins.methods import method_options
 
 __all__ = [
     "build_methods",
     "empty_model",
     "load_model",
     "load_processor",
+    "load_records",
     "parse_method",
     "parse_value",
-    "read_records",
     "usage_errors",
 ]
 
+#: What Python raises for text that is no literal: nested too deep, of too many digits, with NUL, or keys without hash.
+_UNREADABLE: Final = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
 _WORDS: Final = {"true": True, "false": False, "none": None, "null": None}
 
 
@@ -39,15 +42,16 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
     """
     name, _, options = text.partition(":")
     if not name:
-        raise typer.BadParameter(f"{text!r} does not begin with a method's name")
+        raise typer.BadParameter(f"{shown(text)} does not begin with a method's name")
     if not options.strip():
         return name, {}
+    malformed = f"the options {shown(options)} of {shown(name)} are not of the form k=v,k=v"
     try:
         call = ast.parse(f"f({options})", mode="eval").body
-    except SyntaxError as error:
-        raise typer.BadParameter(f"the options {options!r} of {name!r} are not of the form k=v,k=v") from error
+    except _UNREADABLE as error:
+        raise typer.BadParameter(malformed) from error
     if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
-        raise typer.BadParameter(f"the options {options!r} of {name!r} are not of the form k=v,k=v")
+        raise typer.BadParameter(malformed)
     return name, {str(keyword.arg): _literal(str(keyword.arg), keyword.value) for keyword in call.keywords}
 
 
@@ -56,18 +60,20 @@ def _literal(option: str, node: ast.expr) -> Any:
         return _WORDS.get(node.id.lower(), node.id)
     try:
         return ast.literal_eval(node)
-    except ValueError as error:
-        text = ast.unparse(node)
+    except (ValueError, TypeError) as error:
+        text = ast.unparse(node)[:100]
         raise typer.BadParameter(
             f"the value {text} of option {option!r} is no literal; quote text: '{text}'"
         ) from error
+    except (RecursionError, MemoryError) as error:
+        raise typer.BadParameter(f"the value of option {option!r} is nested too deep") from error
 
 
 def parse_value(text: str) -> Any:
     """A value given alone: a Python literal, true, false or none, or else text as it stands, such as a path."""
     try:
         return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
+    except _UNREADABLE:
         return _WORDS.get(text.strip().lower(), text)
 
 
@@ -90,8 +96,24 @@ def usage_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def build_methods(texts: Sequence[str]) -> list[Any]:
-    """Instances of the methods given as ``NAME[:k=v,...]``."""
-    return [catalog().create_method(name, **options) for name, options in map(parse_method, texts)]
+    """Instances of the methods given as ``NAME[:k=v,...]``; call it before a model is loaded.
+
+    :raises typer.BadParameter: an option that the method lacks, or a value that it cannot have (exit code 2).
+    :raises PluginError: no such method, or one that cannot be used.
+    """
+    built = []
+    for name, options in [parse_method(text) for text in texts]:
+        known = method_options(catalog().method_class(name))
+        for option in options:
+            if option not in known:
+                raise typer.BadParameter(f"{name} has no option {option!r}; {did_you_mean(option, known)}")
+        try:
+            built.append(catalog().create_method(name, **options))
+        except PaperhooksError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise typer.BadParameter(f"{name}: {error}") from error
+    return built
 
 
 def _config(model: str) -> Any:
@@ -100,7 +122,7 @@ def _config(model: str) -> Any:
     try:
         return AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = _first_line(error)
         raise DataError(f"{model!r} is no model folder or hub name with a usable config.json: {reason}") from error
 
 
@@ -132,16 +154,23 @@ def load_model(model: str, device: str = "cpu", dtype: str = "auto") -> Any:
     :param device: "cuda" is the GPU of this process where torchrun or accelerate started several.
     :raises DataError: no such model, or a device that cannot be used.
     """
-    try:
-        loaded = _model_class(_config(model)).from_pretrained(model, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{model!r} has no weights that can be loaded: {str(error).splitlines()[0]}") from error
+    import torch
+
+    found = _model_class(_config(model))
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
-        return loaded.to(device).eval()
+        torch.empty(1, device=device)
     except (AssertionError, RuntimeError) as error:
-        raise DataError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise DataError(f"the device {device!r} cannot be used: {_first_line(error)}") from error
+    try:
+        return found.from_pretrained(model, dtype=dtype).to(device).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{model!r} has no weights that can be loaded: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def load_processor(model: str) -> Any:
@@ -151,30 +180,21 @@ def load_processor(model: str) -> Any:
     try:
         return AutoProcessor.from_pretrained(model)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = _first_line(error)
         raise DataError(f"{model!r} has no processor or tokenizer: {reason}") from error
 
 
-def read_records(path: Path) -> list[Any]:
-    """Records of a ``.jsonl`` file (strings or objects), or texts of a plain text file (one a blank-line block).
+def load_records(source: str) -> list[Any]:
+    """Records (texts or objects) of a source that :func:`paperhooks.io.read_records` reads; of text files a text a
+    block between blank lines.
 
-    Raises DataError naming file and line.
+    :raises DataError: something that cannot be read, naming file and line.
     """
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    if path.suffix == ".jsonl":
-        lines = enumerate(content.splitlines(), 1)
-        return [_record_of(path, number, line) for number, line in lines if line.strip()]
-    return [block.strip() for block in content.split("\n\n") if block.strip()]
-
-
-def _record_of(path: Path, number: int, line: str) -> Any:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{path}:{number}: is not JSON: {error}") from error
-    if not isinstance(record, str | Mapping):
-        raise DataError(f"{path}:{number}: expected a string or an object, not {type(record).__name__}")
-    return record
+    found = []
+    for where, record in read_records(source, text="blocks"):
+        if not isinstance(record, str | Mapping):
+            raise DataError(f"{where}: expected a text or an object, not {type(record).__name__}")
+        found.append(record)
+    if not found:
+        raise DataError(f"{source} holds no record")
+    return found

@@ -9,7 +9,8 @@ import typer
 
 from paperhooks.authoring.demo import DEFAULT_OUT, run_demo
 from paperhooks.cli.arguments import BatchSize, Device, Dtype, Model, RunOut, Seed
-from paperhooks.cli.options import build_methods, load_model, parse_method, read_records
+from paperhooks.cli.options import build_methods, load_model, load_records
+from paperhooks.cli.output import say
 
 __all__ = ["add_commands"]
 
@@ -29,10 +30,10 @@ def demo(
     seed: Seed = 0,
 ) -> None:
     """Run a plugin's demo, or all of them: small, offline, with a report at the end."""
-    results = run_demo(name, out, echo=typer.echo, quick=quick, seed=seed)
+    results = run_demo(name, out, echo=say, quick=quick, seed=seed)
     for result in results:
         ending = f"failed: {result.error}" if result.error else f"report: {result.report or result.out}"
-        typer.echo(f"{result.plugin}: {result.seconds:.1f} s, {ending}", err=result.error is not None)
+        say(f"{result.plugin}: {result.seconds:.1f} s, {ending}", err=result.error is not None)
     if any(result.error for result in results):
         raise typer.Exit(1)
 
@@ -40,7 +41,7 @@ def demo(
 def compress(
     model: Model,
     method: Method,
-    data: Annotated[list[str], typer.Option("--data", help="Calibration data, .jsonl or text; PART=FILE, repeated.")],
+    data: Annotated[list[str], typer.Option("--data", help="Calibration data: records or text; PART=FILE, repeated.")],
     out: RunOut,
     target: Annotated[str | None, typer.Option("--target", help="What to reach, such as 3.0bit.")] = None,
     device: Device = "cpu",
@@ -50,14 +51,14 @@ def compress(
     """Compress a model's weights with a plugin and leave an artefact and a report."""
     from paperhooks.compression import compress as run
 
-    chosen, records = _method(method), _parts(data)
+    (chosen,), records = build_methods([method]), _parts(data)
     artefact = run(load_model(model, device, dtype), chosen, data=records, target=target, out=out, seed=seed)
-    typer.echo(f"{out}: {artefact}")
+    say(f"{out}: {artefact}")
 
 
 def select(
     method: Method,
-    corpus: Annotated[Path, typer.Option("--corpus", help="Examples, .jsonl or .txt.")],
+    corpus: Annotated[str, typer.Option("--corpus", help="Examples: a file or folder of records.")],
     ratio: Annotated[float, typer.Option("--ratio", min=0.0, max=1.0, help="Share of the corpus to keep.")],
     out: RunOut,
     teacher: Annotated[str | None, typer.Option("--teacher", help="Model folder or hub name.")] = None,
@@ -68,31 +69,28 @@ def select(
     seed: Seed = 0,
 ) -> None:
     """Score a corpus with a plugin and write the best part of it."""
-    from paperhooks.data.scorer import select as run
+    from paperhooks.data.selector import select as run
+    from paperhooks.io.corpus import Corpus
 
+    (chosen,), opened = build_methods([method]), Corpus(corpus)
     named = {"teacher": teacher, "reference": reference}
     models = {role: load_model(path, device, dtype) for role, path in named.items() if path is not None}
     tokenizer = _tokenizer(teacher or reference)
-    chosen = run(
-        _method(method), corpus=corpus, ratio=ratio, out=out, models=models, tokenizer=tokenizer,
+    found = run(
+        chosen, corpus=opened, ratio=ratio, out=out, models=models, tokenizer=tokenizer,
         batch_size=batch_size, seed=seed, progress=True,
     )  # fmt: skip
-    typer.echo(f"{chosen.file}: kept {len(chosen.rows)} of {chosen.total} examples")
-
-
-def _method(text: str) -> Any:
-    parse_method(text)  # a usage error before anything is loaded
-    return build_methods([text])[0]
+    say(f"{found.file}: kept {len(found)} of {found.total} examples")
 
 
 def _parts(data: list[str]) -> Any:
     """The records of one file, or of several that are parts by name (``target=a.jsonl``, ``reference=b.jsonl``)."""
     named = dict(text.split("=", 1) for text in data if text.partition("=")[0].isidentifier() and "=" in text)
     if len(named) == len(data):
-        return {name: read_records(Path(path)) for name, path in named.items()}
+        return {name: load_records(path) for name, path in named.items()}
     if len(data) > 1:
         raise typer.BadParameter("several --data must be PART=FILE each, with different parts")
-    return read_records(Path(data[0]))
+    return load_records(data[0])
 
 
 def _tokenizer(model: str | None) -> Any:

@@ -134,13 +134,16 @@ def trace_text(error: BaseException) -> str:
 def fix_for(status: PluginStatus, error: BaseException) -> str:
     """What helps a plugin of which something cannot be imported."""
     leave_out = f"or leave it out with {_leave_out(status)}"
-    missing = error.name if type(error) is ModuleNotFoundError else None
+    known = isinstance(error, ImportError) and type(error) in (ImportError, ModuleNotFoundError)
+    module = str(error.name or "") if known else ""  # type: ignore[attr-defined]
     distribution = shlex.quote(status.distribution)
-    top = str(missing or "").partition(".")[0]
-    if str(missing).startswith("paperhooks."):
+    top = module.partition(".")[0]
+    if module.startswith("paperhooks."):
         return f"it was written for another paperhooks: pip install --upgrade {distribution}, {leave_out}"
     if top and top not in (status.target.partition(":")[0].partition(".")[0], "paperhooks"):
         needed = _requirement(top, status.distribution)
+        if type(error) is ImportError:
+            return f"mend what it needs: pip install --force-reinstall {shlex.quote(needed or top)}, {leave_out}"
         if not needed:
             return f"{distribution} needs the module {top!r} and declares no library that brings it; {_ask(status)}"
         return f"install what it needs: pip install {shlex.quote(needed)}, {leave_out}"

@@ -1,0 +1,63 @@
+"""What commands print: text of others cannot steer the terminal, and errors speak of options as they are typed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import typer
+from rich.markup import escape
+
+from paperhooks.errors import PaperhooksError
+from paperhooks.io.harmless import error_text, printable, redacted
+
+__all__ = ["error_line", "say", "say_json", "shown", "typed"]
+
+_LONGEST: Final = 4000
+
+
+def say(text: object, *, err: bool = False) -> None:
+    """Print lines of text; what is neither a character nor a line break is written as an escape."""
+    typer.echo(printable(text, lines=True), err=err)
+
+
+def say_json(value: Any) -> None:
+    """Print indented JSON."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def shown(text: object) -> str:
+    """Text of others for the markup of rich."""
+    return escape(printable(text, lines=True))
+
+
+def error_line(error: BaseException, options: Mapping[str, str]) -> str:
+    """An error on one line: without keys, controls and tracebacks, and with options as they are typed."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, PaperhooksError | ValueError):
+        text = error_text(error).removeprefix(f"{type(error).__name__}: ")
+    else:
+        text = error_text(error)
+    notes = [str(note) for note in getattr(error, "__notes__", ()) if "\n" not in str(note).strip()]
+    text = typed(printable(redacted(" ".join([text, *(f"({note})" for note in notes)]))), options)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
+def typed(text: str, options: Mapping[str, str]) -> str:
+    """``text`` with the names of Python's parameters as the command line has them.
+
+    >>> options = {"max_length": "--max-length", "take_over": "--take-over"}
+    >>> typed("max_length is 0; give max_length=512 or take_over=True", options)
+    '--max-length is 0; give --max-length 512 or --take-over'
+    """
+    for name, option in options.items():
+        free = rf"(?<![\w./'\"-]){re.escape(name)}"
+        text = re.sub(rf"{free}=(?:True\b|(?=[\s,;:.)]|$))", option, text)
+        text = re.sub(rf"{free}=", f"{option} ", text)
+        text = re.sub(rf"{free}(?= is )", option, text)
+        if "_" in name:
+            text = re.sub(rf"{free}(?![\w./'\"-])", option, text)
+    return text
