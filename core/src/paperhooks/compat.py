@@ -86,6 +86,7 @@ SAFE_CHECKPOINTING: Final = "__call__" not in vars(GradientCheckpointingLayer)
 CONFIG_CIRCUMSTANCES: Final = (
     "_name_or_path",
     "transformers_version",
+    "architectures",  # written by save_pretrained
     "_attn_implementation",
     "dtype",
     "torch_dtype",

@@ -268,7 +268,7 @@ def official(model, prefix: str) -> Masks:
     """Stored masks as a selection of the model."""
     template = select(model, collected("math", model), collected("general", model), ratio=0.05)
     packed = {m.name: pack(golden.unpacked(TINY[f"{prefix}.{m.name}"], m.shape)) for m in template.matrices}
-    return Masks("official", template.matrices, template.hashes, template.model_class, template.config_hash, {}, packed)
+    return Masks("official", template.matrices, template.hashes, template.model_class, template.config, {}, packed)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.1, 1.01])

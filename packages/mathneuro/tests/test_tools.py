@@ -102,7 +102,7 @@ def test_a_study_in_one_command(files: Path, tmp_path: Path, capsys) -> None:
 
 def test_mistakes_are_one_sentence(files: Path, tmp_path: Path, capsys) -> None:
     code, _, err = run(capsys, "collect", files / "model", files / "missing.jsonl", "--out", tmp_path)
-    assert (code, "cannot be read" in err) == (1, True)
+    assert (code, "missing.jsonl does not exist" in err) == (1, True)
     code, _, err = run(capsys, "report", tmp_path)
     assert (code, "holds no finished study" in err) == (1, True)
     code, _, err = run(

@@ -78,8 +78,8 @@ def tensor_digest(tensor: Tensor) -> str:
 
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
     if hasattr(tensor, "__tensor_flatten__"):  # quantised weights that are objects of their own
-        parts, about = tensor.__tensor_flatten__()
-        digest.update(hash_json([about, {name: tensor_digest(getattr(tensor, name)) for name in parts}]).encode())
+        parts, _ = tensor.__tensor_flatten__()
+        digest.update(hash_json({name: tensor_digest(getattr(tensor, name)) for name in parts}).encode())
     elif tensor.device.type != "meta":
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy().data)

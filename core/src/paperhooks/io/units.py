@@ -115,6 +115,11 @@ class UnitStore:
         :param tensors: torch tensors or numpy arrays by name. :param header: plain data.
         :raises DataError: the folder belongs to another run by now, or cannot be written.
         """
+        self.confirm()
+        write_tensors(self.file(name), tensors, {**(header or {}), "run": self.run})
+
+    def confirm(self) -> None:
+        """Raise DataError where the folder is not this run's any more, before something is written beside the units."""
         if not self._lock.held:
             raise DataError(f"{self.folder} is not held by this run; write units inside begin()")
         try:
@@ -123,7 +128,6 @@ class UnitStore:
             there = None
         if not isinstance(there, dict) or there.get("run") != self.run:
             raise self._taken()
-        write_tensors(self.file(name), tensors, {**(header or {}), "run": self.run})
 
     def file(self, name: str) -> Path:
         """The file of a unit."""

@@ -1,3 +1,4 @@
 from .artefact import Artefact as Artefact
 from .artefact import Edit as Edit
+from .artefact import warn_of_config as warn_of_config
 from .journal import WeightJournal as WeightJournal

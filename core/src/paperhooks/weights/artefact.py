@@ -1,36 +1,36 @@
 """Artefacts: a weight edit as one file that can be shared, checked and applied to the same model elsewhere.
 
-An artefact is one safetensors file. Its header carries, as JSON, who made it from what: method, options, versions, and
-the fingerprint of the model: a hash of the config and a SHA-256 of every touched tensor before and after. Sparse edits
-are stored as positions and values. A file that was cut or changed, and any other model, is refused before anything is
-written. Nothing is ever unpickled.
+An artefact is one safetensors file. Its header carries, as JSON, who made it from what: method, options, versions, the
+model's config, and a SHA-256 of every touched tensor before and after, which decide whether a model is the right one.
+Sparse edits are stored as positions and values. A file that was cut or changed, and any other weights, are refused
+before anything is written; another config around the same weights is warned of. Nothing is ever unpickled.
 
 Names of tensors in the file: ``dense/NAME``, ``index/NAME`` with ``values/NAME``, and ``extra/KEY`` for a method's own.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from paperhooks.errors import ArtefactError
-from paperhooks.io.files import atomic_path, plain, versions, write_json
-from paperhooks.io.hashing import config_digest, hash_json, tensor_digest
+from paperhooks.errors import ArtefactError, DataError
+from paperhooks.io.files import plain, versions, write_json
+from paperhooks.io.hashing import config_entries, tensor_digest
+from paperhooks.io.tensors import read_tensors, write_tensors
+from paperhooks.io.units import differences
 
 if TYPE_CHECKING:
     from paperhooks.weights.entries import Change
     from paperhooks.weights.journal import WeightJournal
 
-__all__ = ["Artefact", "Edit"]
+__all__ = ["Artefact", "Edit", "warn_of_config"]
 
 _SCHEMA: Final = 1
 _FILE: Final = "artefact.safetensors"
@@ -65,8 +65,8 @@ class Artefact:
         What the method adds: plain data (levels chosen, scores) and tensors by name.
     kind
         ``"weights"`` for edits that :meth:`apply` can replay; methods may use words of their own.
-    model_class, config_hash, versions
-        Where it belongs and what it was made with.
+    model_class, config, versions
+        Where it belongs and what it was made with; the config as :func:`paperhooks.io.config_entries` gives it.
     journal
         The open edits on a live model, if any; :meth:`undo` takes them back. Never saved.
     """
@@ -78,7 +78,7 @@ class Artefact:
     tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     kind: str = "weights"
     model_class: str = ""
-    config_hash: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     versions: Mapping[str, str] = field(default_factory=versions, repr=False)
     journal: WeightJournal | None = field(default=None, repr=False)
 
@@ -102,7 +102,7 @@ class Artefact:
             tensors={name: tensor.detach().cpu().clone() for name, tensor in (tensors or {}).items()},
             kind=kind,
             model_class=type(journal.model).__name__,
-            config_hash=config_digest(journal.model),
+            config=config_entries(journal.model),
             journal=journal,
         )
 
@@ -116,11 +116,8 @@ class Artefact:
         """
         path = Path(path)
         single = path.suffix == ".safetensors"
-        file = path if single else path / _FILE
-        tensors = self._stored()
-        header = self._header() | {"tensors_hash": _tensors_digest(tensors)}
-        with atomic_path(file) as temporary:
-            save_file(tensors, temporary, {"paperhooks": json.dumps(header | {"header_hash": hash_json(header)})})
+        file, header = path if single else path / _FILE, self._header()
+        write_tensors(file, self._stored(), header)
         if not single:
             write_json(path / "artefact.json", header)
         return file
@@ -142,7 +139,7 @@ class Artefact:
                 tensors={n.removeprefix("extra/"): t for n, t in tensors.items() if n.startswith("extra/")},
                 kind=header["kind"],
                 model_class=header["model_class"],
-                config_hash=header["config_hash"],
+                config=header["config"],
                 versions=header["versions"],
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -154,27 +151,28 @@ class Artefact:
             stored["dense/" + name if edit.index is None else "values/" + name] = edit.values
             if edit.index is not None:
                 stored["index/" + name] = edit.index
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
+        return stored
 
     def _header(self) -> dict[str, Any]:
         edits = {n: {"shape": list(e.shape), "before": e.before, "after": e.after} for n, e in self.edits.items()}
         header = {"schema": _SCHEMA, "kind": self.kind, "method": self.method, "options": self.options, "edits": edits}
-        header |= {"data": self.data, "model_class": self.model_class, "config_hash": self.config_hash}
+        header |= {"data": self.data, "model_class": self.model_class, "config": self.config}
         result: dict[str, Any] = plain(header | {"versions": self.versions})
         return result
 
     # -- models ----------------------------------------------------------------------------------------------------
 
     def check(self, model: nn.Module) -> None:
-        """Raise ArtefactError naming the first thing in which ``model`` differs from the one this was made from."""
+        """Raise ArtefactError naming the first thing in which ``model`` differs from the one this was made from.
+
+        What decides is the weights that are edited; where they agree and the config does not, a warning names what
+        differs.
+        """
         if type(model).__name__ != self.model_class:
             raise ArtefactError(f"this artefact belongs to a {self.model_class}, not to a {type(model).__name__}")
-        if config_digest(model) != self.config_hash:
-            raise ArtefactError(
-                f"this artefact was made from a {self.model_class} with another config; load the model it was made from"
-            )
         for name, edit in self.edits.items():
             _check_parameter(model, name, edit)
+        warn_of_config("this artefact", self.config, model)
 
     def apply(self, model: nn.Module, journal: WeightJournal | None = None) -> WeightJournal:
         """Make the edits on ``model``, which must hold the very weights the artefact was made from.
@@ -227,23 +225,20 @@ def _edit(change: Change) -> Edit:
     )
 
 
-def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    return hash_json({name: tensor_digest(tensor) for name, tensor in tensors.items()})
+def warn_of_config(what: str, config: Mapping[str, Any], model: nn.Module) -> None:
+    """Warn where ``what`` was made from a model of the same weights with another config, naming the entries."""
+    odd = differences(config, config_entries(model)) if config else []
+    if odd:
+        warnings.warn(f"{what}: made with the same weights, but another config: {'; '.join(odd)}", stacklevel=3)
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        with safe_open(file, framework="pt") as handle:
-            text = (handle.metadata() or {}).get("paperhooks")
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-        header = json.loads(text) if text else None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtefactError(f"{file} cannot be read: {error}; copy or download it again") from error
-    if not isinstance(header, dict) or header.get("schema") != _SCHEMA:
+        header, tensors = read_tensors(file, "an artefact")
+    except DataError as error:
+        raise ArtefactError(f"{error}; copy or download it again") from error
+    if header.get("schema") != _SCHEMA:
         raise ArtefactError(f"{file} is not an artefact of paperhooks (schema {_SCHEMA})")
-    claimed = header.pop("header_hash", None)
-    if claimed != hash_json(header) or header.get("tensors_hash") != _tensors_digest(tensors):
-        raise ArtefactError(f"{file} was changed after it was written: its hashes do not match; get it again")
     return header, tensors
 
 

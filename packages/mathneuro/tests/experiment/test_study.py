@@ -68,7 +68,7 @@ def test_likelihoods_are_those_of_the_models_own_logits(family: str) -> None:
     for scored, start in (("answer", 3), ("text", 1)):
         found = nll(model, Items(samples, scored), batch_size=3)
         assert found == pytest.approx([plain_nll(model, row, start) for row in ONE[:7]], rel=1e-4)
-    with pytest.raises(DataError, match="item 0 has no token to predict: its text is too short"):
+    with pytest.raises(DataError, match="record 0 has no token to predict: its text is too short"):
         nll(model, Items(tokenized([[5]]), "text"))
 
 

@@ -241,7 +241,7 @@ def test_other_choices_are_refused_by_name() -> None:
     other = collect(model, ONE, progress=False, include="q_proj")
     with pytest.raises(DataError, match="are of other matrices"):
         select(model, known["one"], other)
-    with pytest.raises(ArtefactError, match="come from a LlamaForCausalLM with another config"):
+    with pytest.raises(ArtefactError, match="come from a LlamaForCausalLM with other weights"):
         select(tiny_text(layers=2), known["one"], known["two"])
 
 
@@ -347,7 +347,7 @@ def test_other_weights_and_other_files_are_refused(tmp_path: Path) -> None:
         model.model.layers[1].mlp.up_proj.weight[0, 0] += 1
     with pytest.raises(ArtefactError, match=r"layers\.1\.mlp\.up_proj\.weight has other values"):
         recipe.check(model)
-    with pytest.raises(ArtefactError, match="with another config"):
+    with pytest.raises(ArtefactError, match=r"q_proj\.weight has other values"):
         recipe.check(tiny_text(layers=3))
     with pytest.raises(ArtefactError, match="belongs to a LlamaForCausalLM, not to a GPT2LMHeadModel"):
         recipe.check(tiny_text("gpt2", layers=2))
@@ -355,6 +355,45 @@ def test_other_weights_and_other_files_are_refused(tmp_path: Path) -> None:
         load_selection(known["one"].save(tmp_path / "statistics"))
     with pytest.raises(ArtefactError, match="is 'mathneuro-recipe' and not statistics"):
         Statistics.load(recipe.save(tmp_path / "recipe"))
+
+
+def other_weights(model):
+    """The same model but for one entry of its embeddings, which no matrix is."""
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7, 0] += 1
+    return model
+
+
+def test_the_weights_decide_whose_statistics_they_are() -> None:
+    model, other = tiny_text(layers=2), other_weights(tiny_text(layers=2))
+    assert model.config.to_dict() == other.config.to_dict()
+    known = sides(model)
+    for sets in (
+        (known["one"], collect(other, TWO, progress=False)),
+        (collect(other, ONE, progress=False), known["two"]),
+    ):
+        with pytest.raises(ArtefactError, match="come from a LlamaForCausalLM with other weights; collect them"):
+            select(model, *sets)
+        assert select(model, *sets, force=True).about["counts"]
+    model.config.rope_parameters["rope_theta"] = 5e5
+    with pytest.warns(
+        UserWarning, match=r"statistics of 'target'.* rope_parameters\.rope_theta = 10000\.0, not 500000"
+    ):
+        select(model, known["one"], known["two"])
+
+
+def test_a_recipe_is_for_the_weights_it_touches(tmp_path: Path) -> None:
+    model = tiny_text(layers=2)
+    known = sides(model)
+    recipe = load_selection(select(model, known["one"], known["two"]).save(tmp_path / "recipe"))
+    other_weights(tiny_text(layers=2)).save_pretrained(tmp_path / "saved")
+    again = type(model).from_pretrained(tmp_path / "saved")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recipe.check(again)
+    again.config.new_default = 1
+    with pytest.warns(UserWarning, match="another config: new_default = None, not 1"):
+        recipe.check(again)
 
 
 def test_overlaps_by_layer_and_kind() -> None:

@@ -14,7 +14,7 @@ import torch
 from paperhooks import DataError, ModelError
 from paperhooks.io import Ranks
 from paperhooks.testing import fingerprint, run_ranks, tiny_text, tiny_vlm
-from paperhooks_mathneuro import CoverageWarning, Statistics, collect, find_matrices, read_records, tokenized
+from paperhooks_mathneuro import CoverageWarning, Sample, Statistics, collect, find_matrices, read_records, tokenized
 from paperhooks_mathneuro.statistics.norms import refined
 from torch import nn
 
@@ -215,7 +215,7 @@ def test_what_is_not_finite_is_named() -> None:
     with torch.no_grad():
         model.model.embed_tokens.weight[13] = float("nan")
     with pytest.raises(
-        DataError, match=r"input of model\.layers\.0\.self_attn\.q_proj is NaN or infinite for sample 2"
+        DataError, match=r"input of model\.layers\.0\.self_attn\.q_proj is NaN or infinite for record 2"
     ):
         quick(model)
 
@@ -297,8 +297,17 @@ def test_records_of_every_form() -> None:
         ([{"other": 1}], {}, r"record 0 has the keys \['other'\]"),
         ([3], {}, "record 0 is int"),
         ([{"qa": "q", "choices": ["a"], "answer": 4}], {}, "answer 4 is not one of 1"),
-        ([{"qa": "q", "choices": "[", "answer": 0}], {}, "choices is text and no list"),
-        ([{"qa": "q", "choices": ["a"]}], {}, "'answer' is not the number"),
+        ([{"question": "q", "choices": "[", "answer": 0}], {}, "record 0: choices is '\\[', which is no list of texts"),
+        ([{"qa": "q", "choices": ["a"]}], {}, "'answer' is null; expected the number of the right one"),
+        ([{"qa": "q", "choices": ["a", "b"], "answer": True}], {}, "'answer' is true; expected the number"),
+        ([{"qa": "q", "choices": ["a", 2], "answer": 0}], {}, r"choices is \['a', 2\]; expected a list of texts"),
+        (["a", {"text": 3}], {}, "record 1: text is 3; expected text"),
+        ([{"text": True}], {}, "text is true; expected text"),
+        ([{"text": None}], {}, "of which text is null"),
+        ([{"question": "a", "answer": 4}], {}, "answer is 4; expected text"),
+        ([[1, 2], [1, True]], {}, "record 1 has true among its token ids"),
+        ([{"input_ids": [1, 2.5]}], {}, "has 2.5 among its token ids"),
+        ([{"input_ids": [1, 2], "answer_start": 3}], {}, "answer_start is 3; expected a number from 0 to 2"),
         (["abc"], {"template": "{answer}{question}"}, "must hold {question} and end with {answer}"),
         (["abcdef"], {"max_length": 3}, "record 0 has 7 tokens, the longest allowed are 3"),
     ],
@@ -335,12 +344,12 @@ def test_files_of_every_form(tmp_path: Path) -> None:
     listed = tmp_path / "a.json"
     listed.write_text(json.dumps(["a", "b"]))
     assert read_records(str(listed)) == ["a", "b"]
-    listed.write_text("{}")
+    listed.write_text("3")
     with pytest.raises(DataError, match="expected a list of records"):
         read_records(listed)
     (tmp_path / "a.txt").write_text("one\nmore\n\n\ntwo\n")
     assert read_records(tmp_path / "a.txt") == ["one\nmore", "two"]
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="does not exist"):
         read_records(tmp_path / "missing.txt")
     with pytest.raises(DataError, match="names no split"):
         read_records("hub:only")
@@ -353,7 +362,9 @@ def test_a_dataset_of_the_hub_is_loaded_by_name_config_and_split(monkeypatch) ->
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: seen.append((a, k)) or [{"text": "a"}])
     assert read_records("hub:openai/gsm8k:main:train") == [{"text": "a"}]
     assert read_records("hub:some/texts:test") == [{"text": "a"}]
-    assert seen == [(("openai/gsm8k", "main"), {"split": "train"}), (("some/texts",), {"split": "test"})]
+    assert [(names, options["split"]) for names, options in seen] == [
+        (("openai/gsm8k", "main"), "train"), (("some/texts",), "test"),
+    ]  # fmt: skip
 
 
 def test_texts_are_drawn_with_a_seed() -> None:
@@ -408,7 +419,7 @@ def test_statistics_are_stored_and_read_back(tmp_path: Path) -> None:
             again = Statistics.load(found.save(tmp_path / keep))
             assert again.coverage == found.coverage
             assert again.inputs == found.inputs
-            assert json.dumps(again.about) == json.dumps(found.about)
+            assert again.about == found.about
             for matrix in found.matrices:
                 assert torch.equal(again.channel_norms(matrix.name), found.channel_norms(matrix.name))
     broken = tmp_path / "samples.safetensors"
@@ -420,7 +431,7 @@ def test_statistics_are_stored_and_read_back(tmp_path: Path) -> None:
 def test_an_interrupted_collection_goes_on_where_it_was(tmp_path: Path, monkeypatch) -> None:
     from paperhooks_mathneuro.statistics import collector as collecting
 
-    monkeypatch.setattr(collecting, "_PIECE", 2)
+    monkeypatch.setattr(collecting, "_PART", 2)
     model = tiny_text(layers=2)
     whole = quick(model, batch_size=1)
     read = []
@@ -433,7 +444,7 @@ def test_an_interrupted_collection_goes_on_where_it_was(tmp_path: Path, monkeypa
     handle = model.register_forward_pre_hook(stop, with_kwargs=True)
     with pytest.raises(KeyboardInterrupt):
         quick(model, batch_size=1, out=tmp_path)
-    assert len(list((tmp_path / "parts").glob("*.safetensors"))) == 1
+    assert len(list((tmp_path / "units").glob("*.safetensors"))) == 1
     assert not (tmp_path / "statistics.safetensors").exists()
     found = quick(model, batch_size=1, out=tmp_path)
     assert len(read) == 4 + 3  # two of the five texts were kept
@@ -442,10 +453,179 @@ def test_an_interrupted_collection_goes_on_where_it_was(tmp_path: Path, monkeypa
     quick(model, batch_size=1, out=tmp_path)
     assert len(read) == 7
     handle.remove()
-    with pytest.raises(DataError, match="belongs to a run with other texts"):
+    with pytest.raises(DataError, match=r"of another run: texts = .*, not "):
         quick(model, ROWS[:3], out=tmp_path)
     sums = quick(model, batch_size=1, keep="sums", out=tmp_path / "sums")
     assert torch.equal(sums.channel_norms(whole.matrices[0].name), whole.channel_norms(whole.matrices[0].name))
+
+
+def stopped(model, out: Path, at: int) -> None:
+    """A collection that ends before its ``at``-th batch."""
+    read = []
+
+    def stop(module, args, kwargs):
+        read.append(1)
+        if len(read) == at:
+            raise KeyboardInterrupt
+
+    handle = model.register_forward_pre_hook(stop, with_kwargs=True)
+    with pytest.raises(KeyboardInterrupt):
+        quick(model, batch_size=1, out=out)
+    handle.remove()
+
+
+@pytest.fixture
+def small_parts(monkeypatch) -> None:
+    from paperhooks_mathneuro.statistics import collector
+
+    monkeypatch.setattr(collector, "_PART", 2)
+
+
+@pytest.mark.parametrize("keep", ["samples", "sums"])
+def test_interruptions_and_damage_leave_no_trace_in_the_statistics(tmp_path: Path, small_parts, caplog, keep) -> None:
+    def content(folder: str) -> bytes:
+        found = quick(model, batch_size=1, keep=keep, out=tmp_path / folder)
+        assert set(found.about["calls"].values()) == {len(ROWS)}  # of the whole run
+        return (tmp_path / folder / "statistics.safetensors").read_bytes()
+
+    model = tiny_text(layers=2)
+    wanted = content("undisturbed")
+    assert content("undisturbed") == wanted
+    if keep == "samples":
+        for at in range(1, len(ROWS) + 1):
+            stopped(model, tmp_path / f"{at}", at)
+            assert content(f"{at}") == wanted
+        stopped(model, tmp_path / "twice", 4)
+        stopped(model, tmp_path / "twice", 3)
+        assert content("twice") == wanted
+    part = sorted((tmp_path / "undisturbed" / "units").iterdir())[1]
+    damaged = bytearray(part.read_bytes())
+    damaged[-7] ^= 16
+    part.write_bytes(damaged)
+    with caplog.at_level(logging.WARNING):
+        assert content("undisturbed") == wanted
+    assert f"{part} was changed or damaged" in caplog.text
+
+
+def test_a_folder_belongs_to_one_run(tmp_path: Path, small_parts) -> None:
+    model, other = tiny_text(layers=2), tiny_text(layers=2)
+    with torch.no_grad():
+        other.model.embed_tokens.weight[7, 0] += 1
+    stopped(model, tmp_path, 4)
+    with pytest.raises(DataError, match=r"of another run: weights = .*, not "):
+        quick(other, out=tmp_path)
+    with pytest.raises(DataError, match=r"of another run: seed = 0, not 1; "):
+        quick(model, out=tmp_path, seed=1)
+    model.config.new_default = 1
+    read = []
+    handle = model.register_forward_pre_hook(lambda m, a, k: read.append(1), with_kwargs=True)
+    with pytest.warns(UserWarning, match=r"parts .* are made again: .* another config: new_default = None, not 1"):
+        quick(model, batch_size=1, out=tmp_path)
+    assert len(read) == len(ROWS)
+    handle.remove()
+
+    def meanwhile(module, args, kwargs):
+        handle.remove()
+        with pytest.raises(DataError, match="is used by another run"):
+            quick(other, out=tmp_path / "held")
+
+    handle = model.register_forward_pre_hook(meanwhile, with_kwargs=True)
+    quick(model, out=tmp_path / "held")
+
+
+def test_a_run_that_wakes_up_in_the_folder_of_another_stops(tmp_path: Path, small_parts) -> None:
+    import shutil
+
+    model, other = tiny_text(layers=2), tiny_text(layers=2, seed=1)
+    out, kept = tmp_path / "out", {}
+
+    def taken(module, args, kwargs):
+        handle.remove()
+        shutil.rmtree(out)
+        quick(other, out=out)
+        kept.update({file: file.read_bytes() for file in out.rglob("*.*")})
+
+    handle = model.register_forward_pre_hook(taken, with_kwargs=True)
+    with pytest.raises(DataError, match="belongs to another run by now"):
+        quick(model, batch_size=1, out=out)
+    assert kept
+    assert {file: file.read_bytes() for file in out.rglob("*.*")} == kept
+
+
+@pytest.mark.parametrize("token", [100, -1, 70_000])
+def test_token_ids_outside_of_the_vocabulary_are_named(tmp_path: Path, token: int) -> None:
+    from paperhooks_mathneuro.experiment.measures import Items, choose_by_likelihood, generated_numbers, nll
+
+    model, rows = tiny_text(layers=1), [[1, 2], [1, 5, token]]
+    items = Items(tokenized(rows))
+    calls = [lambda: quick(model, rows), lambda: nll(model, items), lambda: generated_numbers(model, None, items)]
+    asked = Items([Sample((1, 2), 1, (Sample((1, token), 1),), 0, "record 1")])
+    for call in (*calls, lambda: choose_by_likelihood(model, asked)):
+        with pytest.raises(DataError, match=f"record 1 has the token id {token}, outside the 100 entries"):
+            call()
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+    with pytest.raises(DataError, match=rf"rows\.jsonl:2 has the token id {token}"):
+        quick(model, file)
+
+
+def test_choices_as_tables_and_benchmarks_have_them(caplog) -> None:
+    four = ["apple", "brick", "cloud", "door"]
+    records = [
+        {"question": "q", "choices": "['apple' 'brick'\n 'cloud' 'door']", "answer": "2"},
+        {"question": "q", "choices": '["apple", "brick", "cloud", "door"]', "answer": "2.0"},
+        {"question": "q", "choices": four, "answer": 2.0},
+        {"question": "q", "choices": four, "answer": "C"},
+        {"question": "q", "choices": {"text": four, "label": list("ABCD")}, "answerKey": "C"},
+        {"question": "q", "choices": {"text": four, "label": list("1234")}, "answerKey": "3"},
+        {"question": "q", "choices": {"text": four, "label": list("ABCD")}, "answer": 2},
+    ]
+    found = tokenized(records, Letters())
+    assert [(len(one.choices), one.right) for one in found] == [(4, 2)] * len(records)
+    assert len({one.choices[1].ids for one in found}) == len({one.ids for one in found}) == 1
+    for answer in (-1, None, "E", "1.5", "apple"):
+        with pytest.raises(DataError, match="record 0"):
+            tokenized([{**records[2], "answer": answer}], Letters())
+    bare = {"qa": "Question: q\n\nAnswer: apple", "choices": "['Marks's', 'b']", "answer": "1"}
+    with caplog.at_level(logging.WARNING):
+        _, other = tokenized([records[0], bare], Letters())
+    assert (len(other.choices), other.right, other.answer_start) == (0, None, 1 + len("Question: q\n\nAnswer:"))
+    assert "1 records have choices that are no list of texts" in caplog.text
+    assert "the first is record 1" in caplog.text
+
+
+def test_mistakes_in_files_are_named_by_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "a"}\n\n{"text": 4}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:3: text is 4; expected text"):
+        tokenized(read_records(file), Letters())
+    table = tmp_path / "a.csv"
+    table.write_text("question,choices,answer\nq,\"['a' 'b']\",5\n")
+    with pytest.raises(DataError, match=r"a\.csv:2: answer '5' is not one of 2 choices"):
+        tokenized(read_records(table), Letters())
+    assert read_records(file).take([1]).places == [f"{file}:3"]
+
+
+def benchmark_file(path: Path, rows: int = 20) -> Path:
+    """Questions as tables of them go around: lists written without escapes, so that apostrophes break them."""
+    lines = ["question,subject,choices,answer,qa"]
+    for i in range(rows):
+        question, choices = f"Which is number {i}?", [f"box {i}", "the twins' box" if i % 4 == 3 else "a box", "c", "d"]
+        cell = "[" + ", ".join(f"'{choice}'" for choice in choices) + "]"
+        qa = f"Question: {question}\n\nChoices: {cell}\n\nAnswer: {choices[0]}"
+        lines.append(f'{question},boxes,"{cell}",0,"{qa}"')
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_questions_of_a_benchmark_file_are_all_used(tmp_path: Path, caplog) -> None:
+    file = benchmark_file(tmp_path / "mmlu.csv")
+    with caplog.at_level(logging.WARNING):
+        found = quick(tiny_text(layers=1), file, tokenizer=Letters())
+    assert len(found) == 20
+    assert [len(one.choices) for one in tokenized(read_records(file), Letters())].count(4) == 15
+    text = f"5 records have choices that are no list of texts, and are used without them; the first is {file}:17"
+    assert text in caplog.text
 
 
 def test_sharing_is_refined_where_matrices_part() -> None:
@@ -498,4 +678,4 @@ def test_two_processes_end_with_the_same_statistics(tmp_path: Path, family: str,
                 found.channel_norms(matrix.name), whole.channel_norms(matrix.name), rtol=1e-5, atol=1e-7
             )
     if resumed:
-        assert len(list((tmp_path / "out" / "parts").glob("*.safetensors"))) == 2
+        assert len(list((tmp_path / "out" / "units").glob("*.safetensors"))) == 3

@@ -105,7 +105,7 @@ def control(selection: WeightSelection, name: str, *, seed: int = 0) -> WeightSe
         if kind is NextImportant and not isinstance(selection, Recipe):
             raise DataError(f"{name!r} needs a recipe, not {type(selection).__name__}")
         return kind(
-            name, selection.matrices, selection.hashes, selection.model_class, selection.config_hash,
+            name, selection.matrices, selection.hashes, selection.model_class, selection.config,
             {"control": name, "of": selection.label, "seed": seed}, of=selection, seed=seed,
         )  # fmt: skip
     if name not in CONTROLS:

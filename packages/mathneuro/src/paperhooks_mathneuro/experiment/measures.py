@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias
 
 import torch
@@ -14,7 +14,7 @@ from paperhooks.models import evaluation_mode
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from paperhooks_mathneuro.texts import Sample, batches_by_length
+from paperhooks_mathneuro.texts import Sample, batches_by_length, check_ids
 
 __all__ = ["Items", "Scored", "choose_by_likelihood", "generated_numbers", "last_number", "nll"]
 
@@ -45,7 +45,8 @@ def nll(
     sums = _answer_logprobs(model, items.samples, items.scored, head, batch_size, batch_tokens)
     for number, (_, count) in enumerate(sums):
         if not count:
-            raise DataError(f"item {number} has no token to predict: its {items.scored} is too short")
+            name = items.samples[number].place or f"item {number}"
+            raise DataError(f"{name} has no token to predict: its {items.scored} is too short")
     return [-total / count for total, count in sums]
 
 
@@ -54,7 +55,7 @@ def choose_by_likelihood(
     model: nn.Module, items: Items, *, head: Head | None = None, batch_size: int = 8, batch_tokens: int = 4096
 ) -> list[bool | None]:
     """Whether the right choice is the likeliest (by the sum over its tokens); None for items without choices."""
-    flat = [choice for sample in items.samples for choice in sample.choices]
+    flat = [replace(choice, place=sample.place) for sample in items.samples for choice in sample.choices]
     if not flat:
         return [None] * len(items.samples)
     sums = iter(_answer_logprobs(model, flat, "answer", head, batch_size, batch_tokens))
@@ -73,6 +74,7 @@ def generated_numbers(
 
     Nothing that a model writes is ever run; numbers are read off the text.
     """
+    check_ids(items.samples, model)
     found: list[bool | None] = []
     with evaluation_mode(model):
         for start in range(0, len(items.samples), batch_size):
@@ -114,6 +116,7 @@ def _answer_logprobs(
 ) -> list[tuple[float, int]]:
     """Sum of log-probabilities and number of scored tokens of every sample, in their order."""
     view = ModelView.from_model(model)
+    check_ids(samples, view.model)
     head = head or Head.from_model(view)
     device = getattr(model, "device", torch.device("cpu"))
     found: list[tuple[float, int]] = [(0.0, 0)] * len(samples)

@@ -10,8 +10,9 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 import torch
 from paperhooks import ArtefactError, DataError, ModelView
-from paperhooks.io import choice, config_digest, number, optional, tensor_digest
+from paperhooks.io import choice, config_entries, hash_json, number, optional, tensor_digests
 from paperhooks.models import running_model
+from paperhooks.weights import warn_of_config
 from torch import Tensor, nn
 
 from paperhooks_mathneuro.algorithm import Top, compat_scores, count, scores, thresholds, top
@@ -66,6 +67,7 @@ def sweep(
     aggregate: Aggregate = "sum_of_norms",
     mode: Mode = "exact",
     max_isolated: float | None = None,
+    force: bool = False,
 ) -> dict[float, WeightSelection]:
     """Selections at several ratios from one reading of the weights; no forward pass.
 
@@ -79,9 +81,10 @@ def sweep(
     :param aggregate: how samples make c; see :class:`paperhooks_mathneuro.Statistics`.
     :param mode: "exact", or "compat" for the official code's rounding, which needs the norms of every sample.
     :param max_isolated: at most this share of each matrix.
+    :param force: take statistics of other weights too, such as those of a quantised copy of the model.
     :return: ratio to :class:`Recipe` (exact) or :class:`Masks` (compat).
     :raises ValueError: a ratio outside (0, 1] or an unknown choice. :raises DataError: statistics of other matrices, or
-        ratios so small that nothing can be selected. :raises ArtefactError: statistics of another model.
+        ratios so small that nothing can be selected. :raises ArtefactError: statistics of other weights.
         :raises ModelError: quantised or offloaded weights. Warns (:class:`SelectionWarning`) where sets are empty.
     """
     model = running_model(model)
@@ -92,14 +95,17 @@ def sweep(
         raise DataError(f"sides have one name twice: {sorted(targets)} and {sorted(references)}")
     expression = expression or _difference(targets, references, combine)
     sides = {name: sides[name] for name in set_names(expression, sides)}
-    _check_statistics(model, sides, mode, aggregate)
+    _check_statistics(sides, mode, aggregate)
+    digests = tensor_digests(model)
+    if not force:
+        _check_weights(model, sides, hash_json(digests))
     shares = {
         (name, r): reference_ratio if reference_ratio is not None and name in references else r
         for name in sides
         for r in ratios
     }
     each = list(dict.fromkeys(ratios))
-    return _Sweep(model, sides, each, shares, expression, granularity, aggregate, mode, max_isolated).run()
+    return _Sweep(model, sides, each, shares, expression, granularity, aggregate, mode, digests, max_isolated).run()
 
 
 def _check_options(
@@ -130,11 +136,9 @@ def _difference(targets: Mapping[str, Any], references: Mapping[str, Any], combi
     return " - ".join(f"({side})" if operator in side else side for side in sides)
 
 
-def _check_statistics(model: nn.Module, sides: Mapping[str, Statistics], mode: Mode, aggregate: Aggregate) -> None:
+def _check_statistics(sides: Mapping[str, Statistics], mode: Mode, aggregate: Aggregate) -> None:
     names = None
     for name, side in sides.items():
-        if side.config_hash and side.config_hash != config_digest(model):
-            raise ArtefactError(f"the statistics of {name!r} come from a {side.model_class} with another config")
         own = [matrix.name for matrix in side.matrices]
         if names is not None and own != names:
             odd = sorted(set(own) ^ set(names))
@@ -149,6 +153,18 @@ def _check_statistics(model: nn.Module, sides: Mapping[str, Statistics], mode: M
         raise DataError(f"compat is the official code, which sums norms; aggregate {aggregate!r} does not go with it")
 
 
+def _check_weights(model: nn.Module, sides: Mapping[str, Statistics], digest: str) -> None:
+    for name, side in sides.items():
+        if side.weights and side.weights != digest:
+            for _ in weights_of(model, side.matrices):  # where these are quantised or not loaded, that is the reason
+                pass
+            raise ArtefactError(
+                f"the statistics of {name!r} come from a {side.model_class} with other weights; collect them with this "
+                "model (a set may have been applied to it: undo it), or pass force=True"
+            )
+        warn_of_config(f"statistics of {name!r}", side.config, model)
+
+
 @dataclass(eq=False)
 class _Sweep:
     model: nn.Module
@@ -159,11 +175,11 @@ class _Sweep:
     granularity: Granularity
     aggregate: Aggregate
     mode: Mode
+    digests: Mapping[str, str]
     max_isolated: float | None = None
     tops: dict[tuple[str, float], dict[str, Top]] = field(default_factory=dict)
     counts: dict[float, dict[str, int]] = field(default_factory=dict)
     packed: dict[float, dict[str, Tensor]] = field(default_factory=dict)
-    hashes: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> dict[float, WeightSelection]:
         self.view = ModelView.from_model(self.model)
@@ -182,8 +198,6 @@ class _Sweep:
             with self.view.onloaded(self.model.get_submodule(matrix.module)):
                 tops = self._matrix(matrix, plain_weight(self.view, matrix), whole)
                 self._keep(place, matrix, tops)
-                if matrix.parameter not in self.hashes:
-                    self.hashes[matrix.parameter] = tensor_digest(self.model.get_parameter(matrix.parameter))
         self._warn()
         return {r: self._selection(r) for r in self.ratios}
 
@@ -314,7 +328,8 @@ class _Sweep:
             "uncovered": [[u.parameter, u.numel, u.reason] for u in next(iter(self.sides.values())).coverage.uncovered],
         }
         label = f"{self.expression} @ {ratio:g}"
-        common = (label, self.matrices, self.hashes, type(self.model).__name__, config_digest(self.model), about)
+        hashes = {matrix.parameter: self.digests[matrix.parameter] for matrix in self.matrices}
+        common = (label, self.matrices, hashes, type(self.model).__name__, config_entries(self.model), about)
         if self.mode == "compat":
             return Masks(*common, packed=self.packed[ratio])
         sides = {

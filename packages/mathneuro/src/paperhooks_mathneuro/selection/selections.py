@@ -14,7 +14,8 @@ from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from paperhooks import Artefact, ArtefactError, DataError, ModelView
-from paperhooks.io import config_digest, tensor_digest, with_ending
+from paperhooks.io import tensor_digest, with_ending
+from paperhooks.weights import warn_of_config
 from torch import Tensor, nn
 
 from paperhooks_mathneuro.algorithm import Top, count, scores, thresholds, top
@@ -52,9 +53,10 @@ class WeightSelection(ABC):
     matrices
         The matrices it may have entries in.
     hashes
-        SHA-256 of every parameter it lies in (see :func:`paperhooks.io.tensor_digest`).
-    model_class, config_hash
-        The model it belongs to.
+        SHA-256 of every parameter it lies in (see :func:`paperhooks.io.tensor_digest`). These decide whether a model is
+        the one it belongs to.
+    model_class, config
+        What it was made with; the config as :func:`paperhooks.io.config_entries` gives it.
     about
         Plain data: options, counts, where the texts came from.
     """
@@ -63,7 +65,7 @@ class WeightSelection(ABC):
     matrices: tuple[Matrix, ...]
     hashes: Mapping[str, str] = field(repr=False)
     model_class: str
-    config_hash: str
+    config: Mapping[str, Any] = field(repr=False)
     about: Mapping[str, Any] = field(repr=False)
 
     @abstractmethod
@@ -86,20 +88,22 @@ class WeightSelection(ABC):
         """This selection as packed masks. Raises ArtefactError for a model with other weights."""
         self.check(model)
         packed = {matrix.name: pack(self.mask(matrix, weight)) for matrix, weight in weights_of(model, self.matrices)}
-        return Masks(self.label, self.matrices, self.hashes, self.model_class, self.config_hash, {**self.about}, packed)
+        return Masks(self.label, self.matrices, self.hashes, self.model_class, self.config, {**self.about}, packed)
 
     def check(self, model: nn.Module) -> None:
-        """Raise ArtefactError naming the first thing in which ``model`` differs from the one this belongs to."""
+        """Raise ArtefactError naming the first thing in which ``model`` differs from the one this belongs to.
+
+        Where the weights agree and the config does not, a warning names what differs.
+        """
         if type(model).__name__ != self.model_class:
             raise ArtefactError(f"{self.label} belongs to a {self.model_class}, not to a {type(model).__name__}")
-        if config_digest(model) != self.config_hash:
-            raise ArtefactError(f"{self.label} belongs to a {self.model_class} with another config")
         for name, wanted in self.hashes.items():
             if _digest(model, name) != wanted:
                 raise ArtefactError(
                     f"{name} has other values than the weights that {self.label} was made from; load those (a set may "
                     "have been applied before: undo it), or pass force=True"
                 )
+        warn_of_config(self.label, self.config, model)
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, atomically, and return it. Raises DataError where there is no file form."""
@@ -114,7 +118,7 @@ class WeightSelection(ABC):
         }
         artefact = Artefact(
             "mathneuro", kind=kind, data={**common, **data}, tensors=tensors, model_class=self.model_class,
-            config_hash=self.config_hash,
+            config=self.config,
         )  # fmt: skip
         return artefact.save(with_ending(path, ".safetensors"))
 
@@ -231,7 +235,7 @@ def load_selection(path: str | Path) -> Recipe | Masks:
         raise ArtefactError(f"{path} is {artefact.kind!r}; expected a recipe or masks, as select writes them")
     data = artefact.data
     matrices = tuple(matrix_from_row(row) for row in data["matrices"])
-    common = (data["label"], matrices, data["hashes"], artefact.model_class, artefact.config_hash, data["about"])
+    common = (data["label"], matrices, data["hashes"], artefact.model_class, artefact.config, data["about"])
     if artefact.kind == _MASKS:
         return Masks(*common, packed=artefact.tensors)
     sides = {name: _side(name, data["sides"][name], matrices, artefact.tensors) for name in data["sides"]}

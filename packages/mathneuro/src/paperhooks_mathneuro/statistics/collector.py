@@ -1,23 +1,26 @@
 """Forward passes over the texts of one side, and nothing kept but the norms of what the matrices read.
 
-A run with a folder writes a part every few batches; started again, it goes on behind the last one. Several processes
-(``accelerate launch``, ``torchrun``) share the samples and end with the same statistics.
+A run with a folder keeps what it has in parts; started again, it makes those that are missing, and ends with the same
+statistics, byte for byte. Several processes (``accelerate launch``, ``torchrun``) share the parts.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import torch
-from paperhooks import Artefact, DataError, ModelError, ModelView, active_session
+from paperhooks import ModelError, ModelView, active_session
 from paperhooks.compat import origin
-from paperhooks.io import Ranks, choice, config_digest, hash_json
+from paperhooks.io import Ranks, UnitStore, choice, config_entries, hash_json, model_digest
 from paperhooks.models import calibrate, find_tokenizer, running_model
+from paperhooks.weights import warn_of_config
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
@@ -29,21 +32,22 @@ from paperhooks_mathneuro.texts import (
     TEMPLATE,
     Sample,
     batches_by_length,
+    check_ids,
     needs_tokenizer,
     read_records,
     samples_digest,
     tokenized,
 )
 
-__all__ = ["CoverageWarning", "Keep", "Parts", "Piece", "TokenScope", "collect", "gathered", "joined", "summed_calls"]
+__all__ = ["CoverageWarning", "Keep", "Parts", "Piece", "TokenScope", "collect", "gathered", "joined"]
 
 #: Which tokens count: all (the official code), those of answers, or all but the first, which draws attention.
 TokenScope: TypeAlias = Literal["all", "answer", "no_first"]
 #: Keep the norms of every sample, or their sums only (for models whose inputs are many).
 Keep: TypeAlias = Literal["samples", "sums"]
-#: Samples a piece: what an interrupted run loses at most.
-_PIECE: Final = 64
-_KIND: Final = "mathneuro-part"
+#: Texts a part: what an interrupted run loses at most.
+_PART: Final = 64
+_KIND: Final = "mathneuro-statistics"
 
 
 class CoverageWarning(UserWarning):
@@ -107,6 +111,7 @@ def collect(
         tokenizer = find_tokenizer(inner)
     limit = getattr(view.text_config, "max_position_embeddings", None) if max_length is None else max_length
     texts = tokenized(records, tokenizer, template=template, max_length=limit, truncate=truncate)
+    check_ids(texts, inner)
     order = (
         torch.arange(len(texts)) if samples is None else drawn(len(texts), samples, seed=seed, replacement=replacement)
     )
@@ -114,23 +119,50 @@ def collect(
     if batch_tokens is None:
         batch_tokens = 1024 if getattr(inner, "device", torch.device("cpu")).type == "cpu" else 16384
     work = _Work(view, coverage, [texts[i] for i in used], token_scope, keep, batch_size, batch_tokens, progress)
-    identity = _identity(work, seed)
-    found = work.run(Parts(Path(out), identity) if out is not None else None)
+    decides = {
+        "texts": samples_digest(work.texts),
+        "token_scope": token_scope,
+        "keep": keep,
+        "matrices": hash_json([m.name for m in coverage.matrices]),
+        "head": head, "include": include, "exclude": exclude,
+        "samples": samples, "replacement": replacement, "seed": seed,
+    }  # fmt: skip
     place = {old: new for new, old in enumerate(used)}
-    statistics = Statistics(
-        coverage=coverage,
-        inputs=found.inputs,
-        norms=found.values if keep == "samples" else {},
-        sums=found.values if keep == "sums" else {},
-        tokens=found.tokens,
-        rows=torch.tensor([place[i] for i in order.tolist()], dtype=torch.int64),
-        about={**identity, "name": name, "calls": found.calls, "tokenizer": _name_of(tokenizer)},
-        model_class=type(inner).__name__,
-        config_hash=identity["config"],
-    )
-    if out is not None and Ranks().first:
-        statistics.save(Path(out) / "statistics.safetensors")
+    with _begun(work, decides, out) as (weights, parts):
+        found = work.run(parts)
+        statistics = Statistics(
+            coverage=coverage,
+            inputs=found.inputs,
+            norms=found.values if keep == "samples" else {},
+            sums=found.values if keep == "sums" else {},
+            tokens=torch.tensor([int(work.counted(text).sum()) for text in work.texts]),
+            rows=torch.tensor([place[i] for i in order.tolist()], dtype=torch.int64),
+            about={**decides, "name": name, "calls": found.calls, "tokenizer": _name_of(tokenizer)}
+            | {"model": origin(view.config)},
+            model_class=type(inner).__name__,
+            config=config_entries(inner),
+            weights=weights,
+        )
+        if parts is not None and Ranks().first:
+            parts.store.confirm()
+            statistics.save(parts.store.folder / "statistics.safetensors")
     return statistics
+
+
+@contextmanager
+def _begun(work: _Work, decides: Mapping[str, Any], out: str | Path | None) -> Iterator[tuple[str, Parts | None]]:
+    """The digest of the weights, and the folder ``out`` held for this run, if there is one."""
+    model = work.view.model
+    if out is None:
+        yield model_digest(model), None
+        return
+    store, config = UnitStore(out, _KIND), config_entries(model)
+    about = {"config": config, "samples": work.part_size}
+    with store.begin(decides, costly=lambda: {"weights": model_digest(model)}, about=about):
+        first = store.manifest["about"]
+        warn_of_config(f"parts in {out}, which are made again", first["config"], model)
+        work.part_size = int(first["samples"])
+        yield store.manifest["weights"], Parts(store, hash_json(config), [m.name for m in work.coverage.matrices])
 
 
 def _warn_uncovered(view: ModelView, coverage: Coverage) -> None:
@@ -148,34 +180,9 @@ def _name_of(tokenizer: Any) -> str:
     return str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__) if tokenizer is not None else ""
 
 
-def _identity(work: _Work, seed: int) -> dict[str, Any]:
-    """Everything that determines the statistics, as plain data."""
-    view = work.view
-    return {
-        "config": config_digest(view.model),
-        "model": origin(view.config),
-        "dtype": str(next(view.model.parameters()).dtype),
-        "texts": samples_digest(work.texts),
-        "token_scope": work.token_scope,
-        "keep": work.keep,
-        "matrices": hash_json([m.name for m in work.coverage.matrices]),
-        "seed": seed,
-    }
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Found:
-    """Norms [N, D] (or sums [2, D]) by input, counted tokens [N] and calls by module."""
-
-    inputs: Mapping[str, str]
-    values: Mapping[str, Tensor]
-    tokens: Tensor
-    calls: Mapping[str, int]
-
-
 @dataclass(eq=False)
 class _Work:
-    """One pass over the texts."""
+    """One pass over the texts, in parts that are the same in every run: ``part_size`` texts of similar length each."""
 
     view: ModelView
     coverage: Coverage
@@ -185,60 +192,62 @@ class _Work:
     batch_size: int
     batch_tokens: int
     progress: bool
-    _calls: dict[str, int] = field(default_factory=dict)
 
-    def run(self, parts: Parts | None) -> _Found:
-        ranks = Ranks()
-        pieces = list(parts.read()) if parts is not None else []
-        ranks.meet()  # all have read before one writes: the samples are shared out by what was done before
-        done = {i for piece in pieces for i in piece.samples}
-        mine = [i for i in range(len(self.texts)) if i not in done][ranks.index :: ranks.count]
-        new = self._pieces(batches_by_length(self.texts, mine, self.batch_size, self.batch_tokens), parts)
-        tokens = torch.tensor([int(self._counted(text).sum()) for text in self.texts])
-        inputs, values = joined(gathered([*pieces, *new], ranks), self.keep)
-        return _Found(inputs, values, tokens, summed_calls(self._calls, ranks))
+    def __post_init__(self) -> None:
+        # Several processes need parts enough to share, of short and of long texts.
+        count = Ranks().count
+        share = _PART if count == 1 else min(_PART, math.ceil(len(self.texts) / (4 * count)))
+        self.part_size = max(share, self.batch_size)
 
-    def _pieces(self, batches: Sequence[Sequence[int]], parts: Parts | None) -> list[Piece]:
-        recorder = NormRecorder(self.coverage.matrices)
-        pieces: list[Piece] = []
-        open_ones = [Piece([], {}, {})]
+    def run(self, parts: Parts | None) -> Piece:
+        """All texts; what ``parts`` has already is taken from there."""
+        ranks, order = Ranks(), sorted(range(len(self.texts)), key=lambda i: len(self.texts[i].ids))
+        wanted = [order[start : start + self.part_size] for start in range(0, len(order), self.part_size)]
+        kept = {n: parts.read(n, samples) for n, samples in enumerate(wanted)} if parts is not None else {}
+        found = {n: piece for n, piece in kept.items() if piece is not None}
+        ranks.meet()  # all have read before one writes: the parts are shared out by what was done before
+        mine = [n for n in range(len(wanted)) if n not in found][ranks.index :: ranks.count]
+        error: Exception | None = None
+        try:
+            with tqdm(
+                total=sum(len(wanted[n]) for n in mine), desc="collect", unit="text", disable=not self.progress
+            ) as bar:
+                for n in mine:
+                    found[n] = self._piece(wanted[n], bar)
+                    if parts is not None:
+                        parts.write(n, found[n])
+        except Exception as raised:
+            error = raised
+        ranks.meet(error)
+        return joined([piece for _, piece in sorted(gathered(found, ranks).items())], self.keep)
+
+    def _piece(self, samples: Sequence[int], bar: tqdm[Any]) -> Piece:
+        recorder, piece = NormRecorder(self.coverage.matrices), Piece([], {}, {})
 
         def feed() -> Iterator[dict[str, Tensor]]:
-            bar = tqdm(total=sum(map(len, batches)), desc="collect", unit="text", disable=not self.progress)
-            with bar:
-                for batch in batches:
-                    inputs, counted = self._padded(batch)
-                    recorder.begin(counted)
-                    yield inputs  # the model reads it before this goes on
-                    bar.update(len(batch))
-                    open_ones[0] = open_ones[0].extended(batch, recorder.finish(batch), self.keep)
-                    if len(open_ones[0].samples) >= _PIECE:
-                        close()
+            nonlocal piece
+            for batch in batches_by_length(self.texts, samples, self.batch_size, self.batch_tokens):
+                inputs, counted = self._padded(batch)
+                recorder.begin(counted)
+                yield inputs  # the model reads it before this goes on
+                bar.update(len(batch))
+                piece = piece.extended(batch, recorder.finish([self.texts[i].place for i in batch]), self.keep)
 
-        def close() -> None:
-            if parts is not None:
-                parts.write(open_ones[0])
-            pieces.append(open_ones[0])
-            open_ones[0] = Piece([], {}, {})
-
-        if batches:
-            linear = [m.module for m in self.coverage.matrices if m.expert is None]
-            with _routed(self.view, recorder):
-                calls = calibrate(self.view, feed(), dict.fromkeys(linear), recorder.receive, progress=False)
-            self._calls.update(calls)
-        if open_ones[0].samples:
-            close()
-        return pieces
+        linear = [m.module for m in self.coverage.matrices if m.expert is None]
+        with _routed(self.view, recorder):
+            calls = calibrate(self.view, feed(), dict.fromkeys(linear), recorder.receive, progress=False)
+        return replace(piece, calls=calls)
 
     def _padded(self, batch: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs padded on the right, and which of their tokens count."""
         texts = [self.texts[i] for i in batch]
         ids = pad_sequence([torch.tensor(text.ids) for text in texts], True, _pad_token(self.view))
         mask = pad_sequence([torch.ones(len(text.ids), dtype=torch.int64) for text in texts], True)
-        counted = pad_sequence([self._counted(text) for text in texts], True)
+        counted = pad_sequence([self.counted(text) for text in texts], True)
         return {"input_ids": ids, "attention_mask": mask}, counted
 
-    def _counted(self, text: Sample) -> Tensor:
+    def counted(self, text: Sample) -> Tensor:
+        """Which tokens of a text count: bool [T]."""
         counted = torch.ones(len(text.ids), dtype=torch.bool)
         if self.token_scope == "answer":
             counted[: text.answer_start] = False
@@ -273,20 +282,18 @@ def _routed(view: ModelView, recorder: NormRecorder) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """Norms [n, D] of ``samples``, or their sums [2, D], by input."""
+    """Norms [n, D] of ``samples``, or their sums [2, D], by input, and how often each module was called for them."""
 
     samples: Sequence[int]
     inputs: Mapping[str, str]
     values: Mapping[str, Tensor]
+    calls: Mapping[str, int] = field(default_factory=dict)
 
     def extended(self, samples: Sequence[int], norms: Norms, keep: Keep) -> Piece:
         """With a further batch; what matrices share stays what they shared in all batches."""
         new = {k: _sums(v) for k, v in norms.values.items()} if keep == "sums" else norms.values
         added = Piece(samples, norms.inputs, new)
-        if not self.samples:
-            return added
-        inputs, values = joined([self, added], keep, in_order=False)
-        return Piece([*self.samples, *samples], inputs, values)
+        return joined([self, added], keep, in_order=False) if self.samples else added
 
 
 def _sums(norms: Tensor) -> Tensor:
@@ -294,71 +301,58 @@ def _sums(norms: Tensor) -> Tensor:
     return torch.stack([wide.sum(0), wide.square().sum(0)])
 
 
-def joined(pieces: Sequence[Piece], keep: Keep, *, in_order: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
+def joined(pieces: Sequence[Piece], keep: Keep, *, in_order: bool = True) -> Piece:
     """All pieces as one: rows by sample number, or sums added up."""
+    samples = [i for piece in pieces for i in piece.samples]
     inputs = refined([piece.inputs for piece in pieces])
     spread = [Norms(piece.inputs, piece.values).spread(inputs) for piece in pieces]
+    calls: Counter[str] = Counter()
+    for piece in pieces:
+        calls.update(piece.calls)
     if keep == "sums":
-        return inputs, {own: torch.stack([each[own] for each in spread]).sum(0) for own in spread[0]}
-    order = torch.tensor([i for piece in pieces for i in piece.samples]).argsort()
+        return Piece(
+            samples, inputs, {own: torch.stack([each[own] for each in spread]).sum(0) for own in spread[0]}, calls
+        )
+    order = torch.tensor(samples).argsort()
     values = {}
     for own in list(spread[0]):
         rows = torch.cat([each.pop(own) for each in spread])
         values[own] = rows[order] if in_order else rows
-    return inputs, values
+    return Piece(sorted(samples) if in_order else samples, inputs, values, calls)
 
 
-def gathered(pieces: list[Piece], ranks: Ranks) -> list[Piece]:
-    """The pieces of all processes; those that several have read from disk count once."""
+def gathered(pieces: dict[int, Piece], ranks: Ranks) -> dict[int, Piece]:
+    """The pieces of all processes by number."""
     if ranks.count == 1:
         return pieces
-    told = _told([(list(p.samples), dict(p.inputs), dict(p.values)) for p in pieces])
-    seen: set[int] = set()
-    found = []
-    for samples, inputs, values in (piece for each in told for piece in each):
-        if not seen & set(samples):
-            found.append(Piece(samples, inputs, values))
-            seen |= set(samples)
-    return found
-
-
-def summed_calls(calls: Mapping[str, int], ranks: Ranks) -> dict[str, int]:
-    """Calls by module, over all processes."""
-    if ranks.count == 1:
-        return dict(calls)
-    told = _told(dict(calls))
-    names = dict.fromkeys(name for each in told for name in each)
-    return {name: sum(each.get(name, 0) for each in told) for name in names}
-
-
-def _told(value: Any) -> list[Any]:
-    """The values of all processes."""
     from torch import distributed
 
-    told: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(told, value)
-    return told
+    told: list[Any] = [None] * ranks.count
+    distributed.all_gather_object(told, pieces)
+    return {number: piece for each in told for number, piece in each.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """Finished pieces in a folder, each a file of its own, so that an interrupted run loses a few batches at most."""
+    """Finished pieces in a folder, so that an interrupted run goes on.
 
-    folder: Path
-    identity: Mapping[str, Any]
+    :param config: a hash of the model's config: pieces of another one are made again. :param matrices: their names.
+    """
 
-    def read(self) -> Iterable[Piece]:
-        """What an earlier run left; raises DataError for parts of another one."""
-        for file in sorted((self.folder / "parts").glob("*.safetensors")):
-            artefact = Artefact.load(file)
-            if artefact.kind != _KIND or artefact.data["identity"] != self.identity:
-                raise DataError(
-                    f"{file} belongs to a run with other texts, model or options; use another folder, or delete it"
-                )
-            yield Piece(artefact.data["samples"], artefact.data["inputs"], artefact.tensors)
+    store: UnitStore
+    config: str
+    matrices: Sequence[str]
 
-    def write(self, piece: Piece) -> None:
+    def read(self, number: int, samples: Sequence[int]) -> Piece | None:
+        """The piece of these samples, or None where there is none that can be used."""
+        unit = self.store.read(f"{number:06d}")
+        if unit is None or unit[0]["config"] != self.config:
+            return None
+        header, tensors = unit
+        # In the order of the matrices, as in a piece that was just made.
+        return Piece(samples, {name: header["inputs"][name] for name in self.matrices}, tensors, header["calls"])
+
+    def write(self, number: int, piece: Piece) -> None:
         """Keep a piece."""
-        data = {"identity": self.identity, "samples": list(piece.samples), "inputs": dict(piece.inputs)}
-        name = f"{min(piece.samples):08d}-{hash_json(list(piece.samples))[:12]}.safetensors"
-        Artefact("mathneuro", kind=_KIND, data=data, tensors=piece.values).save(self.folder / "parts" / name)
+        header = {"config": self.config, "inputs": piece.inputs, "calls": piece.calls}
+        self.store.write(f"{number:06d}", piece.values, header)

@@ -120,10 +120,10 @@ class NormRecorder:
                     squares = _squares_by_sample(given, samples[rows], counted[rows], len(mask))
                     self._squares.setdefault(named[own, expert], []).append(squares)
 
-    def finish(self, samples: Sequence[int]) -> Norms:
+    def finish(self, samples: Sequence[str]) -> Norms:
         """Norms of the batch, on the CPU; zero for inputs that were not reached.
 
-        :param samples: the numbers of the batch's samples, for errors.
+        :param samples: what to call the batch's samples in errors.
         :raises DataError: a norm that is NaN or infinite, naming module and sample.
         """
         first: dict[tuple[int, ...], str] = {}
@@ -160,7 +160,7 @@ class NormRecorder:
         return self._mask
 
 
-def _norms(matrix: Matrix, parts: Sequence[Tensor], samples: Sequence[int]) -> Tensor:
+def _norms(matrix: Matrix, parts: Sequence[Tensor], samples: Sequence[str]) -> Tensor:
     if not parts:
         return torch.zeros(len(samples), matrix.channels)
     total = parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)
@@ -168,7 +168,7 @@ def _norms(matrix: Matrix, parts: Sequence[Tensor], samples: Sequence[int]) -> T
     bad = (~norms.isfinite()).any(1).nonzero().flatten().tolist()
     if bad:
         raise DataError(
-            f"the input of {matrix.module} is NaN or infinite for sample {samples[bad[0]]}: look at that text, or load "
+            f"the input of {matrix.module} is NaN or infinite for {samples[bad[0]]}: look at that text, or load "
             "the model in float32 or bfloat16 if this is an overflow of float16"
         )
     return norms

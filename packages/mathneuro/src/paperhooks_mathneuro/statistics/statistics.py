@@ -6,7 +6,6 @@ c of any resample, half or subset costs no forward pass.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,8 +46,10 @@ class Statistics:
         Which samples count, in order, with repeats: int64 [n]. All of them, once, unless resampled.
     about
         Plain data: where it comes from (model, data, options) and calls by module.
-    model_class, config_hash
-        The model it belongs to.
+    model_class, config, weights
+        The model it belongs to: its config (:func:`paperhooks.io.config_entries`), and what decides, the digest of all
+        its weights (:func:`paperhooks.io.model_digest`), since all of them decide about activations. Without a digest
+        they are of no model in particular.
     """
 
     coverage: Coverage
@@ -59,7 +60,8 @@ class Statistics:
     sums: Mapping[str, Tensor] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     model_class: str = ""
-    config_hash: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    weights: str = ""
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
@@ -132,10 +134,10 @@ class Statistics:
         tensors |= {"tokens": self.tokens, "rows": self.rows}
         data = {"matrices": [row_of_matrix(m) for m in self.matrices], "inputs": dict(self.inputs), "about": self.about}
         data["uncovered"] = [[one.parameter, one.numel, one.reason] for one in self.coverage.uncovered]
+        data["weights"] = self.weights
         artefact = Artefact(
-            "mathneuro", kind=_KIND, data=data, tensors=tensors, model_class=self.model_class,
-            config_hash=self.config_hash,
-        )  # fmt: skip
+            "mathneuro", kind=_KIND, data=data, tensors=tensors, model_class=self.model_class, config=self.config
+        )
         return artefact.save(with_ending(path, ".safetensors"))
 
     @classmethod
@@ -144,7 +146,7 @@ class Statistics:
         artefact = Artefact.load(path)
         if artefact.kind != _KIND:
             raise ArtefactError(f"{path} is {artefact.kind!r} and not statistics; make them with collect")
-        data, tensors = json.loads(json.dumps(artefact.data)), artefact.tensors
+        data, tensors = artefact.data, artefact.tensors
         return cls(
             coverage=Coverage(
                 tuple(matrix_from_row(row) for row in data["matrices"]),
@@ -157,7 +159,8 @@ class Statistics:
             rows=tensors["rows"],
             about=data["about"],
             model_class=artefact.model_class,
-            config_hash=artefact.config_hash,
+            config=artefact.config,
+            weights=data["weights"],
         )
 
     def __str__(self) -> str:
