@@ -2,7 +2,7 @@ import paperhooks_evaluation as _evaluation
 
 from .compression import compress as compress
 from .data.scorer import score as score
-from .data.scorer import select as select
+from .data.selector import select as select
 from .errors import ArtefactError as ArtefactError
 from .errors import DataError as DataError
 from .errors import HookError as HookError

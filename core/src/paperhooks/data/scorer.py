@@ -84,6 +84,7 @@ def score(
     with store.begin(_decides(scorer, unit_rows, len(corpus), seed), costly=digests):
         scores = torch.cat(list(_units(store, scorer, corpus, unit_rows, progress)))
         header = {"run": store.run, "rows": len(scores), "unscored": int((~scores.isfinite()).sum())}
+        store.confirm()
         write_tensors(store.folder / "scores.safetensors", {"scores": scores}, header)
     return scores
 

@@ -15,6 +15,8 @@ from .files import write_text as write_text
 from .harmless import csv_cell as csv_cell
 from .harmless import csv_text as csv_text
 from .harmless import error_text as error_text
+from .harmless import html_text as html_text
+from .harmless import markdown_text as markdown_text
 from .harmless import printable as printable
 from .harmless import redacted as redacted
 from .hashing import config_entries as config_entries
@@ -38,11 +40,13 @@ from .options import text as text
 from .options import whole as whole
 from .options import whole_list as whole_list
 from .processes import Ranks as Ranks
+from .processes import launched as launched
 from .record_paths import record_files as record_files
 from .records import Record as Record
 from .records import RecordItems as RecordItems
 from .records import Records as Records
 from .records import file_digest as file_digest
+from .records import from_hub as from_hub
 from .records import open_records as open_records
 from .records import read_records as read_records
 from .tables import list_cell as list_cell

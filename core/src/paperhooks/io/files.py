@@ -204,10 +204,13 @@ def read_json(path: Path, what: str = "JSON") -> Any:
         raise DataError(f"{path} is no {what}: {error}") from error
 
 
-def parse_json(raw: bytes | str) -> Any:
-    """A JSON value; ValueError for whatever is none, also for what is nested too deep or not UTF-8."""
+def parse_json(raw: bytes | str, *, strict: bool = True) -> Any:
+    """A JSON value; ValueError for whatever is none, also for what is nested too deep or not UTF-8.
+
+    :param strict: refuse control characters inside strings, which other programs write as they are.
+    """
     try:
-        return json.loads(raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw)
+        return json.loads(raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw, strict=strict)
     except UnicodeDecodeError as error:
         hint = "; save it as UTF-8" if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else ""
         raise ValueError(f"it is not UTF-8 ({error.reason} at byte {error.start}){hint}") from error

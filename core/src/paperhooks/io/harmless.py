@@ -1,4 +1,4 @@
-"""Text of others made fit to be shown elsewhere: in a terminal, in a spreadsheet, in a log that is passed on.
+"""Text of others made fit to be shown elsewhere: in a terminal, a spreadsheet, a report, a log that is passed on.
 
 Names, summaries and errors of plugins, answers of models and of servers may hold anything; each function here takes
 away one way in which such a text does more than being read.
@@ -6,12 +6,13 @@ away one way in which such a text does more than being read.
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable
 from typing import Any, Final
 from urllib.parse import quote
 
-__all__ = ["csv_cell", "csv_text", "error_text", "printable", "redacted"]
+__all__ = ["csv_cell", "csv_text", "error_text", "html_text", "markdown_text", "printable", "redacted"]
 
 #: C0 and C1 controls, marks and overrides of the writing direction (Unicode Annex 9), line and paragraph separators,
 #: byte order mark, tag characters, and halves of surrogate pairs, which no terminal can be sent.
@@ -20,6 +21,10 @@ _UNSEEN: Final = re.compile(
 )
 _FORMULA: Final = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")  # the wide ones are taken by spreadsheets of some languages
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+#: What Markdown (CommonMark with tables, strike-through and formulas) takes for markup inside a line, and at its start.
+_MARKUP: Final = re.compile(r"[\\`*~$|]|(?<!\w)_|_(?!\w)|\](?=[(\[:])")
+_LINE_START: Final = re.compile(r"(?m)^[ \t]*(?:(#{1,6}|[-+]+|=+)(?=\s|$)|(\d{1,9})(?=[.)](?:\s|$)))?")
 
 _HIDDEN: Final = "***"
 _SECRETS: Final = (
@@ -72,6 +77,25 @@ def error_text(error: BaseException) -> str:
     except BaseException:  # SystemExit too
         said = "(its text cannot be shown)"
     return printable(f"{type(error).__name__}: {said}" if said else type(error).__name__)
+
+
+def html_text(text: object) -> str:
+    """``text`` as HTML that shows it; line breaks stay."""
+    return html.escape(printable(text, lines=True))
+
+
+def markdown_text(text: object, *, lines: bool = False) -> str:
+    r"""``text`` as Markdown that shows it: no images, links, HTML, comments, fences, headings or lists come of it.
+
+    >>> markdown_text("![x](http://a.b/c.png) <!-- d -->")
+    '![x\\](http://a.b/c.png) &lt;!-- d --&gt;'
+
+    :param lines: line breaks stay; without it they become spaces.
+    """
+    found = printable(text, lines=True)
+    found = found if lines else " ".join(found.split("\n"))
+    found = _MARKUP.sub(r"\\\g<0>", html.escape(found, quote=False))
+    return _LINE_START.sub(lambda at: f"{at[2]}\\" if at[2] else f"\\{at[1]}" if at[1] else "", found)
 
 
 def csv_cell(value: Any) -> str:

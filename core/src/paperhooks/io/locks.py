@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from paperhooks.errors import DataError
 from paperhooks.io.files import is_open_file, now, try_lock
-from paperhooks.io.processes import Ranks
+from paperhooks.io.processes import launched
 
 __all__ = ["LOCK_FILE", "FolderLock"]
 
@@ -163,7 +163,7 @@ class FolderLock:
         """What the processes of one launch have in common, and nobody else."""
         if self.launch:
             return self.launch
-        if max(Ranks().count, _number("WORLD_SIZE")) < 2:
+        if launched()[1] < 2:
             return self._token
         if "MASTER_PORT" in os.environ:
             names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
@@ -195,8 +195,3 @@ def _alive(pid: Any) -> bool:
     except OSError:  # of another user
         return True
     return True
-
-
-def _number(name: str) -> int:
-    text = os.environ.get(name, "")
-    return int(text) if text.isdecimal() else 1

@@ -1,13 +1,40 @@
-"""The processes of ``torch.distributed`` that share a run."""
+"""The processes that share a run: those of ``torch.distributed``, or of one launch that has not initialised it."""
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
-from paperhooks.errors import PaperhooksError
+from paperhooks.errors import DataError, PaperhooksError
 
-__all__ = ["Ranks"]
+__all__ = ["Ranks", "launched"]
+
+
+def launched() -> tuple[int, int]:
+    """This process' index and how many there are: of torch.distributed, else of RANK and WORLD_SIZE, else 0, 1.
+
+    :raises DataError: the launch spans several machines, or the environment says what cannot be.
+    """
+    ranks = Ranks()
+    if ranks.count > 1:
+        index, count = ranks.index, ranks.count
+    else:
+        index, count = _environment("RANK", 0), _environment("WORLD_SIZE", 1)
+    if not 0 <= index < count:
+        raise DataError(f"RANK is {index} and WORLD_SIZE {count}; expected 0 <= RANK < WORLD_SIZE")
+    here = _environment("LOCAL_WORLD_SIZE", count)
+    if here < count:
+        raise DataError(
+            f"{count} processes were launched, {here} of them on this machine; a folder of work serves the processes "
+            "of one machine: start them on one, or give each machine a part of the corpus and a folder of its own"
+        )
+    return index, count
+
+
+def _environment(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default
 
 
 class Ranks:

@@ -77,9 +77,9 @@ def record_files(source: str | Path) -> FileList:
     found = tuple(file for file in inside if form_of(file) is not None)
     skipped = Counter(file.suffix.lower() or "no ending" for file in inside if form_of(file) is None)
     if not found:
-        raise DataError(f"{path} holds no file that can be read{_counted(skipped)}; expected {ENDINGS}")
+        raise DataError(f"{path} holds {_counted(skipped)} and no file that can be read; expected {ENDINGS}")
     if skipped:
-        logger.warning("%s: %d files are read; left out are%s", path, len(found), _counted(skipped))
+        logger.warning("%s: %d files are read; left out are %s", path, len(found), _counted(skipped))
     return FileList(found, tuple(sorted(skipped.items())))
 
 
@@ -89,7 +89,7 @@ def _hidden(file: Path) -> bool:
 
 
 def _counted(skipped: Counter[str]) -> str:
-    return " " + ", ".join(f"{count} {ending}" for ending, count in skipped.most_common()) if skipped else ""
+    return ", ".join(f"{count} {ending}" for ending, count in skipped.most_common()) or "nothing"
 
 
 @contextmanager

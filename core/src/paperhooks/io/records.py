@@ -170,7 +170,7 @@ def _lines(handle: Iterable[bytes], file: Path) -> Iterator[Record]:
 def _parsed(raw: bytes, file: Path, line: int) -> Any:
     text = decoded(raw, file, line)
     try:
-        return parse_json(text)
+        return parse_json(text, strict=False)
     except ValueError as error:
         raise DataError(f"{file}:{line}: is not JSON: {error}") from error
 
@@ -179,7 +179,7 @@ def _json(raw: bytes, file: Path) -> Iterator[Record]:
     """A list of records, JSON lines under another name, or one object."""
     text = decoded(raw, file, 1)
     try:
-        found = parse_json(text)
+        found = parse_json(text, strict=False)
     except ValueError as error:
         lines = [line for line in raw.split(b"\n") if line.strip()]
         if len(lines) < 2 or not lines[0].rstrip().endswith((b"}", b"]", b'"')):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from paperhooks.errors import did_you_mean
+from paperhooks.io.options import shown
 
 __all__ = ["Field", "Problem", "check_table", "line_of", "read_toml"]
 
@@ -38,7 +39,8 @@ class Field:
         ``str``, ``int``, ``float`` (integers pass), ``bool``, ``date`` , ``strings`` (a list of strings), ``table`` or
         ``tables``.
     required, choices, pattern, longest
-        Presence, allowed values, a regular expression for the whole value, and the length limit of a string.
+        Presence, allowed values, a regular expression for the whole value (of a list, for each), and the length limit
+        of a string.
     """
 
     kind: str
@@ -74,7 +76,7 @@ _EXPECTED: Final = {
 def read_toml(path: Path) -> tuple[dict[str, Any], str, list[Problem]]:
     """Parsed data, text and problems of a file; the data is empty when it cannot be parsed."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         return tomllib.loads(text), text, []
     except OSError as error:
         return {}, "", [Problem(str(path), 0, f"cannot be read: {error.strerror or error}")]
@@ -83,6 +85,10 @@ def read_toml(path: Path) -> tuple[dict[str, Any], str, list[Problem]]:
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"line (\d+)", str(error))
         return {}, "", [Problem(str(path), int(line.group(1)) if line else 0, f"is not valid TOML: {error}")]
+    except ValueError as error:  # a number of more digits than Python reads
+        return {}, "", [Problem(str(path), 0, f"is not valid TOML: {error}")]
+    except RecursionError:
+        return {}, "", [Problem(str(path), 0, "is not valid TOML: it is nested too deep")]
 
 
 def check_table(table: Mapping[str, Any], schema: Schema, where: str) -> list[tuple[str, str]]:
@@ -92,7 +98,9 @@ def check_table(table: Mapping[str, Any], schema: Schema, where: str) -> list[tu
     ]
     for key, field in schema.items():
         if key in table:
-            faults += [(key, f"{where}: {key} = {table[key]!r} {fault}") for fault in _value_faults(table[key], field)]
+            faults += [
+                (key, f"{where}: {key} = {shown(table[key])} {fault}") for fault in _value_faults(table[key], field)
+            ]
         elif field.required:
             faults.append(("", f"{where} lacks {key!r} ({_EXPECTED[field.kind]})"))
     return faults
@@ -103,7 +111,8 @@ def _value_faults(value: Any, field: Field) -> list[str]:
         return [f"must be {_EXPECTED[field.kind]}"]
     if field.choices and value not in field.choices:
         return [f"must be one of {', '.join(map(str, field.choices))}"]
-    if field.pattern and not re.fullmatch(field.pattern, value):
+    words = value if isinstance(value, list) else [value]
+    if field.pattern and not all(re.fullmatch(field.pattern, word) for word in words):
         return [f"does not have the form {field.pattern}"]
     if field.longest and len(value) > field.longest:
         return [f"has {len(value)} characters; at most {field.longest} are allowed"]

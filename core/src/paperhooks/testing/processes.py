@@ -74,6 +74,13 @@ class Child:
         """Standard error."""
         return (self.folder / "stderr").read_text(encoding="utf-8", errors="replace")
 
+    def line(self, limit: float = 60.0) -> str:
+        """The first line of standard output, as soon as it is there; "" where the process ended without one."""
+        deadline = time.monotonic() + limit
+        while "\n" not in self.stdout and self.status is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return self.stdout.partition("\n")[0]
+
     def kill(self) -> None:
         """End it at once, as a machine that fails would, and wait until it is gone."""
         self.process.kill()

@@ -1,0 +1,110 @@
+"""Folders that one run at a time writes into: other processes, launches, killed holders, removed folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from paperhooks.errors import DataError
+from paperhooks.io import FolderLock, launched
+from paperhooks.testing import Child, Processes
+
+HOLDS = """
+import sys, time
+from paperhooks.io import FolderLock
+lock = FolderLock(sys.argv[1])
+print("first" if lock.acquire() else "joined", flush=True)
+time.sleep(float(sys.argv[2]))
+lock.release()
+"""
+
+
+def holder(processes: Processes, folder: Path, seconds: float, **environment: str) -> tuple[Child, str]:
+    """A process that holds a folder, and what it said when it had it."""
+    child = processes.start("-c", HOLDS, folder, seconds, environment=environment)
+    return child, child.line()
+
+
+def test_a_folder_is_held_until_it_is_given_back_and_no_file_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    with FolderLock(folder) as lock:
+        assert lock.first
+        with pytest.raises(DataError, match=rf"used by another run \(process {os.getpid()} on .*, since 20"):
+            FolderLock(folder).acquire()
+    assert list(folder.iterdir()) == []
+    with FolderLock(folder) as again:
+        assert again.held
+
+
+def test_a_killed_holder_stops_nobody(tmp_path: Path) -> None:
+    with Processes() as processes:
+        child, said = holder(processes, tmp_path, 60)
+        assert said == "first"
+        with pytest.raises(DataError, match=f"process {child.process.pid} on"):
+            FolderLock(tmp_path).acquire()
+        child.kill()
+        assert (tmp_path / "run.lock").exists()
+        with FolderLock(tmp_path) as lock:
+            assert lock.first
+            assert lock.holder()["pid"] == os.getpid()
+
+
+def test_the_processes_of_a_launch_share_a_folder_and_one_of_them_is_the_first(tmp_path: Path) -> None:
+    with Processes() as processes:
+        said = [holder(processes, tmp_path, 60, WORLD_SIZE="3", RANK=str(rank))[1] for rank in range(3)]
+        assert said == ["first", "joined", "joined"]
+        with pytest.raises(DataError, match="used by another run"):
+            FolderLock(tmp_path).acquire()
+
+
+def test_processes_started_one_by_one_share_a_folder_under_a_name(tmp_path: Path) -> None:
+    with FolderLock(tmp_path, "parts of 2") as one, FolderLock(tmp_path, "parts of 2") as two:
+        assert (one.first, two.first) == (True, False)
+        one.announce({"ready": "yes"})
+        assert two.announced() == {"ready": "yes"}
+        with pytest.raises(DataError, match="used by another run"):
+            FolderLock(tmp_path, "parts of 3").acquire()
+
+
+def test_who_waits_for_a_first_process_that_died_is_told(tmp_path: Path) -> None:
+    with Processes() as processes:
+        child, _ = holder(processes, tmp_path, 60, WORLD_SIZE="2", RANK="0", MASTER_PORT="1")
+        code = (
+            "import sys; from paperhooks.io import FolderLock\n"
+            "lock = FolderLock(sys.argv[1]); print(lock.acquire(), flush=True); lock.announced()"
+        )
+        waits = processes.start("-c", code, tmp_path, environment={"WORLD_SIZE": "2", "RANK": "1", "MASTER_PORT": "1"})
+        assert waits.line() == "False"
+        child.kill()
+        waits.process.wait(timeout=60)
+        assert "ended before it was ready" in waits.stderr
+
+
+def test_a_folder_that_is_removed_while_it_is_held_is_noticed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with FolderLock(folder) as lock:
+        (folder / "run.lock").unlink()
+        with pytest.raises(DataError, match="was removed or replaced while this run was using it"):
+            lock.confirm()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file cannot be written"):
+        FolderLock(tmp_path / "file").acquire()
+
+
+def test_the_number_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert launched() == (0, 1)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert launched() == (2, 3)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(DataError, match="3 processes were launched, 2 of them on this machine"):
+        launched()
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(DataError, match="RANK is 3"):
+        launched()
