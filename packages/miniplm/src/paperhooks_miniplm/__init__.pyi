@@ -1,12 +1,13 @@
 from .algorithm import ScalingLaw as ScalingLaw
 from .algorithm import lr_at as lr_at
-from .corpus.adapter import open_corpus as open_corpus
 from .corpus.collator import collate as collate
 from .corpus.converter import convert as convert
 from .corpus.datasets import SelectedDataset as SelectedDataset
 from .corpus.datasets import StreamDataset as StreamDataset
 from .corpus.datasets import TrainingCollator as TrainingCollator
 from .corpus.datasets import sequence_mean_loss as sequence_mean_loss
+from .corpus.documents import TextRecord as TextRecord
+from .corpus.documents import read_documents as read_documents
 from .corpus.duplicates import duplicates_of as duplicates_of
 from .corpus.exporter import export as export
 from .corpus.exporter import load_selection as load_selection
@@ -15,14 +16,12 @@ from .corpus.packer import Packer as Packer
 from .corpus.packer import PackReport as PackReport
 from .corpus.packer import pack as pack
 from .corpus.record_rows import StreamRows as StreamRows
-from .corpus.records import TextRecord as TextRecord
 from .corpus.rows import MemoryRows as MemoryRows
 from .corpus.rows import Row as Row
 from .corpus.rows import RowSource as RowSource
 from .corpus.shard_files import write_shards as write_shards
 from .corpus.shards import Shards as Shards
 from .corpus.sources import open_rows as open_rows
-from .corpus.sources import read_documents as read_documents
 from .demo_models import byte_tokenizer as byte_tokenizer
 from .demo_models import small_llama as small_llama
 from .difference import Difference as Difference
@@ -41,8 +40,6 @@ from .scoring.jobs import score as score
 from .scoring.likelihood import LogLikelihood as LogLikelihood
 from .scoring.likelihood import ScoringWarning as ScoringWarning
 from .scoring.scores import Scores as Scores
-from .scoring.scores import merge as merge
-from .selection import RowSelection as RowSelection
 from .selection import select as select
 
 __version__: str

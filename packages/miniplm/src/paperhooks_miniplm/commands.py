@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from paperhooks import DataError
 from paperhooks.cli import Device, Dtype, Model, RunOut, Seed, load_model, usage_errors
+from paperhooks.io import launched, local_path
 from tqdm import tqdm
 
 if TYPE_CHECKING:
@@ -55,10 +56,10 @@ def add_commands(app: typer.Typer) -> None:
 
 def pack(
     source: Annotated[
-        str, typer.Argument(help="Documents: .jsonl, .jsonl.gz, .parquet, .txt, a folder, hub:NAME:SPLIT.")
+        str, typer.Argument(help="Documents: .jsonl, .json, .csv, .parquet, .txt, .gz, a folder, hub:NAME:SPLIT.")
     ],
     tokenizer: Annotated[str, typer.Option("--tokenizer", help="Folder or hub name.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of shards.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder of shards.")],
     max_length: MaxLength = 1024,
     bos: Bos = None,
     flush_tail: Annotated[bool, typer.Option("--flush-tail/--drop-tail", help="Keep what is left at the end.")] = True,
@@ -67,9 +68,10 @@ def pack(
     domain_field: DomainField = "domain",
 ) -> None:
     """Pack documents into chunks of max-length + 1 tokens that end where sentences end."""
+    from paperhooks_miniplm.corpus.documents import read_documents
     from paperhooks_miniplm.corpus.packer import pack as run
-    from paperhooks_miniplm.corpus.sources import read_documents
 
+    local_path(out)
     documents = read_documents(source, text_field=text_field, domain_field=domain_field)
     with tqdm(desc="pack", unit="row") as bar:
         report = run(
@@ -80,6 +82,9 @@ def pack(
         f"{out}: {report.documents} documents, {report.rows} rows, {report.tokens_kept} of {report.tokens_in} tokens, "
         f"{report.tokens_lost} lost, {report.duplicates} duplicate rows left out"
     )
+    if report.skipped:
+        others = ", ".join(f"{count} {ending}" for ending, count in report.skipped.items())
+        typer.echo(f"  read {report.files} files; left out are {others}")
     for domain, kept in sorted(report.by_domain.items()):
         typer.echo(f"  {domain or '(no domain)':<24} {kept['rows']:>9} rows {kept['tokens']:>12} tokens")
 
@@ -104,8 +109,8 @@ def plan(
     from paperhooks_miniplm.scoring.cost import plan as run
 
     known = _tokenizer(tokenizer or teacher)
-    models = {"teacher": load_model(teacher, device, dtype), "reference": load_model(reference, device, dtype)}
     rows = _rows(corpus, known, text_field, domain_field)
+    models = {"teacher": load_model(teacher, device, dtype), "reference": load_model(reference, device, dtype)}
     typer.echo(
         str(
             run(
@@ -126,10 +131,6 @@ def score(
     over_long: OverLong = "truncate",
     batch_tokens: BatchTokens = None,
     unit_rows: Annotated[int, typer.Option("--unit-rows", min=1, help="Rows a file.")] = 8192,
-    worker: Annotated[str | None, typer.Option("--worker", help="INDEX/COUNT; torchrun sets it.")] = None,
-    take_over: Annotated[
-        bool, typer.Option("--take-over", help="When its units are done, do those that other workers left.")
-    ] = False,
     trained_on: Annotated[
         str | None, typer.Option("--trained-on", help="Rows the model was trained on; warns of those it scores.")
     ] = None,
@@ -140,24 +141,27 @@ def score(
     text_field: TextField = "text",
     domain_field: DomainField = "domain",
 ) -> None:
-    """Score every row with one model; prints the cost before it begins. Killed and started again, it goes on."""
+    """Score every row with one model; prints the cost before it begins. Killed and started again, it goes on.
+
+    The processes that torchrun or accelerate launch on one machine share the rows.
+    """
     from paperhooks_miniplm.scoring.jobs import score as run
 
+    index, count = launched()
     known = _tokenizer(tokenizer or model)
-    loaded, rows = load_model(model, device, dtype), _rows(corpus, known, text_field, domain_field)
-    index, count = _worker(worker)
+    rows = _rows(corpus, known, text_field, domain_field)
+    loaded = load_model(model, device, dtype)
     if index == 0 and not (out / "manifest.json").exists():
         settings = {"tokenizer": known, "max_length": max_length, "over_long": over_long, "workers": count}
         settings |= {"mask_after_end": mask_after_end, "batch_tokens": batch_tokens}
         typer.echo(_cost(name or "model", loaded, rows, settings))
     found = run(
         loaded, rows, out, tokenizer=known, name=name, max_length=max_length, over_long=over_long,
-        batch_tokens=batch_tokens, unit_rows=unit_rows, worker=(index, count), mask_after_end=mask_after_end,
-        most_bad=most_bad, take_over=take_over,
+        batch_tokens=batch_tokens, unit_rows=unit_rows, mask_after_end=mask_after_end, most_bad=most_bad,
         trained_on=None if trained_on is None else _rows(trained_on, known, text_field, domain_field),
     )  # fmt: skip
     if found is None:
-        typer.echo(f"{out}: this worker's units are done; others are missing")
+        typer.echo(f"{out}: the units of this process are done; others are missing")
     else:
         mean = float(found.values()[found.usable].mean()) if found.usable.any() else float("nan")
         unscored, cut = int((~found.usable).sum()), 0 if found.cut is None else int(found.cut.sum())
@@ -221,7 +225,7 @@ def select(
 def export(
     selection: Annotated[Path, typer.Argument(help="selection.safetensors of select.")],
     corpus: Corpus,
-    out: Annotated[Path, typer.Option("--out", "-o", help="File, or folder for shards.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="File, or folder for shards.")],
     format: Annotated[
         Literal["index", "bitmap", "shards", "parquet", "jsonl"], typer.Option("--format", help="What is written.")
     ],
@@ -233,6 +237,7 @@ def export(
     from paperhooks_miniplm.corpus.exporter import export as run
     from paperhooks_miniplm.corpus.exporter import load_selection
 
+    local_path(out)
     known = _tokenizer(tokenizer) if tokenizer else None
     rows = _rows(corpus, known, text_field, domain_field)
     chosen = load_selection(selection, rows)
@@ -245,7 +250,7 @@ def convert(
     corpus: Corpus,
     old: Annotated[str, typer.Option("--from", help="Tokenizer of the corpus.")],
     new: Annotated[str, typer.Option("--to", help="Tokenizer of the student.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of shards.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder of shards.")],
     selection: Annotated[Path | None, typer.Option("--selection", help="Only these rows.")] = None,
     max_length: MaxLength = 1024,
     repack: Annotated[bool, typer.Option("--repack/--row-by-row", help="Pack anew, so that no text is lost.")] = True,
@@ -259,16 +264,14 @@ def convert(
     """Write a corpus, or a selection of it, for a student with another tokenizer."""
     from paperhooks_miniplm.corpus.converter import convert as run
     from paperhooks_miniplm.corpus.exporter import read_index
-    from paperhooks_miniplm.corpus.shard_files import ShardWriter
 
+    local_path(out)
     first, second = _tokenizer(old), _tokenizer(new)
     rows = _rows(corpus, first, text_field, domain_field)
     chosen = None if selection is None else read_index(selection, rows)
     found = run(rows, first, second, rows=chosen, max_length=max_length, bos=bos, repack=repack, join=join)
-    with ShardWriter(out, vocabulary=len(second)) as writer:
-        for row in tqdm(found, desc="convert", unit="row"):
-            writer.add(row.ids, row.domain, row.n_bytes)
-    one = found.report
+    with tqdm(desc="convert", unit="row") as bar:
+        one = found.write(out, progress=lambda now: bar.update(now.rows_out - bar.n))
     typer.echo(f"{out}: {one.rows_in} rows in, {one.rows_out} out, {one.cut} cut, {one.damaged} texts with U+FFFD")
 
 
@@ -328,17 +331,6 @@ def _cost(name: str, model: Any, rows: RowSource, settings: Mapping[str, Any]) -
     return (
         f"{rows.name} is a stream of unknown length; of its first rows:\n{estimate({name: model}, first, **settings)}"
     )
-
-
-def _worker(text: str | None) -> tuple[int, int]:
-    from paperhooks_miniplm.scoring.jobs import workers
-
-    if text is None:
-        return workers()
-    index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise typer.BadParameter(f"--worker is {text!r}; expected INDEX/COUNT such as 0/4")
-    return int(index), int(count)
 
 
 def _quota(text: str | None) -> Any:

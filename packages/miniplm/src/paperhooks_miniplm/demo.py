@@ -10,9 +10,9 @@ import numpy as np
 from paperhooks.authoring import DemoContext
 from paperhooks.errors import require
 
+from paperhooks_miniplm.corpus.documents import TextRecord
 from paperhooks_miniplm.corpus.duplicates import duplicates_of
 from paperhooks_miniplm.corpus.packer import pack
-from paperhooks_miniplm.corpus.records import TextRecord
 from paperhooks_miniplm.corpus.shards import Shards
 from paperhooks_miniplm.demo_models import byte_tokenizer, small_llama, train, training_batch
 from paperhooks_miniplm.difference import diff

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from paperhooks import DataError
+from paperhooks.data import Selection
 from paperhooks_miniplm import (
     MemoryRows,
     Row,
-    RowSelection,
     SelectedDataset,
     StreamDataset,
     TrainingCollator,
@@ -59,13 +59,13 @@ def test_a_mask_chooses_like_row_numbers() -> None:
     mask[[2, 5]] = True
     assert firsts(SelectedDataset(source(), mask)[i] for i in range(2)) == [2, 5]
     assert len(SelectedDataset(source(), [])) == 0
-    selection = RowSelection(np.array([2, 5]), 20, 0.0)
+    selection = Selection(np.array([2, 5]), 20, 0.0)
     assert firsts(SelectedDataset(source(), selection)[i] for i in range(2)) == [2, 5]
     assert firsts(StreamDataset(source(), selection)) == [2, 5]
     with pytest.raises(DataError, match="the scores are of another corpus"):
-        SelectedDataset(source(), RowSelection(np.array([2]), 20, 0.0, {"corpus": {"rows": 20, "sha256": "0"}}))
+        SelectedDataset(source(), Selection(np.array([2]), 20, 0.0, {"corpus": {"rows": 20, "sha256": "0"}}))
     with pytest.raises(DataError, match="the selection is of 21 rows"):
-        SelectedDataset(source(), RowSelection(np.array([2, 5]), 21, 0.0))
+        SelectedDataset(source(), Selection(np.array([2, 5]), 21, 0.0))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paperhooks import DataError
-from paperhooks_miniplm import MemoryRows, Row, RowSelection, Shards, StreamRows, convert, open_rows, pack, write_shards
+from paperhooks.data import Selection
+from paperhooks_miniplm import MemoryRows, Row, Shards, StreamRows, convert, open_rows, pack, write_shards
 from paperhooks_miniplm.corpus.packer import packer_of, text_bytes
 from paperhooks_miniplm.corpus.record_rows import encode
 
@@ -121,7 +122,7 @@ def test_masks_and_selections_choose_rows() -> None:
     mask = np.zeros(1506, dtype=bool)
     mask[[3, 100]] = True
     wanted = ids_of(one_for_one(golden.SHARDS, OLD, NEW, rows=[3, 100]))
-    for rows in (mask, RowSelection(np.array([3, 100]), 1506, 0.0)):
+    for rows in (mask, Selection(np.array([3, 100]), 1506, 0.0)):
         assert ids_of(one_for_one(golden.SHARDS, OLD, NEW, rows=rows)) == wanted
     for rows, words in (([9999], "row 9999"), (mask[:5], "5 entries"), ([0.5], "expected row numbers")):
         with pytest.raises(DataError, match=words):

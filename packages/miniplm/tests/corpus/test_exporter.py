@@ -62,7 +62,7 @@ def test_rows_are_found_again(tmp_path: Path, format: str) -> None:
     with pytest.raises(DataError, match="exists already with other rows"):
         export(select(VALUES, ratio=0.5), ROWS, tmp_path / "chosen", format)
     file.write_bytes(b"no")
-    with pytest.raises(DataError, match="holds no selection"):
+    with pytest.raises(DataError, match="expected a selection of rows"):
         read_index(file)
 
 

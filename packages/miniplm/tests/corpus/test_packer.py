@@ -222,13 +222,13 @@ def test_only_an_end_of_sequence(tmp_path: Path) -> None:
 def test_nothing_to_pack(tmp_path: Path) -> None:
     report = pack([], golden.tokenizer(), tmp_path)
     assert report.rows == report.tokens_in == 0
-    assert [file.name for file in tmp_path.iterdir()] == ["pack.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["corpus.json"]
 
 
 def test_the_report_is_stored_with_what_it_was_made_with(tmp_path: Path) -> None:
     seen = []
     report = pack(documents()[:9], golden.tokenizer(), tmp_path, max_length=64, shuffle=True, progress=seen.append)
-    stored = json.loads((tmp_path / "pack.json").read_text())
+    stored = json.loads((tmp_path / "corpus.json").read_text())
     assert stored["report"]["tokens_in"] == report.tokens_in
     assert stored["report"]["by_domain"] == report.by_domain
     assert stored["settings"]["max_length"] == 64

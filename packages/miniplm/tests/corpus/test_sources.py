@@ -12,6 +12,7 @@ import golden_miniplm as golden
 import numpy as np
 import pytest
 from paperhooks import DataError, MissingExtra
+from paperhooks.models import tokenizer_digest
 from paperhooks_miniplm import (
     MemoryRows,
     Row,
@@ -22,9 +23,10 @@ from paperhooks_miniplm import (
     open_rows,
     pack,
     read_documents,
+    write_shards,
 )
 from paperhooks_miniplm.corpus import RecordRows, count_rows
-from paperhooks_miniplm.corpus.record_rows import encode, tokenizer_digest
+from paperhooks_miniplm.corpus.record_rows import encode
 
 RECORDS = [
     {"text": f"Text {n}. \u00e9\n", "domain": "ab"[n % 2], "meta": {"set": f"s{n}"}, "other": n} for n in range(7)
@@ -33,6 +35,7 @@ WANTED = [(one["text"], one["domain"]) for one in RECORDS]
 
 
 def write_lines(path: Path, records=RECORDS) -> Path:
+    path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records), encoding="utf-8")
     return path
 
@@ -104,6 +107,82 @@ def test_empty_documents_are_counted_and_blank_lines_are_none(tmp_path: Path) ->
     assert read_documents(found) is found
 
 
+TABLE = "text\tdomain\n" + "".join(f'"Text {n}. \u00e9\n"\t{"ab"[n % 2]}\n' for n in range(7))
+LINES = "".join(json.dumps(one) + "\n" for one in RECORDS)
+NAMED = {
+    "a.ndjson": LINES, "a.JSONL": LINES, "a.jsonlines": LINES, "a.json": LINES, "a.JSON": json.dumps(RECORDS),
+    "a.jsonl.txt": LINES, "a.json.gz": LINES, "a.tsv": TABLE, "a.CSV": TABLE.replace("\t", ","),
+    "a.CSV.GZ": TABLE.replace("\t", ","),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_documents_and_rows_of_every_ending(tmp_path: Path, name: str) -> None:
+    raw = ("\ufeff" + NAMED[name]).encode()
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.lower().endswith("gz") else raw)
+    assert [(one.text, one.domain) for one in read_documents(tmp_path / name)] == WANTED
+    rows = open_rows(tmp_path / name, golden.tokenizer())
+    assert isinstance(rows, RecordRows if name in ("a.ndjson", "a.JSONL", "a.jsonlines", "a.jsonl.txt") else StreamRows)
+    assert plain(rows.read(range(7))) == expected()
+
+
+def test_files_of_a_folder_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    write_lines(tmp_path / "docs" / "a.jsonl")
+    for name in ("b.rst", "c.RST", "d", ".e.jsonl", "f.txt"):
+        (tmp_path / "docs" / name).write_text("some text")
+    found = read_documents(tmp_path / "docs")
+    assert (found.files, found.skipped) == (2, {".rst": 2, "no ending": 1})
+    report = pack(found, golden.tokenizer(), tmp_path / "packed")
+    assert (report.documents, report.files, report.skipped) == (8, 2, {".rst": 2, "no ending": 1})
+    assert json.loads((tmp_path / "packed" / "corpus.json").read_text())["report"]["skipped"] == found.skipped
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/corpus", "gs://bucket/corpus.jsonl"])
+def test_addresses_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    ways = {
+        "documents": lambda: read_documents(address),
+        "rows": lambda: open_rows(address),
+        "shards": lambda: Shards(address),
+        "pack": lambda: pack(["a"], golden.tokenizer(), address),
+        "write": lambda: write_shards([[1]], address),
+    }
+    for run in ways.values():
+        with pytest.raises(DataError, match="is an address"):
+            run()
+    assert list(tmp_path.iterdir()) == []
+
+
+ODD = {
+    "null": ('{"text": null}', "'text' is null; expected text"),
+    "number": ('{"text": 3}', "'text' is int; expected text"),
+    "boolean": ('{"text": true}', "'text' is bool; expected text"),
+    "list": ('{"text": ["a"]}', "'text' is list; expected text"),
+    "domain": ('{"text": "a", "domain": 3}', "'domain' is int; expected text"),
+    "half a pair in the domain": ('{"text": "a", "domain": "\\ud800"}', "half of a surrogate pair"),
+    "number inside": (
+        '{"text": "a", "meta": {"set": 3}}',
+        "'meta.set' is int; expected text",
+        {"domain_field": "meta.set"},
+    ),
+    "no object": ('{"text": "a", "meta": "x"}', "'meta' is str; expected an object", {"domain_field": "meta.set"}),
+    "null inside": ('{"body": {"text": null}}', "'body.text' is null; expected text", {"text_field": "body.text"}),
+    "number outside": ('{"body": 3}', "'body' is int; expected an object", {"text_field": "body.text"}),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_text_where_text_belongs_is_named(tmp_path: Path, kind: str) -> None:
+    line, message, *other = ODD[kind]
+    file = tmp_path / "a.jsonl"
+    file.write_text(f'{{"text": "good", "body": {{"text": "good"}}}}\n{line}\n')
+    options = other[0] if other else {}
+    with pytest.raises(DataError, match=rf"a\.jsonl:2: .*{message}"):
+        list(read_documents(file, **options))
+    with pytest.raises(DataError, match=rf"a\.jsonl:2: .*{message}"):
+        open_rows(file, golden.tokenizer(), **options).read([0, 1])
+
+
 DAMAGED = {
     "not JSON": ("a.jsonl", b'"good"\n{"text": \n', r"a\.jsonl:2: is not JSON"),
     "not UTF-8": ("a.jsonl", b'"good"\n\n"\xff"\n', r"a\.jsonl:3: is not UTF-8"),
@@ -114,7 +193,7 @@ DAMAGED = {
     "not gzip": ("a.jsonl.gz", b"plain", r"a\.jsonl\.gz cannot be read"),
     "cut gzip": ("a.jsonl.gz", gzip.compress(b'"text"\n' * 100)[:-12], r"a\.jsonl\.gz cannot be read"),
     "not parquet": ("a.parquet", b"plain", r"a\.parquet cannot be read"),
-    "unknown": ("a.docx", b"plain", r"a\.docx holds no text that can be read; expected files in \.jsonl"),
+    "unknown": ("a.docx", b"plain", r"a\.docx has no ending that is known; expected \.jsonl, \.ndjson"),
 }
 
 
@@ -129,7 +208,7 @@ def test_damage_is_named_with_file_and_line(tmp_path: Path, kind: str) -> None:
 def test_sources_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         list(read_documents(tmp_path / "nothing.jsonl"))
-    with pytest.raises(DataError, match="holds no text"):
+    with pytest.raises(DataError, match="that can be read"):
         list(read_documents(tmp_path))
     with pytest.raises(DataError, match="holds token ids in shards"):
         read_documents(golden.SHARDS)
@@ -164,7 +243,7 @@ def test_names_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_missing_libraries_name_the_extra(tmp_path: Path, monkeypatch, module: str, source: str) -> None:
     (tmp_path / "a.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtra, match=r"paperhooks-miniplm\[data\]"):
+    with pytest.raises(MissingExtra, match=r"paperhooks\[data\]"):
         list(read_documents(source if source.startswith("hub:") else tmp_path / source))
 
 
@@ -204,6 +283,15 @@ def test_rows_of_ids(tmp_path: Path, kind: str) -> None:
     rows = open_rows(made(tmp_path / f"a.{kind}", records))
     assert plain(rows.read(range(4))) == [([n] * n, "", 99 if n == 2 else 2 * n) for n in range(4)]
     assert rows.domains() is None
+
+
+def test_rows_of_ids_in_a_table(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('input_ids,n_bytes,domain\n"[1, 2]",7,code\n[3],,\n')
+    assert plain(list(open_rows(tmp_path / "a.csv"))) == [([1, 2], "code", 7), ([3], "", None)]
+    for cell, message in (("word", "holds"), ("[1],x", "'n_bytes' is 'x'"), ("[1],-1", "'n_bytes' is '-1'")):
+        (tmp_path / "a.csv").write_text(f"input_ids,n_bytes\n{cell if ',' in cell else cell + ','}\n")
+        with pytest.raises(DataError, match=rf"a\.csv:2: {message}"):
+            list(open_rows(tmp_path / "a.csv"))
 
 
 def test_many_files_are_one_corpus(tmp_path: Path) -> None:
@@ -276,7 +364,7 @@ def test_streams_are_read_in_order(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gzip", "streamed dataset"])
-def test_workers_read_their_units_of_a_stream(tmp_path: Path, kind: str) -> None:
+def test_parts_of_a_stream_and_back(tmp_path: Path, kind: str) -> None:
     made = SOURCES[kind](tmp_path)
     for worker in (0, 1):
         rows = open_rows(made, golden.tokenizer())

@@ -67,54 +67,18 @@ def test_scores_are_those_of_the_rows(scored) -> None:
     assert len(of_stream) == ROWS
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_workers_share_a_stream_and_others_go_on(tmp_path: Path, count: int, scored) -> None:
-    """A worker ends after its units; another number of workers does the rest, whatever is there already."""
-    stream, model = scored[0], golden.fresh("ref")
-    out, rows = tmp_path / "scores", open_rows(scored[0])
-    assert score(model, rows, out, worker=(count - 1, count), **OPTIONS) is None
-    made = {file: file.stat().st_mtime_ns for file in (out / "units").iterdir()}
-    assert [int(file.stem[-6:]) for file in sorted(made)] == list(range(count - 1, 6, count))
-    found = [score(model, open_rows(stream), out, worker=(index, count + 1), **OPTIONS) for index in range(count + 1)]
-    assert {file: file.stat().st_mtime_ns for file in made} == made
-    wanted = score(model, open_rows(scored[2]), tmp_path / "alone", **OPTIONS)
-    assert found[-1] is not None
-    assert np.array_equal(found[-1].nll, wanted.nll)
-    assert score(model, open_rows(stream), out, **OPTIONS) is not None  # and once more: nothing to do
-
-
-def test_a_worker_that_comes_back_after_the_end_does_not_move_it(tmp_path: Path) -> None:
-    """Killed after its last full unit, it skips to behind the end and finds nothing, which says little."""
-    datasets = pytest.importorskip("datasets")
-    made = datasets.Dataset.from_list([{"input_ids": ids.tolist()} for ids in golden.chunks()[:25]])
-    options = {**OPTIONS, "unit_rows": 10}
-
-    def rows():
-        return open_rows(made.to_iterable_dataset(), name="mine")
-
-    model = golden.fresh("ref")
-    assert score(model, rows(), tmp_path, worker=(0, 2), **options) is None
-    assert score(model, rows(), tmp_path, worker=(1, 2), **options) is not None
-    for file in (tmp_path / "scores.safetensors", tmp_path / "ends" / "30"):
-        file.unlink(missing_ok=True)
-    found = score(model, rows(), tmp_path, worker=(1, 2), **options)
-    assert len(found) == 25
-    assert len(score(model, rows(), tmp_path, **options)) == 25
-
-
-@pytest.mark.parametrize("size", [0, 5, 10, 20])
-def test_streams_that_end_with_a_unit_or_before_the_second(tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize("size", [0, 5, 10, 20, 25])
+def test_streams_that_end_with_a_unit_or_inside_one(tmp_path: Path, size: int) -> None:
     model, options = golden.fresh("ref"), {**OPTIONS, "unit_rows": 10}
     ids = [ids.tolist() for ids in golden.chunks()[:size]]
-    found = [score(model, StreamRows(ids, name="s"), tmp_path, worker=(index, 3), **options) for index in (2, 1, 0)]
-    assert found[-1] is not None
-    assert len(found[-1]) == size
+    found = [score(model, StreamRows(ids, name="s"), tmp_path, **options) for _ in range(2)]
+    assert [len(scores) for scores in found] == [size, size]
 
 
 def test_a_stream_is_known_by_its_beginning_too(tmp_path: Path) -> None:
     one, two = ([ids.tolist() for ids in golden.chunks()[start : start + 20]] for start in (0, 50))
     score(golden.fresh("ref"), StreamRows(iter(one)), tmp_path, **OPTIONS)
-    with pytest.raises(DataError, match="holds scores with corpus"):
+    with pytest.raises(DataError, match=r"of another run: corpus\.begins"):
         score(golden.fresh("ref"), StreamRows(iter(two)), tmp_path, **OPTIONS)
     assert StreamRows(iter(one), name="a").fingerprint() != StreamRows(iter(one), name="b").fingerprint()
     rows = StreamRows(iter(one))

@@ -1,4 +1,3 @@
-from .adapter import open_corpus as open_corpus
 from .collator import collate as collate
 from .converter import convert as convert
 from .converter import text_of as text_of
@@ -6,6 +5,8 @@ from .datasets import SelectedDataset as SelectedDataset
 from .datasets import StreamDataset as StreamDataset
 from .datasets import TrainingCollator as TrainingCollator
 from .datasets import sequence_mean_loss as sequence_mean_loss
+from .documents import TextRecord as TextRecord
+from .documents import read_documents as read_documents
 from .duplicates import duplicates_of as duplicates_of
 from .duplicates import kept_duplicates as kept_duplicates
 from .duplicates import stand_in as stand_in
@@ -17,7 +18,6 @@ from .packer import PackReport as PackReport
 from .packer import pack as pack
 from .record_rows import RecordRows as RecordRows
 from .record_rows import StreamRows as StreamRows
-from .records import TextRecord as TextRecord
 from .rows import MemoryRows as MemoryRows
 from .rows import Row as Row
 from .rows import RowSource as RowSource
@@ -27,4 +27,3 @@ from .shard_files import ShardWriter as ShardWriter
 from .shard_files import write_shards as write_shards
 from .shards import Shards as Shards
 from .sources import open_rows as open_rows
-from .sources import read_documents as read_documents

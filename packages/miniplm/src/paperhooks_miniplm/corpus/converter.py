@@ -7,18 +7,22 @@ domain that follow each other together again before it decodes them, and loses n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from paperhooks.models import tokenizer_digest
 
 from paperhooks_miniplm.algorithm import Array
+from paperhooks_miniplm.corpus.documents import TextRecord
 from paperhooks_miniplm.corpus.packer import eos_of, pack_rows, packer_of, starts_with_bos, text_bytes
-from paperhooks_miniplm.corpus.record_rows import StreamRows, encode
-from paperhooks_miniplm.corpus.records import TextRecord
-from paperhooks_miniplm.corpus.row_numbers import row_numbers
-from paperhooks_miniplm.corpus.rows import Row, RowSource
+from paperhooks_miniplm.corpus.record_rows import StreamRows, described, encode, vocabulary_size
+from paperhooks_miniplm.corpus.row_numbers import row_numbers, rows_digest
+from paperhooks_miniplm.corpus.rows import Row, RowSource, check_ids, check_tokenizer
+from paperhooks_miniplm.corpus.shard_files import ShardWriter
 from paperhooks_miniplm.corpus.shards import Shards
 from paperhooks_miniplm.corpus.sources import open_rows
 
@@ -53,11 +57,49 @@ class ConversionReport:
 
 
 class Conversion(Iterator[Row]):
-    """Converted rows, made as they are asked for; ``report`` counts what was done so far. See :func:`convert`."""
+    """Converted rows, made as they are asked for. See :func:`convert`.
 
-    def __init__(self, rows: Iterator[Row], report: ConversionReport) -> None:
+    report
+        Counts what was done so far.
+    """
+
+    def __init__(
+        self,
+        rows: Iterator[Row],
+        report: ConversionReport,
+        tokenizer: Any,
+        identity: Callable[[], dict[str, Any] | None],
+    ) -> None:
         self.report = report
-        self._rows = rows
+        self._rows, self._tokenizer, self._identity = rows, tokenizer, identity
+
+    def write(
+        self,
+        out: str | Path,
+        *,
+        rows_per_shard: int = 1_000_000,
+        progress: Callable[[ConversionReport], None] | None = None,
+    ) -> ConversionReport:
+        """Write the rows as shards, with the report in ``corpus.json``; returns it.
+
+        Killed and started again it ends well: a folder that holds the same rows converted in the same way is left as it
+        is. A stream, of which only the beginning is known, cannot be known again.
+
+        :param progress: called with the report so far after every row.
+        :raises DataError: a folder that holds another corpus or is used by another run, or as reading does.
+        """
+        made = self._identity()
+        identity = None if made is None else {**made, "rows_per_shard": rows_per_shard}
+        size = vocabulary_size(self._tokenizer)
+        with ShardWriter(out, vocabulary=size, rows_per_shard=rows_per_shard, identity=identity) as writer:
+            if writer.known is not None:
+                return ConversionReport(**writer.known["report"])
+            for row in self:
+                writer.add(row.ids, row.domain, row.n_bytes)
+                if progress is not None:
+                    progress(self.report)
+            writer.about = {"report": asdict(self.report), **described(self._tokenizer)}
+        return self.report
 
     def __next__(self) -> Row:
         row = next(self._rows)
@@ -81,7 +123,7 @@ def convert(
 
     :param source: rows with ids of ``old_tokenizer``; see :func:`paperhooks_miniplm.open_rows`.
     :param rows: those to convert: ascending row numbers [K], a bool mask [N] or a
-        :class:`~paperhooks_miniplm.RowSelection`; all by default.
+        :class:`~paperhooks.data.Selection`; all by default.
     :param max_length: inputs of the student; rows have at most one id more.
     :param bos: begin rows with the new tokenizer's beginning-of-sequence token; None as it does by itself.
     :param repack: pack the text anew, into rows that are as full as can be; their number is another one. False makes
@@ -89,38 +131,58 @@ def convert(
     :param join: with ``repack``, a row goes on where the row before it in its domain stopped. None where the corpus
         says that its rows are in the order in which they were packed, as one of :func:`~paperhooks_miniplm.pack` does;
         the official ones are shuffled within shards.
-    :raises DataError: a tokenizer without an end-of-sequence token, or rows that cannot be read.
+    :raises DataError: a tokenizer without an end-of-sequence token, another old tokenizer than the one that the corpus
+        was packed with, or rows that cannot be read, or hold ids that it does not have.
     """
+    for tokenizer in (old_tokenizer, new_tokenizer):
+        eos_of(tokenizer)
     opened, report = open_rows(source), ConversionReport()
+    check_tokenizer(opened, old_tokenizer)
     rows = row_numbers(opened, rows)
     if join is None:
         join = isinstance(opened, Shards) and opened.in_packing_order
+    read = _read(opened, rows, report, vocabulary_size(old_tokenizer))
+    first = starts_with_bos(new_tokenizer, bos)
+    settings = {"max_length": max_length, "bos": first, "repack": repack, "join": join if repack else None}
+    identity = partial(_identity, opened, rows, old_tokenizer, new_tokenizer, settings)
     if repack:
-        texts = _Joiner(old_tokenizer, report, join).documents(_read(opened, rows, report), _ranks(opened, rows, join))
+        texts = _Joiner(old_tokenizer, report, join).documents(read, _ranks(opened, rows, join))
         packer = packer_of(new_tokenizer, max_length=max_length, bos=bos)
-        return Conversion(pack_rows(texts, new_tokenizer, packer), report)
-    official = _Official(old_tokenizer, new_tokenizer, max_length + 1, starts_with_bos(new_tokenizer, bos), report)
-    return Conversion(official.converted(_read(opened, rows, report)), report)
+        return Conversion(pack_rows(texts, new_tokenizer, packer), report, new_tokenizer, identity)
+    official = _Official(old_tokenizer, new_tokenizer, max_length + 1, first, report)
+    return Conversion(official.converted(read), report, new_tokenizer, identity)
 
 
-def _read(source: RowSource, rows: Any, report: ConversionReport) -> Iterator[list[Row]]:
-    """The rows in batches, counted."""
-    for batch in _batches(source, rows):
+def _identity(source: RowSource, rows: Any, old: Any, new: Any, settings: dict[str, Any]) -> dict[str, Any] | None:
+    if isinstance(source, StreamRows):
+        return None
+    made = {"made_by": "convert", "corpus": source.fingerprint(), "rows": rows_digest(rows), "settings": settings}
+    digests = {"from": tokenizer_digest(old), "to": tokenizer_digest(new)}
+    return None if None in digests.values() else made | digests
+
+
+def _read(source: RowSource, rows: Any, report: ConversionReport, vocabulary: int) -> Iterator[list[Row]]:
+    """The rows in batches, counted and checked."""
+    for numbers, batch in _batches(source, rows):
+        for number, row in zip(numbers, batch, strict=True):
+            check_ids(f"row {number} of {source.name}", row.ids, vocabulary)
         report.rows_in += len(batch)
         report.tokens_in += sum(len(row.ids) for row in batch)
         yield batch
 
 
-def _batches(source: RowSource, rows: Any) -> Iterator[list[Row]]:
+def _batches(source: RowSource, rows: Any) -> Iterator[tuple[Sequence[int], list[Row]]]:
+    """Numbers of rows, and these."""
     if rows is None and isinstance(source, StreamRows):
         start = 0
         while batch := list(source.iterate(start, start + _BATCH)):
-            yield batch
+            yield range(start, start + len(batch)), batch
             start += len(batch)
         return
     wanted = range(len(source)) if rows is None else rows
     for start in range(0, len(wanted), _BATCH):
-        yield source.read([int(row) for row in wanted[start : start + _BATCH]])
+        numbers = [int(row) for row in wanted[start : start + _BATCH]]
+        yield numbers, source.read(numbers)
 
 
 @dataclass(slots=True)

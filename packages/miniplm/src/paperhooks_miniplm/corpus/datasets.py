@@ -9,7 +9,6 @@ selected, with no plugin attached:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,7 +22,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from paperhooks_miniplm.algorithm import IGNORED, Array, sequence_means
 from paperhooks_miniplm.corpus.collator import collate
 from paperhooks_miniplm.corpus.record_rows import StreamRows
-from paperhooks_miniplm.corpus.row_numbers import row_numbers
+from paperhooks_miniplm.corpus.row_numbers import row_numbers, rows_digest
 from paperhooks_miniplm.corpus.rows import Row, RowSource, count_rows
 
 __all__ = ["SelectedDataset", "StreamDataset", "TrainingCollator", "sequence_mean_loss"]
@@ -39,7 +38,7 @@ class SelectedDataset(Dataset[dict[str, Tensor]]):
 
     :param source: the corpus; nothing of it is read until an item is asked for.
     :param rows: row numbers [K] in the order to present them, a bool mask [N], or a
-        :class:`~paperhooks_miniplm.RowSelection`; all rows by default.
+        :class:`~paperhooks.data.Selection`; all rows by default.
     :raises DataError: row numbers that are no integers or lie outside the corpus, a mask of another length, or a corpus
         that can only be read in order, for which there is :class:`StreamDataset`.
 
@@ -174,8 +173,7 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
 
     def _fingerprint(self) -> dict[str, Any]:
         if self._identity is None:
-            chosen = None if self.rows is None else _digest(self.rows)
-            self._identity = {**self.source.fingerprint(), "selection": chosen}
+            self._identity = {**self.source.fingerprint(), "selection": rows_digest(self.rows)}
         return self._identity
 
 
@@ -276,7 +274,3 @@ def _ids(item: Any) -> Array:
     if isinstance(item, Row):
         return item.ids
     return np.asarray(item["input_ids"] if isinstance(item, Mapping) else item)
-
-
-def _digest(rows: Array) -> str:
-    return hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").tobytes()).hexdigest()

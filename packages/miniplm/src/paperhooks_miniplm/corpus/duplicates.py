@@ -8,13 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from paperhooks import DataError
-from paperhooks.io import atomic_path, hash_json
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from paperhooks.io import hash_json, read_tensors, write_tensors
 
 from paperhooks_miniplm.algorithm import Array
 from paperhooks_miniplm.corpus.rows import RowSource, count_rows
-from paperhooks_miniplm.scoring.scores import read_arrays
 
 __all__ = ["duplicates_of", "kept_duplicates", "stand_in"]
 
@@ -46,13 +43,13 @@ def kept_duplicates(source: RowSource, file: Path) -> Array:
     A file of another corpus or a damaged one is made anew; that none can be written is no error.
     """
     corpus = hash_json(source.fingerprint())
-    with contextlib.suppress(SafetensorError, OSError):
-        header, arrays = read_arrays(file)
+    with contextlib.suppress(DataError):
+        header, tensors = read_tensors(file)
         if header.get("corpus") == corpus:
-            return np.unpackbits(arrays["bitmap"], count=count_rows(source)).astype(bool)
+            return np.unpackbits(tensors["bitmap"].numpy(), count=count_rows(source)).astype(bool)
     found = duplicates_of(source)
-    with contextlib.suppress(DataError), atomic_path(file) as temporary:
-        save_file({"bitmap": np.packbits(found)}, temporary, {"corpus": corpus})
+    with contextlib.suppress(DataError):
+        write_tensors(file, {"bitmap": np.packbits(found)}, {"corpus": corpus})
     return found
 
 

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 from paperhooks import DataError
+from paperhooks.data import Selection
 from paperhooks.errors import require
-from paperhooks.io import atomic_path, plain, with_ending
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from paperhooks.io import atomic_path, local_path, with_ending
 
 from paperhooks_miniplm.algorithm import Array
 from paperhooks_miniplm.corpus.converter import text_of
-from paperhooks_miniplm.corpus.rows import Row, RowSource, check_corpus, count_rows, same_rows
-from paperhooks_miniplm.corpus.shard_files import write_shards
+from paperhooks_miniplm.corpus.record_rows import RecordRows, StreamRows, vocabulary_size
+from paperhooks_miniplm.corpus.row_numbers import rows_digest
+from paperhooks_miniplm.corpus.rows import Row, RowSource, check_corpus, check_ids, count_rows, same_rows
+from paperhooks_miniplm.corpus.shard_files import of_corpus, write_shards
 from paperhooks_miniplm.corpus.shards import Shards
-from paperhooks_miniplm.scoring.scores import read_arrays
-from paperhooks_miniplm.selection import RowSelection
 
 __all__ = ["Format", "export", "load_selection", "read_index"]
 
 #: What a selection can be written as.
 Format: TypeAlias = Literal["index", "bitmap", "shards", "parquet", "jsonl"]
 
-_KIND: Final = "miniplm-selection"
 _BATCH: Final = 4096
 
 
 def export(
-    selection: RowSelection,
+    selection: Selection,
     source: RowSource,
     out: str | Path,
     format: Format = "index",
@@ -48,23 +49,23 @@ def export(
         rows in the official format, "parquet" and "jsonl" copy ids, domains, byte counts, scores and, with a
         ``tokenizer``, text, in which the end token's own text stands between documents.
     :param vocabulary: of the tokenizer, for the width of ids in shards; that of a corpus of shards without.
-    :raises DataError: an unknown format, a selection of another corpus, or an output that exists already; an index or
-        bitmap of the same rows is left as it is.
+    :raises DataError: an unknown format, a selection of another corpus, ids that are not in the vocabulary, or an
+        output that exists already with other content. The same content is left as it is, so that a run that was killed
+        may be started again.
     """
     if format not in get_args(Format):
         raise DataError(f"format is {format!r}; expected one of {', '.join(get_args(Format))}")
     check_corpus(selection.about, source)
     if selection.total != (size := count_rows(source)):
         raise DataError(f"the selection is of {selection.total} rows, {source.name} has {size}: another corpus")
-    path = Path(out)
+    path = local_path(out)
     if format in ("index", "bitmap"):
         return _write_index(selection, source, path, format)
-    if path.exists() and (format != "shards" or path.is_file() or any(path.iterdir())):
-        raise DataError(f"{path} exists already; choose another output, or delete it")
     if format == "shards":
-        dtype = source.dtype if vocabulary is None and isinstance(source, Shards) else None
-        write_shards(_rows(selection, source), path, vocabulary=vocabulary, dtype=dtype, rows_per_shard=rows_per_shard)
+        _write_shards(selection, source, path, vocabulary, rows_per_shard)
         return path
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} exists already; choose another output, or delete it")
     records = _records(selection, source, tokenizer)
     return _write_jsonl(records, path) if format == "jsonl" else _write_parquet(records, path)
 
@@ -75,59 +76,71 @@ def read_index(path: str | Path, source: RowSource | None = None) -> Array:
     :param source: the corpus it must belong to, checked by fingerprint.
     :raises DataError: a file of another kind, a damaged one, or one of another corpus.
     """
-    header, stored = _read(Path(path), source)
-    return _rows_in(header, stored)
+    return _loaded(Path(path), source).rows
 
 
-def load_selection(path: str | Path, source: RowSource) -> RowSelection:
-    """An exported index or bitmap as a selection of ``source`` again; raises what :func:`read_index` raises."""
-    header, stored = _read(Path(path), source)
-    scores = stored.get("scores")
-    cut = float("nan") if scores is None or not len(scores) else float(scores.min())
-    return RowSelection(_rows_in(header, stored), count_rows(source), cut, json.loads(header["about"]), scores)
+def load_selection(path: str | Path, source: RowSource) -> Selection:
+    """An index or bitmap, of :func:`export` or ``paperhooks.select``, as a selection of ``source`` again.
+
+    Raises what :func:`read_index` raises.
+    """
+    return _loaded(Path(path), source)
 
 
-def _read(file: Path, source: RowSource | None) -> tuple[dict[str, str], dict[str, Array]]:
-    try:
-        header, stored = read_arrays(file)
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{file} holds no selection: {error}") from error
-    if header.get("kind") != _KIND:
-        raise DataError(f"{file} is no selection of miniplm; export writes one")
-    if source is not None and not same_rows(json.loads(header["corpus"]), source.fingerprint()):
+def _loaded(file: Path, source: RowSource | None) -> Selection:
+    found = Selection.load(file)
+    known = found.about.get("corpus")
+    if source is not None and (not known or not same_rows(known, source.fingerprint())):
         raise DataError(f"{file} selects from another corpus than {source.name}")
-    return header, stored
+    return found
 
 
-def _rows_in(header: Mapping[str, str], stored: Mapping[str, Array]) -> Array:
-    if "rows" in stored:
-        return stored["rows"]
-    return np.flatnonzero(np.unpackbits(stored["bitmap"], count=int(header["total"]))).astype(np.int64)
-
-
-def _write_index(selection: RowSelection, source: RowSource, path: Path, format: str) -> Path:
+def _write_index(selection: Selection, source: RowSource, path: Path, format: Literal["index", "bitmap"]) -> Path:
     path = with_ending(path, ".safetensors")
     if path.exists():
         if not np.array_equal(read_index(path, source), selection.rows):
             raise DataError(f"{path} exists already with other rows; choose another output, or delete it")
         return path
-    arrays: dict[str, Array] = {"bitmap": selection.bitmap()} if format == "bitmap" else {"rows": selection.rows}
-    if selection.scores is not None and format == "index":
-        arrays["scores"] = np.asarray(selection.scores, dtype=np.float32)
-    header = {"kind": _KIND, "total": str(selection.total), "corpus": json.dumps(plain(source.fingerprint()))}
-    with atomic_path(path) as temporary:
-        save_file(arrays, temporary, {**header, "about": json.dumps(dict(selection.about))})
-    return path
+    known = replace(selection, about={**selection.about, "corpus": source.fingerprint()})
+    return known.save(path, format)
 
 
-def _rows(selection: RowSelection, source: RowSource) -> Iterator[Row]:
+def _write_shards(
+    selection: Selection, source: RowSource, folder: Path, vocabulary: int | None, rows_per_shard: int
+) -> None:
+    if folder.is_dir() and any(not of_corpus(file.name) for file in folder.iterdir()):
+        raise DataError(f"{folder} exists already with other files; choose another output, or delete it")
+    dtype = source.dtype if vocabulary is None and isinstance(source, Shards) else None
+    made: dict[str, Any] = {"made_by": "export", "corpus": source.fingerprint(), "rows": rows_digest(selection.rows)}
+    made |= {"vocabulary": vocabulary, "dtype": dtype and str(dtype), "rows_per_shard": rows_per_shard}
+    rows = (row for _, row in _rows(selection, source, vocabulary))
+    write_shards(
+        rows, folder, vocabulary=vocabulary, dtype=dtype, rows_per_shard=rows_per_shard,
+        identity=None if isinstance(source, StreamRows) else made, about=_tokenizer(source),
+    )  # fmt: skip
+
+
+def _tokenizer(source: RowSource) -> dict[str, Any]:
+    """What is known of the tokenizer that made the ids."""
+    if isinstance(source, RecordRows | StreamRows):
+        return source.made_with
+    known = getattr(source, "packed_with", None)
+    return {} if known is None else {"tokenizer": {"digest": known[0], "name": known[1]}}
+
+
+def _rows(selection: Selection, source: RowSource, vocabulary: int | None) -> Iterator[tuple[int, Row]]:
+    """Numbers of the chosen rows, and these; raises DataError for ids that are not in the vocabulary."""
     for start in range(0, len(selection), _BATCH):
-        yield from source.read(selection.rows[start : start + _BATCH].tolist())
+        numbers = selection.rows[start : start + _BATCH].tolist()
+        for number, row in zip(numbers, source.read(numbers), strict=True):
+            check_ids(f"row {number} of {source.name}", row.ids, vocabulary)
+            yield number, row
 
 
-def _records(selection: RowSelection, source: RowSource, tokenizer: Any) -> Iterator[dict[str, Any]]:
+def _records(selection: Selection, source: RowSource, tokenizer: Any) -> Iterator[dict[str, Any]]:
     scores = None if selection.scores is None else selection.scores.tolist()
-    for place, (number, row) in enumerate(zip(selection.rows.tolist(), _rows(selection, source), strict=True)):
+    vocabulary = None if tokenizer is None else vocabulary_size(tokenizer)
+    for place, (number, row) in enumerate(_rows(selection, source, vocabulary)):
         record: dict[str, Any] = {"row": number, "input_ids": row.ids.tolist()}
         if tokenizer is not None:
             record["text"] = text_of(row.ids, tokenizer)
@@ -140,8 +153,17 @@ def _records(selection: RowSelection, source: RowSource, tokenizer: Any) -> Iter
         yield record
 
 
+@contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
+    """A temporary file for ``path``; one that is there already may only be the same, as of a run that goes on."""
+    with atomic_path(path) as temporary:
+        yield temporary
+        if path.exists() and not filecmp.cmp(temporary, path, shallow=False):
+            raise DataError(f"{path} exists already with other content; choose another output, or delete it")
+
+
 def _write_jsonl(records: Iterator[Mapping[str, Any]], path: Path) -> Path:
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with _new_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return path
@@ -157,7 +179,7 @@ def _write_parquet(records: Iterator[dict[str, Any]], path: Path) -> Path:
     names = {"row", "input_ids"} if first is None else set(first)
     # What is known of a row may be missing in the first one and there in a later one.
     schema = pyarrow.schema([field for field in fields if field[0] in names | {"domain", "n_bytes"}])
-    with atomic_path(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+    with _new_file(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
         batch = [] if first is None else [first]
         for record in records:
             batch.append(record)

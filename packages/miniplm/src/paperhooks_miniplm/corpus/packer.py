@@ -16,13 +16,12 @@ from typing import Any, Final
 
 import numpy as np
 from paperhooks import DataError
-from paperhooks.io import now, versions, write_json
+from paperhooks.models import tokenizer_digest
 
-from paperhooks_miniplm.corpus.record_rows import encode, tokenizer_digest
-from paperhooks_miniplm.corpus.records import TextRecord
+from paperhooks_miniplm.corpus.documents import TextRecord, read_documents
+from paperhooks_miniplm.corpus.record_rows import described, encode, vocabulary_size
 from paperhooks_miniplm.corpus.rows import Row
 from paperhooks_miniplm.corpus.shard_files import ShardWriter
-from paperhooks_miniplm.corpus.sources import read_documents
 
 __all__ = [
     "EndTokens",
@@ -214,6 +213,8 @@ class PackReport:
         By how much rows that were cut at an end fall short of the longest.
     by_domain
         Rows, tokens (kept) and bytes of every domain.
+    files, skipped
+        Files that were read, and by their endings how many others the folder holds.
     """
 
     documents: int = 0
@@ -226,6 +227,8 @@ class PackReport:
     tokens_duplicate: int = 0
     cut_back: int = 0
     by_domain: dict[str, dict[str, int]] = field(default_factory=dict)
+    files: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
 
     def count(self, row: Row, own: int) -> None:
         """Add a row that was kept, ``own`` of whose ids come from documents."""
@@ -251,7 +254,10 @@ def pack(
     rows_per_shard: int = 1_000_000,
     progress: Callable[[PackReport], None] | None = None,
 ) -> PackReport:
-    """Pack documents into a folder of shards with domains and byte counts, and a report in ``pack.json``.
+    """Pack documents into a folder of shards with domains and byte counts, and a report in ``corpus.json``.
+
+    Killed and started again it ends well: a folder that holds the same documents packed in the same way is left as it
+    is, and its report returned. Only files, datasets and lists can be known again.
 
     :param documents: of :func:`paperhooks_miniplm.read_documents`, or what it reads. Those without text are left out.
     :param max_length: inputs of the model; rows have one id more.
@@ -261,26 +267,33 @@ def pack(
     :param drop_duplicates: leave out rows with the ids of an earlier row (about 100 bytes of memory a row).
     :param shuffle, seed: shuffle the rows of each shard; the official code does, with another generator.
     :param progress: called with the report so far, about once a second.
-    :return: the report. The folder holds nothing that can be opened before all is written, ``pack.json`` last.
-    :raises DataError: a tokenizer without an end-of-sequence token, or a folder that holds a corpus already.
+    :return: the report. The folder holds nothing that can be opened before all is written.
+    :raises DataError: a tokenizer without an end-of-sequence token, or a folder that holds another corpus already or is
+        used by another run.
     """
     packer = packer_of(tokenizer, max_length=max_length, bos=bos, keep_all=flush_tail)
-    report, last = PackReport(), time.monotonic()
+    opened, vocabulary = read_documents(documents), vocabulary_size(tokenizer)
     shuffle_seed = seed if shuffle else None
+    settings = {"max_length": max_length, "flush_tail": flush_tail, "bos": packer.bos, "eos": packer.ends.eos}
+    settings |= {"drop_duplicates": drop_duplicates, "shuffle_seed": shuffle_seed, "vocabulary": vocabulary}
+    settings |= {"rows_per_shard": rows_per_shard}
+    digest, source = tokenizer_digest(tokenizer), opened.fingerprint()
+    identity = {"made_by": "pack", "documents": source, "tokenizer": digest, "settings": settings}
     with ShardWriter(
-        out, vocabulary=len(tokenizer), rows_per_shard=rows_per_shard, shuffle_seed=shuffle_seed
-    ) as writer:
-        for row in pack_rows(read_documents(documents), tokenizer, packer, report, drop_duplicates):
+        out, vocabulary=vocabulary, rows_per_shard=rows_per_shard, shuffle_seed=shuffle_seed,
+        identity=identity if source and digest else None,
+    ) as writer:  # fmt: skip
+        if writer.known is not None:
+            return PackReport(**writer.known["report"])
+        report, last = PackReport(files=opened.files, skipped=opened.skipped), time.monotonic()
+        for row in pack_rows(opened, tokenizer, packer, report, drop_duplicates):
             writer.add(row.ids, row.domain, row.n_bytes)
             if progress is not None and time.monotonic() - last >= 1:
                 progress(report)
                 last = time.monotonic()
-    settings: dict[str, Any] = {"max_length": max_length, "flush_tail": flush_tail}
-    settings |= {"bos": packer.bos, "eos": packer.ends.eos}
-    settings |= {"drop_duplicates": drop_duplicates, "shuffle_seed": shuffle_seed, "vocabulary": len(tokenizer)}
-    settings |= {"tokenizer": getattr(tokenizer, "name_or_path", ""), "tokenizer_digest": tokenizer_digest(tokenizer)}
-    about = {"settings": settings, "report": asdict(report), "versions": versions(), "created": now()}
-    write_json(Path(out) / "pack.json", about)
+        writer.about = {"settings": settings, "report": asdict(report), **described(tokenizer)}
+        # Without the rows left out, or in another order, a row goes on elsewhere than where the one before it stopped.
+        writer.about["in_packing_order"] = not shuffle and not report.duplicates
     return report
 
 

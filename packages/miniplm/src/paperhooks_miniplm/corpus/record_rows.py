@@ -13,31 +13,26 @@ from typing import Any, Final
 
 import numpy as np
 from paperhooks import DataError
-from paperhooks.io import hash_json, plain
+from paperhooks.io import Record, Records, file_digest, from_hub, list_cell, plain
+from paperhooks.models import tokenizer_digest, vocabulary_digest
 
 from paperhooks_miniplm.algorithm import Array
-from paperhooks_miniplm.corpus.records import (
-    Fields,
-    Record,
-    Records,
-    TextRecord,
-    file_digest,
-    from_hub,
-    read_records,
-    record_files,
-)
+from paperhooks_miniplm.corpus.documents import Fields, TextRecord, named_files, records_of
 from paperhooks_miniplm.corpus.rows import Fingerprinted, Row, token_ids
 
-__all__ = ["RecordRows", "RowMaker", "StreamRows", "columns_of", "encode", "has_ids", "tokenizer_digest"]
+__all__ = [
+    "RecordRows",
+    "RowMaker",
+    "StreamRows",
+    "described",
+    "encode",
+    "has_ids",
+    "vocabulary_size",
+]
 
 _BATCH: Final = 256
 #: Records that tell one stream from another.
 _PEEKED: Final = 16
-
-
-def columns_of(fields: Fields) -> list[str]:
-    """All columns of a table that may hold what rows need."""
-    return [fields.text, fields.domain, fields.text.split(".")[0], fields.domain.split(".")[0], "input_ids", "n_bytes"]
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -52,14 +47,17 @@ def _stripped(ids: list[int], added: set[int]) -> list[int]:
     return ids[start : len(ids) - 1 if len(ids) > start and ids[-1] in added else len(ids)]
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
-    """SHA-256 of how a tokenizer cuts texts: all its rules where it can tell them, its vocabulary otherwise."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return hash_json(tokenizer.get_vocab())
-    rules = json.loads(backend.to_str())
-    # These two change with every call that pads or cuts.
-    return hash_json({name: rule for name, rule in rules.items() if name not in ("padding", "truncation")})
+def vocabulary_size(tokenizer: Any) -> int:
+    """One more than the largest id of a tokenizer, which may leave numbers out."""
+    known: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
+    return max(len(tokenizer), 1 + max(known.values(), default=-1))
+
+
+def described(tokenizer: Any) -> dict[str, Any]:
+    """What ``corpus.json`` says of the tokenizer that made the ids; nothing of one that cannot be told from others."""
+    digest = vocabulary_digest(tokenizer)
+    name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
+    return {} if digest is None else {"tokenizer": {"digest": digest, "name": name}}
 
 
 class RowMaker:
@@ -84,23 +82,25 @@ class RowMaker:
             raise DataError(f"{where}: is text; pass tokenizer=, or token ids as input_ids")
         return text
 
-    def domain(self, record: Any) -> str:
+    def domain(self, where: str, record: Any) -> str:
         """The domain of a record, or ""."""
-        return record.domain if isinstance(record, Row) else self.fields.domain_of(record)
+        return record.domain if isinstance(record, Row) else self.fields.domain_of(where, record)
 
     def _row(self, where: str, record: Any, text: str | None, encoded: list[int] | None) -> Row:
         if isinstance(record, Row):
             return record
-        domain = self.domain(record)
+        domain = self.domain(where, record)
         if text is not None and encoded is not None:
             ids = [*self._first, *encoded, *self._last]
             return Row(np.array(ids, dtype=np.int64), domain, len(text.encode()))
         given: Any = record
         n_bytes = None
         if isinstance(record, Mapping):
-            given, n_bytes = record["input_ids"], record.get("n_bytes")
-            text = self.fields.value(record, self.fields.text)
-        if n_bytes is None and isinstance(text, str):
+            given, n_bytes = record["input_ids"], _bytes(where, record.get("n_bytes"))
+            if isinstance(given, str) and (cell := list_cell(given)) is not None:  # of a table
+                given = cell
+            text = self.fields.text_beside(record)
+        if n_bytes is None and text is not None:
             n_bytes = len(text.encode("utf-8", "surrogatepass"))
         return Row(token_ids(where, given), domain, n_bytes)
 
@@ -111,6 +111,16 @@ class RowMaker:
             return found | {"first": [], "last": [], "tokenizer": None}
         digest = None if self.tokenizer is None else tokenizer_digest(self.tokenizer)
         return found | {"first": self._first, "last": self._last, "tokenizer": digest}
+
+
+def _bytes(where: str, value: Any) -> int | None:
+    """A count of bytes; tables hold it as text, and nothing where it is not known."""
+    if value is None or value == "":
+        return None
+    found = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if not isinstance(found, int) or isinstance(found, bool) or found < 0:
+        raise DataError(f"{where}: 'n_bytes' is {value!r}; expected a number of bytes")
+    return found
 
 
 def _special(tokenizer: Any, which: str) -> int:
@@ -127,7 +137,18 @@ def has_ids(record: Any) -> bool:
     return not isinstance(record, str | TextRecord)
 
 
-class RecordRows(Fingerprinted):
+class _Made(Fingerprinted):
+    """Rows that are made of records."""
+
+    _maker: RowMaker
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """See :func:`described`; nothing of records that hold ids."""
+        return described(self._maker.tokenizer) if self.fingerprint()["tokenizer"] else {}
+
+
+class RecordRows(_Made):
     """Rows of records that can be read at any place, one a record; see :class:`paperhooks_miniplm.RowSource`.
 
     Texts are tokenized when they are read; nothing is kept of them but, once asked for, lengths and domains.
@@ -170,7 +191,7 @@ class RecordRows(Fingerprinted):
         names: dict[str, str] = {}
         found = np.empty(len(self), dtype=object)
         for part in self._parts():
-            said = (self._maker.domain(record) for _, record in self._records.get(part))
+            said = (self._maker.domain(*one) for one in self._records.get(part))
             found[part.start : part.stop] = [names.setdefault(name, name) for name in said]
         return found if any(names) else None
 
@@ -185,13 +206,13 @@ class RecordRows(Fingerprinted):
         return {"rows": len(self), "records": self._records.fingerprint(), **self._maker.describe(ids)}
 
 
-class StreamRows(Fingerprinted):
+class StreamRows(_Made):
     """Rows of a source that can only be read in order, one a record; a :class:`~paperhooks_miniplm.RowSource`.
 
-    Workers that take every n-th run of rows each read on from where they are: what lies between is read over and not
-    tokenized, and a dataset of the library datasets is asked to skip what comes before the first. Going back begins
-    anew, so that rows are cheap to :meth:`read` in ascending order only. ``len`` raises TypeError until the end was
-    reached; :meth:`lengths` and :meth:`domains` read to the end once and keep what they found.
+    What lies before the wanted rows is read over and not tokenized, and a dataset of the library datasets is asked to
+    skip it. Going back begins anew, so that rows are cheap to :meth:`read` in ascending order only. ``len`` raises
+    TypeError until the end was reached; :meth:`lengths` and :meth:`domains` read to the end once and keep what they
+    found.
 
     :param source: as for :func:`read_documents`; also iterables of ids and :class:`Row`. One that can be read only
         once, as a generator, cannot go back.
@@ -212,7 +233,8 @@ class StreamRows(Fingerprinted):
         add_eos: bool | None = None,
     ) -> None:
         self.name = name or (str(source) if isinstance(source, str | Path) else f"a stream ({type(source).__name__})")
-        self._source = from_hub(source) if isinstance(source, str) and source.startswith("hub:") else source
+        self._files = named_files(source)
+        self._source = from_hub(source) if isinstance(source, str) and self._files is None else source
         self._maker = RowMaker(tokenizer, Fields(text_field, domain_field), add_bos, add_eos)
         self._cursor: Iterator[Record] | None = None
         self._position, self._sure = 0, True
@@ -282,7 +304,7 @@ class StreamRows(Fingerprinted):
         if start and hasattr(source, "skip"):
             # It may end before, and then there is nothing that tells where.
             source, self._position, self._sure = source.skip(start), start, False
-        self._cursor = read_records(source, columns_of(self._maker.fields), self._position)
+        self._cursor = records_of(source, self._files, self._maker.fields, self._position)
 
     def _take(self, count: int) -> list[Record]:
         found = list(islice(self._cursor or (), count))
@@ -303,14 +325,14 @@ class StreamRows(Fingerprinted):
         first = self._peeked()
         digest = hashlib.sha256("\n".join(_as_text(record) for _, record in first).encode("utf-8", "replace"))
         known = {"begins": digest.hexdigest(), **self._maker.describe(bool(first) and has_ids(first[0][1]))}
-        if isinstance(self._source, str | Path):
-            return {"files": [file_digest(file) for file in record_files(Path(self._source))], **known}
+        if self._files is not None:
+            return {"files": [file_digest(file) for file in self._files.files], **known}
         return {"stream": self.name, **known}
 
     def _peeked(self) -> list[Record]:
         """The first records; of what can be read only once they stay to be read."""
         if not isinstance(self._source, Iterator):
-            return list(islice(read_records(self._source, columns_of(self._maker.fields)), _PEEKED))
+            return list(islice(records_of(self._source, self._files, self._maker.fields), _PEEKED))
         if self._cursor is not None:
             raise DataError(f"{self.name} was read from already; score it before anything else, or give a file")
         self._begin(0)

@@ -10,10 +10,22 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from paperhooks import DataError
+from paperhooks.models import vocabulary_digest
 
 from paperhooks_miniplm.algorithm import Array
 
-__all__ = ["Fingerprinted", "MemoryRows", "Row", "RowSource", "check_corpus", "count_rows", "same_rows", "token_ids"]
+__all__ = [
+    "Fingerprinted",
+    "MemoryRows",
+    "Row",
+    "RowSource",
+    "check_corpus",
+    "check_ids",
+    "check_tokenizer",
+    "count_rows",
+    "same_rows",
+    "token_ids",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +92,24 @@ def check_corpus(about: Mapping[str, Any], source: RowSource) -> None:
     known = about.get("corpus")
     if known and not same_rows(known, source.fingerprint()):
         raise DataError(f"the scores are of another corpus than {source.name}; name the one that was scored")
+
+
+def check_tokenizer(source: RowSource, tokenizer: Any) -> None:
+    """Raise DataError where ``source`` knows that its ids were made with another tokenizer than this one."""
+    packed, given = getattr(source, "packed_with", None), vocabulary_digest(tokenizer)
+    if packed and given and packed[0] != given:
+        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+        raise DataError(
+            f"{source.name} was packed with the tokenizer {packed[1] or packed[0][:12]}, whose ids mean other texts to "
+            f"{name}; use the tokenizer it was packed with, or convert the corpus"
+        )
+
+
+def check_ids(where: str, ids: Array, size: int | None, whose: str = "the tokenizer") -> None:
+    """Raise DataError for an id below 0 or not below ``size``, saying ``where`` it stands; None checks nothing."""
+    if size is not None and len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+        wrong = ids[(ids < 0) | (ids >= size)][0]
+        raise DataError(f"{where} holds the id {wrong}; {whose} has 0 to {size - 1}")
 
 
 def count_rows(source: RowSource) -> int:

@@ -2,30 +2,39 @@
 
 ``.bin`` holds the ids of all rows one after another, ``.idx`` says how long each row is and where it begins (section
 2.2). The format has no place for what a row is about, so ``rows_K.safetensors`` may lie beside a pair: ``domain``,
-int32 [n], numbers of the names in its metadata, and ``n_bytes``, int64 [n], -1 where unknown.
+int32 [n], numbers of the names in its header, and ``n_bytes``, int64 [n], -1 where unknown.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import re
-import shutil
 import struct
-import tempfile
+import uuid
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final
 
 import numpy as np
 from paperhooks import DataError
+from paperhooks.io import FolderLock, differences, local_path, plain, write_tensors
 
 from paperhooks_miniplm.algorithm import Array
+from paperhooks_miniplm.corpus.corpus_file import (
+    CORPUS_FILE,
+    check_complete,
+    check_files,
+    file_digests,
+    read_corpus_file,
+    write_corpus_file,
+)
 from paperhooks_miniplm.corpus.rows import Row, token_ids
+from paperhooks_miniplm.corpus.stage import Stage
 
-__all__ = ["SHARD_FILE", "ShardWriter", "best_dtype", "holds_shards", "read_header", "write_shards"]
+__all__ = ["SHARD_FILE", "ShardWriter", "best_dtype", "holds_shards", "of_corpus", "read_header", "write_shards"]
 
 _MAGIC: Final = b"MMIDIDX\x00\x00"
 _HEADER: Final = struct.Struct("<9sQBQQ")  # magic, version, code of the dtype, rows, documents
@@ -33,6 +42,7 @@ _VERSION: Final = 1
 _DTYPES: Final = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 _CODES: Final = {np.dtype(name): code for code, name in _DTYPES.items()}
 SHARD_FILE: Final = re.compile(r"data_(0|[1-9]\d*)\.(bin|idx)")
+ROWS_FILE: Final = re.compile(r"rows_\d+\.safetensors")
 #: From this vocabulary on ids take four bytes.
 _WIDE: Final = 65_500
 
@@ -45,6 +55,12 @@ def best_dtype(vocabulary: int | None) -> np.dtype[Any]:
 def holds_shards(folder: str | Path) -> bool:
     """Whether ``folder`` holds a file of a shard."""
     return Path(folder).is_dir() and any(SHARD_FILE.fullmatch(file.name) for file in Path(folder).iterdir())
+
+
+def of_corpus(name: str) -> bool:
+    """Whether a file in a folder of shards belongs to these; hidden ones may be anybody's."""
+    pair = SHARD_FILE.fullmatch(name) or ROWS_FILE.fullmatch(name)
+    return pair is not None or name in (CORPUS_FILE, "run.lock") or name.startswith(".")
 
 
 def read_header(file: Path) -> tuple[np.dtype[Any], int, int, int]:
@@ -66,12 +82,20 @@ class ShardWriter:
 
     Only what the index says of the shard being written is in memory. To be used in a ``with`` block: an error in it
     leaves the folder as it was. Files are byte for byte those of the official code, but for its empty last ``.bin``.
+    Killed at any moment and started again, it puts in place what was complete, or begins anew.
 
-    :param folder: made when missing; must not hold shards. What a killed run left half written in it is deleted.
+    :param folder: made when missing, and held while it is written; must not hold shards, unless of the same identity.
     :param vocabulary: ids must be below it; decides between uint16 and int32 (:func:`best_dtype`).
     :param dtype: another integer type of the files.
     :param shuffle_seed: shuffle the rows of each shard, by its index alone.
-    :raises DataError: a folder that holds shards or cannot be written, another dtype.
+    :param identity: what the corpus is made from, as plain data; kept in ``corpus.json`` with :attr:`about`.
+    :raises DataError: a folder that holds another corpus, is used by another process or cannot be written, or another
+        dtype.
+
+    about
+        What else ``corpus.json`` is to say; None and no identity make no such file.
+    known
+        What ``corpus.json`` says where the folder holds the corpus already; then there is nothing to add.
     """
 
     def __init__(
@@ -82,8 +106,9 @@ class ShardWriter:
         dtype: Any = None,
         rows_per_shard: int = 1_000_000,
         shuffle_seed: int | None = None,
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = local_path(folder)
         self.dtype = best_dtype(vocabulary) if dtype is None else np.dtype(dtype).newbyteorder("<")
         if self.dtype not in _CODES:
             raise DataError(f"ids cannot be stored as {self.dtype}; expected one of {', '.join(map(str, _CODES))}")
@@ -91,21 +116,54 @@ class ShardWriter:
             raise DataError(f"rows_per_shard is {rows_per_shard}; it must be at least 1")
         self.largest = min(int(np.iinfo(self.dtype).max), (vocabulary or 1 << 63) - 1)
         self.rows_per_shard, self.shuffle_seed = rows_per_shard, shuffle_seed
+        self.identity = None if identity is None else plain(identity)
+        self.about: dict[str, Any] | None = None
+        self.known: dict[str, Any] | None = None
         self.rows = self._finished = 0
         self._names: dict[str, int] = {}
         self._bin: IO[bytes] | None = None
         self._reset()
-        self._staging = self._make_staging()
-
-    def _make_staging(self) -> Path:
-        _refuse_shards(self.folder)
+        self._stage = Stage(self.folder, "data_0.idx")
+        # A name of its own: the processes of a launch cannot share one corpus.
+        self._lock = FolderLock(self.folder, launch=uuid.uuid4().hex)
+        self._lock.acquire()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(".shards-*.part"):  # of a run that was killed
-                shutil.rmtree(left, ignore_errors=True)
-            return Path(tempfile.mkdtemp(dir=self.folder, prefix=".shards-", suffix=".part"))
-        except OSError as error:
-            raise DataError(f"{self.folder} cannot be written: {error.strerror or error}") from error
+            self._begin()
+        except BaseException as error:
+            self._lock.release()
+            if isinstance(error, OSError):
+                raise self._unwritable(error) from error
+            raise
+
+    def _begin(self) -> None:
+        self._stage.settle()
+        self.known = self._same_corpus()
+        if self.known is None:
+            self._stage.begin()
+        else:
+            self._finished = sum(name.endswith(".bin") for name in self.known["files"])
+
+    def _same_corpus(self) -> dict[str, Any] | None:
+        """What is known of a corpus of the same identity that is there, None where there is none."""
+        known = read_corpus_file(self.folder)
+        if known is None and not _corpus_files(self.folder):
+            return None
+        if known is None or known["identity"] is None or self.identity is None:
+            raise self._refused("")
+        if odd := differences(known["identity"], self.identity):
+            raise self._refused(f" that was made otherwise ({'; '.join(odd)})")
+        check_complete(self.folder, known)
+        check_files(self.folder, known, file_digests(_corpus_files(self.folder)))
+        return known
+
+    def _refused(self, how: str) -> DataError:
+        return DataError(
+            f"{self.folder} holds a corpus already{how}; name a new folder, or delete its files data_*, rows_* and "
+            f"{CORPUS_FILE}"
+        )
+
+    def _unwritable(self, error: OSError) -> DataError:
+        return DataError(f"{self.folder} cannot be written: {error.strerror or error}")
 
     def _reset(self) -> None:
         self._lengths, self._codes, self._n_bytes, self._said = array("i"), array("i"), array("q"), False
@@ -116,9 +174,12 @@ class ShardWriter:
         if len(found) and not 0 <= int(found.min()) <= int(found.max()) <= self.largest:
             wrong = found[(found < 0) | (found > self.largest)][0]
             raise DataError(f"row {self.rows} holds the id {wrong}; expected 0 to {self.largest}")
-        if self._bin is None:  # not before there is a row, which would leave an empty file
-            self._bin = (self._staging / f"data_{self._finished}.bin").open("wb")
-        self._bin.write(found.astype(self.dtype).tobytes())
+        try:
+            if self._bin is None:  # not before there is a row, which would leave an empty file
+                self._bin = (self._stage.path / f"data_{self._finished}.bin").open("wb")
+            self._bin.write(found.astype(self.dtype).tobytes())
+        except OSError as error:
+            raise self._unwritable(error) from error
         self._lengths.append(len(found))
         self._codes.append(self._names.setdefault(domain, len(self._names)))
         self._n_bytes.append(-1 if n_bytes is None else n_bytes)
@@ -137,7 +198,7 @@ class ShardWriter:
         lengths = np.frombuffer(self._lengths, dtype=np.int32)
         ends = np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
         offsets = ends - lengths * np.int64(self.dtype.itemsize)
-        with (self._staging / f"data_{number}.idx").open("wb") as handle:
+        with (self._stage.path / f"data_{number}.idx").open("wb") as handle:
             handle.write(_HEADER.pack(_MAGIC, _VERSION, _CODES[self.dtype], len(lengths), 1))
             handle.write(lengths[order].astype("<i4").tobytes() + offsets[order].astype("<i8").tobytes() + bytes(8))
             _sync(handle)
@@ -147,33 +208,39 @@ class ShardWriter:
         self._reset()
 
     def _write_about(self, number: int, order: Array) -> None:
-        from safetensors.numpy import save
-
         codes, n_bytes = np.frombuffer(self._codes, dtype=np.int32), np.frombuffer(self._n_bytes, dtype=np.int64)
-        metadata = {"domains": json.dumps(list(self._names), ensure_ascii=False)}
-        with (self._staging / f"rows_{number}.safetensors").open("wb") as handle:
-            handle.write(save({"domain": codes[order], "n_bytes": n_bytes[order]}, metadata=metadata))
-            _sync(handle)
+        tensors: dict[str, Array] = {"domain": codes[order], "n_bytes": n_bytes[order]}
+        write_tensors(self._stage.path / f"rows_{number}.safetensors", tensors, {"domains": list(self._names)})
 
     def close(self) -> list[Path]:
         """Finish the last shard and put all files in place; returns the ``.bin`` files, none without a row."""
-        if self._staging.exists():
-            if self._bin is not None:
-                self._finish()
-            _refuse_shards(self.folder)
-            # data_0.idx comes last: without it nothing of the folder can be opened.
-            staged = sorted(self._staging.iterdir(), key=lambda f: (f.suffix == ".idx", -int(f.stem.split("_")[1])))
-            for file in staged:
-                os.replace(file, self.folder / file.name)
-            self._staging.rmdir()
+        if self._lock.held and self.known is None:
+            try:
+                self._commit()
+            except OSError as error:
+                raise self._unwritable(error) from error
+        self._lock.release()
         return [self.folder / f"data_{number}.bin" for number in range(self._finished)]
 
-    def abort(self) -> None:
-        """Throw away what was written."""
+    def _commit(self) -> None:
         if self._bin is not None:
-            self._bin.close()
+            self._finish()
+        if self.identity is not None or self.about is not None:
+            write_corpus_file(self._stage.path, self.identity, self.about or {})
+        self._lock.confirm()
+        if _corpus_files(self.folder):
+            raise self._refused("")
+        self._stage.commit()
+
+    def abort(self) -> None:
+        """Throw away what was written, unless it is complete."""
+        if self._bin is not None:
+            with contextlib.suppress(OSError):
+                self._bin.close()
             self._bin = None
-        shutil.rmtree(self._staging, ignore_errors=True)
+        if self._lock.held:
+            self._stage.discard()
+            self._lock.release()
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -186,9 +253,8 @@ class ShardWriter:
             self.abort()
 
 
-def _refuse_shards(folder: Path) -> None:
-    if holds_shards(folder) or any(folder.glob("rows_*.safetensors")):
-        raise DataError(f"{folder} holds a corpus already; name a new folder, or delete its files data_* and rows_*")
+def _corpus_files(folder: Path) -> list[Path]:
+    return [file for file in folder.iterdir() if SHARD_FILE.fullmatch(file.name) or ROWS_FILE.fullmatch(file.name)]
 
 
 def _sync(handle: IO[bytes]) -> None:
@@ -204,9 +270,17 @@ def write_shards(
     vocabulary: int | None = None,
     rows_per_shard: int = 1_000_000,
     dtype: Any = None,
+    identity: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """Write rows, lists of ids or :class:`Row` objects, as shards; returns the ``.bin`` files. See ShardWriter."""
-    with ShardWriter(folder, vocabulary=vocabulary, dtype=dtype, rows_per_shard=rows_per_shard) as writer:
-        for row in rows:
-            writer.add(*((row.ids, row.domain, row.n_bytes) if isinstance(row, Row) else (row,)))
+    """Write rows, lists of ids or :class:`Row` objects, as shards; returns the ``.bin`` files. See ShardWriter.
+
+    :param about: what ``corpus.json`` is to say beside the identity.
+    """
+    options = {"vocabulary": vocabulary, "dtype": dtype, "rows_per_shard": rows_per_shard, "identity": identity}
+    with ShardWriter(folder, **options) as writer:
+        if writer.known is None:
+            for row in rows:
+                writer.add(*((row.ids, row.domain, row.n_bytes) if isinstance(row, Row) else (row,)))
+            writer.about = None if about is None else dict(about)
     return writer.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from typing import Any, Final
 
 import numpy as np
 from paperhooks import DataError
-from paperhooks.io import hash_json
+from paperhooks.io import hash_json, local_path, read_tensors
 
 from paperhooks_miniplm.algorithm import Array
-from paperhooks_miniplm.corpus.records import file_digest
+from paperhooks_miniplm.corpus.corpus_file import check_complete, check_files, file_digests, read_corpus_file
 from paperhooks_miniplm.corpus.rows import Fingerprinted, Row
 from paperhooks_miniplm.corpus.shard_files import SHARD_FILE, read_header
+from paperhooks_miniplm.corpus.stage import STAGE
 
 __all__ = ["Shards"]
 
@@ -51,8 +51,12 @@ class Shards(Fingerprinted):
         max_ratio: float | None = None,
         allow_gap: bool = False,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = local_path(folder)
         numbers = _shard_numbers(self.folder, min_shard, max_shard, allow_gap)
+        self._known = read_corpus_file(self.folder)
+        if self._known is not None:
+            to_the_end = max_shard is None and not allow_gap
+            check_complete(self.folder, self._known, min_shard, None if to_the_end else numbers[-1] + 1)
         self._shards = [_Shard(self.folder, number) for number in numbers]
         self._opened: dict[int, _Maps] = {}
         self._starts = [0, *np.cumsum([len(shard) for shard in self._shards]).tolist()]
@@ -77,13 +81,15 @@ class Shards(Fingerprinted):
         return self._shards[0].dtype
 
     @property
+    def packed_with(self) -> tuple[str, str] | None:
+        """Digest and name of the tokenizer that the ids are of, as ``corpus.json`` says; None where nothing says it."""
+        found = (self._known or {}).get("tokenizer")
+        return None if found is None else (found["digest"], found["name"])
+
+    @property
     def in_packing_order(self) -> bool:
-        """Whether each row goes on where the row before it in its domain stopped: as ``pack.json`` beside them says."""
-        try:
-            about = json.loads((self.folder / "pack.json").read_text(encoding="utf-8"))
-            return about["settings"]["shuffle_seed"] is None and about["report"]["duplicates"] == 0
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
+        """Whether each row goes on where the row before it in its domain stopped, as ``corpus.json`` says."""
+        return bool((self._known or {}).get("in_packing_order"))
 
     def __len__(self) -> int:
         return int(self._last - self._first)
@@ -110,7 +116,7 @@ class Shards(Fingerprinted):
 
     def lengths(self) -> Array:
         """Ids of each row, int64 [N]."""
-        return self._joined([shard.open().lengths.astype(np.int64) for shard in self._shards])
+        return self._joined([shard.index()[0].astype(np.int64) for shard in self._shards])
 
     def domains(self) -> Array | None:
         """Domain of each row, str objects [N], or None where the folder does not say."""
@@ -124,9 +130,14 @@ class Shards(Fingerprinted):
 
     @cached_property
     def _fingerprint(self) -> dict[str, Any]:
-        """Sizes, and hashes of the bytes; of a ``.bin`` above 64 MiB of pieces that make up as much."""
+        """Sizes, and hashes of the bytes; of a ``.bin`` above 64 MiB of pieces that make up as much.
+
+        Raises DataError for a file that is not what ``corpus.json`` says of it.
+        """
         files = [file for shard in self._shards for file in (shard.bin, shard.idx, shard.about) if file.exists()]
-        digests = {file.name: file_digest(file, whole=file.suffix == ".idx") for file in files}
+        digests = file_digests(files)
+        if self._known is not None:
+            check_files(self.folder, self._known, digests)
         size = sum(shard.bin.stat().st_size for shard in self._shards)
         return {"rows": len(self), "first": int(self._first), "bytes": size, "sha256": hash_json(digests)}
 
@@ -155,7 +166,8 @@ def _shard_numbers(folder: Path, first: int, last: int | None, allow_gap: bool) 
         later = [k for k in idxs if k > number and (last is None or k < last)]
         _check_end(folder, number, number in bins, min(later, default=None), allow_gap)
     if number == first:
-        raise DataError(f"{folder} has no data_{first}.idx; expected data_{first}.bin and data_{first}.idx")
+        hint = "; a run that was to write it was stopped, start it again" if (folder / STAGE).exists() else ""
+        raise DataError(f"{folder} has no data_{first}.idx; expected data_{first}.bin and data_{first}.idx{hint}")
     return list(range(first, number))
 
 
@@ -194,11 +206,15 @@ class _Shard:
     def __len__(self) -> int:
         return self.rows
 
-    def open(self) -> _Maps:
+    def index(self) -> tuple[Array, Array]:
+        """Lengths and offsets of the rows."""
         index, middle = _mapped(self.idx), self._header + 4 * self.rows
         lengths, offsets = index[self._header : middle], index[middle : middle + 8 * self.rows]
-        about = _read_about(self.about, self.rows)
-        return _Maps(self.dtype, lengths.view("<i4"), offsets.view("<i8"), _mapped(self.bin), *about)
+        return lengths.view("<i4"), offsets.view("<i8")
+
+    def open(self) -> _Maps:
+        lengths, offsets = self.index()
+        return _Maps(self.dtype, lengths, offsets, _mapped(self.bin), *_read_about(self.about, self.rows))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -236,14 +252,11 @@ def _read_about(file: Path, rows: int) -> tuple[list[str], Any, Any]:
     """Names of domains, and for each row the number of its name and its bytes; nothing without the file."""
     if not file.exists():
         return [], None, None
-    from safetensors import SafetensorError, safe_open
-
+    header, tensors = read_tensors(file, "domains and bytes of rows")
     try:
-        with safe_open(file, framework="np") as handle:
-            names = json.loads((handle.metadata() or {})["domains"])
-            codes, n_bytes = handle.get_tensor("domain"), handle.get_tensor("n_bytes")
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise DataError(f"{file} cannot be read: {error}; copy it again, or delete it to do without") from error
+        names, codes, n_bytes = header["domains"], tensors["domain"].numpy(), tensors["n_bytes"].numpy()
+    except KeyError as error:
+        raise DataError(f"{file} has no {error} of rows; copy it again") from error
     inside = len(codes) == len(n_bytes) == rows and (not rows or 0 <= codes.min() <= codes.max() < len(names))
     if not inside:
         raise DataError(f"{file} does not fit the {rows} rows beside it; copy both again, or delete it to do without")
