@@ -30,11 +30,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from paperhooks.data import Selection
 from paperhooks.reports import PALETTE, Block, Figure, Heading, Paragraph, RunFolder, Table, new_figure, style_axes
 from paperhooks_miniplm import (
     Difference,
     Distil,
-    RowSelection,
     Shards,
     TextRecord,
     byte_tokenizer,
@@ -154,7 +154,7 @@ def held_out(model: LlamaForCausalLM, batches: Sequence[dict[str, torch.Tensor]]
 
 def arms_of(
     source: Shards, difference: Difference, domains: np.ndarray, seed: int
-) -> tuple[dict[str, np.ndarray], dict[str, RowSelection]]:
+) -> tuple[dict[str, np.ndarray], dict[str, Selection]]:
     """Rows that each student reads; half of the corpus, or of its clean part."""
     n = len(source)
     clean = ~np.isin(domains, ["noise", "copies"])

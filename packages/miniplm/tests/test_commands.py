@@ -200,13 +200,21 @@ def test_models_and_tokenizers_without_an_end(says, tmp_path: Path) -> None:
     assert "1 rows, 0 without a score, 0 cut" in text
 
 
-def test_workers_by_number_and_rows_that_a_model_was_trained_on(worked, says, tmp_path: Path) -> None:
+def test_rows_that_a_model_was_trained_on_are_warned_of(worked, says, tmp_path: Path) -> None:
     folder, _ = worked
     corpus = "--corpus", folder / "packed", "--max-length", 64, "-o", tmp_path / "out", "--unit-rows", 800
     with pytest.warns(ScoringWarning, match="which the model was trained on"):
-        text = says("score", MODELS["ref"], *corpus, "--worker", "0/2", "--trained-on", folder / "packed")
-    assert "this worker's units are done; others are missing" in text
-    assert "1506 rows" in says("score", MODELS["ref"], *corpus, "--worker", "1/2")
+        assert "1506 rows" in says("score", MODELS["ref"], *corpus, "--trained-on", folder / "packed")
+
+
+def test_a_process_of_a_launch_says_that_others_have_units_to_do(worked, says, tmp_path: Path, monkeypatch) -> None:
+    folder, _ = worked
+    corpus = "--corpus", folder / "packed", "--max-length", 64, "-o", tmp_path / "out", "--unit-rows", 800
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert "the units of this process are done; others are missing" in says("score", MODELS["ref"], *corpus)
+    monkeypatch.setenv("RANK", "1")
+    assert "1506 rows" in says("score", MODELS["ref"], *corpus)
 
 
 def test_the_scaling_law(says, tmp_path: Path) -> None:
@@ -221,16 +229,16 @@ def test_the_scaling_law(says, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (("score", "MODEL", "--corpus", "PACKED", "-o", "OUT", "--worker", "2/2"), 2, "expected INDEX/COUNT"),
+        (("score", "MODEL", "--corpus", "PACKED", "-o", "s3://bucket/out"), 2, "is an address"),
         (("select", "DIFF", "--corpus", "PACKED", "-o", "OUT", "--ratio", "0.5", "--quota", "a=b"), 2, "--quota is"),
         (("select", "DIFF", "--corpus", "PACKED", "-o", "OUT", "--ratio", "7"), 1, "ratio is 7.0"),
         (("select", "DIFF", "--corpus", "PACKED", "-o", "OUT"), 1, "not by none"),
         (("pack", "CORPUS", "--tokenizer", "nowhere", "-o", "OUT"), 1, "'nowhere' has no tokenizer"),
         (("pack", "CORPUS", "--tokenizer", "TOKENIZER", "-o", "PACKED"), 1, "holds a corpus"),
-        (("diff", "PACKED", "PACKED", "-o", "OUT"), 1, "is no scoring folder"),
+        (("diff", "PACKED", "PACKED", "-o", "OUT"), 1, "expected the manifest of likelihoods"),
         (("diff", "TEACHER", "REF", "-o", "OUT", "--normalize", "median"), 2, "'median' is not one of"),
         (("fit-scaling", "CORPUS"), 1, "holds no JSON list of"),
-        (("export", "DIFF", "--corpus", "PACKED", "-o", "OUT", "--format", "index"), 1, "is no selection of miniplm"),
+        (("export", "DIFF", "--corpus", "PACKED", "-o", "OUT", "--format", "index"), 1, "and no selection of rows"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_said(worked, invoke, tmp_path: Path, words, status: int, message: str) -> None:

@@ -20,7 +20,6 @@ from paperhooks_miniplm import (
     ScoringWarning,
     diff,
     duplicates_of,
-    open_corpus,
     open_rows,
     pack,
     plan,
@@ -83,14 +82,14 @@ def test_one_call_and_the_stages_give_the_same(tmp_path: Path) -> None:
     at_once = paperhooks.score(models, texts, "miniplm", out=tmp_path / "one", tokenizer=tokenizer)
     np.testing.assert_allclose(at_once.numpy(), wanted.values, atol=1e-5)
     pack(golden.corpus()[:12], tokenizer, tmp_path / "packed", max_length=64)
-    corpus, rows = open_corpus(tmp_path / "packed"), open_rows(tmp_path / "packed")
-    chosen = paperhooks.select(MiniPLM(max_length=64), corpus=corpus, ratio=0.5, out=tmp_path / "two", **models)
+    rows = open_rows(tmp_path / "packed")
+    chosen = paperhooks.select(MiniPLM(max_length=64), corpus=rows, ratio=0.5, out=tmp_path / "two", **models)
     assert len(chosen.rows) == len(rows) // 2
     first = json.loads(chosen.file.read_text().splitlines()[0])
     row = rows.read([int(chosen.rows[0])])[0]
     assert (first["input_ids"], first["n_bytes"]) == (row.ids.tolist(), row.n_bytes)
     with pytest.raises(DataError, match="can only be read in order"):
-        open_corpus(iter(texts), tokenizer)
+        paperhooks.score(models, open_rows(iter(texts), tokenizer), "miniplm", out=tmp_path / "stream")
     with pytest.warns(ScoringWarning, match="the same model"):
         paperhooks.score({"teacher": models["teacher"], "reference": models["teacher"]}, texts[:2], "miniplm",
                          out=tmp_path / "same", tokenizer=tokenizer)  # fmt: skip

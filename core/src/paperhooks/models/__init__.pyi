@@ -13,5 +13,6 @@ from .images import ImageSpan as ImageSpan
 from .images import image_runs as image_runs
 from .tokenizers import find_tokenizer as find_tokenizer
 from .tokenizers import tokenizer_digest as tokenizer_digest
+from .tokenizers import vocabulary_digest as vocabulary_digest
 from .view import ModelView as ModelView
 from .wrappers import running_model as running_model

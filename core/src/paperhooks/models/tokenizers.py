@@ -9,7 +9,7 @@ from paperhooks.compat import origin
 from paperhooks.errors import DataError
 from paperhooks.io.hashing import hash_json
 
-__all__ = ["find_tokenizer", "tokenizer_digest"]
+__all__ = ["find_tokenizer", "tokenizer_digest", "vocabulary_digest"]
 
 
 def find_tokenizer(model: Any) -> Any:
@@ -39,3 +39,9 @@ def tokenizer_digest(tokenizer: Any) -> str | None:
         return hash_json({name: rule for name, rule in rules.items() if name not in ("padding", "truncation")})
     vocabulary = getattr(tokenizer, "get_vocab", None)
     return None if vocabulary is None else hash_json([type(tokenizer).__name__, vocabulary()])
+
+
+def vocabulary_digest(tokenizer: Any) -> str | None:
+    """SHA-256 of what the ids of a tokenizer mean, whatever its rules for cutting texts; None where it cannot tell."""
+    vocabulary = getattr(tokenizer, "get_vocab", None)
+    return None if vocabulary is None else hash_json(vocabulary())

@@ -38,7 +38,6 @@ __all__ = [
     "nearest_law",
     "negative_log_likelihood",
     "per_unit",
-    "rows_kept",
     "sequence_means",
 ]
 
@@ -104,17 +103,6 @@ def difference_scores(teacher: Array, reference: Array) -> Array:
     :param teacher, reference: float64 [N] of :func:`per_unit`; a row that is NaN in either has no difference.
     """
     return (reference - teacher).astype(np.float32)
-
-
-def rows_kept(n: int, ratio: float) -> int:
-    """Section 2.6: k = floor(ratio * n), the product in floating point, as the official code has it.
-
-    Which k those are is found in :mod:`paperhooks_miniplm.top_rows`, without ever holding all scores.
-
-    >>> rows_kept(1000, 0.5), rows_kept(100, 0.29)
-    (500, 28)
-    """
-    return int(ratio * n)
 
 
 # -- training (2.7) --------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ Per-token means are what the official code and the paper's case study use; sums 
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,13 +15,11 @@ from typing import Any, Final
 
 import numpy as np
 from paperhooks import DataError
-from paperhooks.io import atomic_path, plain, with_ending
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from paperhooks.io import read_tensors, with_ending, write_tensors
 
 from paperhooks_miniplm.algorithm import Array, difference_scores
 from paperhooks_miniplm.scoring.likelihood import ScoringWarning
-from paperhooks_miniplm.scoring.scores import Normalize, Scores, incomparable, read_arrays
+from paperhooks_miniplm.scoring.scores import Normalize, Scores, incomparable
 
 __all__ = ["Difference", "diff"]
 
@@ -58,21 +55,17 @@ class Difference:
         """Write one safetensors file, atomically, and return it."""
         path = with_ending(path, ".safetensors")
         arrays = {"values": self.values, "teacher": self.teacher, "reference": self.reference}
-        with atomic_path(path) as temporary:
-            header = {"kind": _KIND, "about": json.dumps(plain(dict(self.about)))}
-            save_file({name: np.ascontiguousarray(each) for name, each in arrays.items()}, temporary, header)
+        write_tensors(path, arrays, {"kind": _KIND, "about": self.about})
         return path
 
     @classmethod
     def load(cls, path: str | Path) -> Difference:
-        """What :meth:`save` wrote, mapped into memory; raises DataError for any other file."""
-        try:
-            header, found = read_arrays(path)
-        except (SafetensorError, OSError) as error:
-            raise DataError(f"{path} holds no difference scores: {error}; diff writes them") from error
+        """What :meth:`save` wrote, mapped into memory; raises DataError for any other file, also for one changed."""
+        header, found = read_tensors(Path(path), "difference scores, which diff writes")
         if header.get("kind") != _KIND:
             raise DataError(f"{path} holds no difference scores; diff writes them")
-        return cls(found["values"], found["teacher"], found["reference"], json.loads(header["about"]))
+        values, teacher, reference = (found[name].numpy() for name in ("values", "teacher", "reference"))
+        return cls(values, teacher, reference, header["about"])
 
 
 def diff(teacher: Scores | str | Path, reference: Scores | str | Path, normalize: Normalize = "mean") -> Difference:

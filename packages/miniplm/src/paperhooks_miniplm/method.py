@@ -4,7 +4,7 @@
 ...     "miniplm", corpus="corpus.jsonl", tokenizer=tokenizer, teacher=large, reference=small, ratio=0.5, out="run/"
 ... )  # doctest: +SKIP
 
-The corpus is a ``.jsonl`` file, records in memory, or :func:`paperhooks_miniplm.open_corpus` of anything else. For
+The corpus is a file of records, records in memory, or what :func:`paperhooks_miniplm.open_rows` opens. For
 corpora of billions of tokens, where scores are kept, shared by workers and selected from again at other ratios, see
 :func:`paperhooks_miniplm.score`.
 """

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 from paperhooks import DataError
+from paperhooks.data import Selection
 from paperhooks.reports import Block, Code, Columns, Figure, Heading, Paragraph, RunFolder, Table
 
 from paperhooks_miniplm.algorithm import Array
@@ -16,7 +17,6 @@ from paperhooks_miniplm.corpus.converter import text_of
 from paperhooks_miniplm.corpus.rows import RowSource, check_corpus, count_rows
 from paperhooks_miniplm.difference import Difference
 from paperhooks_miniplm.figures import UNITS, kept_figure, scatter_figure, score_figure
-from paperhooks_miniplm.selection import RowSelection
 
 __all__ = ["Kept", "kept_by_domain", "report"]
 
@@ -41,7 +41,7 @@ class Kept:
         return self.kept_rows / max(1, self.rows)
 
 
-def kept_by_domain(selection: RowSelection, difference: Difference, source: RowSource) -> list[Kept]:
+def kept_by_domain(selection: Selection, difference: Difference, source: RowSource) -> list[Kept]:
     """What is kept of every domain, the largest first; one entry called "" where domains are unknown."""
     mask, lengths = selection.mask(), source.lengths()
     domains = source.domains()
@@ -65,7 +65,7 @@ def kept_by_domain(selection: RowSelection, difference: Difference, source: RowS
 
 def report(
     out: str | Path,
-    selection: RowSelection,
+    selection: Selection,
     difference: Difference,
     source: RowSource,
     *,
@@ -112,9 +112,7 @@ def _plain(one: Kept) -> dict[str, Any]:
     return {"domain": one.domain, "rows": one.rows, "kept": one.kept_rows, "share": one.share, "mean": mean}
 
 
-def _summary(
-    selection: RowSelection, difference: Difference, source: RowSource, duplicates: Array | None
-) -> list[Block]:
+def _summary(selection: Selection, difference: Difference, source: RowSource, duplicates: Array | None) -> list[Block]:
     mask, lengths = selection.mask(), source.lengths()
     rows: list[tuple[str, int, int, str]] = [
         ("rows", selection.total, len(selection), f"{len(selection) / selection.total:.1%}"),
@@ -136,7 +134,7 @@ def _summary(
     return [Table(("", "corpus", "kept", "share"), rows), Paragraph(text), Paragraph(note, "note")]
 
 
-def _score_blocks(run: RunFolder, selection: RowSelection, difference: Difference, source: RowSource) -> list[Block]:
+def _score_blocks(run: RunFolder, selection: Selection, difference: Difference, source: RowSource) -> list[Block]:
     unit = UNITS[difference.about.get("normalize", "mean")]
     run.figure("scores", score_figure(difference.values, selection.cut, kept=selection.mask(), unit=unit))
     run.figure("models", scatter_figure(difference.teacher, difference.reference, source.domains(), unit=unit))
@@ -151,7 +149,7 @@ def _score_blocks(run: RunFolder, selection: RowSelection, difference: Differenc
     ]
 
 
-def _domain_blocks(run: RunFolder, kept: Sequence[Kept], selection: RowSelection) -> list[Block]:
+def _domain_blocks(run: RunFolder, kept: Sequence[Kept], selection: Selection) -> list[Block]:
     if len(kept) < 2:
         return []
     overall = len(selection) / selection.total
@@ -165,7 +163,7 @@ def _domain_blocks(run: RunFolder, kept: Sequence[Kept], selection: RowSelection
     ]
 
 
-def _examples(selection: RowSelection, difference: Difference, source: RowSource, tokenizer: Any) -> list[Block]:
+def _examples(selection: Selection, difference: Difference, source: RowSource, tokenizer: Any) -> list[Block]:
     """Kept rows beside dropped ones: the best beside the worst, and those on both sides of the cut."""
     known = np.flatnonzero(~np.isnan(difference.values))
     order = known[np.argsort(-difference.values[known], kind="stable")]

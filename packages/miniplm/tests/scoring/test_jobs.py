@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 import warnings
@@ -15,8 +16,7 @@ import pytest
 import torch
 from paperhooks import DataError
 from paperhooks.testing import Child, Processes
-from paperhooks_miniplm import LogLikelihood, MemoryRows, Row, Scores, ScoringWarning, diff, merge, open_rows, score
-from paperhooks_miniplm.scoring import workers
+from paperhooks_miniplm import LogLikelihood, MemoryRows, Row, Scores, ScoringWarning, diff, open_rows, plan, score
 from paperhooks_miniplm.scoring.scores import stop_if_bad
 
 CHUNKS = golden.packing()["a_no_bos"]["chunks"]
@@ -104,7 +104,7 @@ def test_a_finished_run_is_not_run_again_and_others_are_refused(tmp_path: Path) 
         ({"unit_rows": 8}, "unit_rows"),
     ):
         given = {"model": model, "rows": rows, "out": tmp_path, "unit_rows": 16, **QUICK, **change}
-        with pytest.raises(DataError, match=f"holds scores with {word} = "):
+        with pytest.raises(DataError, match=rf"holds likelihoods of another run: .*{word}\S* = "):
             score(**given)
 
 
@@ -114,15 +114,30 @@ def test_a_damaged_unit_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "scores.safetensors").unlink()
     broken = units(tmp_path)[1]
     broken.write_bytes(broken.read_bytes()[:50])
-    with pytest.raises(DataError, match="unit 1 of 3 is missing"):
-        merge(tmp_path)
-    assert merge(tmp_path, missing_ok=True) is None
-    with pytest.raises(DataError, match="has no merged scores"):
+    with pytest.raises(DataError, match="expected merged scores; score the corpus to its end"):
         Scores.load(tmp_path)
     assert np.array_equal(score(model, rows, tmp_path, unit_rows=16, **QUICK).nll, found.nll)
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(DataError, match="is no scoring folder"):
+    with pytest.raises(DataError, match="is no manifest of likelihoods"):
         Scores.load(tmp_path)
+
+
+@pytest.mark.parametrize("which", ["unit", "merged"])
+def test_a_flipped_bit_never_gives_other_scores(tmp_path: Path, which: str) -> None:
+    rows, model = MemoryRows(CHUNKS[:40]), golden.fresh("ref")
+    found = score(model, rows, tmp_path, unit_rows=16, **QUICK)
+    merged = tmp_path / "scores.safetensors"
+    file = units(tmp_path)[0] if which == "unit" else merged
+    wanted, raw = file.read_bytes(), bytearray(file.read_bytes())
+    raw[-20] ^= 4
+    file.write_bytes(raw)
+    if which == "unit":
+        merged.unlink()
+    else:
+        with pytest.raises(DataError, match="its checksum does not match"):
+            Scores.load(tmp_path)
+    assert np.array_equal(score(model, rows, tmp_path, unit_rows=16, **QUICK).nll, found.nll)
+    assert file.read_bytes() == wanted, "equal runs give equal bytes"
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -155,34 +170,73 @@ def test_killed_workers_lose_one_unit_each_and_others_go_on(tmp_path: Path) -> N
     work(tmp_path, 1)  # and once more: nothing to do, and well
 
 
-def test_a_worker_takes_over_what_others_left(tmp_path: Path) -> None:
-    rows, model = MemoryRows(CHUNKS[:70]), golden.fresh("ref")
-    options = {"unit_rows": 16, **QUICK}
-    assert score(model, rows, tmp_path / "a", worker=(1, 3), **options) is None
-    made = {file: file.stat().st_mtime_ns for file in units(tmp_path / "a")}
-    found = score(model, rows, tmp_path / "a", worker=(0, 3), take_over=True, **options)
-    assert {file: file.stat().st_mtime_ns for file in made} == made
-    assert np.array_equal(found.nll, score(model, rows, tmp_path / "alone", **options).nll)
-
-
-def test_half_written_files_of_killed_workers_are_deleted_when_old(tmp_path: Path) -> None:
+def test_half_written_files_of_killed_workers_are_deleted_by_the_next_run(tmp_path: Path) -> None:
     rows, model = MemoryRows(CHUNKS[:4]), golden.fresh("ref")
     score(model, rows, tmp_path, **QUICK)
-    old, new = (tmp_path / "units" / f".unit-00000{n}.safetensors.abc.part" for n in (1, 2))
-    for file in (old, new):
-        file.write_bytes(b"half")
-    os.utime(old, (0, 0))
+    left = tmp_path / "units" / ".unit-000001.safetensors.part"
+    left.write_bytes(b"half")
     score(model, rows, tmp_path, **QUICK)
-    assert (old.exists(), new.exists()) == (False, True)
+    assert not left.exists()
 
 
-def test_the_number_of_this_worker(monkeypatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert workers() == (0, 1)
-    monkeypatch.setenv("RANK", "2")
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    assert workers() == (2, 3)
+def test_a_worker_that_wakes_up_in_the_folder_of_another_run_stops(tmp_path: Path) -> None:
+    """It keeps to the identity it began with: it overwrites no unit and returns no score of the other model."""
+    rows, folder = MemoryRows(CHUNKS[:40]), tmp_path / "scores"
+    model = golden.fresh("ref")
+    seen: list[bytes] = []
+
+    def replaced(*_: object) -> None:
+        if (folder / "manifest.json").exists() and not seen:
+            shutil.rmtree(folder)
+            score(golden.fresh("teacher"), rows, folder, unit_rows=16, **QUICK)
+            seen.extend(file.read_bytes() for file in units(folder))
+
+    handle = model.register_forward_pre_hook(replaced)
+    with pytest.raises(DataError, match="belongs to another run by now"):
+        score(model, rows, folder, unit_rows=16, **QUICK)
+    handle.remove()
+    assert [file.read_bytes() for file in units(folder)] == seen
+
+
+def test_two_runs_on_one_folder_the_second_is_told_who_works(tmp_path: Path) -> None:
+    rows, model, told = MemoryRows(CHUNKS[:4]), golden.fresh("ref"), []
+
+    def second(*_: object) -> None:
+        try:
+            score(golden.fresh("ref"), rows, tmp_path, **QUICK)
+        except DataError as error:
+            told.append(str(error))
+
+    handle = model.register_forward_pre_hook(lambda *a: second() if (tmp_path / "manifest.json").exists() else None)
+    assert score(model, rows, tmp_path, **QUICK) is not None
+    handle.remove()
+    assert told
+    assert f"is used by another run (process {os.getpid()} on " in told[0]
+
+
+def test_addresses_are_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="s3://bucket/scores is an address"):
+        score(golden.fresh("ref"), MemoryRows(CHUNKS[:4]), "s3://bucket/scores", **QUICK)
+    assert not list(tmp_path.iterdir())
+
+
+def test_streams_and_several_machines_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DataError, match="can only be read in order, by one process"):
+        score(golden.fresh("ref"), iter(CHUNKS[:4]), tmp_path, **QUICK)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    with pytest.raises(DataError, match="2 processes were launched, 1 of them on this machine"):
+        score(golden.fresh("ref"), MemoryRows(CHUNKS[:4]), tmp_path, **QUICK)
+
+
+def test_an_id_that_the_model_does_not_know_is_named_by_the_row_of_the_corpus(tmp_path: Path) -> None:
+    rows = MemoryRows([*CHUNKS[:40], [5, 10**6]])
+    with pytest.raises(DataError, match="row 40 has the id 1000000"):
+        score(golden.fresh("ref"), rows, tmp_path, unit_rows=16, **QUICK)
+    with pytest.raises(DataError, match="row 40 has the id 1000000"):
+        plan({"ref": golden.fresh("ref")}, rows, max_length=64, sample_rows=41)
 
 
 @pytest.mark.parametrize("n", [0, 1, 63])
@@ -271,22 +325,14 @@ def test_a_long_stream_goes_on_with_few_rows_without_a_score() -> None:
         stop_if_bad(11, 10_000, 0.001)
 
 
-@pytest.mark.parametrize("worker", [(0, 0), (2, 2), (5, 2), (-1, 4)])
-def test_workers_that_cannot_be_are_refused(tmp_path: Path, worker) -> None:
-    with pytest.raises(DataError, match="expected"):
-        score(golden.fresh("ref"), MemoryRows(CHUNKS[:4]), tmp_path, worker=worker, **QUICK)
-    assert not (tmp_path / "manifest.json").exists()
-
-
 def test_a_path_is_opened_and_overlap_is_warned_of_whoever_comes_first(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in CHUNKS[:40]))
     options = {"unit_rows": 16, "trained_on": file, **QUICK}
-    assert score(golden.fresh("ref"), str(file), tmp_path / "out", worker=(1, 2), **options) is None
     for same in (file, str(file)):
         options["trained_on"] = same
         with pytest.warns(ScoringWarning, match="40 rows of .* which the model was trained on"):
-            score(golden.fresh("ref"), file, tmp_path / "out", worker=(0, 2), **options)
+            score(golden.fresh("ref"), file, tmp_path / "out", **options)
 
 
 def test_other_rows_of_the_same_number_are_not_subtracted() -> None:

@@ -2,13 +2,9 @@ from .cost import CostEstimate as CostEstimate
 from .cost import plan as plan
 from .jobs import end_token as end_token
 from .jobs import score as score
-from .jobs import workers as workers
 from .likelihood import LogLikelihood as LogLikelihood
 from .likelihood import OverLong as OverLong
 from .likelihood import ScoringWarning as ScoringWarning
 from .likelihood import longest_readable as longest_readable
 from .scores import Normalize as Normalize
 from .scores import Scores as Scores
-from .scores import incomparable as incomparable
-from .scores import merge as merge
-from .scores import read_arrays as read_arrays

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from paperhooks_miniplm.algorithm import Array
 from paperhooks_miniplm.corpus.record_rows import RecordRows
-from paperhooks_miniplm.corpus.rows import RowSource, count_rows
+from paperhooks_miniplm.corpus.rows import RowSource, check_tokenizer, count_rows
 from paperhooks_miniplm.corpus.sources import open_rows
 from paperhooks_miniplm.scoring.jobs import end_token
 from paperhooks_miniplm.scoring.likelihood import LogLikelihood, OverLong
@@ -130,11 +130,13 @@ def plan(
         the corpus that it would be trained on, ``kept``.
     """
     rows = open_rows(rows, tokenizer)
+    check_tokenizer(rows, tokenizer)
     counted = _counted(rows)
     size = count_rows(rows)
     lengths, scale = _read_lengths(counted, max_length, over_long), size / max(1, len(counted))
     tokens = round(scale * int(np.maximum(lengths - 1, 0).sum()))
-    sample = [row.ids for row in rows.read(_spread(size, sample_rows))] if size and sample_rows else []
+    numbers = _spread(size, sample_rows) if size and sample_rows else []
+    sample = dict(zip(numbers, (row.ids for row in rows.read(numbers)), strict=True))
     planned = []
     for name, model in models.items():
         end = end_token(model, tokenizer) if mask_after_end else None
@@ -192,14 +194,15 @@ def _active(config: Any, matrices: int, view: ModelView) -> int:
     return matrices - routed + routed * int(chosen) // int(count) if routed and chosen and count else matrices
 
 
-def _rate(likelihood: LogLikelihood, sample: Sequence[Array]) -> float:
-    """Tokens a second on the sample, after a first batch that is not counted."""
-    usable = [ids for ids in sample if len(ids) > 1]
+def _rate(likelihood: LogLikelihood, sample: Mapping[int, Array]) -> float:
+    """Tokens a second on the sample, rows by their numbers, after a first batch that is not counted."""
+    numbers = [number for number, ids in sample.items() if len(ids) > 1]
+    usable = [sample[number] for number in numbers]
     if not usable:
         return 0.0
-    likelihood.score(usable[:1])
+    likelihood.score(usable[:1], numbers=numbers[:1])
     begin = time.perf_counter()
-    likelihood.score(usable)
+    likelihood.score(usable, numbers=numbers)
     seconds = time.perf_counter() - begin
     read = _read_lengths(np.array([len(ids) for ids in usable]), likelihood.max_length, likelihood.over_long)
     return float((read - 1).sum()) / seconds

@@ -67,7 +67,7 @@ def labels_of(ids: Tensor, lengths: Tensor, end: int | None) -> Tensor:
 
 
 def fitted(
-    rows: Sequence[Array], max_length: int, over_long: OverLong, first: int = 0
+    rows: Sequence[Array], max_length: int, over_long: OverLong, numbers: Sequence[int] | None = None
 ) -> tuple[list[Array], list[int], Array]:
     """Rows as pieces of at most ``max_length`` + 1 ids, the row that each piece belongs to, and which were cut, bool.
 
@@ -80,8 +80,9 @@ def fitted(
             pieces.append(ids)
             owners.append(number)
         elif over_long == "error":
+            named = numbers[number] if numbers else number
             raise DataError(
-                f"row {first + number} has {len(ids)} ids, more than max_length + 1 = {max_length + 1}; pass "
+                f"row {named} has {len(ids)} ids, more than max_length + 1 = {max_length + 1}; pass "
                 "over_long='truncate' or 'split'"
             )
         elif over_long == "truncate":
@@ -148,14 +149,16 @@ class LogLikelihood:
         embeddings: Any = self.view.model.get_input_embeddings()  # type: ignore[operator]
         return int(embeddings.weight.shape[0])
 
-    def score(self, rows: Sequence[Array], *, first: int = 0) -> RowScores:
+    def score(self, rows: Sequence[Array], *, first: int = 0, numbers: Sequence[int] | None = None) -> RowScores:
         """Scores of rows of ids, in their order; the same whatever rows are scored together, up to rounding.
 
-        :param first: number of the first row, for messages.
+        :param first: number of the first row in the corpus, for messages. :param numbers: of all rows, where they do
+            not follow each other.
         :raises DataError: an id that the model does not know, naming row and id.
         """
-        check_ids(rows, self.vocabulary, first)
-        pieces, owners, cut = fitted(rows, self.max_length, self.over_long, first)
+        numbers = range(first, first + len(rows)) if numbers is None else numbers
+        check_ids(rows, self.vocabulary, numbers)
+        pieces, owners, cut = fitted(rows, self.max_length, self.over_long, numbers)
         nll, count = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
         sums, counts = self._all(pieces)
         np.add.at(nll, owners, sums)
@@ -252,13 +255,13 @@ class LogLikelihood:
         return again.score(rows).nll
 
 
-def check_ids(rows: Sequence[Array], vocabulary: int, first: int = 0) -> None:
+def check_ids(rows: Sequence[Array], vocabulary: int, numbers: Sequence[int]) -> None:
     """Raise DataError for an id below 0 or not below ``vocabulary``: CUDA would fail late and without a name."""
-    for number, ids in enumerate(rows):
+    for number, ids in zip(numbers, rows, strict=True):
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
             wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
             raise DataError(
-                f"row {first + number} has the id {wrong}, but the model knows {vocabulary}; was the corpus made with "
+                f"row {number} has the id {wrong}, but the model knows {vocabulary}; was the corpus made with "
                 "another tokenizer?"
             )
 

@@ -1,14 +1,11 @@
 """Scores of a corpus under one model, and the files of a scoring folder that hold them.
 
-A folder holds ``manifest.json`` (what determines the scores), ``units/unit-000000.safetensors`` (columns of some
-consecutive rows) and, when all units are there, ``scores.safetensors``. Of a stream, whose length is not known before
-it ends, ``ends/`` holds an empty file for each bound that a worker found, named by the number of rows.
+A folder is a store of units (``paperhooks.io.UnitStore``), columns of some consecutive rows each, with
+``scores.safetensors`` beside them when all are there.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,27 +13,23 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 from paperhooks import DataError
-from paperhooks.io import atomic_path
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from paperhooks.io import UnitStore, read_manifest, read_tensors
 
 from paperhooks_miniplm.algorithm import Array, per_unit
 
 __all__ = [
+    "FILE",
+    "KIND",
     "MOST_BAD",
     "Columns",
     "Normalize",
     "Scores",
-    "differing_field",
+    "columns_of",
     "incomparable",
-    "merge",
-    "note_end",
-    "read_arrays",
-    "read_columns",
-    "read_manifest",
+    "merged",
+    "read_unit",
     "stop_if_bad",
-    "unit_file",
-    "write_columns",
+    "unit_name",
 ]
 
 #: Mean per counted token (the official code), sum over a row, or mean per byte of text.
@@ -46,7 +39,9 @@ Columns: TypeAlias = dict[str, Array]
 #: A larger share of rows that are NaN or infinite means that something is wrong.
 MOST_BAD: Final = 0.001
 _DTYPES: Final = {"nll": np.dtype("f8"), "count": np.dtype("i8"), "n_bytes": np.dtype("i8"), "cut": np.dtype("?")}
-logger = logging.getLogger(__name__)
+#: What the units of a scoring folder are, and the file that holds them together.
+KIND: Final = "likelihoods"
+FILE: Final = "scores.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,71 +90,45 @@ class Scores:
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
-        """The merged scores of a scoring folder, mapped into memory; raises DataError where there are none."""
-        folder = Path(path)
-        manifest = read_manifest(folder)
-        columns = read_columns(folder / "scores.safetensors", manifest["run"])
-        if columns is None:
-            raise DataError(f"{folder} has no merged scores; score the corpus to its end, or merge its units")
-        return cls(**columns, manifest=manifest)
+        """The merged scores of a scoring folder, mapped into memory.
+
+        :raises DataError: there are none, or they were cut or changed since they were written.
+        """
+        manifest = read_manifest(path, KIND)
+        header, tensors = read_tensors(Path(path) / FILE, "merged scores; score the corpus to its end")
+        if header.get("run") != manifest["run"]:
+            raise DataError(f"{path} holds scores of another run; score the corpus again in a new folder")
+        return cls(**columns_of(tensors), manifest=manifest)
 
 
-def merge(out: str | Path, *, missing_ok: bool = False, most_bad: float = MOST_BAD) -> Scores | None:
-    """Put the units of a folder together; the order in which they were made does not matter.
-
-    Returns None where units are missing and ``missing_ok``. Raises DataError naming a missing or damaged unit, and for
-    more NaN or infinite rows than the share ``most_bad``.
-    """
-    folder = Path(out)
-    manifest = read_manifest(folder)
-    file = folder / "scores.safetensors"
-    found = read_columns(file, manifest["run"])
-    if found is None:
-        found = _joined(folder, manifest, missing_ok)
-        if found is None:
-            return None
-        write_columns(file, found, manifest["run"])
-    stop_if_bad(int(np.isnan(found["nll"]).sum()), len(found["nll"]), most_bad)
-    return Scores(**found, manifest=manifest)
-
-
-def _joined(folder: Path, manifest: Mapping[str, Any], missing_ok: bool) -> Columns | None:
-    run, size = manifest["run"], manifest["unit_rows"]
-    total = manifest["rows"] if manifest["rows"] is not None else _end_of_stream(folder, run, size)
-    if total is None:
-        if missing_ok:
-            return None
-        raise DataError(f"the stream of {folder} was not read to its end; score goes on with it")
-    units = -(-total // size)
+def merged(store: UnitStore, total: int) -> Columns | None:
+    """The columns [N] of a store's units together; None where units are missing."""
+    size = store.manifest["unit_rows"]
     found = {name: np.zeros(total, dtype) for name, dtype in _DTYPES.items()}
-    for number in range(units):
+    for number in range(-(-total // size)):
         rows = slice(number * size, min((number + 1) * size, total))
-        part = read_columns(unit_file(folder, number), run)
+        part = read_unit(store, number)
         if part is None or len(part["nll"]) != rows.stop - rows.start:
-            if missing_ok:
-                return None
-            raise DataError(f"unit {number} of {units} is missing in {folder}; score goes on with it")
+            return None
         for name, column in found.items():
             column[rows] = part[name]
     return found
 
 
-def _end_of_stream(folder: Path, run: str, size: int) -> int | None:
-    """Rows of a stream: up to the lowest bound that a worker found, as many as the unit before it has."""
-    bounds = [int(file.name) for file in (folder / "ends").glob("*")]
-    if not bounds:
-        return None
-    last = -(-min(bounds) // size) - 1
-    if last < 0:
-        return 0
-    part = read_columns(unit_file(folder, last), run)
-    return None if part is None else last * size + len(part["nll"])
+def read_unit(store: UnitStore, number: int) -> Columns | None:
+    """The columns of a unit, or None where it is not there."""
+    found = store.read(unit_name(number))
+    return None if found is None else columns_of(found[1])
 
 
-def note_end(folder: Path, rows: int) -> None:
-    """Keep that a stream has no more than so many rows."""
-    (folder / "ends").mkdir(parents=True, exist_ok=True)
-    (folder / "ends" / str(rows)).touch()
+def unit_name(number: int) -> str:
+    """What a unit is called."""
+    return f"unit-{number:06d}"
+
+
+def columns_of(tensors: Mapping[str, Any]) -> Columns:
+    """Stored tensors as arrays, which share their memory."""
+    return {name: tensors[name].numpy() for name in _DTYPES}
 
 
 def stop_if_bad(bad: int, rows: int, most_bad: float) -> None:
@@ -171,63 +140,10 @@ def stop_if_bad(bad: int, rows: int, most_bad: float) -> None:
         )
 
 
-def unit_file(folder: Path, number: int) -> Path:
-    """The file of a unit."""
-    return folder / "units" / f"unit-{number:06d}.safetensors"
-
-
-def read_columns(file: Path, run: str) -> Columns | None:
-    """Columns of a file of this run; None where there is no such file, or one that was cut or is of another run."""
-    if not file.exists():
-        return None
-    try:
-        header, columns = read_arrays(file)
-    except (SafetensorError, OSError) as error:
-        logger.warning("%s is damaged (%s) and is computed again", file, error)
-        return None
-    if header.get("run") == run and {name: each.dtype for name, each in columns.items()} == _DTYPES:
-        return columns
-    logger.warning("%s does not belong to this run and is computed again", file)
-    return None
-
-
-def write_columns(file: Path, columns: Mapping[str, Array], run: str) -> None:
-    """Write columns [n] atomically, marked with the run that they belong to."""
-    with atomic_path(file) as temporary:
-        save_file({name: np.ascontiguousarray(each) for name, each in columns.items()}, temporary, {"run": run})
-
-
-def read_arrays(path: str | Path) -> tuple[dict[str, str], dict[str, Array]]:
-    """Header and arrays of a file; raises SafetensorError or OSError for one that is damaged or not there.
-
-    The arrays may be written to, which changes nothing on disk.
-    """
-    # Of the frameworks only this one maps the file; numpy's copies it.
-    with safe_open(path, framework="pt") as handle:
-        names = handle.keys()  # the handle is no mapping
-        return handle.metadata() or {}, {name: handle.get_tensor(name).numpy() for name in names}
-
-
 #: What must agree for the difference of two scores to mean something.
 _COMPARABLE: Final = ("rows", "corpus", "tokenizer", "end", "max_length", "over_long")
 #: The same for scores per byte of text, where tokenizers may differ.
 _COMPARABLE_TEXT: Final = ("rows", "over_long")
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a scoring folder; raises DataError where there is none or it is damaged."""
-    file = folder / "manifest.json"
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        _ = found["run"], found["rows"], found["unit_rows"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder} is no scoring folder: {file.name} cannot be used ({error})") from error
-    return dict(found)
-
-
-def differing_field(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    """The first field that determines scores and differs."""
-    return _first(one, other, [key for key in {**one, **other} if key not in ("about", "run")])
 
 
 def incomparable(one: Mapping[str, Any], other: Mapping[str, Any], *, text: bool = False) -> str | None:
