@@ -134,13 +134,11 @@ def test_faults_of_the_file_come_with_line_and_value(repository: Path, old: str,
 @pytest.mark.parametrize(
     ("old", "new", "at", "said"),
     [
-        ('hooks = ["post_layer"]', 'hooks = ["setup"]', "hooks", "the code implements ['post_layer']"),
         ("training = true", "training = false", "training", "supports.training is False, Traits say True"),
         ("beams = false", "beams = true", "beams", "Traits say False"),
         ('attention = ["eager", "sdpa"]', 'attention = ["eager"]', "attention", "Traits say ['eager', 'sdpa']"),
         ('devices = ["cpu"]', 'devices = ["cuda"]', "devices", "Traits say ['cpu']"),
         ('models = ["llama"]', 'models = ["llama", "gpt2"]', "models", "'gpt2'"),
-        ('distribution = "dist-one"', 'distribution = "dist-two"', 'distribution = "dist-two', "says 'dist-one'"),
         ('title = "A | title"', 'title = "Another"', "title", "PluginInfo says 'A | title'"),
         ('summary = "Scales layers."', 'summary = "Other."', "summary", "PluginInfo says 'Scales layers.'"),
         ('path = "packages/one"', 'path = "packages/two"', 'path = "packages/two"', "there is no pyproject.toml"),
@@ -263,6 +261,58 @@ def test_the_table_escapes_and_links(repository: Path) -> None:
     last = table.splitlines()[-1]
     assert last.startswith("| [t-one](packages/one) | [A \\| title](https://arxiv.org/abs/2401.00001), 2024 |")
     assert last.endswith("| `post_layer` | stable |")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('path = "packages/one"', 'repository = "https://a.b/c;rm -rf ~"', "does not have the form"),
+        ('path = "packages/one"', 'repository = "https://a.b/$(x)"', "does not have the form"),
+        ('path = "packages/one"', 'path = "../packages/one"', "does not have the form"),
+        ('distribution = "dist-one"', 'distribution = "dist`x`"', "does not have the form"),
+        ('hooks = ["post_layer"]', 'hooks = ["post_layer`|"]', "does not have the form"),
+        ('command = "pytest"', 'command = "pytest; rm -rf ~"', "does not have the form"),
+        ("hook_api = 1\nmodels", f"hook_api = 0x{'f' * 5000}\nmodels", "hook_api is a int"),
+    ],
+)
+def test_what_would_do_something_elsewhere_is_refused(repository: Path, old: str, new: str, said: str) -> None:
+    change(repository / "registry.toml", old, new)
+    assert said in "\n".join(map(str, check_registry(repository)))
+
+
+@pytest.mark.parametrize(
+    "text", [f"schema = {'1' * 5000}", f"schema = {'[' * 20_000}", "schema = 1\n\0", "schema = \x1b", "schema"]
+)
+def test_a_registry_that_python_cannot_read_is_one_problem(tmp_path: Path, text: str) -> None:
+    (tmp_path / "registry.toml").write_text(text)
+    (problem,) = check_registry(tmp_path)
+    assert "is not valid TOML" in str(problem)
+    with pytest.raises(RegistryError, match="is not valid TOML"):
+        update_registry(tmp_path / "registry.toml")
+
+
+def test_a_byte_order_mark_is_no_fault(repository: Path) -> None:
+    file = repository / "registry.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert check_registry(repository) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["project = 3", "[project]\nentry-points = 3\ndependencies = 'x'", f"a = {'[' * 20_000}"]
+)
+def test_metadata_of_a_package_of_any_shape_are_problems(repository: Path, text: str) -> None:
+    (repository / "packages" / "one" / "pyproject.toml").write_text(text)
+    assert "has no entry point 't-one'" in "\n".join(map(str, check_registry(repository)))
+    with pytest.raises(RegistryError, match="'t-one'"):
+        update_registry(repository / "registry.toml")
+
+
+def test_what_others_write_does_nothing_in_the_table_and_in_the_shell(tmp_path: Path) -> None:
+    third = REGISTRY.replace('path = "packages/one"', 'repository = "https://a.b/c~d"')
+    (tmp_path / "registry.toml").write_text(third.replace("Scales layers.", "![x](http://a.b/c) <!-- t:end -->"))
+    registry = load_registry(tmp_path / "registry.toml")
+    assert registry.entries[0].pip_command == "pip install 'dist-one @ git+https://a.b/c~d'"
+    assert "| ![x\\](http://a.b/c) &lt;!-- t:end --&gt; |" in plugin_table_markdown(registry)
 
 
 def test_replacing_between_markers_keeps_the_rest_and_is_idempotent() -> None:

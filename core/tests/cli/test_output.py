@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 from paperhooks.cli.output import error_line, typed
 from paperhooks.errors import DataError, PluginBroken
+from paperhooks.testing import run_python
 from paperhooks.testing.fake_site import FakeSite, info_source
 
 pytest_plugins = ["paperhooks.testing.site_fixtures"]
@@ -153,35 +148,30 @@ def test_nothing_that_plugins_say_steers_the_terminal(site: FakeSite, cli, words
     assert not {"\x1b", "\x07", "\u202e"} & set(out + err + caplog.text)
 
 
-def run(*words: str, **options: object) -> subprocess.Popen[str]:
-    """The command line in a process of its own."""
-    environment = {**os.environ, "PAPERHOOKS_BLOCK": "evaluation,miniplm,mathneuro,cca,pyramiddrop,hallucination"}
-    code = f"from paperhooks.cli import main; main({list(words)!r})"
-    return subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, **options)  # type: ignore[call-overload,no-any-return]
+CLOSED = """
+import os
+read, write = os.pipe()
+os.close(read)
+os.dup2(write, 1)
+from paperhooks.cli import main
+main(["plugins", "--available", "--json"])
+"""
 
 
 def test_a_closed_pipe_is_quiet() -> None:
-    read, write = os.pipe()
-    os.close(read)
-    done = run("plugins", "--available", "--json", stdout=write, stderr=subprocess.PIPE)
-    os.close(write)
-    assert done.communicate(timeout=60)[1] == ""
+    assert run_python("-c", CLOSED, check=False).stderr == ""
 
 
-def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "import paperhooks.plugins.registry as r, time, sys\n"
-        "def wait(*_):\n    print('here', file=sys.stderr, flush=True)\n    time.sleep(60)\n"
-        "r.load_registry = wait\n"
-    )
-    os.environ["PYTHONPATH"] = str(tmp_path)
-    try:
-        done = run("plugins", "--available", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    finally:
-        del os.environ["PYTHONPATH"]
-    assert done.stderr is not None
-    assert done.stderr.readline() == "here\n"
-    time.sleep(0.1)
-    done.send_signal(signal.SIGINT)
-    assert done.communicate(timeout=60) == ("", "stopped\n")
-    assert done.returncode == 130
+PRESSED = """
+import os, signal, threading, time
+import paperhooks.plugins.registry as registry
+from paperhooks.cli import main
+registry.load_registry = lambda: time.sleep(60)
+threading.Timer(4, os.kill, (os.getpid(), signal.SIGINT)).start()
+main(["plugins", "--available"])
+"""
+
+
+def test_ctrl_c_in_a_real_process() -> None:
+    done = run_python("-c", PRESSED, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")

@@ -7,7 +7,7 @@ import io
 import time
 
 import pytest
-from paperhooks.io import csv_cell, csv_text, error_text, printable, redacted
+from paperhooks.io import csv_cell, csv_text, error_text, html_text, markdown_text, printable, redacted
 
 
 @pytest.mark.parametrize(
@@ -134,3 +134,9 @@ def test_long_texts_take_no_time() -> None:
     ):
         redacted(text)
     assert time.perf_counter() - start < 5
+
+
+def test_text_in_html_and_markdown_is_shown_as_it_is() -> None:
+    assert html_text("<b>\x1b\n\u202e") == "&lt;b&gt;\\x1b\n\\u202e"
+    assert markdown_text("# a_b_c *d* 2. e\n- f") == r"\# a_b_c \*d\* 2. e - f"
+    assert markdown_text("1. a\n- b\nc[d]", lines=True) == "1\\. a\n\\- b\nc[d]"

@@ -25,6 +25,7 @@ from paperhooks.reports import (
     new_figure,
     save_figure,
 )
+from paperhooks.reports.render import render_html, render_markdown
 from paperhooks.testing import run_python
 
 NASTY = "<script>alert('x')</script> & | ` *"
@@ -195,6 +196,47 @@ def test_the_markdown_report_has_tables_links_and_no_raw_html(tmp_path: Path) ->
     assert "](lines.png)" in text
     assert "\\| " in text
     assert text.index("### left") < text.index("```text") < text.rindex("&lt;script&gt;")
+
+
+ANSWERS = [
+    "```\nout of the fence\n```` more",
+    "~~~\n# heading\n- item\n1. one\n> quote\n---\n===",
+    "![x](http://a.b/c.png) and ![y][z]\n[z]: http://a.b/c.png",
+    "<img src=http://a.b/c.png> <!-- gone --> <http://a.b> &lt;",
+    "*a* _b_ **c** __d__ ~~e~~ `f` $g$ \\ a | b\n--|--",
+    "[x](javascript:alert(1)) a_b_c 2 * 3",
+    "    indented\n\n\tmore",
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize(
+    "block", [Paragraph, lambda x: Paragraph(x, "note"), Heading, Code, lambda x: Table((x,), [(x,)], x)]
+)
+def test_what_a_model_answers_stays_text_in_markdown(tmp_path: Path, answer: str, block) -> None:
+    reader = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    tokens = reader.parse(render_markdown(answer, [block(answer), Paragraph("last")], tmp_path))
+    inline = [token for each in tokens for token in each.children or ()]
+    allowed = {"text", "softbreak", "text_special"} | (
+        {"em_open", "em_close"} if isinstance(block(""), Table) else set()
+    )
+    assert {token.type for token in inline} <= allowed
+    kinds = {"heading", "paragraph", "blockquote", "table", "thead", "tbody", "tr", "th", "td"}
+    assert {token.type.rsplit("_", 1)[0] for token in tokens} <= kinds | {"inline", "fence"}
+    assert sum(token.type == "heading_open" for token in tokens) == 1 + isinstance(block(""), Heading)
+    assert tokens[-2].content == "last"
+    shown = " ".join(token.content for token in inline if token.type != "softbreak")
+    code = " ".join(token.content for token in tokens if token.type == "fence")
+    assert answer.split() == (code or shown[: len(shown) - 4]).split()[-len(answer.split()) :]
+
+
+def test_escape_sequences_and_marks_of_direction_are_written_out(tmp_path: Path) -> None:
+    nasty = "a\x1b[31m\u202eb\x00"
+    blocks = [Paragraph(nasty), Code(nasty, "x\n```"), Table((nasty,), [(nasty,)])]
+    for page in (render_markdown(nasty, blocks, tmp_path), render_html(nasty, blocks, tmp_path, {"kind": nasty})):
+        assert not {"\x1b", "\u202e", "\x00"} & set(page)
+        assert page.count("u202eb") >= 5
+    assert "x\n```" not in render_markdown("", blocks, tmp_path)
 
 
 def test_ragged_tables_and_missing_or_outside_pictures_are_refused(tmp_path: Path) -> None:

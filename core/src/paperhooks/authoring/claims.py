@@ -44,6 +44,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from paperhooks.errors import DataError, did_you_mean
+from paperhooks.io.harmless import markdown_text
 from paperhooks.io.toml import Field, Problem, check_table, line_of, read_toml
 
 __all__ = [
@@ -157,7 +158,7 @@ class Claims:
 
     def as_summary(self) -> str:
         """A table for the plugin's README: a short line a claim, with one figure."""
-        lines = ((claim.statement, claim.status, str(claim.figure or "–")) for claim in self.claims)
+        lines = (map(markdown_text, (c.statement, c.status, c.figure or "–")) for c in self.claims)
         return _table(("claim", "here", "figure"), lines)
 
     def as_markdown(self) -> str:
@@ -165,21 +166,22 @@ class Claims:
         return _table(("claim", "published", "here", "figures"), map(_markdown_cells, self.claims))
 
 
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in row) + " |" for row in rows)
+def _table(header: Sequence[str], lines: Iterable[Iterable[str]]) -> str:
+    rows: list[Iterable[str]] = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def _markdown_cells(claim: Claim) -> list[str]:
     figures = "<br>".join(map(_markdown_run, claim.runs))
     status = claim.status + (f": {claim.why}" if claim.why else "")
-    return [f"{claim.statement} ({claim.source})", claim.published or "–", status, figures or "–"]
+    cells = map(markdown_text, (f"{claim.statement} ({claim.source})", claim.published or "–", status))
+    return [*cells, figures or "–"]
 
 
 def _markdown_run(run: Run) -> str:
     shown = "; ".join(map(str, run.figures[:FIGURES_IN_TABLES]))
     more = len(run.figures) - FIGURES_IN_TABLES
-    return f"{run.scale}: {shown}" + (f"; and {more} more" if more > 0 else "")
+    return markdown_text(f"{run.scale}: {shown}" + (f"; and {more} more" if more > 0 else ""))
 
 
 def _text_lines(claim: Claim) -> list[str]:

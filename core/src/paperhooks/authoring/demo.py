@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from paperhooks.errors import PluginBroken, PluginNotFound
+from paperhooks.io.harmless import error_text
 from paperhooks.plugins.discovery import PluginStatus, as_error
 from paperhooks.plugins.installed import catalog
 from paperhooks.plugins.methods import import_target
@@ -59,7 +60,7 @@ class DemoResult:
     out: Path
     seconds: float
     report: Path | None = None
-    error: BaseException | None = field(default=None, repr=False)
+    error: Exception | None = field(default=None, repr=False)
 
 
 def run_demo(
@@ -100,12 +101,14 @@ def _run(status: PluginStatus, root: Path, echo: Callable[[str], None], quick: b
     folder = root / status.name
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    error: BaseException | None = None
+    error: Exception | None = None
     try:
         _load(status)(DemoContext(folder, echo, quick, seed))
     except Exception as failure:
         failure.add_note(f"in the demo of plugin {status.name!r}")
         error = failure
+    except (SystemExit, GeneratorExit) as failure:  # nothing but Ctrl-C ends the others
+        error = PluginBroken(f"the demo of plugin {status.name!r} raised {error_text(failure)}")
     report = folder / "report.html"
     shown = report if error is None and report.is_file() else None
     return DemoResult(status.name, folder, time.perf_counter() - begin, shown, error)
@@ -116,7 +119,9 @@ def _load(status: PluginStatus) -> Callable[[DemoContext], object]:
     try:
         demo = import_target(str(target))
     except Exception as error:
-        raise PluginBroken(f"the demo of plugin {status.name!r} ({target}) cannot be imported: {error}") from error
+        raise PluginBroken(
+            f"the demo of plugin {status.name!r} ({target}) cannot be imported: {error_text(error)}"
+        ) from error
     if not callable(demo):
         raise PluginBroken(f"the demo of plugin {status.name!r} ({target}) is not callable")
     return demo  # type: ignore[no-any-return]

@@ -12,7 +12,8 @@ from typing import Literal, TypeAlias
 from packaging.requirements import Requirement
 
 from paperhooks.info import HOOK_API
-from paperhooks.plugins.discovery import PluginStatus
+from paperhooks.io.harmless import error_text
+from paperhooks.plugins.discovery import PluginStatus, trace_text
 from paperhooks.plugins.installed import Catalog, catalog
 from paperhooks.sessions.versions import tested, tested_range, untested, varied
 
@@ -94,7 +95,9 @@ def _devices() -> Iterator[Check]:
     try:
         import torch
     except Exception as error:
-        yield Check("torch", "problem", f"cannot be imported: {error}", "pip install --force-reinstall torch")
+        yield Check(
+            "torch", "problem", f"cannot be imported: {error_text(error)}", "pip install --force-reinstall torch"
+        )
         return
     yield Check("cpu", "ok", f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}")
     if torch.cuda.is_available():
@@ -109,7 +112,7 @@ def _threads() -> Check:
     try:
         import torch
     except Exception as error:
-        return Check("threads", "note", f"unknown without torch: {error}")
+        return Check("threads", "note", f"unknown without torch: {error_text(error)}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = torch.get_num_threads()
     if threads <= cores:
@@ -127,7 +130,7 @@ def _plugins(known: Catalog) -> Iterator[Check]:
         yield _plugin(status)
     for address, error in failures.items():
         cause = error.__cause__
-        yield Check(f"method {address}", "problem", str(error), traceback=_trace(cause) if cause else "")
+        yield Check(f"method {address}", "problem", str(error), traceback=trace_text(cause) if cause else "")
 
 
 def _plugin(status: PluginStatus) -> Check:
@@ -137,12 +140,6 @@ def _plugin(status: PluginStatus) -> Check:
     if status.state == "blocked":
         return Check(subject, "note", f"{status.origin} is blocked", status.fix)
     return Check(subject, "problem", f"{status.origin} is {status.state}: {status.error}", status.fix, status.traceback)
-
-
-def _trace(error: BaseException) -> str:
-    import traceback
-
-    return "".join(traceback.format_exception(error))
 
 
 def _conflicts(known: Catalog) -> Iterator[Check]:

@@ -6,16 +6,17 @@ No network. An entry with ``path`` is compared with the package in that folder, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from packaging.requirements import InvalidRequirement, Requirement
 
 from paperhooks.authoring.claims import load_claims, package_folder
-from paperhooks.authoring.registry_entry import described, entry_point
+from paperhooks.authoring.registry_entry import described, entry_point, table_of
 from paperhooks.errors import DataError, PluginBroken
 from paperhooks.info import ENTRY_POINT_GROUP, HOOK_API, PluginInfo
+from paperhooks.io.harmless import error_text
+from paperhooks.io.options import shown
 from paperhooks.io.toml import Problem, read_toml
 from paperhooks.plugins.methods import import_target, validate_method
 from paperhooks.plugins.registry import Registry, RegistryEntry, check_schema
@@ -46,7 +47,8 @@ def check_registry(path: str | Path) -> list[Problem]:
 def _check_core(registry: Registry) -> list[Problem]:
     if registry.core["hook_api"] == HOOK_API:
         return []
-    return [Problem(str(registry.file), 0, f"[core] hook_api is {registry.core['hook_api']}; the core says {HOOK_API}")]
+    found = shown(registry.core["hook_api"])
+    return [Problem(str(registry.file), 0, f"[core] hook_api is {found}; the core says {HOOK_API}")]
 
 
 def _check_folders(registry: Registry) -> list[Problem]:
@@ -92,27 +94,27 @@ class _EntryCheck:
         file = self.folder / "pyproject.toml"
         data, _, problems = read_toml(file)
         self.problems += problems
-        project: dict[str, Any] = data.get("project", {})
+        project = table_of(data, "project")
         if project.get("name") != self.entry.distribution:
             self.fault(
                 "distribution", f"distribution is {self.entry.distribution!r}, {file} says {project.get('name')!r}"
             )
         if "requires-python" not in project:
             self.fault("path", f"{file} lacks requires-python")
-        self.check_dependency(project.get("dependencies", []), file)
+        self.check_dependency(project.get("dependencies"), file)
         target = entry_point(project, self.entry.name)
         if target is None:
             self.fault("name", f"{file} has no entry point {self.entry.name!r} in the group {ENTRY_POINT_GROUP!r}")
         return target
 
-    def check_dependency(self, dependencies: Iterable[str], file: Path) -> None:
+    def check_dependency(self, dependencies: Any, file: Path) -> None:
         """The package must depend on core by a range, and on no other plugin but toolkits."""
         others = (entry for entry in self.registry.entries if entry.kind != "toolkit" and entry != self.entry)
         siblings = {entry.distribution for entry in others}
         core = None
-        for text in dependencies:
+        for text in dependencies if isinstance(dependencies, list) else ():
             try:
-                requirement = Requirement(text)
+                requirement = Requirement(str(text))
             except InvalidRequirement as error:
                 self.fault("path", f"{file}: dependency {text!r} is malformed: {error}")
                 continue
@@ -133,7 +135,7 @@ class _EntryCheck:
         try:
             info = import_target(target)
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}; install it with: pip install -e {self.entry.path}"
+            reason = f"{error_text(error)}; install it with: pip install -e {self.entry.path}"
             self.fault("name", f"{target} cannot be imported: {reason}")
             return None
         if isinstance(info, PluginInfo):
@@ -160,14 +162,14 @@ class _EntryCheck:
             origin = "the code implements" if key == "hooks" else _ORIGINS.get(table or key, "PluginInfo says")
             name = f"{table}.{key}" if table else key
             fix = "; `paperhooks registry update` writes it"
-            self.fault(key, f"{name} is {said!r}, {origin} {found!r}{fix}", table)
+            self.fault(key, f"{name} is {shown(said)}, {origin} {shown(found)}{fix}", table)
 
     def load(self, what: str, target: str) -> Any:
         """Import a target; a failure is noted and gives None."""
         try:
             return import_target(target)
         except Exception as error:
-            self.fault("name", f"{what} ({target}) cannot be imported: {type(error).__name__}: {error}")
+            self.fault("name", f"{what} ({target}) cannot be imported: {error_text(error)}")
             return None
 
     def load_methods(self, info: PluginInfo) -> list[Any]:
@@ -198,7 +200,9 @@ class _EntryCheck:
 
     def check_models(self) -> None:
         """Every family listed is named somewhere in the package's tests."""
-        tests = "".join(file.read_text(encoding="utf-8") for file in sorted((self.folder / "tests").rglob("*.py")))
+        tests = "".join(
+            file.read_text(encoding="utf-8", errors="replace") for file in sorted((self.folder / "tests").rglob("*.py"))
+        )
         for model in self.entry.data.get("models", ()):
             if model not in tests:
                 self.fault("models", f"models lists {model!r}, which no file in {self.entry.path}/tests mentions")

@@ -9,10 +9,11 @@ from typing import Any, Final
 from paperhooks.errors import RegistryError, require
 from paperhooks.info import ENTRY_POINT_GROUP, MODES, PluginInfo
 from paperhooks.io.files import write_text
+from paperhooks.io.harmless import error_text
 from paperhooks.io.toml import read_toml
 from paperhooks.plugins.methods import implemented_hooks, import_target, known_hooks
 
-__all__ = ["described", "entry_point", "update_registry"]
+__all__ = ["described", "entry_point", "table_of", "update_registry"]
 
 _PAPER: Final = ("title", "authors", "year", "venue", "arxiv", "code")
 _UNIONS: Final = ("devices", "dtypes", "attention", "parallel")
@@ -46,8 +47,15 @@ def described(info: PluginInfo, classes: Iterable[Any], process_wide: object = N
 
 def entry_point(project: dict[str, Any], name: str) -> str | None:
     """Under which target a package's metadata (the table ``[project]``) offer the plugin ``name``."""
-    target: str | None = project.get("entry-points", {}).get(ENTRY_POINT_GROUP, {}).get(name)
-    return target
+    target = table_of(project, "entry-points", ENTRY_POINT_GROUP).get(name)
+    return target if isinstance(target, str) else None
+
+
+def table_of(data: Any, *keys: str) -> dict[str, Any]:
+    """The table under ``keys``; an empty one where there is none, or something else."""
+    for key in keys:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else {}
 
 
 def update_registry(file: Path) -> list[str]:
@@ -61,7 +69,10 @@ def update_registry(file: Path) -> list[str]:
     _, text, problems = read_toml(file)
     if problems:
         raise RegistryError("\n".join(map(str, problems)))
-    document: Any = tomlkit.parse(text)
+    try:
+        document: Any = tomlkit.parse(text)
+    except (ValueError, RecursionError) as error:
+        raise RegistryError(f"{file} cannot be read: {error_text(error)}") from error
     changed = [str(entry["name"]) for entry in document.get("plugin", []) if "path" in entry and _updated(file, entry)]
     if changed:
         write_text(file, tomlkit.dumps(document))
@@ -72,14 +83,14 @@ def _updated(file: Path, entry: Any) -> bool:
     name, before = str(entry.get("name", "")), entry.unwrap()
     try:
         data, _, problems = read_toml(file.parent / str(entry["path"]) / "pyproject.toml")
-        target = entry_point(data.get("project", {}), name)
+        target = entry_point(table_of(data, "project"), name)
         if problems or target is None:
             raise RegistryError(*map(str, problems) or [f"there is no entry point {name!r} in {entry['path']}"])
         info: PluginInfo = import_target(target)
         classes = [import_target(method) for method in info.methods.values()]
         found = described(info, classes, import_target(info.hooks) if info.hooks else None)
     except Exception as error:
-        raise RegistryError(f"plugin {name!r}: {type(error).__name__}: {error}") from error
+        raise RegistryError(f"plugin {name!r}: {error_text(error)}") from error
     for key, value in found.items():
         if isinstance(value, dict):
             entry[key] = entry.get(key) or {}

@@ -12,3 +12,4 @@ from .options import load_model as load_model
 from .options import load_processor as load_processor
 from .options import parse_value as parse_value
 from .options import usage_errors as usage_errors
+from .output import say as say

@@ -10,7 +10,7 @@ import typer
 from paperhooks.authoring.demo import DEFAULT_OUT, run_demo
 from paperhooks.cli.arguments import BatchSize, Device, Dtype, Model, RunOut, Seed
 from paperhooks.cli.options import build_methods, load_model, load_records
-from paperhooks.cli.output import say
+from paperhooks.cli.output import error_line, say
 
 __all__ = ["add_commands"]
 
@@ -32,7 +32,7 @@ def demo(
     """Run a plugin's demo, or all of them: small, offline, with a report at the end."""
     results = run_demo(name, out, echo=say, quick=quick, seed=seed)
     for result in results:
-        ending = f"failed: {result.error}" if result.error else f"report: {result.report or result.out}"
+        ending = f"failed: {error_line(result.error, {})}" if result.error else f"report: {result.report or result.out}"
         say(f"{result.plugin}: {result.seconds:.1f} s, {ending}", err=result.error is not None)
     if any(result.error for result in results):
         raise typer.Exit(1)

@@ -23,7 +23,7 @@ _FORMULA: Final = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")  # the wide ones ar
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 #: What Markdown (CommonMark with tables, strike-through and formulas) takes for markup inside a line, and at its start.
-_MARKUP: Final = re.compile(r"[\\`*~$|]|(?<!\w)_|_(?!\w)|\](?=[(\[:])")
+_MARKUP: Final = re.compile(r"[\\`*~$|]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])")
 _LINE_START: Final = re.compile(r"(?m)^[ \t]*(?:(#{1,6}|[-+]+|=+)(?=\s|$)|(\d{1,9})(?=[.)](?:\s|$)))?")
 
 _HIDDEN: Final = "***"

@@ -36,6 +36,7 @@ inside the wheel, so that what could be installed is known offline.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ from typing import Any, Final
 
 from paperhooks.errors import RegistryError
 from paperhooks.info import KINDS, MODES
+from paperhooks.io.harmless import markdown_text
 from paperhooks.io.toml import Field, Problem, check_table, line_of, read_toml
 
 __all__ = [
@@ -58,26 +60,27 @@ __all__ = [
 
 STATUSES: Final = ("experimental", "stable", "deprecated", "broken")
 
+_WORD: Final = r"[\w.-]+"
 _TOP: Final = {"schema": Field("int", choices=(1,)), "core": Field("table"), "plugin": Field("tables")}
 _CORE: Final = {"distribution": Field("str"), "path": Field("str"), "hook_api": Field("int")}
 _PLUGIN: Final = {
     "name": Field("str", pattern=r"[a-z][a-z0-9]*(-[a-z0-9]+)*"),
     "distribution": Field("str", pattern=r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"),
-    "path": Field("str", required=False),
-    "repository": Field("str", required=False, pattern=r"https?://\S+"),
+    "path": Field("str", required=False, pattern=r"\w[\w.-]*(/\w[\w.-]*)*"),
+    "repository": Field("str", required=False, pattern=r"https?://[\w.-]+(:\d+)?(/[\w.~%+@-]+)*/?"),
     "kind": Field("str", required=False, choices=KINDS),
     "summary": Field("str", longest=99),
-    "hooks": Field("strings"),
+    "hooks": Field("strings", pattern=_WORD),
     "hook_api": Field("int"),
     "status": Field("str", choices=STATUSES),
 }
 #: What only a paper has to say.
 _METHODS: Final = {
-    "models": Field("strings"),
-    "devices": Field("strings"),
-    "dtypes": Field("strings"),
-    "attention": Field("strings"),
-    "parallel": Field("strings"),
+    "models": Field("strings", pattern=_WORD),
+    "devices": Field("strings", pattern=_WORD),
+    "dtypes": Field("strings", pattern=_WORD),
+    "attention": Field("strings", pattern=_WORD),
+    "parallel": Field("strings", pattern=_WORD),
     "paper": Field("table"),
     "evidence": Field("table"),
     "supports": Field("table"),
@@ -90,7 +93,8 @@ _PAPER: Final = {
     "arxiv": Field("str", pattern=r"\d{4}\.\d{4,5}(v\d+)?"),
     "code": Field("str", required=False),
 }
-_EVIDENCE: Final = {"summary": Field("str"), "command": Field("str")}
+#: A command is there to be copied into a shell: one line that runs nothing else beside it.
+_EVIDENCE: Final = {"summary": Field("str"), "command": Field("str", pattern=r"[^;&|<>$`\\\x00-\x1f]+")}
 _SUPPORTS: Final = {mode: Field("bool") for mode in MODES}
 _SUBTABLES: Final = {"paper": _PAPER, "evidence": _EVIDENCE, "supports": _SUPPORTS}
 
@@ -125,9 +129,8 @@ class RegistryEntry:
     @property
     def pip_command(self) -> str:
         """How to install it."""
-        if self.path is None:
-            return f'pip install "{self.distribution} @ git+{self.data["repository"]}"'
-        return f"pip install {self.distribution}"
+        source = "" if self.path is not None else f" @ git+{self.data['repository']}"
+        return f"pip install {shlex.quote(self.distribution + source)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,13 +241,14 @@ def plugin_table_markdown(registry: Registry) -> str:
         link = entry.path or data["repository"]
         cite = _cited(data["paper"]) if "paper" in data else entry.kind
         hooks = ", ".join(f"`{hook}`" for hook in data["hooks"])
-        cells = [f"[{entry.name}]({link})", cite, data["summary"], hooks, data["status"]]
-        rows.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+        cells = [f"[{entry.name}]({link})", cite, markdown_text(data["summary"]), hooks, data["status"]]
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(rows)
 
 
 def _cited(paper: Mapping[str, Any]) -> str:
-    return f"[{paper['title']}](https://arxiv.org/abs/{paper['arxiv']}), {paper.get('venue') or paper['year']}"
+    title, published = markdown_text(paper["title"]), markdown_text(paper.get("venue") or paper["year"])
+    return f"[{title}](https://arxiv.org/abs/{paper['arxiv']}), {published}"
 
 
 def replace_between_markers(text: str, marker: str, content: str) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
-import html
 import importlib.resources
 import math
 import mimetypes
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from paperhooks.errors import DataError
+from paperhooks.io.harmless import html_text, markdown_text, printable
 from paperhooks.reports.blocks import Block, Code, Columns, Figure, Heading, Image, Paragraph, Table
 
 __all__ = ["format_cell", "render_html", "render_markdown"]
@@ -32,21 +34,16 @@ def format_cell(value: Any) -> str:
 
 def render_markdown(title: str, blocks: Sequence[Block], folder: Path) -> str:
     """The report as Markdown; figures are linked by their file name."""
-    parts = [f"# {_md(title)}", *(_markdown_block(block, folder) for block in blocks)]
+    parts = [f"# {markdown_text(title)}", *(_markdown_block(block, folder) for block in blocks)]
     return "\n\n".join(parts) + "\n"
-
-
-def _md(text: str) -> str:
-    # Raw HTML would be interpreted by most renderers, and a line break would end the block.
-    return html.escape(text, quote=False).replace("\n", " ")
 
 
 def _markdown_block(block: Block, folder: Path) -> str:
     match block:
         case Heading(text, level):
-            return f"{'#' * _level(level)} {_md(text)}"
+            return f"{'#' * _level(level)} {markdown_text(text)}"
         case Paragraph(text, kind):
-            lines = html.escape(text, quote=False)
+            lines = markdown_text(text, lines=True)
             return "> " + lines.replace("\n", "\n> ") if kind == "note" else lines
         case Table():
             return _markdown_table(block)
@@ -55,27 +52,28 @@ def _markdown_block(block: Block, folder: Path) -> str:
         case Image(file, alt, caption):
             return _markdown_image(_existing(folder, file), alt, caption)
         case Code(text, language):
-            fence = "```" if "```" not in text else "````"
-            return f"{fence}{language}\n{text}\n{fence}"
+            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+            known = language if re.fullmatch(r"[\w+-]*", language) else ""
+            return f"{fence}{known}\n{printable(text, lines=True)}\n{fence}"
         case Columns(columns):
             return "\n\n".join(_markdown_block(one, folder) for column in columns for one in column)
     raise TypeError(f"{block!r} is not a report block")
 
 
 def _markdown_image(file: Path, alt: str, caption: str) -> str:
-    markup = f"![{_md(alt).replace(']', '')}]({file.name})"
-    return f"{markup}\n\n*{_md(caption)}*" if caption else markup
+    markup = f"![{markdown_text(re.sub(r'[][]', '', alt))}]({quote(file.name)})"
+    return f"{markup}\n\n*{markdown_text(caption)}*" if caption else markup
 
 
 def _markdown_table(table: Table) -> str:
     numeric = _numeric_columns(table)
     lines = [_markdown_row(table.header), "| " + " | ".join("---:" if n else "---" for n in numeric) + " |"]
     lines += [_markdown_row([format_cell(cell) for cell in row]) for row in table.rows]
-    return (f"*{_md(table.caption)}*\n\n" if table.caption else "") + "\n".join(lines)
+    return (f"*{markdown_text(table.caption)}*\n\n" if table.caption else "") + "\n".join(lines)
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_md(cell).replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(markdown_text(cell) for cell in cells) + " |"
 
 
 def render_html(title: str, blocks: Sequence[Block], folder: Path, result: Mapping[str, Any]) -> str:
@@ -85,33 +83,31 @@ def render_html(title: str, blocks: Sequence[Block], folder: Path, result: Mappi
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        f'<header><p class="kicker">paperhooks</p><h1>{html.escape(title)}</h1>{_chips(result)}</header>\n'
+        f"<title>{html_text(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f'<header><p class="kicker">paperhooks</p><h1>{html_text(title)}</h1>{_chips(result)}</header>\n'
         f"{body}\n{_footer(result)}\n</main>\n</body>\n</html>\n"
     )
 
 
 def _chips(result: Mapping[str, Any]) -> str:
     shown = {"run": result.get("kind"), "seed": result.get("seed"), "started": result.get("started")}
-    chips = [
-        f"<span>{key} <b>{html.escape(str(value))}</b></span>" for key, value in shown.items() if value is not None
-    ]
+    chips = [f"<span>{key} <b>{html_text(str(value))}</b></span>" for key, value in shown.items() if value is not None]
     return f'<p class="chips">{"".join(chips)}</p>' if chips else ""
 
 
 def _footer(result: Mapping[str, Any]) -> str:
     made = [f"{name} {version}" for name, version in result.get("versions", {}).items()]
     timings = [f"{name} {seconds:.2f} s" for name, seconds in result.get("timings", {}).items()]
-    lines = [html.escape(" · ".join(items)) for items in (made, timings) if items]
+    lines = [html_text(" · ".join(items)) for items in (made, timings) if items]
     return f"<footer>{'<br>'.join(lines)}</footer>" if lines else ""
 
 
 def _html_block(block: Block, folder: Path) -> str:
     match block:
         case Heading(text, level):
-            return f"<h{_level(level)}>{html.escape(text)}</h{_level(level)}>"
+            return f"<h{_level(level)}>{html_text(text)}</h{_level(level)}>"
         case Paragraph(text, kind):
-            text = html.escape(text).replace("\n", "<br>")
+            text = html_text(text).replace("\n", "<br>")
             return f'<p class="note">{text}</p>' if kind == "note" else f"<p>{text}</p>"
         case Table():
             return _html_table(block)
@@ -120,7 +116,7 @@ def _html_block(block: Block, folder: Path) -> str:
         case Image(file, alt, caption):
             return _html_image(_existing(folder, file), alt, caption)
         case Code(text, _):
-            return f"<pre><code>{html.escape(text)}</code></pre>"
+            return f"<pre><code>{html_text(text)}</code></pre>"
         case Columns(columns):
             inside = ("\n".join(_html_block(one, folder) for one in column) for column in columns)
             return '<div class="columns">' + "\n".join(f"<div>{one}</div>" for one in inside) + "</div>"
@@ -129,7 +125,7 @@ def _html_block(block: Block, folder: Path) -> str:
 
 def _html_table(table: Table) -> str:
     numeric = _numeric_columns(table)
-    caption = f"<caption>{html.escape(table.caption)}</caption>" if table.caption else ""
+    caption = f"<caption>{html_text(table.caption)}</caption>" if table.caption else ""
     head = "".join(_html_cell("th", cell, n) for cell, n in zip(table.header, numeric, strict=True))
     rows = "\n".join(
         "<tr>" + "".join(_html_cell("td", format_cell(cell), n) for cell, n in zip(row, numeric, strict=True)) + "</tr>"
@@ -141,7 +137,7 @@ def _html_table(table: Table) -> str:
 
 
 def _html_cell(tag: str, text: str, numeric: bool) -> str:
-    return f"<{tag}{' class=n' if numeric else ''}>{html.escape(text)}</{tag}>"
+    return f"<{tag}{' class=n' if numeric else ''}>{html_text(text)}</{tag}>"
 
 
 def _numeric_columns(table: Table) -> list[bool]:
@@ -157,9 +153,9 @@ def _numeric_columns(table: Table) -> list[bool]:
 def _html_image(file: Path, alt: str, caption: str) -> str:
     kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
     data = base64.b64encode(file.read_bytes()).decode("ascii")
-    text = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    text = f"<figcaption>{html_text(caption)}</figcaption>" if caption else ""
     # An <img> keeps the ids of several SVG files apart and runs no script that a file might hold.
-    return f'<figure><img alt="{html.escape(alt)}" src="data:{kind};base64,{data}">{text}</figure>'
+    return f'<figure><img alt="{html_text(alt)}" src="data:{kind};base64,{data}">{text}</figure>'
 
 
 def _existing(folder: Path, name: str) -> Path:
