@@ -114,6 +114,64 @@ def test_mistakes_are_one_sentence(files: Path, tmp_path: Path, capsys) -> None:
     assert "Traceback" not in err
 
 
+def test_what_is_cheap_is_checked_before_a_model_is_loaded(files: Path, tmp_path: Path, capsys) -> None:
+    maths, prose, table = files / "maths.jsonl", files / "prose.jsonl", tmp_path / "table.csv"
+    table.write_text("question,answer\na,b,c\n")
+    (tmp_path / "text.safetensors").write_text("none")
+    study = ("study", "nowhere", "--target", maths, "--reference", prose, "--out")
+    for code, words, *arguments in (
+        (1, "table.csv:2: has 3 cells", "collect", "nowhere", table, "--out", tmp_path),
+        (1, "must hold {question}", "collect", "nowhere", maths, "--out", tmp_path, "--template", "x"),
+        (2, "regular expression", "collect", "nowhere", maths, "--out", tmp_path, "--include", "("),
+        (1, "is an address", "select", "nowhere", "--target", "a", "--reference", "b", "--out", "s3://a/b"),
+        (1, "is an address", "apply", "nowhere", "a", "--out", "s3://a/b"),
+        (1, "table.csv is not empty", "apply", "nowhere", "a", "--out", table),
+        (1, "target has 24 texts; 148 are needed", *study, tmp_path / "study"),
+        (2, "ratio is 2.0", *study, tmp_path / "study", "--ratio", 2),
+        (2, "scale is nan", *study, tmp_path / "study", "--scale", "nan"),
+        (1, "must hold {question}", *study, tmp_path / "study", "--template", "x"),
+        (1, "text.safetensors", "apply", "nowhere", tmp_path / "text.safetensors", "--out", tmp_path / "edited"),
+        (1, "text.safetensors", "compare", "nowhere", *2 * [tmp_path / "text.safetensors"]),
+        (1, "missing", "select", "nowhere", "--target", "missing", "--reference", "b", "--out", tmp_path),
+        (2, "ratio is 0.0", "select", "nowhere", "--target", "a", "--reference", "b", "--ratio", 0, "--out", tmp_path),
+        (1, "text.safetensors", "evaluate", "nowhere", tmp_path / "text.safetensors", "--target", maths, "--reference",
+         prose, "--out", tmp_path),
+    ):  # fmt: skip
+        found, _, err = run(capsys, *arguments)
+        assert (found, words in " ".join(err.split())) == (code, True), err
+        assert "nowhere" not in err
+    assert not (tmp_path / "study").exists()
+
+
+def test_two_evaluations_do_not_share_a_folder(files: Path, tmp_path: Path, capsys) -> None:
+    from paperhooks.io import FolderLock
+
+    stages = [
+        ("collect", files / "model", files / f"{side}.jsonl", "--out", tmp_path / side) for side in ("maths", "prose")
+    ]
+    stages.append(
+        (
+            "select",
+            files / "model",
+            "--target",
+            tmp_path / "maths",
+            "--reference",
+            tmp_path / "prose",
+            "--out",
+            tmp_path,
+        )
+    )
+    for stage in stages:
+        code, _, err = run(capsys, *stage)
+        assert code == 0, err
+    with FolderLock(tmp_path / "run"):
+        code, _, err = run(
+            capsys, "evaluate", files / "model", tmp_path / "selection-0.05.safetensors", "--target",
+            files / "maths.jsonl", "--reference", files / "prose.jsonl", "--out", tmp_path / "run",
+        )  # fmt: skip
+    assert (code, "is used by another run (process" in err) == (1, True), err
+
+
 def test_compress_on_the_command_line(files: Path, tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit) as end:
         main(

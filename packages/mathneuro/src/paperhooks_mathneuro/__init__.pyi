@@ -9,7 +9,6 @@ from .experiment.effects import Effects as Effects
 from .experiment.effects import Measurement as Measurement
 from .experiment.effects import ScoreChange as ScoreChange
 from .experiment.effects import holm as holm
-from .experiment.effects import paired_p as paired_p
 from .experiment.evaluation import evaluate as evaluate
 from .experiment.protocol import study as study
 from .experiment.results import Study as Study

@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 from paperhooks import DataError
-from paperhooks.cli import BatchSize, Device, Dtype, Model, RunOut, Seed, load_model, usage_errors
+from paperhooks.cli import BatchSize, Device, Dtype, Model, RunOut, Seed, load_model, say, usage_errors
+from paperhooks.io import FolderLock, local_path, optional, pattern
 
 __all__ = ["add_commands"]
 
 Template = Annotated[str | None, typer.Option("--template", help="Joins {question} and {answer} of records.")]
-_DATA = ".jsonl, .json, .csv or plain text, or hub:NAME:SPLIT."
+_DATA = ".jsonl, .json, .csv, .parquet or plain text, or hub:NAME:SPLIT."
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -48,14 +49,18 @@ def collect(
 ) -> None:
     """Read the texts of one side and keep how strongly they drive every input channel."""
     from paperhooks_mathneuro.statistics.collector import collect as run
-    from paperhooks_mathneuro.texts import TEMPLATE
+    from paperhooks_mathneuro.texts import TEMPLATE, check_template, read_records
 
+    for option, expression in (("include", include), ("exclude", exclude)):
+        optional(pattern, option, expression)
+    check_template(template or TEMPLATE)
+    records = read_records(data)
     statistics = run(
-        load_model(model, device, dtype), data, name=name, samples=samples, seed=seed,
+        load_model(model, device, dtype), records, name=name, samples=samples, seed=seed,
         token_scope=scope, keep=keep, head=head, include=include, exclude=exclude,
         max_length=max_length, truncate=truncate, template=template or TEMPLATE, batch_size=batch_size, out=out,
     )  # fmt: skip
-    typer.echo(f"{out / 'statistics.safetensors'}: {statistics}")
+    say(f"{out / 'statistics.safetensors'}: {statistics}")
 
 
 def select(
@@ -82,25 +87,33 @@ def select(
     ] = "exact",
     max_isolated: Annotated[float | None, typer.Option("--max-isolated", help="Largest share of a matrix.")] = None,
     masks: Annotated[bool, typer.Option("--masks", help="Write packed masks too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Take statistics of other weights too.")] = False,
     device: Device = "cpu",
     dtype: Dtype = "auto",
 ) -> None:
     """Find the entries that matter for the target and not for the references, at every ratio."""
     from paperhooks_mathneuro.selection.overlaps import shares
-    from paperhooks_mathneuro.selection.ratio_sweep import sweep
+    from paperhooks_mathneuro.selection.ratio_sweep import check_options, sweep
+    from paperhooks_mathneuro.selection.set_algebra import set_names
 
+    ratios, references = ratio or [0.05], _named(reference)
+    check_options(ratios, reference_ratio=reference_ratio, max_isolated=max_isolated)
+    if expression is not None:
+        set_names(expression, ["target", *references])
+    local_path(out)
+    sides = {name: _statistics(Path(path)) for name, path in {"target": str(target), **references}.items()}
     loaded = load_model(model, device, dtype)
     found = sweep(
-        loaded, _statistics(target), _references(reference), ratios=ratio or [0.05], reference_ratio=reference_ratio,
+        loaded, sides.pop("target"), sides, ratios=ratios, reference_ratio=reference_ratio,
         expression=expression, combine=combine, granularity=granularity, aggregate=aggregate,
-        mode=mode, max_isolated=max_isolated,
+        mode=mode, max_isolated=max_isolated, force=force,
     )  # fmt: skip
     for one, selection in found.items():
         file = selection.save(out / f"selection-{one:g}")
         if masks and mode == "exact":
             selection.masks(loaded).save(out / f"masks-{one:g}")
         total = shares(selection.matrices, selection.about["counts"]).total
-        typer.echo(f"{file}: {selection.label}, {total:.3%} of the entries")
+        say(f"{file}: {selection.label}, {total:.3%} of the entries")
 
 
 def apply(
@@ -118,13 +131,16 @@ def apply(
     """Write an ordinary checkpoint with the entries scaled, and what is needed to undo it."""
     from paperhooks_mathneuro.selection.selections import load_selection
     from paperhooks_mathneuro.surgery import apply as run
+    from paperhooks_mathneuro.surgery import check_scale
 
     _refuse_existing(out)
+    check_scale(scale)
+    chosen = load_selection(selection)
     loaded = load_model(model, "cpu", dtype)
-    with run(loaded, load_selection(selection), scale, rounding=rounding, seed=seed, force=force) as surgery:
+    with run(loaded, chosen, scale, rounding=rounding, seed=seed, force=force) as surgery:
         surgery.reversal().save(out / "undo.safetensors")
         _save(loaded, model, out)
-        typer.echo(f"{out}: {surgery.entries} entries times {scale:g}; undo.safetensors takes it back")
+        say(f"{out}: {surgery.entries} entries times {scale:g}; undo.safetensors takes it back")
 
 
 def undo(
@@ -136,10 +152,11 @@ def undo(
     from paperhooks import Artefact
 
     _refuse_existing(out)
+    reversal = Artefact.load(edited / "undo.safetensors")
     loaded = load_model(str(edited), "cpu", dtype)
-    Artefact.load(edited / "undo.safetensors").apply(loaded)
+    reversal.apply(loaded)
     _save(loaded, str(edited), out)
-    typer.echo(f"{out}: restored")
+    say(f"{out}: restored")
 
 
 def evaluate(
@@ -150,7 +167,9 @@ def evaluate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for effects.json and a report.")],
     scale: Annotated[list[float] | None, typer.Option("--scale", help="Factors, 0 by default; repeatable.")] = None,
     controls: Annotated[bool, typer.Option("--controls/--no-controls", help="Measure the controls too.")] = True,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Let the model answer; 0 does not.")] = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=0, help="Let the model answer; 0 does not.")
+    ] = 0,
     template: Template = None,
     batch_size: BatchSize = 8,
     device: Device = "cpu",
@@ -161,23 +180,28 @@ def evaluate(
     from paperhooks_mathneuro.experiment.evaluation import evaluate as run
     from paperhooks_mathneuro.experiment.study_report import report as write
     from paperhooks_mathneuro.selection.selections import load_selection
-    from paperhooks_mathneuro.texts import TEMPLATE
+    from paperhooks_mathneuro.surgery import check_scale
+    from paperhooks_mathneuro.texts import TEMPLATE, check_template, read_records
 
+    for factor in scale or []:
+        check_scale(factor)
+    check_template(template or TEMPLATE)
     selections = {file.stem: load_selection(file) for file in selection}
-    data = {"target": target, **_named(reference)}
-    effects = run(
-        load_model(model, device, dtype), selections, data, scales=scale or [0.0], with_controls=controls,
-        template=template or TEMPLATE, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed,
-        out=out / "effects.json",
-    )  # fmt: skip
-    typer.echo(f"report: {write(out, selections=selections, effects={next(iter(selections)): effects})}")
+    data = {name: read_records(path) for name, path in {"target": target, **_named(reference)}.items()}
+    with FolderLock(local_path(out)):
+        effects = run(
+            load_model(model, device, dtype), selections, data, scales=scale or [0.0], with_controls=controls,
+            template=template or TEMPLATE, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed,
+            out=out / "effects.json",
+        )  # fmt: skip
+    say(f"report: {write(out, selections=selections, effects={next(iter(selections)): effects})}")
 
 
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -> None:
     """Write a study's report anew from its files."""
     from paperhooks_mathneuro.experiment.study_report import report as write
 
-    typer.echo(f"report: {write(folder)}")
+    say(f"report: {write(folder)}")
 
 
 def study(
@@ -199,14 +223,20 @@ def study(
     seed: Seed = 0,
 ) -> None:
     """The whole experiment: find, prune with all controls, search factors, report."""
+    from paperhooks_mathneuro.experiment.protocol import check_study, split_texts
     from paperhooks_mathneuro.experiment.protocol import study as run
-    from paperhooks_mathneuro.texts import TEMPLATE
+    from paperhooks_mathneuro.texts import TEMPLATE, read_records
 
+    ratios, scales, template = ratio or [0.01, 0.05], scale or [], template or TEMPLATE
+    check_study(ratios, scales, template)
+    sides = {"target": read_records(target), "reference": read_records(reference)}
+    for name, records in sides.items():
+        split_texts(name, records, samples=samples, items=items, repeats=repeats, scales=scales, seed=seed)
     run(
-        load_model(model, device, dtype), target, reference, out, ratios=ratio or [0.01, 0.05], scales=scale or [],
-        samples=samples, items=items, repeats=repeats, template=template or TEMPLATE, batch_size=batch_size, seed=seed,
+        load_model(model, device, dtype), sides["target"], sides["reference"], out, ratios=ratios, scales=scales,
+        samples=samples, items=items, repeats=repeats, template=template, batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    typer.echo(f"report: {out / 'report.html'}")
+    say(f"report: {out / 'report.html'}")
 
 
 def compare(
@@ -219,10 +249,11 @@ def compare(
     from paperhooks_mathneuro.selection.overlaps import overlap
     from paperhooks_mathneuro.selection.selections import load_selection
 
-    found = overlap(load_model(model, "cpu", dtype), load_selection(first), load_selection(second))
-    typer.echo(str(found))
+    pair = load_selection(first), load_selection(second)
+    found = overlap(load_model(model, "cpu", dtype), *pair)
+    say(str(found))
     for name, group in found.groups.items():
-        typer.echo(f"{name:<24} Jaccard {group.jaccard:.3f}   {group.first:>9} {group.second:>9} {group.common:>9}")
+        say(f"{name:<24} Jaccard {group.jaccard:.3f}   {group.first:>9} {group.second:>9} {group.common:>9}")
 
 
 def _statistics(path: Path) -> Any:
@@ -243,12 +274,8 @@ def _named(texts: list[str]) -> dict[str, str]:
     return found
 
 
-def _references(texts: list[str]) -> dict[str, Any]:
-    return {name: _statistics(Path(path)) for name, path in _named(texts).items()}
-
-
 def _refuse_existing(out: Path) -> None:
-    if out.exists() and any(out.iterdir()):
+    if local_path(out).exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not empty; choose a new folder")
 
 

@@ -22,7 +22,7 @@ from paperhooks_mathneuro.selection.set_algebra import set_names
 from paperhooks_mathneuro.statistics.collector import TokenScope, collect
 from paperhooks_mathneuro.statistics.statistics import AGGREGATES, Aggregate, Statistics
 from paperhooks_mathneuro.surgery import Rounding, edit
-from paperhooks_mathneuro.texts import TEMPLATE
+from paperhooks_mathneuro.texts import TEMPLATE, check_template, read_records
 
 __all__ = ["MathNeuro"]
 
@@ -120,8 +120,10 @@ class MathNeuro:
             setattr(self, name, optional(pattern, name, getattr(self, name)))
         self.head = optional(choice, "head", self.head, get_args(HeadChoice))
         self.expression = optional(_set_expression, "expression", self.expression)
-        if "{question}" not in text("template", self.template):
-            raise refused("template", self.template, "text with {question} where the question belongs")
+        try:
+            check_template(text("template", self.template))
+        except DataError as error:
+            raise refused("template", self.template, "text with {question} in it and {answer} at its end") from error
 
     @hookimpl
     def compression(self, view: ModelView, request: CompressionRequest) -> Artefact:
@@ -147,15 +149,18 @@ class MathNeuro:
                 "least one reference, each texts, records or a file"
             )
         compat = self.mode == "compat"
+        parts = {
+            name: read_records(data) for name, data in request.data.items()
+        }  # all of them before a model reads one
         return {
             name: collect(
-                view.model, data, tokenizer=request.tokenizer, name=name, samples=self.samples, seed=request.seed,
+                view.model, records, tokenizer=request.tokenizer, name=name, samples=self.samples, seed=request.seed,
                 token_scope=self.token_scope, template=self.template, max_length=self.max_length,
                 truncate=self.truncate, head=self.head or ("untied" if compat else "no"), include=self.include,
                 exclude=self.exclude or ("embed" if compat else None), batch_size=self.batch_size,
                 out=None if request.run is None else request.run.path / name, progress=request.progress,
             )
-            for name, data in request.data.items()
+            for name, records in parts.items()
         }  # fmt: skip
 
     def _ratio(self, request: CompressionRequest) -> float:

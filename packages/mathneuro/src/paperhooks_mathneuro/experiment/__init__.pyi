@@ -9,7 +9,6 @@ from .effects import Effects as Effects
 from .effects import Measurement as Measurement
 from .effects import ScoreChange as ScoreChange
 from .effects import holm as holm
-from .effects import paired_p as paired_p
 from .evaluation import evaluate as evaluate
 from .protocol import study as study
 from .results import ISOLATED as ISOLATED

@@ -27,12 +27,13 @@ from paperhooks_mathneuro.experiment.evaluation import evaluate
 from paperhooks_mathneuro.experiment.results import ISOLATED, Study
 from paperhooks_mathneuro.experiment.stabilities import noise_floor, stability
 from paperhooks_mathneuro.selection.curves import threshold_curves
-from paperhooks_mathneuro.selection.ratio_sweep import sweep
+from paperhooks_mathneuro.selection.ratio_sweep import check_options, sweep
 from paperhooks_mathneuro.statistics.collector import TokenScope, collect
 from paperhooks_mathneuro.statistics.statistics import Statistics
-from paperhooks_mathneuro.texts import TEMPLATE, needs_tokenizer, read_records
+from paperhooks_mathneuro.surgery import check_scale
+from paperhooks_mathneuro.texts import TEMPLATE, Records, check_template, needs_tokenizer, read_records
 
-__all__ = ["study"]
+__all__ = ["check_study", "split_texts", "study"]
 
 
 def study(
@@ -67,17 +68,17 @@ def study(
     :param items: texts a side that results are reported on.
     :param splits: random splits for stability and noise floor.
     :param options: further options of :func:`paperhooks_mathneuro.sweep`.
-    :raises DataError: too few texts, or a folder of another study.
+    :raises DataError: too few texts, or a folder of another study. :raises ValueError: a ratio or factor that is none.
     """
     model, out = running_model(model), Path(out)
-    unknown = [name for name in control_names if name not in CONTROLS]
-    if unknown:
-        raise DataError(f"there is no control {unknown[0]!r}; {did_you_mean(unknown[0], CONTROLS)}")
+    check_study(ratios, scales, template, control_names)
     records = {name: read_records(each) for name, each in zip(names, (target, reference), strict=True)}
     if tokenizer is None and any(needs_tokenizer(each) for each in records.values()):
         tokenizer = find_tokenizer(model)
-    pool = samples if repeats == 1 else 2 * samples
-    parts = {name: _parts(name, each, pool, items, bool(scales), seed) for name, each in records.items()}
+    parts = {
+        name: split_texts(name, each, samples=samples, items=items, repeats=repeats, scales=scales, seed=seed)
+        for name, each in records.items()
+    }
     with RunFolder(out) as run:
         asked = {"ratios": ratios, "scales": scales, "samples": samples, "repeats": repeats, "controls": control_names}
         asked |= {"splits": splits, "token_scope": token_scope, "template": template, "options": options}
@@ -121,9 +122,27 @@ def study(
         return found
 
 
-def _parts(
-    name: str, records: Sequence[Any], pool: int, items: int, developed: bool, seed: int
-) -> dict[str, list[Any]]:
+def check_study(
+    ratios: Sequence[float], scales: Sequence[float], template: str, control_names: Sequence[str] = CONTROLS
+) -> None:
+    """Raise ValueError or DataError for options of :func:`study` that cannot be meant."""
+    check_options(ratios)
+    for scale in scales:
+        check_scale(scale)
+    check_template(template)
+    unknown = [name for name in control_names if name not in CONTROLS]
+    if unknown:
+        raise DataError(f"there is no control {unknown[0]!r}; {did_you_mean(unknown[0], CONTROLS)}")
+
+
+def split_texts(
+    name: str, records: Records, *, samples: int, items: int, repeats: int, scales: Sequence[float], seed: int
+) -> dict[str, Records]:
+    """The texts of one side in parts that share none: "pool" to identify with, "report", and "development".
+
+    :param name: of the side, for messages. The others are those of :func:`study`. :raises DataError: too few texts.
+    """
+    pool, developed = samples if repeats == 1 else 2 * samples, bool(scales)
     wanted = pool + items * (2 if developed else 1)
     if len(records) < wanted:
         raise DataError(
@@ -131,11 +150,11 @@ def _parts(
             + (f", and {items} to choose factors on" if developed else "")
         )
     order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()[:wanted]
-    chosen = [records[i] for i in order]
-    return {"pool": chosen[:pool], "report": chosen[pool : pool + items], "development": chosen[pool + items :]}
+    places = {"pool": order[:pool], "report": order[pool : pool + items], "development": order[pool + items :]}
+    return {part: records.take(rows) for part, rows in places.items()}
 
 
-def _identity(model: nn.Module, parts: Mapping[str, Mapping[str, list[Any]]]) -> dict[str, Any]:
+def _identity(model: nn.Module, parts: Mapping[str, Mapping[str, Records]]) -> dict[str, Any]:
     texts = {side: {part: hash_json(each) for part, each in own.items()} for side, own in parts.items()}
     return {"model": model_digest(model), "texts": texts}
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from paperhooks import DataError
+from paperhooks.reports import RunFolder
 
 from paperhooks_mathneuro.experiment.choice import Choice
 from paperhooks_mathneuro.experiment.effects import Effects, pooled
@@ -55,7 +55,7 @@ def load_study(folder: str | Path) -> tuple[Study, Curves | None]:
     """The study in a folder, from its files. Raises DataError where there is none."""
     folder = Path(folder)
     try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result = RunFolder.open(folder, "mathneuro-study").result
         results, texts = result["results"], result["inputs"]["texts"]
         ratios, repeats = result["inputs"]["ratios"], result["inputs"]["repeats"]
         names = list(result["results"].get("sides") or texts)
@@ -64,7 +64,7 @@ def load_study(folder: str | Path) -> tuple[Study, Curves | None]:
         noise = {key: value for key, value in results["noise"].items() if key != "share"}
         found.noise = NoiseFloor(**_tuples(noise))
         curves = Curves(**results["curves"]) if "curves" in results else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (DataError, KeyError, TypeError) as error:
         raise DataError(f"{folder} holds no finished study: {error!r}; study makes one") from error
     for ratio in ratios:
         for repeat in range(repeats):

@@ -31,7 +31,7 @@ from paperhooks_mathneuro.selection.selections import (
 from paperhooks_mathneuro.selection.set_algebra import evaluate_sets, set_names
 from paperhooks_mathneuro.statistics.statistics import Aggregate, Statistics
 
-__all__ = ["Combine", "Mode", "SelectionWarning", "select", "sweep"]
+__all__ = ["Combine", "Mode", "SelectionWarning", "check_options", "select", "sweep"]
 
 #: Exact sums of unrounded norms, or the arithmetic of the official code.
 Mode: TypeAlias = Literal["exact", "compat"]
@@ -88,7 +88,10 @@ def sweep(
         :raises ModelError: quantised or offloaded weights. Warns (:class:`SelectionWarning`) where sets are empty.
     """
     model = running_model(model)
-    _check_options(ratios, reference_ratio, max_isolated, granularity, mode, combine)
+    check_options(
+        ratios, reference_ratio=reference_ratio, max_isolated=max_isolated, granularity=granularity, mode=mode,
+        combine=combine,
+    )  # fmt: skip
     targets, references = _named(target, "target"), _named(reference, "reference")
     sides = {**targets, **references}
     if len(sides) != len(targets) + len(references):
@@ -108,10 +111,16 @@ def sweep(
     return _Sweep(model, sides, each, shares, expression, granularity, aggregate, mode, digests, max_isolated).run()
 
 
-def _check_options(
-    ratios: Sequence[float], reference_ratio: float | None, max_isolated: float | None, granularity: Granularity,
-    mode: Mode, combine: Combine,
-) -> None:  # fmt: skip
+def check_options(
+    ratios: Sequence[float],
+    *,
+    reference_ratio: float | None = None,
+    max_isolated: float | None = None,
+    granularity: Granularity = "matrix",
+    mode: Mode = "exact",
+    combine: Combine = "union",
+) -> None:
+    """Raise ValueError for options of :func:`sweep` that cannot be meant."""
     choice("granularity", granularity, get_args(Granularity))
     choice("mode", mode, get_args(Mode))
     choice("combine", combine, get_args(Combine))
