@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from paperhooks.errors import DataError
 from paperhooks.generation.requests import Backend, Prompt, Request, Response
+from paperhooks.io.harmless import error_text
 from paperhooks.io.hashing import hash_file
 
 __all__ = ["CallableBackend", "ReplayBackend"]
@@ -45,7 +46,7 @@ class CallableBackend(Backend):
         try:
             response = self.function(request)
         except Exception as error:
-            return Response("", error=f"{type(error).__name__}: {error}")
+            return Response("", error=error_text(error))
         if not isinstance(response, str):
             return Response("", error=f"the function returned {type(response).__name__}, not a text")
         return Response(response)

@@ -111,6 +111,10 @@ class Backend:
         """One response a prompt, in their order. All prompts are of one kind."""
         return [Response("", error=f"{type(self).__name__} answers nothing") for _ in prompts]
 
+    def down(self) -> str:
+        """Why no further answer can be expected, such as a server that is not reached; empty while it answers."""
+        return ""
+
     def too_large(self, error: Exception) -> bool:
         """Whether an error of :meth:`answer` means that the batch did not fit into memory; it is then halved."""
         return isinstance(error, MemoryError)

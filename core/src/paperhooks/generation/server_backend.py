@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Final
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from paperhooks.errors import DataError, require
 from paperhooks.generation.requests import Backend, Prompt, Request, Response
+from paperhooks.io.harmless import error_text, redacted
 
 __all__ = ["ServerBackend"]
+
+#: After how many documents in a row without an answer a server counts as down, and after how many answers of which
+#: none could be used it counts as something else.
+_IN_A_ROW: Final = 3
+_UNUSABLE: Final = 20
+#: Who writes addresses and headers into the log: the library for servers and those below it.
+_LOGGERS: Final = (
+    *("openai._base_client", "openai._response", "httpx", "httpx2"),
+    *(f"{name}.{part}" for name in ("httpcore", "httpcore2") for part in ("connection", "http11", "http2", "proxy")),
+)
 
 
 class ServerBackend(Backend):
     """A model behind an OpenAI-compatible server (vLLM, llama.cpp, a provider). Needs the extra ``paperhooks[server]``.
 
     The prompts of a batch are sent at the same time. Images go as PNG data in the message. What a server refuses for
-    one document, or fails at after the client's own retries, is the error of that document; a wrong key or an unknown
-    model ends the run with DataError.
+    one document, fails at after the client's own retries, or answers in a form that cannot be used, is the error of
+    that document. A server that is not reached, or that refuses the key or the model, for some documents in a row ends
+    the run; the next call goes on with it.
 
     :param model: the model's name there.
-    :param base_url, api_key: as in ``openai.OpenAI``; its environment variables without them. The key is never
-        recorded.
+    :param base_url, api_key: as in ``openai.OpenAI``; its environment variables without them. Keys are never recorded,
+        also those in the address (``user:password@``, ``?api_key=``) and in ``parameters``; of a run that is continued
+        they may be others.
     :param parameters: more arguments of a request, such as ``{"seed": 0}``; None removes one that is sent by default.
     """
 
@@ -39,15 +55,36 @@ class ServerBackend(Backend):
         openai = require("openai", "paperhooks[server]", "to ask a server")
         self.model, self.parameters = model, dict(parameters or {})
         self._openai = openai
+        # The library would send the path behind the query, and name user and password wherever it names the address.
+        url = urlsplit(base_url or os.environ.get("OPENAI_BASE_URL") or "")
+        user, _, host = url.netloc.rpartition("@")
+        query = dict(parse_qsl(url.query, keep_blank_values=True))
+        login = base64.b64encode(unquote(user).encode()).decode()
         try:
-            self._client = openai.OpenAI(base_url=base_url, api_key=api_key, timeout=timeout)
+            self._client = openai.OpenAI(
+                base_url=urlunsplit(url._replace(netloc=host, query="", fragment="")) or None,
+                api_key=api_key,
+                timeout=timeout,
+                default_query=query,
+                default_headers={"Authorization": f"Basic {login}"} if user else {},
+            )
         except openai.OpenAIError as error:
-            raise DataError(f"no client for {model!r}: {error}") from error
+            raise DataError(f"no client for {model!r}: {redacted(error, [api_key])}") from None
+        self._query = _public(query)
+        self._secrets = {
+            *(self._client.api_key, user, unquote(user), unquote(user.partition(":")[2]), login if user else ""),
+            *_secrets(query),
+            *_secrets(self.parameters),
+        } - {"", None}
+        _VEIL.cover(self._secrets)
+        self._answered = self._failed = self._unreached = 0
+        self._reason = ""
 
     def describe(self) -> dict[str, Any]:
-        """Server, model and parameters."""
-        url = str(self._client.base_url)
-        return {"backend": "server", "url": url, "model": self.model, "parameters": self.parameters}
+        """Server, model and parameters, without any key."""
+        told = {"query": self._query} if self._query else {}
+        url, parameters = redacted(self._client.base_url, self._secrets), _public(self.parameters)
+        return {"backend": "server", "url": url, "model": self.model, "parameters": parameters, **told}
 
     def prompt(self, document_id: str, request: Request) -> Prompt:
         """The messages as JSON; raises DataError for a finished prompt, which a chat server cannot take."""
@@ -58,22 +95,67 @@ class ServerBackend(Backend):
     def answer(self, prompts: Sequence[Prompt]) -> list[Response]:
         """One request a prompt, all at the same time."""
         with ThreadPoolExecutor(len(prompts), thread_name_prefix="paperhooks-server") as pool:
-            return list(pool.map(self._answer, prompts))
+            results = list(pool.map(self._answer, prompts))
+        responses = [response for response, _ in results]
+        if any(not response.error for response in responses):
+            self._answered, self._unreached, self._reason = 1, 0, ""
+            return responses
+        where, said = redacted(self._client.base_url, self._secrets), responses[-1].error
+        self._failed += len(results)
+        self._unreached += sum(fault != "" for _, fault in results)
+        if self._unreached >= _IN_A_ROW:
+            what = f"refuses {self.model!r}" if results[-1][1] == "refused" else "does not answer"
+            self._reason = f"the server {where} {what}, {self._unreached} documents in a row: {said}"
+        elif not self._answered and self._failed >= _UNUSABLE:
+            self._reason = f"none of {self._failed} answers of the server {where} could be used: {said}"
+        return responses
 
-    def _answer(self, prompt: Prompt) -> Response:
-        fatal = self._openai.AuthenticationError, self._openai.PermissionDeniedError, self._openai.NotFoundError
+    def down(self) -> str:
+        """Why the server is not to be asked any more."""
+        reason, self._reason = self._reason, ""
+        return reason
+
+    def _answer(self, prompt: Prompt) -> tuple[Response, str]:
+        """The response, and what fault of the server was in the way: ``"refused"``, ``"unreached"`` or none."""
+        library, fault = self._openai, ""
         try:
             done = self._client.chat.completions.create(**self._arguments(prompt.request))
-        except fatal as error:
-            raise DataError(f"the server {self._client.base_url} refuses {self.model!r}: {error}") from error
-        except self._openai.OpenAIError as error:
-            return Response("", error=f"{type(error).__name__}: {error}")
-        choice = done.choices[0]
-        tokens = done.usage.completion_tokens if done.usage else 0
+            return self._response(done, prompt.request), ""
+        except (library.AuthenticationError, library.NotFoundError) as error:
+            fault, said = "refused", error_text(error)
+        except (library.APIConnectionError, library.InternalServerError, library.RateLimitError) as error:
+            fault, said = "unreached", error_text(error)
+        except ValueError as error:  # of our own, or of what reads JSON
+            said = f"the server's answer cannot be used: {error}"
+        except Exception as error:
+            said = error_text(error)
+        return Response("", error=redacted(said, self._secrets)), fault
+
+    def _response(self, done: Any, request: Request) -> Response:
+        """What a server answered; ValueError for anything but a text."""
+        choices = _get(done, "choices")
+        if not isinstance(choices, list) or not choices:
+            raise ValueError(f"it holds no choices: {str(done)[:200]!r}")
+        content, reason = _get(_get(choices[0], "message"), "content"), _get(choices[0], "finish_reason")
+        if not isinstance(content, str):
+            ended = f" (finish reason {reason})" if isinstance(reason, str) else ""
+            raise ValueError(f"its content is {type(content).__name__}, not a text{ended}")
+        tokens = _get(_get(done, "usage"), "completion_tokens")
+        thought = next((_get(_get(choices[0], "message"), key) for key in ("reasoning_content", "reasoning")), None)
         # "stop" may be the model's own end or one of our strings; without such strings it is the former.
-        known = {"length": "length"} | ({} if prompt.request.stop else {"stop": "eos"})
-        finish = known.get(choice.finish_reason or "", "")
-        return Response((choice.message.content or "").strip(), tokens, finish)
+        known = {"length": "length"} | ({} if request.stop else {"stop": "eos"})
+        return Response(
+            self._veiled(content.strip()),
+            tokens if isinstance(tokens, int) else 0,
+            known.get(reason, "") if isinstance(reason, str) else "",
+            reasoning=self._veiled(thought) if isinstance(thought, str) else "",
+        )
+
+    def _veiled(self, text: str) -> str:
+        """An answer as it is, but for a key that the server repeats in it."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***") if len(secret) >= 8 else text
+        return text
 
     def _arguments(self, request: Request) -> dict[str, Any]:
         arguments: dict[str, Any] = {
@@ -85,6 +167,51 @@ class ServerBackend(Backend):
             **self.parameters,
         }
         return {name: value for name, value in arguments.items() if value is not None}
+
+
+class _Veil(logging.Filter):
+    """Takes keys out of what the library for servers and those below it write into the log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.secrets: set[str] = set()
+
+    def cover(self, secrets: set[str]) -> None:
+        self.secrets |= secrets
+        for name in _LOGGERS:
+            logging.getLogger(name).addFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redacted(record.getMessage(), self.secrets), ()
+        return True
+
+
+_VEIL: Final = _Veil()
+
+
+def _is_secret(name: str, value: Any) -> bool:
+    """Whether a query parameter or header is a key, by its name or its form."""
+    return any(redacted(text) != text for text in (f"?{name}={value}", f"{name}: {value}"))
+
+
+def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with their keys replaced, so that another key leaves the run the same."""
+    return {
+        name: _public(value) if isinstance(value, Mapping) else "***" if _is_secret(name, value) else value
+        for name, value in settings.items()
+    }
+
+
+def _secrets(settings: Mapping[str, Any]) -> set[str]:
+    """The values of settings that are keys."""
+    inner = [_secrets(value) for value in settings.values() if isinstance(value, Mapping)]
+    own = {str(v) for n, v in settings.items() if not isinstance(v, Mapping) and _is_secret(n, v)}
+    return own.union(*inner)
+
+
+def _get(value: Any, name: str) -> Any:
+    """An entry of whatever the library made of an answer, which it does not check; None where there is none."""
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
 
 
 def _with_images(request: Request) -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from paperhooks.errors import LibraryBroken, MissingExtra, PaperhooksError
+from paperhooks.errors import DataError, LibraryBroken, MissingExtra, PaperhooksError
 from paperhooks.generation import Backend, Prompt, Request, Response, separate_reasoning
+from paperhooks.io import error_text
 
 from paperhooks_evaluation.plan import AskOptions, Plan
 from paperhooks_evaluation.samples import SampleFile, prompt_hash, sample_row
@@ -68,7 +69,7 @@ class Asker:
         self.observers: Sequence[Any] = ()
         self._progress: tqdm[Any] | None = None
         self._scores: list[float] = []
-        self._unparsable = 0
+        self._unparsable = self._done = self._wanted = 0
 
     def run(self, documents: Sequence[Document], observers: Sequence[Any] = (), progress: bool = False) -> None:
         """Ask the documents that have no response; the backend is not opened when there is none."""
@@ -79,6 +80,7 @@ class Asker:
         waiting: list[Document] = []
         for document in documents:
             (answered if self.file.answered(document) else waiting).append(document)
+        self._done, self._wanted = len(answered), len(documents)
         if not waiting:
             return
         worker = ThreadPoolExecutor(1, thread_name_prefix="paperhooks-prompts")
@@ -130,15 +132,16 @@ class Asker:
         except (MissingExtra, LibraryBroken):
             raise
         except Exception as error:
-            return _Open(document, error=f"request: {type(error).__name__}: {error}")
+            return _Open(document, error=f"request: {error_text(error)}")
         try:
             prompt = self.backend.prompt(document.id, self.options.apply(request))
+            prompt.text.encode()  # half of a surrogate pair would end the whole batch
             return _Open(document, prompt, prompt_hash(prompt))
         except PaperhooksError as error:
             error.add_note(f"while making the prompt of {document.id!r}")
             raise
         except Exception as error:  # an image that cannot be decoded shows only now
-            return _Open(document, error=f"prompt: {type(error).__name__}: {error}")
+            return _Open(document, error=f"prompt: {error_text(error)}")
 
     def _check(self, documents: Iterable[Document]) -> None:
         for one in self._prepare(list(documents)):
@@ -167,7 +170,7 @@ class Asker:
         except Exception as error:
             if not self.backend.too_large(error):
                 raise
-            too_large = f"{type(error).__name__}: {error}"
+            too_large = error_text(error)
         if too_large:  # out of the except clause, whose traceback keeps the tensors of the failed forward
             self.backend.recover()
             if len(batch) > 1:
@@ -178,6 +181,10 @@ class Asker:
         seconds = (time.perf_counter() - begin) / len(batch)
         pairs = zip(batch, responses, strict=True)
         self._write([(one, separate_reasoning(response, prompt)) for (one, prompt), response in pairs], seconds)
+        if reason := self.backend.down():
+            raise DataError(
+                f"{reason}; {self._done} of {self._wanted} documents are answered, and the same call goes on from here"
+            )
         return True
 
     def _write(self, answers: Sequence[tuple[_Open, Response]], seconds: float) -> None:
@@ -187,6 +194,7 @@ class Asker:
         self.file.append(sample_row(one.document, response, one.digest, seconds) for one, response in answers)
         for one, response in answers:
             if not response.error:
+                self._done += 1
                 self._tell(one.document)
         if self._progress is not None:
             self._progress.update(len(answers))

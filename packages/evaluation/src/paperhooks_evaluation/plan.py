@@ -85,6 +85,9 @@ def checked_documents(name: str, documents: Sequence[Document]) -> list[Document
         raise DataError(f"the data of task {name!r} has no documents")
     seen: set[str] = set()
     for document in documents:
+        for text in (document.id, document.group):
+            if not isinstance(text, str) or "\0" in text or text.encode(errors="replace").decode() != text:
+                raise DataError(f"the data of task {name!r} has the id or group {text!r}; expected a text")
         if document.id in seen:
             raise DataError(f"the data of task {name!r} has two documents with the id {document.id!r}")
         seen.add(document.id)

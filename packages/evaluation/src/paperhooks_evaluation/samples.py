@@ -9,6 +9,7 @@ since they can be made again from what is.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 from paperhooks.errors import DataError
 from paperhooks.generation import Prompt, Response
-from paperhooks.io import AppendLog, hash_json, json_text, read_records, redacted, write_text
+from paperhooks.io import AppendLog, hash_json, plain, read_records, redacted, write_text
 
 from paperhooks_evaluation.task import Document
 
@@ -129,7 +130,8 @@ class SampleFile:
 def write_documents(path: Path, documents: Sequence[Document]) -> None:
     """Keep the documents of a run beside its responses, so that both can be scored again without the data."""
     lines = [{"id": one.id, "group": one.group, "data": one.data} for one in documents]
-    write_text(path, "".join(json_text(line) + "\n" for line in lines))
+    # Data may hold NaN, which a strict writer of JSON refuses.
+    write_text(path, "".join(json.dumps(plain(line), ensure_ascii=False) + "\n" for line in lines))
 
 
 def read_documents(path: Path) -> list[Document]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paperhooks.errors import DataError, did_you_mean
+from paperhooks.io import error_text
 
 from paperhooks_evaluation.task import Document, Parsed, Record, Summary, Task, mean_metrics
 
@@ -97,7 +98,7 @@ def score_mode(
         try:
             records.append(score_row(task, document, row, mode, keep_reasoning))
         except Exception as error:
-            failures[document.id] = f"score: {type(error).__name__}: {error}"
+            failures[document.id] = f"score: {error_text(error)}"
     settled = _settled(task, records, mode)
     return ModeResult(
         mode=mode,

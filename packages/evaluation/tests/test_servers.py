@@ -1,0 +1,268 @@
+"""Servers that answer oddly, are down, or repeat keys: what becomes of the documents, and where no key is found."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evaluation_tasks import Echo, rows_of
+from paperhooks.errors import DataError
+from paperhooks.generation import CallableBackend, Request, ServerBackend
+from paperhooks_evaluation import Document, evaluate
+
+pytest.importorskip("openai")
+quick = partial(evaluate, report=False)
+Answer = Callable[[str], tuple[int, str, bytes] | None]
+
+
+class Told(Echo):
+    def request(self, document: Document) -> Request:
+        content = [{"type": "text", "text": document.data["prompt"]}]
+        return Request(messages=[{"role": "user", "content": content}], max_new_tokens=5)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    file = tmp_path / "questions.json"
+    file.write_text(json.dumps([{"id": f"q{i}", "prompt": f"p{i}", "answer": "w1"} for i in range(8)]))
+    return file
+
+
+@contextmanager
+def serving(answer: Answer) -> Iterator[tuple[str, list[Any]]]:
+    """A server; ``answer`` gives status, type and body for a question, or None: the connection is cut."""
+    seen: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            seen.append((self.path, {name.lower(): text for name, text in self.headers.items()}))
+            found = answer(asked["messages"][0]["content"][-1]["text"])
+            if found is None:
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            status, kind, body = found
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=listener.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{listener.server_port}/v1", seen
+    finally:
+        listener.shutdown()
+        thread.join()
+
+
+def choice(message: Any, finish: str = "stop") -> tuple[int, str, bytes]:
+    body = {
+        "id": "1",
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+    }
+    return 200, "application/json", json.dumps(body).encode()
+
+
+def fine(question: str) -> tuple[int, str, bytes]:
+    return choice({"role": "assistant", "content": f"w1 {question}"})
+
+
+def asked(address: str, **more: Any) -> ServerBackend:
+    backend = ServerBackend("m", base_url=f"http://{address}", **{"api_key": "key-of-the-test", **more})
+    backend._client = backend._client.with_options(max_retries=0)  # the client's own retries take seconds
+    return backend
+
+
+ODD: dict[str, tuple[int, str, bytes] | None] = {
+    "html": (200, "text/html", b"<html>log in</html>"),
+    "list": (200, "application/json", b"[1, 2]"),
+    "text": (200, "application/json", b'"hello"'),
+    "null": (200, "application/json", b"null"),
+    "no json": (200, "application/json", b'{"choices": [{"mess'),
+    "deep": (200, "application/json", b"[" * 100_000),
+    "empty": (200, "application/json", b""),
+    "not utf-8": (200, "application/json", b'{"choices": "\xff\xfe"}'),
+    "no choices": (200, "application/json", b'{"id": "1"}'),
+    "empty choices": (200, "application/json", b'{"id": "1", "choices": []}'),
+    "odd choices": (200, "application/json", b'{"id": "1", "choices": {"a": 1}}'),
+    "null message": choice(None, "content_filter"),
+    "null content": choice({"role": "assistant", "content": None}, "content_filter"),
+    "parts": choice({"role": "assistant", "content": [{"type": "text", "text": "w1"}]}),
+    "number": choice({"role": "assistant", "content": 7}),
+    "refused": (400, "application/json", b'{"error": {"message": "no"}}'),
+    "forbidden": (403, "text/html", b"blocked"),
+    "not found": (404, "text/html", b"gone"),
+    "failing": (500, "application/json", b'{"error": "out of memory"}'),
+    "cut": None,
+}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("kind", ODD)
+def test_one_odd_answer_is_the_error_of_its_document(data: Path, tmp_path: Path, kind: str, batch_size: int) -> None:
+    with serving(lambda question: ODD[kind] if question == "p5" else fine(question)) as (address, seen):
+        run = {"data": data, "out": tmp_path / "run", "batch_size": batch_size}
+        result = quick(asked(address), None, Told(), **run)
+        assert (result.headline.n, list(result.first.failures)) == (7, ["q5"])
+        assert [row["id"] for row in rows_of(tmp_path / "run") if row["error"]] == ["q5"]
+        seen.clear()
+        quick(asked(address), None, Told(), **run)
+        assert len(seen) == 1, "it is asked again, and it alone"
+
+
+def test_all_kinds_of_odd_answers_one_behind_another(data: Path, tmp_path: Path) -> None:
+    kinds = dict(
+        zip(
+            (f"p{i}" for i in range(7)), ("html", "list", "no json", "no choices", "null", "parts", "deep"), strict=True
+        )
+    )
+    with serving(lambda question: ODD[kinds[question]] if question in kinds else fine(question)) as (address, _):
+        result = quick(asked(address), None, Told(), data=data, out=tmp_path / "run")
+    assert (result.headline.n, len(result.first.failures)) == (1, 7)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_server_that_goes_down_is_noticed(data: Path, tmp_path: Path, batch_size: int) -> None:
+    seen: list[str] = []
+    state = {"down": True}
+
+    def answer(question: str) -> tuple[int, str, bytes] | None:
+        seen.append(question)
+        if state["down"] and question >= "p4":
+            return None if question < "p7" else (503, "text/plain", b"starting")
+        return fine(question)
+
+    with serving(answer) as (address, _):
+        run = {"data": data, "out": tmp_path / "run", "batch_size": batch_size}
+        said = r"does not answer, \d documents in a row: .*; 4 of 8 documents are answered, and the same call goes on"
+        with pytest.raises(DataError, match=said):
+            quick(asked(address), None, Told(), **run)
+        assert len(seen) == (7 if batch_size == 1 else 8)
+        assert len([row for row in rows_of(tmp_path / "run") if not row["error"]]) == 4
+        state["down"] = False
+        seen.clear()
+        assert quick(asked(address), None, Told(), **run).headline.n == 8
+        assert sorted(seen) == ["p4", "p5", "p6", "p7"]
+
+
+def test_a_page_instead_of_every_answer_is_noticed(tmp_path: Path) -> None:
+    data = tmp_path / "questions.json"
+    data.write_text(json.dumps([{"id": f"q{i}", "prompt": f"p{i}", "answer": "w1"} for i in range(100)]))
+    said = r"none of 20 answers .* could be used: .*0 of 100 documents"
+    with serving(lambda question: ODD["html"]) as (address, seen), pytest.raises(DataError, match=said):
+        quick(asked(address), None, Told(), data=data, out=tmp_path / "run")
+    assert len(seen) == 20
+
+
+def test_reasoning_that_a_server_tells_apart_is_kept(data: Path, tmp_path: Path) -> None:
+    message = {"role": "assistant", "content": "w1", "reasoning_content": "hm"}
+    with serving(lambda question: choice(message)) as (address, _):
+        quick(asked(address), None, Told(), data=data, out=tmp_path / "run")
+    assert {(row["reasoning"], row["reply"]) for row in rows_of(tmp_path / "run")} == {("hm", "w1")}
+
+
+# -- keys --------------------------------------------------------------------------------------------------------------
+
+KEYS = ("key-of-the-test", "pass/word", "query-key-1", "header-key-1", "body-key-1")
+
+
+def keyed(address: str, suffix: str = "") -> ServerBackend:
+    parameters = {
+        "extra_headers": {"X-Api-Key": f"header-key-1{suffix}", "X-Team": "blue"},
+        "extra_body": {"provider": {"api_key": f"body-key-1{suffix}"}, "n": 1},
+    }
+    address = f"me:pass%2Fword{suffix}@{address}?api_key=query-key-1{suffix}&version=3"
+    return asked(address, api_key=f"key-of-the-test{suffix}", parameters=parameters)
+
+
+def test_no_key_reaches_a_file_a_log_or_a_message(data: Path, tmp_path: Path, caplog, capsys) -> None:
+    def answer(question: str) -> tuple[int, str, bytes] | None:
+        keys = [key + ("-renewed" if "-renewed" in str(seen[-1]) else "") for key in KEYS]
+        echo = f"{keys} {seen[-1]}"
+        if question == "p1":
+            return 400, "application/json", json.dumps({"error": {"message": echo}}).encode()
+        if question == "p2":
+            return 200, "text/html", echo.encode()
+        return choice({"role": "assistant", "content": f"w1 {keys[0]} {keys[2]}"})
+
+    caplog.set_level(logging.DEBUG)
+    with serving(answer) as (address, seen):
+        evaluate(keyed(address), None, Told(), data=data, out=tmp_path / "run")
+        assert seen[0][0] == "/v1/chat/completions?api_key=query-key-1&version=3"
+        assert seen[0][1]["authorization"] == "Basic bWU6cGFzcy93b3Jk"
+        asked_before = len(seen)
+        evaluate(keyed(address, "-renewed"), None, Told(), data=data, out=tmp_path / "run")
+        assert len(seen) == asked_before + 2, "another key goes on with the run"
+        other = asked(f"{address}?api_key=k&version=4", parameters=keyed(address).parameters)
+        with pytest.raises(DataError, match=r"inputs\.query\.version = '3', not '4'"):
+            quick(other, None, Told(), data=data, out=tmp_path / "run")
+    with pytest.raises(DataError, match="documents in a row") as caught:
+        quick(keyed(address), None, Told(), data=data, out=tmp_path / "down")
+    inputs = json.loads((tmp_path / "run" / "result.json").read_text())["inputs"]
+    assert inputs["parameters"]["extra_headers"] == {"X-Api-Key": "***", "X-Team": "blue"}
+    assert inputs["query"] == {"api_key": "***", "version": "3"}
+    files = [file for folder in ("run", "down") for file in (tmp_path / folder).iterdir()]
+    told = {str(file): file.read_text(errors="replace") for file in files}
+    shown = "".join(traceback.format_exception(caught.value, limit=0))
+    told |= {"log": caplog.text, "screen": str(capsys.readouterr()), "error": shown}
+    for key in (*KEYS, "pass%2Fword", "bWU6cGFzcy93b3Jk"):
+        assert [name for name, text in told.items() if key in text] == [], key
+
+
+# -- halves of characters ----------------------------------------------------------------------------------------------
+
+HALF = json.loads('"w1 \\ud83d"')
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_half_a_character_in_an_answer_is_stored(data: Path, tmp_path: Path, batch_size: int) -> None:
+    backend = CallableBackend(lambda request: HALF if request.prompt == "p2" else "w1")
+    for _ in range(2):
+        result = evaluate(backend, None, Echo(), data=data, out=tmp_path / "run", batch_size=batch_size)
+        assert (result.headline.n, result.records[2].response) == (8, HALF)
+    assert rows_of(tmp_path / "run")[2]["reply"] == HALF
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_half_a_character_in_a_question_is_an_error_of_its_document(
+    data: Path, tmp_path: Path, batch_size: int
+) -> None:
+    rows = json.loads(data.read_text())
+    rows[2]["prompt"] = HALF
+    data.write_text(json.dumps(rows))
+    result = evaluate(
+        CallableBackend(lambda request: "w1"), None, Echo(), data=data, out=tmp_path / "run", batch_size=batch_size
+    )
+    assert (result.headline.n, list(result.first.failures)) == (7, ["q2"])
+    assert "surrogates not allowed" in result.first.failures["q2"]
+
+
+def test_an_error_whose_text_raises_is_an_error_of_its_document(data: Path, tmp_path: Path) -> None:
+    class Odd(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("not even this")
+
+    def answer(request: Request) -> str:
+        if request.prompt == "p2":
+            raise Odd
+        return "w1"
+
+    result = quick(CallableBackend(answer), None, Echo(), data=data, out=tmp_path / "run")
+    assert dict(result.first.failures) == {"q2": "Odd: (its text cannot be shown)"}
