@@ -15,5 +15,7 @@ from .figures import style_axes as style_axes
 from .intervals import bootstrap_interval as bootstrap_interval
 from .intervals import mcnemar as mcnemar
 from .intervals import mean_interval as mean_interval
+from .intervals import paired_p as paired_p
+from .intervals import smallest_p as smallest_p
 from .intervals import wilson_interval as wilson_interval
 from .run_folder import RunFolder as RunFolder

@@ -6,7 +6,6 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -22,7 +21,6 @@ from paperhooks_mathneuro import (
     collect,
     evaluate,
     holm,
-    paired_p,
     report,
     select,
     split,
@@ -130,15 +128,6 @@ def test_holm_is_monotone_and_never_below_the_plain_value(ps: list[float]) -> No
     assert found[order[0]] == pytest.approx(min(1.0, len(ps) * ps[order[0]]))
 
 
-def test_paired_p_values() -> None:
-    rng = np.random.default_rng(0)
-    assert paired_p(rng.normal(1, 0.1, 50)) < 1e-3
-    assert paired_p(np.array([1.0, -1.0] * 20)) == 1.0
-    uniform = [paired_p(rng.normal(0, 1, 30), resamples=400) for _ in range(300)]
-    assert 0.02 < np.mean(np.array(uniform) < 0.05) < 0.1
-    assert paired_p(rng.normal(0, 1, 30), seed=1) != 0
-
-
 def effects_of(changes: dict[tuple[str, float], tuple[list[float], list[float]]]) -> Effects:
     n = len(next(iter(changes.values()))[0])
     base = Measurement("", 1.0, 0, 0.0, {"target": [1.0] * n, "reference": [2.0] * n})
@@ -173,6 +162,9 @@ def test_accuracies_are_compared_by_mcnemar(tmp_path: Path) -> None:
     assert change.p_accuracy == pytest.approx(2 * (1 + 8) / 2**8)
     again = Effects.load(effects.save(tmp_path / "e.json"))
     assert again.change(again.edited[0], "t") == change
+    (tmp_path / "e.json").write_text((tmp_path / "e.json").read_text().replace("2.0", "2.1", 1))
+    with pytest.raises(DataError, match=r"e\.json was changed after it was written"):
+        Effects.load(tmp_path / "e.json")
     (tmp_path / "e.json").write_text("{}")
     with pytest.raises(DataError, match="holds no effects"):
         Effects.load(tmp_path / "e.json")

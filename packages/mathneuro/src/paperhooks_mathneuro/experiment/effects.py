@@ -1,13 +1,12 @@
 """What edits did to a model, item by item, and what can be concluded from it.
 
-Every edit is measured on the same items as the untouched model, so all comparisons are paired: intervals and p values
-come from resampling items (Efron and Tibshirani 1993), accuracies are compared by McNemar's exact test, and p values of
-one family are corrected after Holm (1979).
+Every edit is measured on the same items as the untouched model, so all comparisons are paired: intervals come from
+resampling items (Efron and Tibshirani 1993), p values from flipping the signs of their changes (exact up to 20 items),
+accuracies are compared by McNemar's exact test, and p values of one family are corrected after Holm (1979).
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,10 +15,10 @@ from typing import Any
 
 import numpy as np
 from paperhooks import DataError
-from paperhooks.io import write_json
-from paperhooks.reports import bootstrap_interval, mcnemar
+from paperhooks.io import hash_json, plain, read_json, write_json
+from paperhooks.reports import bootstrap_interval, mcnemar, paired_p
 
-__all__ = ["Contrast", "Effects", "Measurement", "ScoreChange", "holm", "paired_p", "pooled"]
+__all__ = ["Contrast", "Effects", "Measurement", "ScoreChange", "holm", "pooled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,36 +176,22 @@ class Effects:
     # -- files -------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
-        """Write one JSON file, atomically, and return it."""
-        path = Path(path)
-        write_json(path, {"schema": 1, **asdict(self)})
+        """Write one JSON file with a hash of its content, atomically, and return it."""
+        path, content = Path(path), plain(asdict(self))
+        write_json(path, {"schema": 1, "sha256": hash_json(content), **content})
         return path
 
     @classmethod
     def load(cls, path: str | Path) -> Effects:
-        """Read what :meth:`save` wrote; raises DataError for any other file."""
+        """Read what :meth:`save` wrote; raises DataError for any other file, and one that was changed."""
+        data = read_json(Path(path), "effects, as evaluate writes them")
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = {key: data[key] for key in ("base", "edited", "about")}
+            if data["sha256"] != hash_json(content):
+                raise DataError(f"{path} was changed after it was written: its hash does not match; delete it")
             return cls(Measurement(**data["base"]), [Measurement(**each) for each in data["edited"]], data["about"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise DataError(f"{path} holds no effects: {error}; evaluate writes them") from error
-
-
-def paired_p(differences: np.ndarray[Any, Any], *, seed: int = 0, resamples: int = 10_000) -> float:
-    """Two-sided p value of a mean of paired differences being zero: bootstrap of the centred differences.
-
-    (Efron and Tibshirani 1993, section 16.4.) At least 1 / (resamples + 1).
-    """
-    differences = np.asarray(differences, dtype=np.float64)
-    mean = differences.mean()
-    centred = differences - mean
-    generator = np.random.default_rng(seed)
-    extreme, step = 0, max(1, min(resamples, 2_000_000 // max(1, len(centred))))
-    for start in range(0, resamples, step):
-        size = (min(step, resamples - start), len(centred))
-        means = centred[generator.integers(len(centred), size=size)].mean(1)
-        extreme += int((np.abs(means) >= abs(mean) - 1e-12).sum())
-    return (1 + extreme) / (1 + resamples)
 
 
 def holm(ps: Sequence[float]) -> list[float]:

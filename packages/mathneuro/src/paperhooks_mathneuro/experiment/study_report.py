@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from paperhooks.reports import Block, Figure, Heading, Paragraph, RunFolder, Table
+from paperhooks.reports import Block, Figure, Heading, Paragraph, RunFolder, Table, smallest_p
 
 from paperhooks_mathneuro.experiment.choice import Choice
 from paperhooks_mathneuro.experiment.effects import Effects, Measurement
@@ -140,14 +140,18 @@ def _contrast_blocks(effects: Effects) -> list[Block]:
         return []
     contrasts = effects.contrasts([(names[0], other) for other in names[1:]])
     rows = [
-        (c.against, f"{c.scale:g}", c.side, _interval(c.difference, c.low, c.high), f"{c.p:.4f}", f"{c.p_holm:.4f}")
+        (c.against, f"{c.scale:g}", c.side, _interval(c.difference, c.low, c.high), f"{c.p:.2g}", f"{c.p_holm:.2g}")
         for c in contrasts
     ]
     caption = (
-        f"{names[0]} minus the control, item by item. p: bootstrap of the centred differences; corrected after Holm "
-        f"over these {len(rows)} tests."
+        f"{names[0]} minus the control, item by item. {_test([c.n for c in contrasts])} Corrected after Holm over "
+        f"these {len(rows)} tests."
     )
     return [Table(("control", "factor", "side", "difference", "p", "p (Holm)"), rows, caption)]
+
+
+def _test(ns: Sequence[int]) -> str:
+    return f"p: sign-flip test, with all flips up to 20 items; it cannot fall below {max(map(smallest_p, ns)):.2g}."
 
 
 def _scale_blocks(run: RunFolder, development: Effects, chosen: Choice, reported: Effects) -> list[Block]:
@@ -160,17 +164,16 @@ def _scale_blocks(run: RunFolder, development: Effects, chosen: Choice, reported
             f"None of {chosen.candidates} edits lowered the {target} NLL on the development items without raising "
             "another side's by more than 0.01 nats; the mildest one is shown below all the same."
         )
+    changes = reported.changes()
     rows = [
-        (c.selection, f"{c.scale:g}", c.side, c.n, _interval(c.delta, c.low, c.high), f"{c.p:.4f}")
-        for c in reported.changes()
+        (c.selection, f"{c.scale:g}", c.side, c.n, _interval(c.delta, c.low, c.high), f"{c.p:.2g}") for c in changes
     ]
+    caption = f"On items that took no part in the choice. {_test([c.n for c in changes])}"
     return [
         Heading("Factors near one"),
         Paragraph(f"Factors were searched on {len(development.base.nll[target])} development items a side. {what}"),
         Figure("scales", alt=f"{len(development.edited)} factors: change of {target} against {', '.join(others)}"),
-        Table(
-            ("set", "factor", "side", "n", "change of the NLL", "p"), rows, "On items that took no part in the choice."
-        ),
+        Table(("set", "factor", "side", "n", "change of the NLL", "p"), rows, caption),
     ]
 
 
