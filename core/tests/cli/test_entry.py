@@ -13,7 +13,7 @@ from paperhooks.cli import build_methods, parse_value
 from paperhooks.cli.options import load_records, parse_method
 from paperhooks.errors import DataError
 from paperhooks.testing import run_python
-from paperhooks.testing.fake_site import FakeSite, info_source
+from paperhooks.testing.fake_site import METHOD, FakeSite, info_source
 
 pytest_plugins = ["paperhooks.testing.site_fixtures"]
 
@@ -169,6 +169,76 @@ def test_malformed_methods_are_usage_errors_and_never_run(own_catalog, cli, text
 
     with pytest.raises(typer.BadParameter):
         parse_method(text)
+
+
+@pytest.mark.parametrize(
+    "value", ["[" * 5000, "-" * 100_000 + "1", "1" * 5000, "{[]: 1}", "a\0b", "1+" * 50_000 + "1", "'\ud83d'" * 2000]
+)
+def test_options_that_python_cannot_read_are_one_line_of_usage(site: FakeSite, cli, value: str) -> None:
+    site.add("dist-one", "t-one")
+    code, _, err = cli("describe", "nowhere", "-p", f"t-one:factor={value}")
+    assert code in (1, 2)
+    assert "Traceback" not in err
+    assert len(err) < 2500
+    parse_value(value)  # text, or a value that the option refuses
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("t-one:faktor=1", "did you mean 'factor'"),
+        ("t-one:factor", "are not of the form k=v"),
+        ("t-one:factor={40: 0.5}", "factor is {40: 0.5}"),
+    ],
+)
+def test_options_of_methods_are_checked_before_the_model_is_looked_at(
+    site: FakeSite, cli, text: str, said: str
+) -> None:
+    check = "        if not isinstance(self.factor, float): raise TypeError(f'factor is {self.factor}')\n"
+    site.add(
+        "dist-one",
+        "t-one",
+        method=METHOD + "\n    def __post_init__(self):\n".replace("    ", "        ", 1) + "    " + check,
+    )
+    code, _, err = cli("describe", "nowhere", "-p", text)
+    assert (code, said in " ".join(err.split())) == (2, True), err
+    code, _, err = cli("describe", "nowhere", "-p", "t-nobody")
+    assert (code, "'t-nobody'" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("compress", "nowhere", "t-one", "--data", "{}/none.jsonl", "--out", "{}/run"), "none.jsonl"),
+        (("compress", "nowhere", "t-one:x=1", "--data", "{}/a.txt", "--out", "{}/run"), "no option 'x'"),
+        (("compress", "nowhere", "t-one", "--data", "{}/a.txt", "--out", "{}/a.txt"), "is a file"),
+        (("compress", "nowhere", "t-one", "--data", "{}/a.txt", "--out", "s3://a/b"), "is an address"),
+        (("compress", "nowhere", "t-one", "--data", "{}/a.txt", "--out", "{}/run", "--seed", "-1"), "--seed"),
+        (
+            ("select", "t-one", "--corpus", "{}/none", "--ratio", "0.5", "--out", "{}/run", "--teacher", "nowhere"),
+            "none",
+        ),
+        (("select", "t-one:x=1", "--corpus", "{}/a.txt", "--ratio", "0.5", "--out", "{}/run"), "no option 'x'"),
+        (("select", "t-one", "--corpus", "{}/a.txt", "--ratio", "1.5", "--out", "{}/run"), "--ratio"),
+        (
+            ("select", "t-one", "--corpus", "{}/a.txt", "--ratio", "1", "--out", "{}/run", "--batch-size", "0"),
+            "--batch-size",
+        ),
+    ],
+)
+def test_cheap_checks_come_before_a_model_is_loaded(
+    site: FakeSite, cli, tmp_path: Path, monkeypatch, words, said
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("paperhooks.cli.work.load_model", load)
+    site.add("dist-one", "t-one", method=SCORER)
+    (tmp_path / "a.txt").write_text("one\n")
+    code, _, err = cli(*(word.format(tmp_path) for word in words))
+    assert code in (1, 2)
+    assert said in " ".join(err.split())
+    assert "Assertion" not in err
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 a problem was found, 2 usage, 130 stopped by Ctrl-C. Every
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -22,8 +23,8 @@ _WHOLE: Final = "--traceback"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; always ends by raising SystemExit with the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of another encoding is no reason to fail
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # where it is no terminal, pipe or file
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # an encoding is no reason to fail
     whole = bool({_WHOLE, "-v", "--verbose"} & set(given))
     command: Any = None
     words = [word for word in given if word != _WHOLE]  # wherever it is typed
