@@ -5,6 +5,7 @@ from .arguments import Dtype as Dtype
 from .arguments import Model as Model
 from .arguments import RunOut as RunOut
 from .arguments import Seed as Seed
+from .arguments import writable_folder as writable_folder
 from .entry import main as main
 from .options import build_methods as build_methods
 from .options import empty_model as empty_model

@@ -11,10 +11,10 @@ import typer
 from paperhooks.errors import DataError
 from paperhooks.io.files import local_path
 
-__all__ = ["BatchSize", "Device", "Dtype", "Model", "RunOut", "Seed", "run_folder"]
+__all__ = ["BatchSize", "Device", "Dtype", "Model", "RunOut", "Seed", "writable_folder"]
 
 
-def run_folder(out: Path | None) -> Path | None:
+def writable_folder(out: Path | None) -> Path | None:
     """The callback of options that name a folder to write to: whether that is possible is known before the work."""
     if out is None:
         return None
@@ -32,7 +32,7 @@ def run_folder(out: Path | None) -> Path | None:
 
 Model = Annotated[str, typer.Argument(help="Model folder or hub name.")]
 RunOut = Annotated[
-    Path, typer.Option("--out", "-o", callback=run_folder, help="Run folder; an interrupted run in it goes on.")
+    Path, typer.Option("--out", "-o", callback=writable_folder, help="Run folder; an interrupted run in it goes on.")
 ]
 Device = Annotated[
     str, typer.Option("--device", help="cpu, cuda:1, or cuda: under torchrun or accelerate a GPU for each process.")

@@ -64,7 +64,7 @@ def evaluate(
     force_new: Annotated[bool, typer.Option("--force-new", help="Begin anew; keep the old files aside.")] = False,
     device: Device = "cpu",
     dtype: Dtype = "auto",
-    seed: Annotated[int, typer.Option("--seed", help="Recorded with the run.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Recorded with the run.")] = 0,
 ) -> None:
     """Run an evaluation task on a model, with methods attached where asked, and write a report."""
     from paperhooks_evaluation.evaluator import evaluate as run
@@ -101,7 +101,7 @@ def compare(
     metric: Annotated[str | None, typer.Option("--metric", help="Show this metric of the task only.")] = None,
     mode: Annotated[str | None, typer.Option("--mode", help="Way of reading responses; the first without it.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for a report and comparison.json.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the bootstrap.")] = 0,
 ) -> None:
     """Compare two runs of a task, paired by document: difference, interval, exact McNemar test."""
     from paperhooks_evaluation.comparison import compare as paired

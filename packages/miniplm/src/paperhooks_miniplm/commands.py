@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from paperhooks import DataError
-from paperhooks.cli import Device, Dtype, Model, RunOut, Seed, load_model, usage_errors
+from paperhooks.cli import Device, Dtype, Model, RunOut, Seed, load_model, say, usage_errors
 from paperhooks.io import launched, local_path
 from tqdm import tqdm
 
@@ -78,15 +78,15 @@ def pack(
             documents, _tokenizer(tokenizer), out, max_length=max_length, bos=bos, flush_tail=flush_tail,
             drop_duplicates=drop_duplicates, progress=lambda now: bar.update(now.rows - bar.n),
         )  # fmt: skip
-    typer.echo(
+    say(
         f"{out}: {report.documents} documents, {report.rows} rows, {report.tokens_kept} of {report.tokens_in} tokens, "
         f"{report.tokens_lost} lost, {report.duplicates} duplicate rows left out"
     )
     if report.skipped:
         others = ", ".join(f"{count} {ending}" for ending, count in report.skipped.items())
-        typer.echo(f"  read {report.files} files; left out are {others}")
+        say(f"  read {report.files} files; left out are {others}")
     for domain, kept in sorted(report.by_domain.items()):
-        typer.echo(f"  {domain or '(no domain)':<24} {kept['rows']:>9} rows {kept['tokens']:>12} tokens")
+        say(f"  {domain or '(no domain)':<24} {kept['rows']:>9} rows {kept['tokens']:>12} tokens")
 
 
 def plan(
@@ -99,7 +99,7 @@ def plan(
     mask_after_end: MaskAfterEnd = True,
     batch_tokens: BatchTokens = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="How many share the corpus.")] = 1,
-    student: Annotated[int, typer.Option("--student", help="Parameters of a student to compare with.")] = 0,
+    student: Annotated[int, typer.Option("--student", min=0, help="Parameters of a student to compare with.")] = 0,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     text_field: TextField = "text",
@@ -111,7 +111,7 @@ def plan(
     known = _tokenizer(tokenizer or teacher)
     rows = _rows(corpus, known, text_field, domain_field)
     models = {"teacher": load_model(teacher, device, dtype), "reference": load_model(reference, device, dtype)}
-    typer.echo(
+    say(
         str(
             run(
                 models, rows, tokenizer=known, max_length=max_length, over_long=over_long,
@@ -135,7 +135,9 @@ def score(
         str | None, typer.Option("--trained-on", help="Rows the model was trained on; warns of those it scores.")
     ] = None,
     mask_after_end: MaskAfterEnd = True,
-    most_bad: Annotated[float, typer.Option("--most-bad", help="Share of rows that may give NaN or infinity.")] = 0.001,
+    most_bad: Annotated[
+        float, typer.Option("--most-bad", min=0, max=1, help="Share of rows that may give NaN or infinity.")
+    ] = 0.001,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     text_field: TextField = "text",
@@ -154,18 +156,18 @@ def score(
     if index == 0 and not (out / "manifest.json").exists():
         settings = {"tokenizer": known, "max_length": max_length, "over_long": over_long, "workers": count}
         settings |= {"mask_after_end": mask_after_end, "batch_tokens": batch_tokens}
-        typer.echo(_cost(name or "model", loaded, rows, settings))
+        say(_cost(name or "model", loaded, rows, settings))
     found = run(
         loaded, rows, out, tokenizer=known, name=name, max_length=max_length, over_long=over_long,
         batch_tokens=batch_tokens, unit_rows=unit_rows, mask_after_end=mask_after_end, most_bad=most_bad,
         trained_on=None if trained_on is None else _rows(trained_on, known, text_field, domain_field),
     )  # fmt: skip
     if found is None:
-        typer.echo(f"{out}: the units of this process are done; others are missing")
+        say(f"{out}: the units of this process are done; others are missing")
     else:
         mean = float(found.values()[found.usable].mean()) if found.usable.any() else float("nan")
         unscored, cut = int((~found.usable).sum()), 0 if found.cut is None else int(found.cut.sum())
-        typer.echo(
+        say(
             f"{out}: {len(found)} rows, {unscored} without a score, {cut} cut to {max_length} tokens, mean {mean:.4f} "
             "nats a token"
         )
@@ -181,20 +183,20 @@ def diff(
     from paperhooks_miniplm.difference import diff as run
 
     found = run(teacher, reference, normalize)
-    typer.echo(f"{found.save(out)}: {len(found)} rows, {found.unscored} without a difference")
+    say(f"{found.save(out)}: {len(found)} rows, {found.unscored} without a difference")
 
 
 def select(
     difference: Annotated[Path, typer.Argument(help="A file that diff wrote.")],
     corpus: Corpus,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for selection.safetensors and a report.")],
-    ratio: Annotated[float | None, typer.Option("--ratio", help="Share of the rows to keep.")] = None,
-    count: Annotated[int | None, typer.Option("--count", help="Rows to keep.")] = None,
-    tokens: Annotated[int | None, typer.Option("--tokens", help="The best rows up to so many tokens.")] = None,
+    ratio: Annotated[float | None, typer.Option("--ratio", min=0, help="Share of the rows to keep.")] = None,
+    count: Annotated[int | None, typer.Option("--count", min=1, help="Rows to keep.")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="The best rows up to so many tokens.")] = None,
     quota: Annotated[str | None, typer.Option("--quota", help="domain, or NAME=RATIO,NAME=RATIO.")] = None,
-    temperature: Annotated[float, typer.Option("--temperature", help="Gumbel noise; 0 takes the best.")] = 0.0,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="Gumbel noise; 0 takes the best.")] = 0.0,
     drop_duplicates: Annotated[bool, typer.Option("--drop-duplicates", help="Never take a repeated row.")] = False,
-    upper: Annotated[float, typer.Option("--upper", help="Leave the top share out.")] = 0.0,
+    upper: Annotated[float, typer.Option("--upper", min=0, max=1, help="Leave the top share out.")] = 0.0,
     tokenizer: TextTokenizer = None,
     seed: Seed = 0,
     text_field: TextField = "text",
@@ -219,7 +221,7 @@ def select(
     )  # fmt: skip
     file = write(chosen, rows, out / "selection")
     report(out, chosen, found, rows, tokenizer=known, duplicates=repeated)
-    typer.echo(f"{file}: kept {len(chosen)} of {chosen.total} rows; report: {out / 'report.html'}")
+    say(f"{file}: kept {len(chosen)} of {chosen.total} rows; report: {out / 'report.html'}")
 
 
 def export(
@@ -243,7 +245,7 @@ def export(
     chosen = load_selection(selection, rows)
     vocabulary = len(known) if known is not None else None
     file = run(chosen, rows, out, format, tokenizer=known, vocabulary=vocabulary)
-    typer.echo(f"{file}: {len(chosen)} rows")
+    say(f"{file}: {len(chosen)} rows")
 
 
 def convert(
@@ -272,7 +274,7 @@ def convert(
     found = run(rows, first, second, rows=chosen, max_length=max_length, bos=bos, repack=repack, join=join)
     with tqdm(desc="convert", unit="row") as bar:
         one = found.write(out, progress=lambda now: bar.update(now.rows_out - bar.n))
-    typer.echo(f"{out}: {one.rows_in} rows in, {one.rows_out} out, {one.cut} cut, {one.damaged} texts with U+FFFD")
+    say(f"{out}: {one.rows_in} rows in, {one.rows_out} out, {one.cut} cut, {one.damaged} texts with U+FFFD")
 
 
 def fit_scaling(
@@ -285,10 +287,10 @@ def fit_scaling(
     from paperhooks_miniplm.scaling_law import published_table
 
     if points is None:
-        typer.echo(f"{'student':<8} {'method':<11} {'1T tokens':>16} {'10T tokens':>16}   (computed, printed)")
+        say(f"{'student':<8} {'method':<11} {'1T tokens':>16} {'10T tokens':>16}   (computed, printed)")
         for row in published_table():
             cells = " ".join(f"{one:>9.3f} {two:>6.2f}" for one, two in (row.loss_1t, row.loss_10t))
-            typer.echo(f"{row.student:<8} {row.method:<11} {cells}")
+            say(f"{row.student:<8} {row.method:<11} {cells}")
         return
     try:
         known = [(float(one), float(two)) for one, two in json.loads(points.read_text(encoding="utf-8"))]
@@ -296,10 +298,8 @@ def fit_scaling(
         raise DataError(f"{points} holds no JSON list of [compute, loss] pairs: {error}") from error
     found = run(known)
     law, (low, high) = found.law, found.compute
-    typer.echo(
-        f"L(C) = {law.l_inf:.4f} + {law.a_c:.4g} / C^{law.alpha_c:.4f}, fitted from {low:.3g} to {high:.3g} FLOPs"
-    )
-    typer.echo(f"root mean square of the residuals {found.rmse:.4g}, largest {found.worst:.4g}, {len(known)} points")
+    say(f"L(C) = {law.l_inf:.4f} + {law.a_c:.4g} / C^{law.alpha_c:.4f}, fitted from {low:.3g} to {high:.3g} FLOPs")
+    say(f"root mean square of the residuals {found.rmse:.4g}, largest {found.worst:.4g}, {len(known)} points")
 
 
 def _tokenizer(name: str) -> Any:
