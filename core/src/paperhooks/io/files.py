@@ -13,7 +13,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,14 +57,13 @@ def versions() -> dict[str, str]:
     """Python and the installed versions of core, its libraries and every ``paperhooks-*`` distribution."""
     found = {"python": platform.python_version()}
     for name in _REPORTED:
-        try:
+        with suppress(Exception):  # it is not installed, or its metadata cannot be read
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     for distribution in importlib.metadata.distributions():
-        name = distribution.metadata["Name"] or ""
-        if name.startswith("paperhooks-"):
-            found[name] = distribution.version
+        with suppress(Exception):
+            name = distribution.metadata["Name"] or ""
+            if name.startswith("paperhooks-"):
+                found[name] = distribution.version
     return found
 
 
