@@ -10,6 +10,7 @@ from textwrap import dedent
 import paperhooks
 import pytest
 from paperhooks.errors import PluginBroken, PluginConflict, PluginError, PluginIncompatible, PluginNotFound
+from paperhooks.io import versions
 from paperhooks.plugins import catalog, containment, refresh
 from paperhooks.plugins.installed import Catalog
 from paperhooks.testing import run_python
@@ -137,6 +138,7 @@ def test_metadata_that_cannot_be_read_still_say_the_name(site: FakeSite, monkeyp
     one, two = (status for status in Catalog.discover().plugins if status.name in ("t-one", "t-two"))
     assert (one.state, one.origin) == ("healthy", "dist-one 1.0")
     assert (two.state, two.origin) == ("healthy", "(unknown distribution)")
+    assert versions()["python"]
     monkeypatch.setenv("PAPERHOOKS_BLOCK", "dist-one,t-two")
     assert states(Catalog.discover()) == {"t-one": "blocked", "t-two": "blocked"}
 
