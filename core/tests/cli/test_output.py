@@ -89,6 +89,8 @@ def test_counts_that_cannot_be_meant_are_refused_as_usage(site: FakeSite, cli, v
     code, _, err = cli("t-one", "go", "--max-length", value)
     assert code == 2
     assert "--max-length" in err
+    assert err.count("\n") == 1
+    assert err.endswith("(see: paperhooks t-one go --help)\n")
 
 
 @pytest.mark.parametrize("body", ["raise KeyboardInterrupt", "import os, signal; os.kill(os.getpid(), signal.SIGINT)"])

@@ -52,22 +52,20 @@ def _stopped(error: BaseException, command: Any, words: Sequence[str]) -> int:
     return 130
 
 
-def _failed(error: Exception, options: Mapping[str, str], whole: bool) -> int:
+def _failed(error: Any, options: Mapping[str, str], whole: bool) -> int:
     if whole:
         sys.stderr.write(printable(redacted("".join(traceback.format_exception(error))), lines=True))
     try:
-        from paperhooks.cli.output import error_line, typed
+        from paperhooks.cli.output import error_line, usage_line
     except ImportError:  # without typer or rich
         sys.stderr.write(f"error: {error}\n")
         return 1
-    if hasattr(error, "show") and hasattr(error, "exit_code"):  # typer's own, which it keeps to itself
-        from typer.rich_utils import rich_format_error
-
-        error.message = typed(printable(redacted(getattr(error, "message", ""))), options)  # type: ignore[attr-defined]
-        rich_format_error(error)  # type: ignore[arg-type]
-        return int(error.exit_code)
-    sys.stderr.write(f"error: {error_line(error, options)}\n")
-    return 1
+    if not hasattr(error, "exit_code"):
+        sys.stderr.write(f"error: {error_line(error, options)}\n")
+        return 1
+    if type(error).__name__ != "NoArgsIsHelpError":  # then the help has been printed
+        sys.stderr.write(f"error: {usage_line(error, options)}\n")
+    return int(error.exit_code)
 
 
 def _parameters(command: Any, words: Sequence[str]) -> list[Any]:

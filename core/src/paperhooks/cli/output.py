@@ -13,7 +13,7 @@ from rich.markup import escape
 from paperhooks.errors import PaperhooksError
 from paperhooks.io.harmless import error_text, printable, redacted
 
-__all__ = ["error_line", "say", "say_json", "shown", "typed"]
+__all__ = ["error_line", "say", "say_json", "shown", "typed", "usage_line"]
 
 _LONGEST: Final = 4000
 
@@ -42,7 +42,18 @@ def error_line(error: BaseException, options: Mapping[str, str]) -> str:
     else:
         text = error_text(error)
     notes = [str(note) for note in getattr(error, "__notes__", ()) if "\n" not in str(note).strip()]
-    text = typed(printable(redacted(" ".join([text, *(f"({note})" for note in notes)]))), options)
+    return _line(" ".join([text, *(f"({note})" for note in notes)]), options)
+
+
+def usage_line(error: Any, options: Mapping[str, str]) -> str:
+    """An error of usage, as typer raises it, on one line that ends with where to look."""
+    context = getattr(error, "ctx", None)
+    see = f" (see: {context.command_path} --help)" if context is not None else ""
+    return _line(error.format_message(), options) + see
+
+
+def _line(text: str, options: Mapping[str, str]) -> str:
+    text = typed(printable(redacted(" ".join(text.split()))), options)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
