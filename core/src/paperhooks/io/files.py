@@ -27,6 +27,7 @@ except ImportError:  # Windows has no such locks
 __all__ = [
     "PART",
     "atomic_path",
+    "dotted",
     "is_open_file",
     "json_text",
     "local_path",
@@ -86,6 +87,19 @@ def plain(value: Any) -> Any:
     if callable(item) and getattr(value, "ndim", None) == 0:
         return plain(item())
     return value.isoformat() if isinstance(value, datetime.date) else str(value)
+
+
+def dotted(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of a mapping and of those inside it, by dotted names.
+
+    >>> dict(dotted({"a": {"b": 1, "c": {}}}))
+    {'a.b': 1, 'a.c': {}}
+    """
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            yield from dotted(item, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", item
 
 
 def with_ending(path: str | Path, ending: str) -> Path:

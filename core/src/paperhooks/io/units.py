@@ -22,7 +22,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from paperhooks.errors import DataError
-from paperhooks.io.files import local_path, now, plain, read_json, remove_leftovers, versions, write_json
+from paperhooks.io.files import dotted, local_path, now, plain, read_json, remove_leftovers, versions, write_json
 from paperhooks.io.hashing import hash_json
 from paperhooks.io.locks import FolderLock
 from paperhooks.io.tensors import read_tensors, write_tensors
@@ -178,20 +178,12 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What differs between two manifests, apart from what decides nothing: ``key = found, not wanted``."""
-    one, other = (dict(_flat({k: v for k, v in each.items() if k not in _ABOUT})) for each in (found, wanted))
+    one, other = (dict(dotted({k: v for k, v in each.items() if k not in _ABOUT})) for each in (found, wanted))
     return [
         f"{key} = {_short(one.get(key))}, not {_short(other.get(key))}"
         for key in {**other, **one}
         if one.get(key) != other.get(key)
     ]
-
-
-def _flat(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        if isinstance(item, Mapping) and item:
-            yield from _flat(item, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", item
 
 
 def ahead(items: Iterable[_T], depth: int = 1) -> Iterator[_T]:

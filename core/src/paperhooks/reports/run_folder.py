@@ -20,10 +20,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from paperhooks.errors import DataError
 from paperhooks.io.files import (
+    dotted,
     local_path,
     now,
     plain,
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
 
 __all__ = ["RunFolder"]
+
+#: What a change of ``result.json`` by another hand is seen by.
+_HASHED: Final = ("inputs", "results")
 
 
 class RunFolder:
@@ -113,7 +117,7 @@ class RunFolder:
                 raise
             self.result = existing
             return True
-        self.result = {"schema": 1, "status": "running", **wanted, "inputs_hash": hash_json(wanted["inputs"])}
+        self.result = {"schema": 1, "status": "running", **wanted}
         self.result |= {"started": now(), "finished": None, "versions": versions(), "timings": {}, "results": {}}
         self._write()
         return False
@@ -164,6 +168,9 @@ class RunFolder:
         found = read_json(self.result_file, "result of paperhooks, so move it away or use another folder")
         if not isinstance(found, dict) or found.get("schema") != 1 or not isinstance(found.get("inputs"), dict):
             raise DataError(f"{self.result_file} is not a result of paperhooks; use another folder")
+        for part in _HASHED:
+            if found.get(f"{part}_hash") != hash_json(found.get(part)):
+                raise DataError(f"{self.result_file} was changed after it was written: its {part} are others")
         return found
 
     def _refuse_foreign_file(self) -> None:
@@ -173,6 +180,7 @@ class RunFolder:
     def _write(self) -> None:
         if self._lock.held:
             self._lock.confirm()
+        self.result |= {f"{part}_hash": hash_json(self.result[part]) for part in _HASHED}
         write_json(self.result_file, self.result)
 
 
@@ -192,13 +200,4 @@ def _refuse_difference(path: Path, existing: Mapping[str, Any], wanted: Mapping[
 
 
 def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": run.get("kind"), "seed": run.get("seed")} | dict(_entries("inputs", run["inputs"]))
-
-
-def _entries(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """A value by its dotted name, or those inside a mapping."""
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _entries(f"{name}.{key}", inner)
-    else:
-        yield name, value
+    return {"kind": run.get("kind"), "seed": run.get("seed"), **dict(dotted(run["inputs"], "inputs."))}
