@@ -17,7 +17,12 @@ from paperhooks.compat import attention_kernel, origin, revision
 from paperhooks.generation.prompts import make_prompt
 from paperhooks.generation.reasoning import REASONING_TAGS
 from paperhooks.generation.requests import Backend, Prompt, Request, Response
-from paperhooks.io.files import plain
+from paperhooks.generation.settings import (
+    config_settings,
+    generation_settings,
+    processor_settings,
+    tokenizer_settings,
+)
 from paperhooks.io.hashing import hash_json, model_digest
 from paperhooks.models.forward import evaluation_mode
 from paperhooks.plugins.methods import describe_method
@@ -32,11 +37,6 @@ _GREEDY: Final[Mapping[str, Any]] = {
     "temperature": None, "top_p": None, "top_k": None, "typical_p": None, "epsilon_cutoff": None, "eta_cutoff": None,
     "min_p": None, "top_h": None,
 }  # fmt: skip
-#: Entries of a generation config that change what a greedy search answers.
-_TELLING: Final = (
-    "eos_token_id", "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "suppress_tokens",
-    "begin_suppress_tokens", "bad_words_ids", "sequence_bias", "forced_bos_token_id", "forced_eos_token_id",
-)  # fmt: skip
 
 
 class TransformersBackend(Backend):
@@ -47,17 +47,20 @@ class TransformersBackend(Backend):
         self.tokenizer = getattr(processor, "tokenizer", processor)
 
     def describe(self) -> dict[str, Any]:
-        """Hashes of weights, dtype, processor, chat template, what of the generation config counts, and methods."""
+        """Hashes of weights and chat template, all settings of what is involved (see ``settings``), and methods."""
         session = active_session(self.model)
         attached = list(session.methods.values()) if session else []
-        base = self.model.generation_config
-        telling = {name: getattr(base, name, None) for name in _TELLING}
         return {
             "model": model_digest(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "processor": type(self.processor).__name__,
+            "config": config_settings(self.model),
+            "processor": processor_settings(self.processor),
+            "tokenizer": tokenizer_settings(self.tokenizer),
             "chat_template": hash_json(getattr(self.processor, "chat_template", None)),
-            "generation": {"greedy": True} | {k: plain(v) for k, v in telling.items() if v is not None},
+            "generation": {
+                "greedy": True,
+                **generation_settings(_greedy(self.model.generation_config, self.tokenizer, 1)),
+            },
             "methods": [describe_method(method) for method in [*attached, *self.methods]],
         }
 
@@ -90,7 +93,8 @@ class TransformersBackend(Backend):
         """Greedy answers to a batch, padded on the left. Responses are without special tokens and outer blanks."""
         with _left_padding(self.tokenizer):
             inputs = self._inputs(prompts)
-        config = _greedy(self.model.generation_config, self.tokenizer, prompts)
+        limit = max(prompt.request.max_new_tokens for prompt in prompts)
+        config = _greedy(self.model.generation_config, self.tokenizer, limit)
         stopping = _Stopping(self.tokenizer, [prompt.request for prompt in prompts], inputs["input_ids"].shape[1])
         extra = {"stopping_criteria": StoppingCriteriaList([stopping])} if stopping.needed else {}
         with _generation_config(self.model, config):
@@ -211,10 +215,10 @@ def _generation_config(model: Any, config: Any) -> Iterator[None]:
         model.generation_config = before
 
 
-def _greedy(base: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> Any:
+def _greedy(base: Any, tokenizer: Any, max_new_tokens: int) -> Any:
     config = copy.deepcopy(base)
     config.update(**_GREEDY)
-    config.update(max_new_tokens=max(prompt.request.max_new_tokens for prompt in prompts))
+    config.update(max_new_tokens=max_new_tokens)
     if config.pad_token_id is None:
         known = tokenizer.pad_token_id
         config.pad_token_id = min(_ends(config), default=None) if known is None else known
