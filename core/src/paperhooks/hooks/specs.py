@@ -187,5 +187,7 @@ class CatalogHooks:
     def register_commands(self, app: Any) -> None:
         """Add commands to the command line. Each.
 
-        :param app: the ``typer.Typer`` application of ``paperhooks``; add one sub-application named like the plugin.
+        :param app: a ``typer.Typer`` whose commands and groups become those of ``paperhooks``; add one sub-application
+            named like the plugin. A name that is taken leaves all commands of the plugin out. What can go on after
+            Ctrl-C adds a note to the KeyboardInterrupt that says what is done; the command line shows it.
         """

@@ -16,8 +16,11 @@ from paperhooks.cli import (
     load_model,
     load_processor,
     parse_value,
+    say,
+    writable_folder,
 )
 from paperhooks.generation import Layout
+from paperhooks.io import printable
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -44,7 +47,10 @@ def evaluate(
     task: Annotated[str, typer.Argument(help="Task offered by a plugin, see: paperhooks tasks.")],
     data: Annotated[str, typer.Option("--data", help="Folder, file or hub name of the task's data.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Run folder, TASK-run without it; an interrupted run goes on.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", callback=writable_folder, help="Run folder, TASK-run without it; an interrupted run goes on."
+        ),
     ] = None,
     method: Annotated[list[str] | None, typer.Option("--plugin", "-p", help="METHOD[:k=v,...] to attach.")] = None,
     option: Options = None,
@@ -52,6 +58,9 @@ def evaluate(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first documents.")] = None,
     group: Annotated[list[str] | None, typer.Option("--group", help="Only documents of this group.")] = None,
     batch_size: BatchSize = 1,
+    batch_tokens: Annotated[
+        int, typer.Option("--batch-tokens", min=1, help="Tokens of the prompts of a batch at most, with padding.")
+    ] = BATCH_TOKENS,
     layout: Annotated[Layout | None, typer.Option(help="Where images go; the task's own without it.")] = None,
     max_pixels: Annotated[int | None, typer.Option("--max-pixels", min=1, help="Scale larger images down.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Not the task's own.")] = None,
@@ -69,12 +78,12 @@ def evaluate(
     """Run an evaluation task on a model, with methods attached where asked, and write a report."""
     from paperhooks_evaluation.evaluator import evaluate as run
 
-    part, options, methods = _shard(shard), _task_options(option), method or []
+    part, options, methods = _shard(shard), _task_options(option), build_methods(method or [])
     backend, processor = _backend(model, device, dtype, server)
     result = run(
-        backend, processor, task, data=data, out=out or f"{task}-run", methods=build_methods(methods),
+        backend, processor, task, data=data, out=out or f"{task}-run", methods=methods,
         options=options, modes=mode,
-        limit=limit, groups=group, batch_size=batch_size, layout=layout, max_pixels=max_pixels,
+        limit=limit, groups=group, batch_size=batch_size, batch_tokens=batch_tokens, layout=layout, max_pixels=max_pixels,
         max_new_tokens=max_new_tokens, stop=stop or None, seed=seed, shard=part, keep_reasoning=bool(keep_reasoning),
         force_new=force_new, progress=True,
     )  # fmt: skip
@@ -100,16 +109,19 @@ def compare(
     b: Run,
     metric: Annotated[str | None, typer.Option("--metric", help="Show this metric of the task only.")] = None,
     mode: Annotated[str | None, typer.Option("--mode", help="Way of reading responses; the first without it.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for a report and comparison.json.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", callback=writable_folder, help="Folder for a report and comparison.json."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the bootstrap.")] = 0,
 ) -> None:
     """Compare two runs of a task, paired by document: difference, interval, exact McNemar test."""
     from paperhooks_evaluation.comparison import compare as paired
 
     result = paired(a, b, metric, mode=mode, out=out, seed=seed)
-    typer.echo(str(result))
+    say(str(result))
     if out is not None:
-        typer.echo(f"report: {out / 'report.html'}")
+        say(f"report: {out / 'report.html'}")
 
 
 def tasks(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -119,22 +131,22 @@ def tasks(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
     found = available_tasks()
     if as_json:
         rows = [{"name": one.name, "needs": list(one.needs), "summary": one.summary} for one in found.values()]
-        typer.echo(json.dumps(rows, indent=2))
+        say(json.dumps(rows, indent=2))
         return
     if not found:
-        typer.echo("No installed plugin offers a task.")
+        say("No installed plugin offers a task.")
         return
     table = Table("task", "needs", "what it measures", box=None, pad_edge=False)
     for one in found.values():
-        table.add_row(one.name, ", ".join(one.needs), escape(one.summary))
+        table.add_row(one.name, ", ".join(one.needs), escape(printable(one.summary)))
     Console().print(table)
 
 
 def _show(result: Any) -> None:
-    typer.echo(str(result))
+    say(str(result))
     if result.first.failures:
         key, error = next(iter(result.first.failures.items()))
-        typer.echo(f"{len(result.first.failures)} documents have no score, the first is {key!r}: {error}", err=True)
+        say(f"{len(result.first.failures)} documents have no score, the first is {key!r}: {error}", err=True)
         raise typer.Exit(1)
 
 
