@@ -22,8 +22,8 @@ from loss_methods import (
     train,
     trainer,
 )
-from paperhooks import HookError, LossContext, PluginConflict, Traits, hookimpl
-from paperhooks.hooks.loss import batch_target_rows
+from paperhooks import DataError, HookError, LossContext, PluginConflict, Traits, hookimpl
+from paperhooks.hooks.loss import batch_target_rows, predicts_nothing
 from paperhooks.logprobs import next_token_labels, sequence_logprobs
 from paperhooks.models import ModelView
 from paperhooks.testing import run_ranks
@@ -304,6 +304,64 @@ def test_rows_without_a_target_do_not_count_in_an_accumulated_batch() -> None:
     assert context.target_row_mean(values, torch.tensor([True, True, True]).logical_and(counted)).item() == (
         pytest.approx(3 / 2)
     )
+
+
+def without_targets(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """Batches of short rows are prompts alone."""
+    batch = collate(rows)
+    few = torch.tensor([len(row["input_ids"]) < 8 for row in rows])
+    return {**batch, "labels": batch["labels"].masked_fill(few[:, None], -100)}
+
+
+@pytest.mark.parametrize("name", ["terms", "token"])
+@pytest.mark.parametrize("accepts", [True, False])
+def test_micro_batches_without_target_contribute_nothing(name: str, accepts: bool, tmp_path: Path) -> None:
+    """Also where the model's own loss, a mean of nothing, is NaN: one that takes no number of targets."""
+    weights = []
+    for size in (8, 1):
+        model = fresh()
+        with paperhooks.attach(model, *[cls() for cls in METHODS[name]]):
+            run = trainer(model, tmp_path, batch=size, accumulation=8 // size)
+            run.data_collator, run.model_accepts_loss_kwargs = without_targets, accepts
+            run.train()
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert bool(weights[1].isfinite().all())
+    if accepts or name == "token":
+        torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_without_target_is_refused(tmp_path: Path) -> None:
+    nothing = without_targets(examples()[1:2])
+    with paperhooks.attach(fresh(), Penalties()) as session:
+        model = session.view.model
+        with pytest.raises(DataError, match="no row of this batch of 1 has a token to predict"):
+            compute_loss(session, LossContext(model, nothing, session))
+        loss = compute_loss(session, LossContext(model, nothing, session, accumulation_steps=2))
+        loss.backward()
+        assert bool(loss.isfinite())
+        assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
+        assert LossContext(model, nothing, session, accumulation_steps=2).model_loss.item() == 0
+        run = trainer(model, tmp_path, batch=1, accumulation=4)
+        run.data_collator = lambda rows: {**collate(rows), "labels": torch.full_like(collate(rows)["labels"], -100)}
+        with pytest.raises(DataError, match="no row of this optimiser step of 4 has a token to predict"):
+            run.train()
+
+
+def test_evaluation_leaves_batches_without_target_out(tmp_path: Path) -> None:
+    with paperhooks.attach(fresh(), TokenLoss()) as session:
+        run = trainer(session.view.model, tmp_path, batch=1)
+        run.data_collator = without_targets
+        mixed = run.evaluate()["eval_loss"]
+        run.eval_dataset = [row for row in examples() if len(row["input_ids"]) >= 8]
+        assert mixed == pytest.approx(run.evaluate()["eval_loss"], rel=1e-6)
+
+
+def test_labels_of_whole_rows_are_no_targets_of_tokens() -> None:
+    assert not predicts_nothing({"labels": torch.tensor([1])})
+    assert not predicts_nothing({"labels": torch.tensor([[0.5]])})
+    assert not predicts_nothing({"input_ids": torch.tensor([[1]])})
+    assert predicts_nothing({"labels": torch.tensor([[3, -100]])})
+    assert not predicts_nothing({"labels": None, "shift_labels": torch.tensor([[3, -100]])})
 
 
 def test_training_that_asks_no_loss_hook_is_warned_of() -> None:

@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from paperhooks.errors import HookError
+from paperhooks.errors import DataError, HookError
+from paperhooks.io.processes import Ranks
 
 if TYPE_CHECKING:
     from paperhooks.models.view import ModelView
 
-__all__ = ["LossContext", "OpenSession", "batch_rows", "batch_target_rows", "batch_targets"]
+__all__ = [
+    "LossContext",
+    "OpenSession",
+    "batch_rows",
+    "batch_target_rows",
+    "batch_targets",
+    "no_target",
+    "predicts_nothing",
+]
 
 
 class OpenSession(Protocol):
@@ -139,9 +148,22 @@ class LossContext:
             return self.example_mean(values[there]) if bool(there.any()) else total
         return total / _on(self.num_target_rows_in_batch, total)
 
+    def check_targets(self, counted: bool) -> None:
+        """Raise DataError where nothing counts in this micro-batch and it is all that the optimiser step has.
+
+        Any other one without targets contributes 0.
+
+        :param counted: whether it has a target.
+        """
+        if not counted and self.accumulation_steps == 1 and Ranks().count == 1:
+            raise no_target(batch_rows(self.inputs))
+
     def _run(self) -> tuple[Tensor, Any]:
         if self._forward is None:
-            self._forward = (self.stock or self._plain)()
+            loss, outputs = (self.stock or self._plain)()
+            if predicts_nothing(self.inputs) and not bool(loss.isfinite()):  # a mean of nothing
+                loss = outputs.logits[..., :0].float().sum()  # 0, with a graph that reaches every parameter
+            self._forward = (loss, outputs)
         return self._forward
 
     def _plain(self) -> tuple[Tensor, Any]:
@@ -159,6 +181,25 @@ def batch_targets(batch: Mapping[str, Any]) -> int:
     if isinstance(shifted, Tensor):
         return int(shifted.ne(-100).sum())
     return int(labels[..., 1:].ne(-100).sum()) if isinstance(labels, Tensor) else 0
+
+
+def predicts_nothing(batch: Mapping[str, Any]) -> bool:
+    """Whether a batch has labels for every position, int [B, T], and none of them is predicted."""
+    shifted = batch.get("shift_labels")
+    labels = shifted if isinstance(shifted, Tensor) else batch.get("labels")
+    tokens = isinstance(labels, Tensor) and labels.ndim > 1 and not labels.is_floating_point()
+    return tokens and batch_targets(batch) == 0
+
+
+def no_target(rows: int, what: str = "batch") -> DataError:
+    """The error for an optimiser step in which nothing is predicted.
+
+    :param rows: how many it has. :param what: what has them.
+    """
+    return DataError(
+        f"no row of this {what} of {rows} has a token to predict (its labels are -100, or come after the end of a "
+        "document), so there is nothing to learn in this step; leave such rows out of the dataset"
+    )
 
 
 def batch_target_rows(batch: Mapping[str, Any]) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from paperhooks.errors import HookError
-from paperhooks.hooks.loss import LossContext
+from paperhooks.hooks.loss import LossContext, predicts_nothing
 from paperhooks.hooks.specs import LOSS_HOOKS
 
 if TYPE_CHECKING:
@@ -32,11 +32,13 @@ def compute_loss(session: Session, context: LossContext) -> Tensor:
     """The loss of one micro-batch with all hooks of ``session``: a scalar with gradient.
 
     ``compute_loss`` hooks come first (firstresult), then the model's own loss if they leave it, then all ``loss_terms``
-    are added. Terms are in ``context.terms`` afterwards.
+    are added. Terms are in ``context.terms`` afterwards. A micro-batch in which nothing is predicted contributes 0.
 
     :raises HookError: a result that is no scalar floating-point tensor.
+    :raises DataError: nothing is predicted in a micro-batch that is a whole optimiser step.
     """
     session.note_asked()
+    context.check_targets(not predicts_nothing(context.inputs))
     loss = None
     for hook in session.implementations("compute_loss"):
         with _blame("compute_loss", hook):

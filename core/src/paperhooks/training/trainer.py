@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from paperhooks.hooks.loss import LossContext, batch_rows, batch_target_rows, batch_targets
+from paperhooks.hooks.loss import (
+    LossContext,
+    batch_rows,
+    batch_target_rows,
+    batch_targets,
+    no_target,
+    predicts_nothing,
+)
 from paperhooks.training.loss import compute_loss, find_session, has_loss_hooks
 
 if TYPE_CHECKING:
@@ -45,8 +52,9 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
 
     The loss hooks of the model's open session decide the loss; every term is logged as ``loss/<method>/<name>``, per
     optimiser step, averaged over the steps since the last log and over processes. Gradients of an accumulated batch
-    equal those of one big batch, also with unequal token counts. Without an open session, or with one that has no loss
-    hooks, this is the stock Trainer.
+    equal those of one big batch, also with unequal token counts or micro-batches without any target; only an optimiser
+    step without one raises DataError. In evaluation such batches are left out of the mean. Without an open session, or
+    with one that has no loss hooks, this is the stock Trainer.
     """
 
     def compute_loss(
@@ -73,6 +81,9 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
             return loss / steps, outputs
 
         context.stock = stock
+        if not model.training and predicts_nothing(inputs):
+            nothing = torch.full((), torch.nan, device=self.args.device)
+            return (nothing, context.outputs) if return_outputs else nothing
         loss = compute_loss(session, context) * steps  # what training_step divides by
         if model.training:
             self._note_terms(context.terms)
@@ -84,18 +95,31 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
         """The micro-batches of one optimiser step; counts their target tokens and sequences for the hooks."""
         batches, items = super().get_batch_samples(*args, **kwargs)
         self._window = None
-        if has_loss_hooks(find_session(cast(nn.Module, self.model))):
-            counts = torch.tensor([_counts(b) for b in batches], device=self.args.device).sum(0)
-            if self.args.average_tokens_across_devices and self.args.world_size > 1:
-                counts = self.accelerator.reduce(counts, "sum") / self.args.world_size
-            self._window = counts
+        if batches and has_loss_hooks(find_session(cast(nn.Module, self.model))):
+            self._window = self._counted(batches)
         return batches, items
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Loss, logits and labels of a batch; no loss where nothing is predicted, which has no part in the mean."""
+        loss, *others = super().prediction_step(model, inputs, *args, **kwargs)
+        # What processes gather must be there in all of them.
+        alone = self.args.world_size == 1 and has_loss_hooks(find_session(model))
+        return (None if alone and predicts_nothing(inputs) else loss, *others)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, with the terms of the steps since the last log beside ``loss``."""
         if "loss" in logs:
             logs = {**logs, **self._take_terms()}
         super().log(logs, *args, **kwargs)
+
+    def _counted(self, batches: list[dict[str, Any]]) -> Tensor:
+        """Counts of a step, of this process or a mean of all; DataError where nothing is predicted in any."""
+        counts = torch.tensor([_counts(b) for b in batches], device=self.args.device).sum(0)
+        total = self.accelerator.reduce(counts, "sum") if self.args.world_size > 1 else counts
+        # A process that has no target may wait for others: only all together can tell.
+        if not total[0] and all(map(predicts_nothing, batches)):
+            raise no_target(int(total[1]), "optimiser step")
+        return total / self.args.world_size if self.args.average_tokens_across_devices else counts
 
     # -- one micro-batch ---------------------------------------------------------------------------------------------
 

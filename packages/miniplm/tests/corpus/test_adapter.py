@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -215,14 +216,50 @@ def test_the_collator_of_a_tokenizer() -> None:
         TrainingCollator.from_tokenizer(Endless())
 
 
-def test_rows_without_target_are_harmless_beside_others_and_refused_alone() -> None:
+def test_rows_without_target_are_harmless_beside_others_and_told_of_alone(caplog) -> None:
     batch = COLLATOR([[3], [0, 5], [5, 6, 7]])
     with torch.no_grad():
         assert torch.isfinite(golden.ref()(**batch).logits).all()
         alone = golden.ref()(**COLLATOR([[5, 6, 7]])).loss
         assert float(golden.ref()(**batch).loss) == pytest.approx(float(alone), abs=1e-5)
-    with pytest.raises(DataError, match="no row of this batch of 2 has a token to predict"):
-        COLLATOR([[3], [0, 5]])
+    assert not caplog.text
+    assert COLLATOR([[3], [0, 5]])["labels"].eq(-100).all()
+    assert "no row of this batch of 2 has a token to predict" in caplog.text
+
+
+def test_micro_batches_without_target_contribute_nothing_to_the_official_mean(tmp_path: Path) -> None:
+    model, labels = golden.fresh("ref"), torch.tensor([[-100, -100]])
+    loss = sequence_mean_loss(model(torch.tensor([[1, 2]])), labels, num_items_in_batch=torch.tensor(3))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is not None and not bool(p.grad.any()) for p in model.parameters())
+    for items in (None, 0, torch.tensor(0)):
+        with pytest.raises(DataError, match="nothing to learn in this step"):
+            sequence_mean_loss(model(torch.tensor([[1, 2]])), labels, items)
+    rows, options = [[0, 7], [5, 6, 7]], {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    for data in (rows, rows[:1] * 2):
+        run = trainer(
+            golden.fresh("ref"),
+            tmp_path,
+            SelectedDataset(MemoryRows(data)),
+            compute_loss_func=sequence_mean_loss,
+            **options,
+        )
+        run.loss_is_scaled_for_ga = False
+        with contextlib.nullcontext() if data is rows else pytest.raises(DataError, match="nothing to learn"):
+            run.train()
+        assert all(bool(p.isfinite().all()) for p in run.model.parameters())
+
+
+def test_ids_that_a_model_does_not_have_are_named_with_their_row() -> None:
+    source = MemoryRows([[1, 2], [3, 512], [4, -1]])
+    for data in (SelectedDataset(source, [1, 0], vocabulary=512), StreamDataset(source, [1, 0], vocabulary=512)):
+        with pytest.raises(DataError, match="row 1 of in memory holds the id 512; the model has 0 to 511"):
+            next(iter(data))
+    with pytest.raises(DataError, match="row 2 of in memory holds the id -1"):
+        SelectedDataset(source, vocabulary=512)[2]
+    with pytest.raises(DataError, match="row 1 of the batch holds the id 512"):
+        TrainingCollator.from_tokenizer(golden.tokenizer())([[1, 2], [3, 512]])
 
 
 # -- the stock Trainer -------------------------------------------------------------------------------------------------

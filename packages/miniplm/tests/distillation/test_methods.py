@@ -159,8 +159,12 @@ def test_reductions_differ_and_rows_without_target_do_not_count() -> None:
     assert found.loss.item() == pytest.approx(float(per_row[[0, 2]].mean()), rel=1e-6)
     assert found.count.tolist() == [5, 0, 6]
     inputs["mask"][:] = 0
-    with pytest.raises(DataError, match="no row of this batch of 3 has a token to predict"):
-        distillation_loss(**inputs)
+    for reduction in ("sequence_mean", "token_mean"):
+        logits = inputs["student_logits"].clone().requires_grad_()
+        found = distillation_loss(**{**inputs, "student_logits": logits}, reduction=reduction)
+        assert found.loss.item() == 0
+        assert found.count.tolist() == [0, 0, 0]
+        assert not bool(torch.autograd.grad(found.loss, logits)[0].any())
 
 
 def test_vocabularies_that_differ_by_padding_rows() -> None:
@@ -412,14 +416,15 @@ def test_a_term_without_weight_needs_no_teacher_and_options_are_checked() -> Non
 
 
 def trained(out: Path, method: Distil, rows: Any, **options: Any) -> tuple[torch.Tensor, list[dict[str, float]]]:
-    """Weights and log after training ``ref`` on rows of the corpus."""
+    """Weights and log after training ``ref`` on rows of the corpus by their numbers, or on rows of ids."""
     model = golden.fresh("ref")
     arguments = {
         "output_dir": str(out), "use_cpu": True, "max_steps": 1, "per_device_train_batch_size": 4,
         "learning_rate": 0.1, "lr_scheduler_type": "constant", "optim": "sgd", "max_grad_norm": 0.0,
         "report_to": "none", "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "seed": 3,
     }  # fmt: skip
-    data = SelectedDataset(MemoryRows(golden.chunks()), rows)
+    given = isinstance(rows[0], list)
+    data = SelectedDataset(MemoryRows(rows if given else golden.chunks()), None if given else rows)
     with paperhooks.attach(model, method):
         run = HooksTrainer(
             model=model,
@@ -469,34 +474,61 @@ def test_accumulated_micro_batches_equal_one_batch(reduction: str, tmp_path: Pat
     assert log[0]["loss/miniplm/distil/kd"] == pytest.approx(terms["kd"], abs=1e-5)
 
 
+#: Of four rows the first and the last one have a target.
+HALF_EMPTY = [golden.chunks()[5].tolist(), [0, 7], [3], golden.chunks()[40].tolist()]
+
+
+@pytest.mark.parametrize("reduction", ["sequence_mean", "token_mean"])
 @pytest.mark.parametrize("kind", [Distil, DistilTerm])
-def test_rows_without_target_do_not_count_in_an_accumulated_batch(kind, tmp_path: Path) -> None:
-    rows = [*(golden.chunks()[row].tolist() for row in uneven()[:3]), [0, 7]]
-    found = []
-    for size in (4, 2):
-        model = golden.fresh("ref")
-        run = HooksTrainer(
-            model=model,
-            args=TrainingArguments(
-                str(tmp_path), use_cpu=True, max_steps=1, per_device_train_batch_size=size, learning_rate=0.1,
-                gradient_accumulation_steps=4 // size, optim="sgd", max_grad_norm=0.0, report_to="none",
-                save_strategy="no", disable_tqdm=True, seed=3, lr_scheduler_type="constant",
-            ),
-            train_dataset=SelectedDataset(MemoryRows(rows)), data_collator=COLLATOR,
-        )  # fmt: skip
-        with paperhooks.attach(model, kind(golden.teacher())):
-            run.train()
-        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-6)
+def test_micro_batches_without_target_contribute_nothing(kind, reduction: str, tmp_path: Path) -> None:
+    method = kind(golden.teacher(), reduction=reduction)
+    whole, log = trained(tmp_path, method, HALF_EMPTY)
+    for size in (2, 1):
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size}
+        found, parts = trained(tmp_path, method, HALF_EMPTY, **options)
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)
+        assert parts[0]["loss"] == pytest.approx(log[0]["loss"], abs=1e-5)
+    with pytest.raises(DataError, match="no row of this optimiser step of 2 has a token to predict"):
+        trained(tmp_path, method, HALF_EMPTY[1:3], per_device_train_batch_size=1, gradient_accumulation_steps=2)
+
+
+def test_official_ends_leave_a_micro_batch_without_target_and_nothing_else_is_lost() -> None:
+    """What only the method's own mask leaves out counts for nothing either, but for a step of its own."""
+    model, ids = golden.fresh("ref"), torch.tensor([[0, 7]])
+    inputs = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
+    for method in (Distil(golden.teacher()), Distil(golden.teacher(), weight=0.0), DistilTerm(golden.teacher())):
+        with pytest.raises(DataError, match="no row of this batch of 1 has a token to predict"):
+            loss_of(model, method, inputs)
+        model.zero_grad()
+        loss, terms = loss_of(model, method, inputs, accumulation_steps=2)
+        assert set(terms.values()) == {0.0}
+        if isinstance(method, Distil):
+            loss.backward()
+            assert loss.item() == 0
+            assert all(p.grad is not None and not bool(p.grad.any()) for p in model.parameters())
+
+
+def test_evaluation_leaves_batches_without_target_out(tmp_path: Path) -> None:
+    model, found = golden.fresh("ref"), []
+    for rows in (HALF_EMPTY, [HALF_EMPTY[0], HALF_EMPTY[3]]):
+        arguments = TrainingArguments(
+            str(tmp_path), use_cpu=True, per_device_eval_batch_size=1, report_to="none", disable_tqdm=True
+        )
+        with paperhooks.attach(model, Distil(golden.teacher())):
+            run = HooksTrainer(model, arguments, COLLATOR, eval_dataset=SelectedDataset(MemoryRows(rows)))
+            found.append(run.evaluate()["eval_loss"])
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
 
 
 KINDS = {"distil": Distil, "distil-term": DistilTerm}
 
 
-def trained_together(kind: str, reduction: str, folder: str) -> list[dict]:
+def trained_together(kind: str, reduction: str, folder: str, rows: list | None = None, **options: Any) -> list[dict]:
     """One of two processes: train on two of four rows; the first one leaves the weights. Returns the log."""
     method = KINDS[kind](golden.teacher(), reduction=reduction)
-    weights, log = trained(Path(folder) / "trainer", method, uneven(), per_device_train_batch_size=2)
+    weights, log = trained(
+        Path(folder) / "trainer", method, rows or uneven(), **{"per_device_train_batch_size": 2, **options}
+    )
     if Ranks().first:
         save_file({"weights": weights}, Path(folder) / "weights.safetensors")
     return log
@@ -513,6 +545,24 @@ def test_two_processes_equal_one_big_batch(kind: str, reduction: str, launcher: 
     torch.testing.assert_close(load_file(tmp_path / "weights.safetensors")["weights"], wanted, rtol=0, atol=1e-6)
     for key in (key for key in whole[0] if key.startswith("loss")):
         assert log[0][key] == pytest.approx(whole[0][key], abs=1e-5), key
+
+
+def trained_with_an_idle_process(kind: str, folder: str) -> list[dict]:
+    """Rows without target for the second process alone, in both micro-batches; and then in no process any."""
+    options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    order = [HALF_EMPTY[0], HALF_EMPTY[1], HALF_EMPTY[3], HALF_EMPTY[2]]
+    log = trained_together(kind, "sequence_mean", folder, order, train_sampling_strategy="sequential", **options)
+    with pytest.raises(DataError, match="optimiser step of 4"):
+        trained_together(kind, "sequence_mean", f"{folder}/none", 2 * HALF_EMPTY[1:3], **options)
+    return log
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_process_without_targets_waits_for_the_other(kind: str, tmp_path: Path) -> None:
+    wanted, whole = trained(tmp_path / "one", KINDS[kind](golden.teacher()), HALF_EMPTY)
+    log, _ = run_ranks(trained_with_an_idle_process, kind, tmp_path)
+    torch.testing.assert_close(load_file(tmp_path / "weights.safetensors")["weights"], wanted, rtol=0, atol=1e-6)
+    assert log[0]["loss"] == pytest.approx(whole[0]["loss"], abs=1e-5)
 
 
 def test_training_with_a_teacher_lowers_the_divergence(tmp_path: Path) -> None:

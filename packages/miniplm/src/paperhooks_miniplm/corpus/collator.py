@@ -15,7 +15,7 @@ from paperhooks import DataError
 from torch import Tensor
 
 from paperhooks_miniplm.algorithm import Array, counted_inputs
-from paperhooks_miniplm.corpus.rows import token_ids
+from paperhooks_miniplm.corpus.rows import check_ids, token_ids
 
 __all__ = ["collate", "loss_mask"]
 
@@ -48,6 +48,7 @@ def collate(
     pad_to: int | None = None,
     mask_after_eos: bool = True,
     positions: bool = False,
+    vocabulary: int | None = None,
 ) -> dict[str, Tensor]:
     """A batch of rows, right-padded; rows longer than ``max_length`` + 1 ids are cut.
 
@@ -58,11 +59,15 @@ def collate(
     :param pad_to: width T of the batch; the longest row's inputs (at least 1) by default.
     :param mask_after_eos: see :func:`loss_mask`.
     :param positions: also give ``position_ids``, for models with absolute positions.
+    :param vocabulary: of the model; ids must be below it.
     :return: ``input_ids``, ``attention_mask``, ``label`` int64 [B, T], ``loss_mask`` float32 [B, T], and
         ``position_ids`` int64 [B, T] if asked for. ``label`` is what the same position predicts: nothing is to shift.
-    :raises DataError: no rows, a row that is no list of integers, or one that does not fit into ``pad_to``.
+    :raises DataError: no rows, a row that is no list of integers, one that does not fit into ``pad_to``, or an id that
+        is not in the vocabulary.
     """
     cut = [token_ids(f"row {number} of the batch", row)[: max_length + 1] for number, row in enumerate(rows)]
+    for number, row in enumerate(cut):
+        check_ids(f"row {number} of the batch", row, vocabulary, "the model")
     width = _width(cut, max_length, pad_to)
     ids, label = (np.full((len(cut), width), pad_id, dtype=np.int64) for _ in range(2))
     real = np.zeros((len(cut), width), dtype=np.int64)

@@ -9,28 +9,27 @@ selected, with no plugin attached:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 from paperhooks import DataError
+from paperhooks.io import Ranks
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from paperhooks_miniplm.algorithm import IGNORED, Array, sequence_means
 from paperhooks_miniplm.corpus.collator import collate
-from paperhooks_miniplm.corpus.record_rows import StreamRows
+from paperhooks_miniplm.corpus.record_rows import StreamRows, vocabulary_size
 from paperhooks_miniplm.corpus.row_numbers import row_numbers, rows_digest
-from paperhooks_miniplm.corpus.rows import Row, RowSource, count_rows
+from paperhooks_miniplm.corpus.rows import Row, RowSource, check_ids, count_rows
 
 __all__ = ["SelectedDataset", "StreamDataset", "TrainingCollator", "sequence_mean_loss"]
 
-_NO_TARGET: Final = (
-    "no row of this batch of {rows} has a token to predict: rows of fewer than two ids, or with nothing but ends of "
-    "documents before their last; leave such rows out of the dataset"
-)
+logger = logging.getLogger(__name__)
 
 
 class SelectedDataset(Dataset[dict[str, Tensor]]):
@@ -39,16 +38,18 @@ class SelectedDataset(Dataset[dict[str, Tensor]]):
     :param source: the corpus; nothing of it is read until an item is asked for.
     :param rows: row numbers [K] in the order to present them, a bool mask [N], or a
         :class:`~paperhooks.data.Selection`; all rows by default.
+    :param vocabulary: of the model; ids must be below it.
     :raises DataError: row numbers that are no integers or lie outside the corpus, a mask of another length, or a corpus
-        that can only be read in order, for which there is :class:`StreamDataset`.
+        that can only be read in order, for which there is :class:`StreamDataset`; when read, an id that is not in the
+        vocabulary, with its row.
 
     Can be pickled if the source can, for workers of any start method.
     """
 
-    def __init__(self, source: RowSource, rows: Any = None) -> None:
+    def __init__(self, source: RowSource, rows: Any = None, *, vocabulary: int | None = None) -> None:
         if isinstance(source, StreamRows):
             raise DataError(f"{source.name} can only be read in order; use StreamDataset, or export the chosen rows")
-        self.source = source
+        self.source, self.vocabulary = source, vocabulary
         self.rows = row_numbers(source, rows)
 
     def __len__(self) -> int:
@@ -59,7 +60,7 @@ class SelectedDataset(Dataset[dict[str, Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
         """Several items in one reading; data loaders prefer it."""
-        return [_item(row) for row in self.source.read([self._row(int(index)) for index in indices])]
+        return _items(self.source, [self._row(int(index)) for index in indices], self.vocabulary)
 
     def _row(self, index: int) -> int:
         size = len(self)
@@ -74,7 +75,8 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
     Blocks of ``block`` rows are dealt to the ranks in turn, and a rank's blocks to the workers of its data loader. With
     ``block`` equal to the batch size of the loader, batches come in corpus order however many workers there are.
 
-    :param source, rows: as in :class:`SelectedDataset`; of a corpus that can only be read in order, ascending rows.
+    :param source, rows, vocabulary: as in :class:`SelectedDataset`; of a corpus that can only be read in order,
+        ascending rows.
     :param rank, world: this process and how many there are, for a loop of one's own. Leave them alone inside
         ``transformers.Trainer`` or ``accelerate``, which deal out batches themselves. With more than one process the
         rows that do not make a whole round are left out, so that all ranks have equally many.
@@ -84,12 +86,21 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
     copies, whose states ``torchdata.stateful_dataloader`` collects.
     """
 
-    def __init__(self, source: RowSource, rows: Any = None, *, rank: int = 0, world: int = 1, block: int = 1) -> None:
+    def __init__(
+        self,
+        source: RowSource,
+        rows: Any = None,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        block: int = 1,
+        vocabulary: int | None = None,
+    ) -> None:
         if not 0 <= rank < world or block < 1:
             raise DataError(
                 f"rank {rank} of {world} with blocks of {block} rows; expected 0 <= rank < world, block >= 1"
             )
-        self.source = source
+        self.source, self.vocabulary = source, vocabulary
         self.rows = row_numbers(source, rows)
         self.rank, self.world, self.block = rank, world, block
         self._given = 0
@@ -109,9 +120,9 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
         while (start := (self._from + self._given // self.block * shards + shard) * self.block) < self._usable():
             begun = self._given % self.block
             places = range(start + begun, min(start + self.block, self._usable()))
-            for row in self.source.read([self._row(place) for place in places]):
+            for item in _items(self.source, [self._row(place) for place in places], self.vocabulary):
                 self._given += 1
-                yield _item(row)
+                yield item
             if len(places) < self.block - begun:
                 break
         self._given, self._from = 0, 0  # the next iteration is another epoch
@@ -193,8 +204,11 @@ class TrainingCollator:
         Ids of every row of the batch; the longest row's by default.
     mask_after_eos
         False predicts the first token of every document from the end of the one before.
+    vocabulary
+        Ids must be below it; that of the tokenizer in :meth:`from_tokenizer`. DataError names the row of the batch.
 
-    Calling it raises DataError for a batch in which nothing is predicted: its mean loss would be NaN.
+    A batch in which nothing is predicted is logged: beside others of an optimiser step it does not count, but a model's
+    own loss is NaN where a whole step has no target. The losses of this package refuse such a step.
     """
 
     eos_id: int | None
@@ -202,6 +216,7 @@ class TrainingCollator:
     max_length: int = 1024
     pad_to: int | None = None
     mask_after_eos: bool = True
+    vocabulary: int | None = None
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any, **options: Any) -> TrainingCollator:
@@ -211,7 +226,8 @@ class TrainingCollator:
                 f"{type(tokenizer).__name__} has no end-of-sequence token, so documents in a row cannot be told apart; "
                 "set tokenizer.eos_token, or give TrainingCollator(eos_id=None) to mask padding only"
             )
-        return cls(**{"eos_id": tokenizer.eos_token_id, "pad_id": tokenizer.pad_token_id, **options})
+        known = {"eos_id": tokenizer.eos_token_id, "pad_id": tokenizer.pad_token_id}
+        return cls(**{**known, "vocabulary": vocabulary_size(tokenizer), **options})
 
     def __call__(self, items: Sequence[Any]) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask`` and ``labels`` int64 [B, T].
@@ -227,13 +243,14 @@ class TrainingCollator:
             eos_id=self.eos_id,
             pad_to=None if self.pad_to is None else self.pad_to - 1,
             mask_after_eos=self.mask_after_eos and self.eos_id is not None,
+            vocabulary=self.vocabulary,
         )
         return self._shifted(batch)
 
     def _shifted(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         counted = batch["loss_mask"].bool()
         if not bool(counted.any()):
-            raise DataError(_NO_TARGET.format(rows=len(counted)))
+            logger.warning("no row of this batch of %d has a token to predict: nothing is learnt from it", len(counted))
         first = batch["input_ids"][:, :1]
         return {
             "input_ids": torch.cat([first, batch["label"]], 1),
@@ -253,21 +270,28 @@ def sequence_mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = N
     ``Distil(weight=0)`` does not.
 
     :param outputs: of the model, with ``logits`` [B, T, V]. :param labels: int64 [B, T], moved by one here, as in the
-        model's own loss. :param num_items_in_batch: not used, for rows count and not tokens.
-    :raises DataError: a batch in which nothing is predicted.
+        model's own loss; where nothing is predicted the loss is 0, with a gradient of 0.
+    :param num_items_in_batch: targets of the whole optimiser step, as the Trainer counts them.
+    :raises DataError: a step in which nothing is predicted; without a number this batch is taken for one.
     """
     targets = labels[:, 1:].to(outputs.logits.device)
     counted = targets != IGNORED
-    if not bool(counted.any()):
-        raise DataError(_NO_TARGET.format(rows=len(labels)))
+    if not num_items_in_batch and Ranks().count == 1 and not bool(counted.any()):
+        raise DataError(
+            f"no row of this batch of {len(labels)} has a token to predict, so there is nothing to learn in this step: "
+            "rows of fewer than two ids, or with nothing but ends of documents before their last; leave them out"
+        )
     logits = outputs.logits[:, :-1].float().transpose(1, 2)
     losses = nn.functional.cross_entropy(logits, targets, reduction="none")
     means, count = sequence_means(losses, counted)
-    return means[count > 0].mean()
+    return means.sum() / (count > 0).sum().clamp(min=1)
 
 
-def _item(row: Row) -> dict[str, Tensor]:
-    return {"input_ids": torch.from_numpy(row.ids)}
+def _items(source: RowSource, numbers: list[int], vocabulary: int | None) -> list[dict[str, Tensor]]:
+    found = source.read(numbers)
+    for number, row in zip(numbers, found, strict=True):
+        check_ids(f"row {number} of {source.name}", row.ids, vocabulary, "the model")
+    return [{"input_ids": torch.from_numpy(row.ids)} for row in found]
 
 
 def _ids(item: Any) -> Array:

@@ -9,7 +9,7 @@ Letters: B rows, T tokens, V vocabulary, n positions with a target.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from paperhooks import DataError
@@ -28,7 +28,6 @@ from paperhooks_miniplm.algorithm import (
 )
 
 __all__ = [
-    "NO_TARGET",
     "DistillationLoss",
     "Measure",
     "Reduction",
@@ -40,18 +39,13 @@ __all__ = [
 
 Reduction: TypeAlias = Literal["sequence_mean", "token_mean"]
 
-NO_TARGET: Final = (
-    "no row of this batch of {rows} has a token to predict (its labels are -100, or come after the end of a document): "
-    "leave rows without targets out of the dataset"
-)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DistillationLoss:
     """What :func:`distillation_loss` gives.
 
     loss
-        Scalar, (1 - w) * LM + w * KD, with gradient.
+        Scalar, (1 - w) * LM + w * KD, with gradient; 0, with a gradient of 0, where nothing counts.
     lm, kd, entropy
         Mean over each row's counted positions, float32 [B]: next-token loss, divergence, and the teacher's entropy at
         the given temperature (without gradient). KL(p || q) is ``kd - entropy`` for "cross_entropy".
@@ -87,8 +81,7 @@ def distillation_loss(
         nothing is shifted here.
     :param mask: bool or 0/1 [B, T], 1 where a position counts; labels other than -100 by default.
     :param chunk: positions to convert to float32 at once and compute again in the backward pass; all, once, by default.
-    :raises ValueError: options out of range. :raises DataError: shapes or vocabularies that do not fit, or nothing
-        that counts.
+    :raises ValueError: options out of range. :raises DataError: shapes or vocabularies that do not fit.
     """
     weight = number("weight", weight, low=0, high=1)
     divergence, beta, temperature, reduction = check_options(divergence, beta, temperature, reduction)
@@ -109,9 +102,11 @@ def distillation_loss(
     lm, kd, entropy = (scatter_rows(parts[:, i], rows, labels.shape) for i in range(3))
     (lm_mean, count), (kd_mean, _), (known, _) = (sequence_means(values, counted) for values in (lm, kd, entropy))
     if reduction == "token_mean":
-        loss = blended_loss(lm.sum() / count.sum(), kd.sum() / count.sum(), weight)
+        units = count.sum().clamp(min=1)
+        loss = blended_loss(lm.sum() / units, kd.sum() / units, weight)
     else:
-        loss = blended_loss(lm_mean[count > 0].mean(), kd_mean[count > 0].mean(), weight)
+        units = (count > 0).sum().clamp(min=1)
+        loss = blended_loss(lm_mean.sum() / units, kd_mean.sum() / units, weight)
     return DistillationLoss(loss, lm_mean, kd_mean, known, count)
 
 
@@ -171,14 +166,13 @@ def _counted(student: Tensor, teacher: Tensor, labels: Tensor, mask: Tensor | No
     ):
         if shape != student.shape[:-1] or len(shape) != 2:
             raise DataError(f"{name} cover positions {list(shape)}, the student's logits {list(student.shape[:-1])}")
-    counted = (labels != IGNORED) if mask is None else mask.bool().to(labels.device)
-    if not bool(counted.any()):
-        raise DataError(NO_TARGET.format(rows=len(labels)))
-    return counted
+    return (labels != IGNORED) if mask is None else mask.bool().to(labels.device)
 
 
 def check_ids(ids: Tensor, size: int, what: str, whose: str) -> None:
     """Raise DataError for an id below 0 or not below ``size``, saying ``what`` it is and in ``whose`` vocabulary."""
+    if not ids.numel():
+        return
     low, high = (int(bound) for bound in ids.aminmax())
     if not 0 <= low <= high < size:
         wrong = low if low < 0 else high

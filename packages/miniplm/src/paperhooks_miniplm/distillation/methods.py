@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from paperhooks_miniplm.algorithm import IGNORED, counted_inputs, negative_log_likelihood, sequence_means
 from paperhooks_miniplm.distillation.losses import (
-    NO_TARGET,
     Measure,
     Reduction,
     check_ids,
@@ -118,8 +117,7 @@ class _Distillation:
                 raise DataError("the batch has no input_ids to find ends of documents in; pass official_mask=False")
             counted = counted_inputs(ids, self._ends(context.view))
             labels = labels.masked_fill(~counted.to(labels.device), IGNORED)
-        if not bool((labels != IGNORED).any()):
-            raise DataError(NO_TARGET.format(rows=len(labels)))
+        context.check_targets(bool((labels != IGNORED).any()))
         return labels
 
     def _ends(self, view: ModelView) -> list[int]:
@@ -192,8 +190,8 @@ class Distil(_Distillation):
 
     :raises ValueError: an option that cannot be meant. :raises PluginIncompatible: a teacher that is no model, or none
         when attached.
-    :raises DataError: vocabularies that differ (when attached), ids that the teacher does not have, or a batch in which
-        nothing is predicted.
+    :raises DataError: vocabularies that differ (when attached), ids that the teacher does not have, or an optimiser
+        step in which nothing is predicted; one of its micro-batches without targets contributes 0.
     """
 
     traits: ClassVar[Traits] = replace(_TRAITS, writes=frozenset({"objective"}))
