@@ -130,15 +130,18 @@ def test_commands_that_cannot_be_built_stop_nobody(site: FakeSite, cli, caplog, 
     assert "plugin 't-bad': register_commands is left out" in caplog.text
 
 
-def test_json_stays_json_whatever_plugins_print_and_say(site: FakeSite, cli) -> None:
-    site.add("dist-one", "t-one", "print('hello')\n" + info_source("t-one", "dist_one", extra='hooks="dist_one_hooks"'))
+def test_json_stays_json_whatever_plugins_print_and_say(site: FakeSite) -> None:
+    noise = "import os\nprint('hello')\nos.write(1, b'raw\\n')\nos.system('echo shell')\n"
+    site.add("dist-one", "t-one", noise + info_source("t-one", "dist_one", extra='hooks="dist_one_hooks"'))
     (site.root / "dist_one_hooks.py").write_text("print('more')\n")
     site.add("dist-bad", "t-bad", "raise ValueError('\\x1b[31m\\x07')\n")
-    code, out, err = cli("plugins", "--json")
-    assert code == 1
-    assert {entry["name"] for entry in json.loads(out)} >= {"t-one", "t-bad"}
-    assert "hello\nmore\n" in err
-    assert "\x1b" not in out + err
+    code = f"import sys; sys.path.insert(0, {str(site.root)!r}); from paperhooks.cli import main; main(['plugins', '--json'])"
+    done = run_python("-c", code, check=False)
+    assert done.returncode == 1
+    assert {entry["name"] for entry in json.loads(done.stdout)} >= {"t-one", "t-bad"}
+    for said in ("hello", "raw", "shell", "more"):
+        assert f"{said}\n" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("words", [("plugins",), ("plugins", "-v"), ("doctor", "-v"), ("claims", "t-bad")])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from paperhooks.errors import PluginBroken
 from paperhooks.plugins import implemented_hooks
+from paperhooks.plugins.containment import contained
 from paperhooks.plugins.installed import Catalog
 from paperhooks.plugins.methods import known_hooks
 from paperhooks.testing.fake_site import FakeSite, info_source
@@ -117,6 +120,26 @@ def test_hooks_that_end_the_program_while_they_load_stop_nobody(site: FakeSite, 
     add(site, "b", "[]")
     (site.root / "dist_b_hooks.py").write_text(source)
     assert ("t-a", ["a"]) in Catalog.discover().process_hooks.collect("evaluation_tasks")
+
+
+def test_output_comes_back_whatever_the_order_in_which_threads_end(capsys) -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with contained("a test"):
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    inside.wait(10)
+    with contained("another test"):
+        print("diverted")
+        leave.set()
+        thread.join(10)
+        print("still diverted")
+    print("back")
+    assert capsys.readouterr() == ("back\n", "diverted\nstill diverted\n")
 
 
 def test_tasks_that_are_none_are_left_out_and_said(site: FakeSite, caplog) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -36,7 +37,7 @@ def contained(what: str) -> Iterator[None]:
     timer.start()
     with _presses() as pressed:
         try:
-            with contextlib.redirect_stdout(sys.stderr):
+            with _DIVERSION:
                 yield
         except BaseException as error:
             if isinstance(error, Exception) or (isinstance(error, KeyboardInterrupt) and pressed is None):
@@ -46,6 +47,48 @@ def contained(what: str) -> Iterator[None]:
             timer.cancel()
             if pressed:
                 raise KeyboardInterrupt
+
+
+class _Diversion:
+    """Standard output goes to standard error, Python's and that of native code and of processes that are started.
+
+    Blocks may be inside one another and run in several threads; the last one that ends gives the output back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = 0
+        self._before: Any = None
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._depth += 1
+            if self._depth > 1:
+                return
+            self._before, sys.stdout = sys.stdout, sys.stderr
+            try:
+                self._before.flush()
+                self._descriptor = os.dup(1)
+                os.dup2(2, 1)
+            except (AttributeError, OSError, ValueError):  # a program without these streams
+                self._restore_descriptor()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0:
+                sys.stdout, self._before = self._before, None
+                self._restore_descriptor()
+
+    def _restore_descriptor(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.dup2(descriptor, 1)
+            os.close(descriptor)
+
+
+_DIVERSION: Final = _Diversion()
 
 
 @contextlib.contextmanager
