@@ -51,12 +51,14 @@ class Prompt:
     :param text: the whole prompt in the backend's own form; with the images it is what the answer depends on.
     :param request: the request, its images laid out.
     :param special: whether the tokenizer still has to add its special tokens; a chat template has written them already.
+    :param tokens: how many tokens it takes, those of images included; 0 where that costs nothing.
     """
 
     id: str
     text: str
     request: Request
     special: bool = True
+    tokens: int = 0
 
     @property
     def kind(self) -> tuple[bool, bool]:
@@ -65,8 +67,8 @@ class Prompt:
 
     @property
     def cost(self) -> tuple[int, int, int]:
-        """Prompts of similar cost belong together: images, length of the answer, length of the text."""
-        return len(self.request.images), self.request.max_new_tokens, len(self.text)
+        """Prompts of similar cost belong together: images, length of the answer, length of the prompt."""
+        return len(self.request.images), self.request.max_new_tokens, self.tokens or len(self.text)
 
 
 @dataclass(frozen=True, slots=True)

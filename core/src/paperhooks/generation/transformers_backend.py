@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -37,6 +39,8 @@ _GREEDY: Final[Mapping[str, Any]] = {
     "temperature": None, "top_p": None, "top_k": None, "typical_p": None, "epsilon_cutoff": None, "eta_cutoff": None,
     "min_p": None, "top_h": None,
 }  # fmt: skip
+#: Of how many sizes of images the tokens are counted.
+_SIZES: Final = 256
 
 
 class TransformersBackend(Backend):
@@ -45,6 +49,9 @@ class TransformersBackend(Backend):
     def __init__(self, model: Any, processor: Any, methods: Sequence[Any] = ()) -> None:
         self.model, self.processor, self.methods = model, processor, tuple(methods)
         self.tokenizer = getattr(processor, "tokenizer", processor)
+        # Padding is a state of the tokenizer, which a thread that makes prompts ahead must not meet.
+        self._tokenizing = threading.Lock()
+        self._image_tokens: dict[tuple[tuple[int, int], ...], int] = {}
 
     def describe(self) -> dict[str, Any]:
         """Hashes of weights and chat template, all settings of what is involved (see ``settings``), and methods."""
@@ -86,12 +93,14 @@ class TransformersBackend(Backend):
             yield
 
     def prompt(self, document_id: str, request: Request) -> Prompt:
-        """See :func:`paperhooks.generation.make_prompt`."""
-        return make_prompt(self.processor, document_id, request)
+        """See :func:`paperhooks.generation.make_prompt`; with its tokens counted."""
+        made = make_prompt(self.processor, document_id, request)
+        with self._tokenizing:
+            return dataclasses.replace(made, tokens=self._count(made))
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Response]:
         """Greedy answers to a batch, padded on the left. Responses are without special tokens and outer blanks."""
-        with _left_padding(self.tokenizer):
+        with self._tokenizing, _left_padding(self.tokenizer):
             inputs = self._inputs(prompts)
         limit = max(prompt.request.max_new_tokens for prompt in prompts)
         config = _greedy(self.model.generation_config, self.tokenizer, limit)
@@ -113,6 +122,16 @@ class TransformersBackend(Backend):
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _count(self, prompt: Prompt) -> int:
+        count = len(self.tokenizer(prompt.text, add_special_tokens=prompt.special)["input_ids"])
+        if not prompt.request.images:
+            return count
+        # What images add depends on their sizes; where these are many, no more of them are looked at.
+        sizes = tuple(image.size for image in prompt.request.images)
+        if sizes not in self._image_tokens and len(self._image_tokens) < _SIZES:
+            self._image_tokens[sizes] = self._inputs([prompt])["input_ids"].shape[1] - count
+        return count + self._image_tokens.get(sizes, max(self._image_tokens.values()))
 
     def _inputs(self, prompts: Sequence[Prompt]) -> Any:
         options: dict[str, Any] = {"padding": len(prompts) > 1, "return_tensors": "pt"}

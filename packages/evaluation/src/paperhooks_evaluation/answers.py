@@ -61,11 +61,12 @@ class Asker:
     """
 
     def __init__(
-        self, plan: Plan, backend: Backend, file: SampleFile, options: AskOptions, batch_size: int,
+        self, plan: Plan, backend: Backend, file: SampleFile, options: AskOptions, batch_size: int, batch_tokens: int,
         confirm: Callable[[], None],
     ) -> None:  # fmt: skip
         self.plan, self.backend, self.file, self.options = plan, backend, file, options
-        self.task, self.batch_size, self.confirm = plan.task, batch_size, confirm
+        self.task, self.confirm = plan.task, confirm
+        self.batch_size, self.batch_tokens = batch_size, batch_tokens
         self.observers: Sequence[Any] = ()
         self._progress: tqdm[Any] | None = None
         self._scores: list[float] = []
@@ -157,9 +158,18 @@ class Asker:
         if self.batch_size > 1:
             queue.sort(key=lambda pair: (pair[1].kind, pair[1].cost))
         while queue:
-            count = sum(1 for _, prompt in queue[: self.batch_size] if prompt.kind == queue[0][1].kind)
+            count = self._fitting([prompt for _, prompt in queue[: self.batch_size]])
             if self._ask(queue[:count]):
                 del queue[:count]
+
+    def _fitting(self, prompts: Sequence[Prompt]) -> int:
+        """How many of the prompts, at least one, make a batch: of one kind, and not too many tokens with padding."""
+        longest = 0
+        for place, prompt in enumerate(prompts):
+            longest = max(longest, prompt.tokens)
+            if place and (prompt.kind != prompts[0].kind or longest * (place + 1) > self.batch_tokens):
+                return place
+        return len(prompts)
 
     def _ask(self, batch: Sequence[tuple[_Open, Prompt]]) -> bool:
         """Ask one batch; False when it did not fit into memory and is to be asked in smaller ones."""

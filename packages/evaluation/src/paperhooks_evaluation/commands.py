@@ -59,8 +59,8 @@ def evaluate(
     group: Annotated[list[str] | None, typer.Option("--group", help="Only documents of this group.")] = None,
     batch_size: BatchSize = 1,
     batch_tokens: Annotated[
-        int, typer.Option("--batch-tokens", min=1, help="Tokens of the prompts of a batch at most, with padding.")
-    ] = BATCH_TOKENS,
+        int | None, typer.Option("--batch-tokens", min=1, help="Tokens of a batch with padding; 16384 without it.")
+    ] = None,
     layout: Annotated[Layout | None, typer.Option(help="Where images go; the task's own without it.")] = None,
     max_pixels: Annotated[int | None, typer.Option("--max-pixels", min=1, help="Scale larger images down.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Not the task's own.")] = None,

@@ -22,7 +22,7 @@ from paperhooks.plugins import catalog
 from paperhooks.reports import RunFolder
 
 from paperhooks_evaluation.answers import Asker, notify
-from paperhooks_evaluation.plan import AskOptions, Plan, ask_options, check_numbers, check_shard, share
+from paperhooks_evaluation.plan import BATCH_TOKENS, AskOptions, Plan, ask_options, check_numbers, check_shard, share
 from paperhooks_evaluation.report import write_report
 from paperhooks_evaluation.result_files import CHECKED_FILES, checked_file, is_whole, open_evaluation, write_results
 from paperhooks_evaluation.results import EvaluationResult, EvaluationRun
@@ -60,6 +60,7 @@ def evaluate(
     limit: int | None = None,
     groups: Sequence[str] | None = None,
     batch_size: int = 1,
+    batch_tokens: int | None = None,
     layout: str | None = None,
     max_pixels: int | None = None,
     max_new_tokens: int | None = None,
@@ -84,6 +85,9 @@ def evaluate(
     :param methods: plugin names or method instances to attach for the run, as in :func:`paperhooks.attach`.
     :param modes: ways of reading responses, the first one for the headline; all of the task's by default.
     :param limit, groups: only the first documents, of these groups only.
+    :param batch_size, batch_tokens: how many documents are asked at a time at most, and how many tokens their prompts
+        may have with padding (the longest prompt times the documents, image tokens included; 16,384 without it), so
+        that a long one among short ones is asked apart.
     :param layout, max_pixels: where images go: ``"prepend"``, ``"interleave"``, ``"joined"`` or ``"text-only"`` (see
         :mod:`paperhooks.generation.layouts`; the task's default without one), and to how many pixels larger ones are
         scaled.
@@ -101,7 +105,13 @@ def evaluate(
     :raises DataError: data, options or a folder that cannot be used.
     """
     check_shard(shard)
-    check_numbers(batch_size=batch_size, limit=limit, max_pixels=max_pixels, max_new_tokens=max_new_tokens)
+    check_numbers(
+        batch_size=batch_size,
+        batch_tokens=batch_tokens,
+        limit=limit,
+        max_pixels=max_pixels,
+        max_new_tokens=max_new_tokens,
+    )
     ranks = Ranks(alone=shard is not None)
     plan = _agreed(ranks, lambda: Plan.make(task, options, modes, str(data), groups, limit, keep_reasoning))
     asking = ask_options(plan.task, layout, max_pixels, max_new_tokens, stop)
@@ -110,7 +120,9 @@ def evaluate(
     share_of = shard or ranks.shard
 
     def answered() -> SampleFile:
-        return _ask(plan, backend, run, asking, share_of, batch_size, observers, progress)
+        return _ask(
+            plan, backend, run, asking, share_of, (batch_size, batch_tokens or BATCH_TOKENS), observers, progress
+        )
 
     with RunFolder(out) as run:
         _started(run, ranks, inputs, seed, "" if shard is None else f"{shard[1]} shards", force_new)
@@ -217,7 +229,7 @@ def _move_away(folder: Path) -> None:
 
 def _ask(
     plan: Plan, backend: Backend, run: RunFolder, options: AskOptions, shard: tuple[int, int] | None,
-    batch_size: int, observers: Sequence[Any], progress: bool,
+    batch: tuple[int, int], observers: Sequence[Any], progress: bool,
 ) -> SampleFile:  # fmt: skip
     file = SampleFile(run.path, shard)
     _refuse_unknown(file, plan)
@@ -226,7 +238,7 @@ def _ask(
     notify(observers, "started", EvaluationRun(plan.name, run.path, len(mine), answered, plan.modes))
     if answered == len(mine):
         return file
-    asker = Asker(plan, backend, file, options, batch_size, run.confirm)
+    asker = Asker(plan, backend, file, options, *batch, run.confirm)
     if shard is None or shard[0] == 0:
         with run.timed("evaluate"):
             asker.run(mine, observers, progress)

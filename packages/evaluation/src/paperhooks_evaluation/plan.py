@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from paperhooks.errors import DataError, did_you_mean
 from paperhooks.generation import Request, arrange, check_layout
@@ -17,7 +17,19 @@ from paperhooks.io import hash_json, plain
 from paperhooks_evaluation.scoring import check_modes
 from paperhooks_evaluation.task import Document, Task, load_task
 
-__all__ = ["AskOptions", "Plan", "ask_options", "check_numbers", "check_shard", "checked_documents", "share"]
+__all__ = [
+    "BATCH_TOKENS",
+    "AskOptions",
+    "Plan",
+    "ask_options",
+    "check_numbers",
+    "check_shard",
+    "checked_documents",
+    "share",
+]
+
+#: Tokens of a batch, with padding, unless the user says otherwise: 64 prompts of 256, or four of 4,096.
+BATCH_TOKENS: Final = 16_384
 
 
 @dataclass(frozen=True, slots=True)
