@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from paperhooks.cli.output import error_line, typed
@@ -104,6 +105,16 @@ def test_ctrl_c_says_what_is_done_where_that_is_known(site: FakeSite, cli) -> No
     assert "stopped; 3 of 8 are done; the same command" in cli("t-one", "go")[2]
 
 
+def test_ctrl_c_counts_what_the_folder_holds(site: FakeSite, cli, tmp_path: Path) -> None:
+    add(site, "one", "raise KeyboardInterrupt")
+    (tmp_path / "run" / "scoring" / "units").mkdir(parents=True)
+    for name in ("a.safetensors", "b.safetensors"):
+        (tmp_path / "run" / "scoring" / "units" / name).touch()
+    (tmp_path / "run" / "samples.jsonl").write_text("{}\n{}\n{}\n")
+    err = cli("t-one", "go", "--out", str(tmp_path / "run"))[2]
+    assert f"stopped; 2 units and 3 answers are kept in {tmp_path / 'run'}; the same command goes on" in err
+
+
 def test_commands_do_not_take_the_place_of_others(site: FakeSite, cli, caplog) -> None:
     add(site, "one", "typer.echo('mine')", group="shared")
     add(site, "two", "typer.echo('theirs')", group="shared")
@@ -135,7 +146,8 @@ def test_json_stays_json_whatever_plugins_print_and_say(site: FakeSite) -> None:
     site.add("dist-one", "t-one", noise + info_source("t-one", "dist_one", extra='hooks="dist_one_hooks"'))
     (site.root / "dist_one_hooks.py").write_text("print('more')\n")
     site.add("dist-bad", "t-bad", "raise ValueError('\\x1b[31m\\x07')\n")
-    code = f"import sys; sys.path.insert(0, {str(site.root)!r}); from paperhooks.cli import main; main(['plugins', '--json'])"
+    code = f"import sys; sys.path.insert(0, {str(site.root)!r})\n"
+    code += "from paperhooks.cli import main\nmain(['plugins', '--json'])"
     done = run_python("-c", code, check=False)
     assert done.returncode == 1
     assert {entry["name"] for entry in json.loads(done.stdout)} >= {"t-one", "t-bad"}

@@ -10,6 +10,7 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from paperhooks.errors import require
@@ -45,11 +46,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _stopped(error: BaseException, command: Any, words: Sequence[str]) -> int:
-    """Ctrl-C; what was running has said in notes of the error what is done."""
-    goes_on = any("goes on" in (each.help or "") for each in _parameters(command, words))
-    said = [*getattr(error, "__notes__", ()), *(["the same command goes on where this one stopped"] if goes_on else [])]
-    sys.stderr.write(printable("; ".join(["stopped", *said]), lines=True) + "\n")
+    """Ctrl-C; what was running may have said in notes of the error what is done, and its folder shows it."""
+    outs = [each for each in _parameters(command, words) if each.name == "out"]
+    said = ["stopped", *getattr(error, "__notes__", ())]
+    for given in (word for word, before in zip(words[1:], words, strict=False) if outs and before in outs[0].opts):
+        said += _kept(Path(given))
+    if any("goes on" in (each.help or "") for each in outs):
+        said.append("the same command goes on where this one stopped")
+    sys.stderr.write(printable("; ".join(said)) + "\n")
     return 130
+
+
+def _kept(folder: Path) -> list[str]:
+    """How much of an interrupted run a folder holds: units of scoring and collecting, answers of an evaluation."""
+    with contextlib.suppress(OSError):
+        units = sum(1 for _ in folder.glob("**/units/*.safetensors"))
+        answers = sum(file.read_bytes().count(b"\n") for file in folder.glob("samples*.jsonl"))
+        counts = [f"{count} {what}" for count, what in ((units, "units"), (answers, "answers")) if count]
+        return [f"{' and '.join(counts)} are kept in {folder}"] if counts else []
+    return []
 
 
 def _failed(error: Any, options: Mapping[str, str], whole: bool) -> int:
