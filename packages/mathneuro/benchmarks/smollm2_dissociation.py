@@ -6,10 +6,12 @@ texts. Every repeat identifies the set with other texts. Factors near 1 are sear
 on others.
 
     python packages/mathneuro/benchmarks/smollm2_dissociation.py [--quick] [--out FOLDER]
-    python packages/mathneuro/benchmarks/smollm2_dissociation.py --target gsm8k/train.jsonl --reference mmlu.csv
+    python packages/mathneuro/benchmarks/smollm2_dissociation.py --target gsm8k/train.jsonl \\
+        --reference mmlu_validation.csv
 
 Without files the target is generated word problems and the reference prose of Python's own documentation. Files hold
-records as ``paperhooks_mathneuro.read_records`` takes them. The last line is one JSON object with every figure; with
+records as ``paperhooks_mathneuro.read_records`` takes them; used are those of at most 900 characters, without their
+choices, which would be measured as well. The last line is one JSON object with every figure; with
 ``--out`` the report, the selections and every item's values stay, and an interrupted run goes on.
 """
 
@@ -42,7 +44,7 @@ def generated(n: int) -> tuple[list[Any], list[Any]]:
 
 
 def from_file(path: Path) -> list[Any]:
-    """Records of a file without alternatives to choose from, which would be measured as well."""
+    """Records of a file without choices, which would be measured as well."""
     records = [
         {key: value for key, value in record.items() if key != "choices" and not (key == "answer" and "qa" in record)}
         if isinstance(record, dict)
