@@ -113,7 +113,7 @@ def measure(folder: Path, tokens: int, steps: int, seed: int, keep_report: bool)
     teacher, tokenizer = load_smollm2()
     end, source = tokenizer.convert_tokens_to_ids("<|endoftext|>"), texts(seed)
     tokenizer.eos_token = "<|endoftext|>"
-    if not (folder / "corpus" / "pack.json").exists():
+    if not (folder / "corpus" / "corpus.json").exists():
         # About four characters a token in this text.
         pack(taken(source, 4 * tokens), tokenizer, folder / "corpus", max_length=LENGTH)
         pack(taken(source, 4 * tokens), tokenizer, folder / "trained-on", max_length=LENGTH)

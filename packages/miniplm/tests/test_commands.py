@@ -166,6 +166,47 @@ def test_converting(worked, says, tmp_path: Path, options) -> None:
     assert [row.ids.tolist() for row in found.read(range(len(found)))] == [row.ids.tolist() for row in wanted]
 
 
+def test_the_same_command_again_changes_nothing(worked, says, invoke, tmp_path: Path) -> None:
+    folder, said = worked
+    pack = "pack", golden.CORPUS, "--tokenizer", TOKENIZERS["tok_a"], "-o", folder / "packed", "--max-length", 64
+    before = {file: file.stat().st_mtime_ns for file in (folder / "packed").iterdir()}
+    text = says(*pack, "--domain-field", "label", "--drop-tail")
+    assert text.replace("\n", "") in said["pack"].replace("\n", "")
+    assert {file: file.stat().st_mtime_ns for file in (folder / "packed").iterdir()} == before
+    other = invoke(*pack, "--domain-field", "label")
+    assert "settings.flush_tail = False, not True" in str(other.exception)
+    words = (
+        "--corpus",
+        folder / "packed",
+        "--from",
+        TOKENIZERS["tok_a"],
+        "--to",
+        TOKENIZERS["tok_b"],
+        "--max-length",
+        64,
+    )
+    assert len({says("convert", *words, "-o", tmp_path / "new").splitlines()[-1] for _ in range(2)}) == 1
+    swapped = "--from", TOKENIZERS["tok_b"], "--to", TOKENIZERS["tok_a"]
+    refused = invoke("convert", "--corpus", folder / "packed", *swapped, "-o", tmp_path / "other")
+    assert "was packed with the tokenizer" in str(refused.exception)
+    assert not (tmp_path / "other").exists()
+
+
+def test_files_that_are_left_out_are_told_of(says, invoke, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    for name in ("a.txt", "b.rst", "c.rst", "d.html"):
+        (tmp_path / "docs" / name).write_text("Some text.")
+    text = says("pack", tmp_path / "docs", "--tokenizer", TOKENIZERS["tok_a"], "-o", tmp_path / "packed")
+    assert "read 1 files; left out are 1 .html, 2 .rst" in text
+    for command in ("pack", "export", "convert"):
+        words = {
+            "pack": ("pack", tmp_path / "docs", "--tokenizer", "nowhere"),
+            "export": ("export", tmp_path / "none", "--corpus", tmp_path / "packed", "--format", "shards"),
+            "convert": ("convert", "--corpus", tmp_path / "packed", "--from", "nowhere", "--to", "nowhere"),
+        }[command]
+        assert "s3://bucket/out is an address" in str(invoke(*words, "-o", "s3://bucket/out").exception)
+
+
 def test_a_stream_is_scored_without_reading_it_twice_to_its_end(says, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl.gz"
     with gzip.open(file, "wt", encoding="utf-8") as handle:

@@ -238,12 +238,13 @@ def export(
     """Write a selection in another form; index and bitmap need no copy of the corpus."""
     from paperhooks_miniplm.corpus.exporter import export as run
     from paperhooks_miniplm.corpus.exporter import load_selection
+    from paperhooks_miniplm.corpus.record_rows import vocabulary_size
 
     local_path(out)
     known = _tokenizer(tokenizer) if tokenizer else None
     rows = _rows(corpus, known, text_field, domain_field)
     chosen = load_selection(selection, rows)
-    vocabulary = len(known) if known is not None else None
+    vocabulary = None if known is None else vocabulary_size(known)
     file = run(chosen, rows, out, format, tokenizer=known, vocabulary=vocabulary)
     say(f"{file}: {len(chosen)} rows")
 

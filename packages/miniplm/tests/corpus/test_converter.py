@@ -12,7 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paperhooks import DataError
 from paperhooks.data import Selection
-from paperhooks_miniplm import MemoryRows, Row, Shards, StreamRows, convert, open_rows, pack, write_shards
+from paperhooks.models import vocabulary_digest
+from paperhooks_miniplm import (
+    MemoryRows,
+    Row,
+    Shards,
+    StreamRows,
+    convert,
+    export,
+    open_rows,
+    pack,
+    select,
+    write_shards,
+)
 from paperhooks_miniplm.corpus.packer import packer_of, text_bytes
 from paperhooks_miniplm.corpus.record_rows import encode
 
@@ -252,3 +264,37 @@ def test_a_folder_packed_anew(tmp_path: Path) -> None:
     rows = open_rows(tmp_path)
     assert len(rows) == found.report.rows_out
     assert {int(row.ids[0]) for row in rows.read(range(len(rows)))} == {0}
+
+
+# -- whose ids they are ------------------------------------------------------------------------------------------------
+
+
+def test_the_tokenizer_that_packed_a_corpus_is_asked_for(tmp_path: Path) -> None:
+    pack(golden.corpus()[:9], OLD, tmp_path / "packed", max_length=64)
+    source = Shards(tmp_path / "packed")
+    assert source.packed_with == (vocabulary_digest(OLD), OLD.name_or_path)
+    export(select(np.zeros(len(source), np.float32), count=4), source, tmp_path / "half", "shards")
+    for folder in ("packed", "half"):
+        with pytest.raises(DataError, match=r"was packed with the tokenizer .*tok_a, whose ids mean .*tok_b"):
+            convert(tmp_path / folder, NEW, OLD)
+    report = convert(source, OLD, NEW, max_length=64).write(tmp_path / "new")
+    again = convert(source, OLD, NEW, max_length=64).write(tmp_path / "new")
+    assert again == report
+    assert again.rows_out == len(Shards(tmp_path / "new"))
+    assert Shards(tmp_path / "new").packed_with == (vocabulary_digest(NEW), NEW.name_or_path)
+    with pytest.raises(DataError, match=r"made otherwise \(settings\.max_length = 64, not 32\)"):
+        convert(source, OLD, NEW, max_length=32).write(tmp_path / "new")
+
+
+def test_ids_that_a_tokenizer_does_not_have_are_named_with_their_row(tmp_path: Path) -> None:
+    rows = MemoryRows([[5, 6], [7, 512], [8]])
+    for repack in (False, True):
+        with pytest.raises(DataError, match="row 1 of in memory holds the id 512; the tokenizer has 0 to 511"):
+            list(convert(rows, OLD, NEW, rows=[0, 1], repack=repack))
+    chosen = select(np.array([0, 1, 1], np.float32), count=2)
+    for format in ("jsonl", "parquet"):
+        with pytest.raises(DataError, match="row 1 of in memory holds the id 512"):
+            export(chosen, rows, tmp_path / f"a.{format}", format, tokenizer=OLD)
+    with pytest.raises(DataError, match="row 1 of in memory holds the id 512"):
+        export(chosen, rows, tmp_path / "shards", "shards", vocabulary=512)
+    assert not list(tmp_path.glob("a.*"))

@@ -236,6 +236,25 @@ def test_the_report_is_stored_with_what_it_was_made_with(tmp_path: Path) -> None
     assert all(one is report for one in seen)
 
 
+def test_the_same_documents_again(tmp_path: Path) -> None:
+    """A finished folder is known again: by files, lists and datasets, not by what can be read only once."""
+    texts = [one["text"] for one in golden.corpus()[:5]]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(text) + "\n" for text in texts))
+    for number, source in enumerate((file, texts)):
+        first = pack(source, golden.tokenizer(), tmp_path / f"{number}", max_length=64)
+        assert pack(source, golden.tokenizer(), tmp_path / f"{number}", max_length=64) == first
+        with pytest.raises(DataError, match=r"settings\.max_length = 64, not 32"):
+            pack(source, golden.tokenizer(), tmp_path / f"{number}", max_length=32)
+        with pytest.raises(DataError, match="made otherwise"):
+            pack(texts[1:], golden.tokenizer(), tmp_path / f"{number}", max_length=64)
+    half_read = read_documents(file)
+    next(half_read)
+    for source in (iter(texts), half_read):
+        with pytest.raises(DataError, match="holds a corpus already; name"):
+            pack(source, golden.tokenizer(), tmp_path / "0", max_length=64)
+
+
 def test_bytes_are_those_of_the_text(tmp_path: Path) -> None:
     pack(documents(), golden.tokenizer(), tmp_path, max_length=64)
     source, tokenizer = Shards(tmp_path), golden.tokenizer()

@@ -276,6 +276,79 @@ def test_an_interrupted_move_cannot_be_opened(tmp_path: Path, monkeypatch: pytes
     assert ids_of(Shards(tmp_path)) == [[0], [1], [2]], "whoever comes next puts the rest in place"
 
 
+# -- what stands beside them -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def described(tmp_path: Path) -> Path:
+    """Three shards that say what they are made from and what their files were."""
+    rows = [Row(np.array([number, 5]), "code", 7) for number in range(3)]
+    write_shards(rows, tmp_path / "made", rows_per_shard=1, identity={"from": {"rows": 3}})
+    return tmp_path / "made"
+
+
+def flip(file: Path) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: flip(f / "data_1.bin"), r"data_1\.bin was changed or damaged"),
+        (lambda f: flip(f / "data_2.idx"), r"data_2\.idx was changed or damaged"),
+        (lambda f: flip(f / "rows_1.safetensors"), r"rows_1\.safetensors was changed or damaged"),
+        (lambda f: (f / "rows_1.safetensors").unlink(), r"rows_1\.safetensors is missing"),
+        (lambda f: [(f / f"data_2.{kind}").unlink() for kind in ("bin", "idx")], r"data_2\.bin is missing"),
+        (lambda f: [shutil.copy(f / f"data_2.{kind}", f / f"data_3.{kind}") for kind in ("bin", "idx")], "came after"),
+        (lambda f: flip(f / "corpus.json"), r"corpus\.json"),
+        (lambda f: (f / "corpus.json").write_text(
+            (f / "corpus.json").read_text().replace('"rows": 3', '"rows": 4')), r"corpus\.json was changed"),
+        (lambda f: (f / "corpus.json").write_text("[]"), r"corpus\.json describes no corpus"),
+    ],
+)  # fmt: skip
+def test_files_that_are_not_what_they_were_are_refused_by_name(described: Path, damage, message: str) -> None:
+    before = Shards(described).fingerprint()
+    damage(described)
+    with pytest.raises(DataError, match=message):
+        Shards(described).fingerprint()
+    with pytest.raises(DataError, match=message if "after" not in message else "came after"):
+        write_shards([[1]], described, identity={"from": {"rows": 3}})
+    (described / "corpus.json").unlink()
+    if "corpus" in message:
+        assert Shards(described).fingerprint() == before, "shards are read without it"
+
+
+def test_the_same_is_left_alone_and_what_differs_is_named(described: Path) -> None:
+    times = {file.name: file.stat().st_mtime_ns for file in described.iterdir()}
+    found = write_shards([[9]], described, identity={"from": {"rows": 3}})
+    assert found == [described / f"data_{number}.bin" for number in range(3)]
+    assert {file.name: file.stat().st_mtime_ns for file in described.iterdir()} == times
+    with pytest.raises(DataError, match=r"made otherwise \(from\.rows = 3, not 4\)"):
+        write_shards([[9]], described, identity={"from": {"rows": 4}})
+    with pytest.raises(DataError, match="holds a corpus already; name a new folder"):
+        write_shards([[9]], described)
+    assert len(Shards(described, min_shard=1, max_shard=2)) == 1
+    assert Shards(described).packed_with is None
+
+
+def test_two_writers_in_one_folder(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "a") as writer:
+        writer.add([1])
+        with pytest.raises(DataError, match=rf"is used by another run \(process {os.getpid()} on "):
+            ShardWriter(tmp_path / "a")
+    assert ids_of(Shards(tmp_path / "a")) == [[1]]
+    assert not list((tmp_path / "a").glob("*.lock"))
+
+
+def test_a_folder_that_was_removed_meanwhile(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "a", rows_per_shard=1)
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(DataError, match=r"a cannot be written: No such file|was removed"), writer:
+        writer.add([1])
+
+
 def test_domains_that_nobody_named_are_none(tmp_path: Path) -> None:
     write_shards([Row(np.array([1, 2]), "", 3), Row(np.array([3]), "", 4)], tmp_path / "a")
     assert Shards(tmp_path / "a").domains() is None

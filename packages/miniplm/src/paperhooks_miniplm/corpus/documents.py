@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 from paperhooks import DataError
-from paperhooks.io import Record, file_digest, open_records, read_records, record_files
+from paperhooks.io import Record, file_digest, hash_json, open_records, read_records, record_files
 
 from paperhooks_miniplm.corpus.shard_files import holds_shards
 
@@ -128,6 +129,8 @@ class Documents(Iterator[TextRecord]):
             return None
         if self._files is not None:
             found: Any = [[file.name, file_digest(file, whole=True)] for file in self._files.files]
+        elif isinstance(self._source, list | tuple):
+            found = _digest(self._source)
         else:
             opened = open_records(self._source)
             found = None if opened is None else opened.fingerprint()
@@ -141,6 +144,15 @@ class Documents(Iterator[TextRecord]):
                 return TextRecord(text, self._fields.domain_of(where, record), where)
             self.empty += 1
         raise StopIteration
+
+
+def _digest(records: Iterable[Any]) -> str:
+    """SHA-256 of records in memory, one at a time."""
+    digest = hashlib.sha256()
+    for record in records:
+        known = [record.text, record.domain] if isinstance(record, TextRecord) else record
+        digest.update(hash_json(known).encode())
+    return digest.hexdigest()
 
 
 def read_documents(source: Any, *, text_field: str = "text", domain_field: str = "domain") -> Documents:

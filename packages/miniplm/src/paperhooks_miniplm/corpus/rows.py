@@ -157,6 +157,8 @@ class MemoryRows(Fingerprinted):
         for row in self._rows:
             digest.update(len(row.ids).to_bytes(8, "little"))
             digest.update(row.ids.tobytes())
+            if row.domain or row.n_bytes is not None:
+                digest.update(f"{row.domain} {row.n_bytes}".encode())
         return {"rows": len(self._rows), "sha256": digest.hexdigest()}
 
 
