@@ -103,3 +103,44 @@ def test_rescore_compare_and_tasks(task: Path, cli, tmp_path: Path) -> None:
     rows = json.loads(cli("tasks", "--json")[1])
     assert {"name": "count", "needs": ["text", "image"], "summary": "Counts."} in rows
     assert cli("compare", str(tmp_path / "a"), str(tmp_path / "nothing"))[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "said"),
+    [
+        (("--data", "0"), 1, "has no documents"),
+        (("--group", "c"), 1, "no group 'c'"),
+        (("--mode", "nver"), 1, "did you mean 'never'"),
+        (("--option", "wrth=1"), 1, "did you mean 'worth'"),
+        (("--stop", ""), 1, "must be a list of strings"),
+        (("--shard", "3/2"), 1, "0 <= index < count"),
+        (("-p", "t-on"), 1, "did you mean 't-one'"),
+        (("--option", "worth=0.5", "--out", "OLD"), 1, "inputs.options.worth = 1.0, not 0.5"),
+        (("--layout", "text-only", "--out", "OLD"), 1, "inputs.layout = 'prepend', not 'text-only'"),
+        (("--seed", "3", "--out", "OLD"), 1, "seed = 0, not 3"),
+    ],
+)
+def test_what_needs_no_model_is_checked_before_one_is_loaded(
+    task: Path, cli, tmp_path: Path, monkeypatch, more: tuple[str, ...], code: int, said: str
+) -> None:
+    old = str(tmp_path / "old")
+    if "OLD" in more:
+        assert cli("evaluate", str(task), "count", "--data", "3", "--out", old)[0] == 0
+
+    def load(*arguments: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("paperhooks_evaluation.commands.load_model", load)
+    arguments = ("evaluate", str(task), "count", "--data", "3", "--out", str(tmp_path / "new"))
+    found, _, err = cli(*arguments, *(old if one == "OLD" else one for one in more))
+    assert (found, said in " ".join(err.split())) == (code, True), err
+    assert not (tmp_path / "new").exists()
+
+
+def test_answers_that_are_all_empty_are_said(task: Path, cli, tmp_path: Path, monkeypatch) -> None:
+    from paperhooks.generation import CallableBackend
+
+    monkeypatch.setattr("paperhooks_evaluation.commands._loaded", lambda *_: (CallableBackend(lambda _: " "), None))
+    code, out, err = cli("evaluate", str(task), "count", "--data", "3", "--out", str(tmp_path / "run"))
+    assert (code, "3 empty" in out, "all 3 answers are empty" in err) == (1, True, True)
+    assert cli("rescore", str(tmp_path / "run"))[0] == 1

@@ -76,14 +76,15 @@ def evaluate(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Recorded with the run.")] = 0,
 ) -> None:
     """Run an evaluation task on a model, with methods attached where asked, and write a report."""
+    from paperhooks_evaluation.evaluator import ModelLoader
     from paperhooks_evaluation.evaluator import evaluate as run
 
     part, options, methods = _shard(shard), _task_options(option), build_methods(method or [])
-    backend, processor = _backend(model, device, dtype, server)
+    loader = ModelLoader(lambda: _loaded(model, device, dtype, server))
     result = run(
-        backend, processor, task, data=data, out=out or f"{task}-run", methods=methods,
-        options=options, modes=mode,
-        limit=limit, groups=group, batch_size=batch_size, batch_tokens=batch_tokens, layout=layout, max_pixels=max_pixels,
+        loader, None, task, data=data, out=out or f"{task}-run", methods=methods,
+        options=options, modes=mode, limit=limit, groups=group, batch_size=batch_size, batch_tokens=batch_tokens,
+        layout=layout, max_pixels=max_pixels,
         max_new_tokens=max_new_tokens, stop=stop or None, seed=seed, shard=part, keep_reasoning=bool(keep_reasoning),
         force_new=force_new, progress=True,
     )  # fmt: skip
@@ -143,7 +144,11 @@ def tasks(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
 
 
 def _show(result: Any) -> None:
+    """Print the result; exit code 1 where documents have no score, or no answer says anything."""
     say(str(result))
+    if result.first.records and result.first.empty == len(result.first.records):
+        say(f"all {result.first.empty} answers are empty; see samples.jsonl in {result.path}", err=True)
+        raise typer.Exit(1)
     if result.first.failures:
         key, error = next(iter(result.first.failures.items()))
         say(f"{len(result.first.failures)} documents have no score, the first is {key!r}: {error}", err=True)
@@ -170,7 +175,7 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     return int(index), int(count)
 
 
-def _backend(model: str, device: str, dtype: str, server: str | None) -> tuple[Any, Any]:
+def _loaded(model: str, device: str, dtype: str, server: str | None) -> tuple[Any, Any]:
     """Model and processor, or a server and None."""
     if server is None:
         return load_model(model, device, dtype), load_processor(model)

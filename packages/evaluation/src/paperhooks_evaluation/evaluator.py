@@ -9,6 +9,7 @@ goes on. ``limit``, ``groups``, ``modes`` and ``batch_size`` may change from cal
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,9 +31,11 @@ from paperhooks_evaluation.samples import SampleFile, read_documents, write_docu
 from paperhooks_evaluation.scoring import check_modes, score_mode
 from paperhooks_evaluation.task import Document, Task, available_tasks, load_task
 
-__all__ = ["evaluate", "rescore"]
+__all__ = ["ModelLoader", "evaluate", "rescore"]
 
 _T = TypeVar("_T")
+
+log = logging.getLogger("paperhooks.evaluation")
 
 #: What a run leaves behind; moved away together by ``force_new``.
 _FILES = (
@@ -45,6 +48,13 @@ _FILES = (
     "*.svg",
     "*.png",
 )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelLoader:
+    """In the place of a model: gives model (or backend) and processor once all else has been checked."""
+
+    load: Callable[[], tuple[Any, Any]]
 
 
 def evaluate(
@@ -77,8 +87,10 @@ def evaluate(
 
     Documents whose request or response fails are recorded, counted and tried again by the next call.
 
+    What can be checked without a model is checked first: task, options, data, layout and folder.
+
     :param model, processor: a transformers model and its processor (a tokenizer for text-only tasks); the model may be
-        attached already. Or a :class:`paperhooks.generation.Backend` and None.
+        attached already. Or a :class:`paperhooks.generation.Backend` and None, or a :class:`ModelLoader` and None.
     :param task, options: name of a task that a plugin offers, or its TaskInfo, with options; or a
         :class:`paperhooks_evaluation.Task`.
     :param data: what the task takes: a folder, a file, a name on the hub.
@@ -105,27 +117,24 @@ def evaluate(
     :raises DataError: data, options or a folder that cannot be used.
     """
     check_shard(shard)
-    check_numbers(
-        batch_size=batch_size,
-        batch_tokens=batch_tokens,
-        limit=limit,
-        max_pixels=max_pixels,
-        max_new_tokens=max_new_tokens,
-    )
+    check_numbers(batch_size=batch_size, batch_tokens=batch_tokens, limit=limit)
+    check_numbers(max_pixels=max_pixels, max_new_tokens=max_new_tokens)
     ranks = Ranks(alone=shard is not None)
     plan = _agreed(ranks, lambda: Plan.make(task, options, modes, str(data), groups, limit, keep_reasoning))
     asking = ask_options(plan.task, layout, max_pixels, max_new_tokens, stop)
-    backend = _backend(model, processor, methods)
-    inputs = plan.inputs() | plain(dataclasses.asdict(asking)) | dict(backend.describe())
-    share_of = shard or ranks.shard
+    made = [catalog().create_method(one) if isinstance(one, str) else one for one in methods]
+    inputs = plan.inputs() | plain(dataclasses.asdict(asking))
+    share_of, batch = shard or ranks.shard, (batch_size, batch_tokens or BATCH_TOKENS)
+    launch = "" if shard is None else f"{shard[1]} shards"
 
     def answered() -> SampleFile:
-        return _ask(
-            plan, backend, run, asking, share_of, (batch_size, batch_tokens or BATCH_TOKENS), observers, progress
-        )
+        return _ask(plan, backend, run, asking, share_of, batch, observers, progress)
 
     with RunFolder(out) as run:
-        _started(run, ranks, inputs, seed, "" if shard is None else f"{shard[1]} shards", force_new)
+        if not force_new:
+            _agreed(ranks, lambda: _check_folder(run, inputs, seed, launch))
+        backend = _agreed(ranks, lambda: _backend(model, processor, made))
+        _started(run, ranks, inputs | dict(backend.describe()), seed, launch, force_new)
         file = _agreed(ranks, answered)
         _agreed(ranks, lambda: _read_again(file, share(plan.wanted, share_of)))
         result = _agreed(ranks, lambda: _finish(plan, run, file, backend.about(), report, writes=ranks.first))
@@ -174,7 +183,16 @@ def rescore(
 # -- the steps of a run ------------------------------------------------------------------------------------------------
 
 
+def _check_folder(run: RunFolder, inputs: Mapping[str, Any], seed: int, launch: str) -> None:
+    """Refuse what is known to be another run, or is in use, before a model is loaded; a new folder is not touched."""
+    if run.result_file.exists():
+        there = RunFolder.open(run.path, "evaluate").result["inputs"]
+        run.start("evaluate", inputs={**there, **inputs}, seed=seed, launch=launch)
+
+
 def _backend(model: Any, processor: Any, methods: Sequence[Any]) -> Backend:
+    if isinstance(model, ModelLoader):
+        model, processor = model.load()
     if isinstance(model, Backend):
         if methods or processor is not None:
             raise DataError(f"methods and a processor go with a model, not with {type(model).__name__}")
@@ -183,8 +201,7 @@ def _backend(model: Any, processor: Any, methods: Sequence[Any]) -> Backend:
         raise DataError(f"{type(model).__name__} needs its processor, or its tokenizer where it takes text only")
     from paperhooks.generation import TransformersBackend
 
-    made = [catalog().create_method(one) if isinstance(one, str) else one for one in methods]
-    return TransformersBackend(model, processor, made)
+    return TransformersBackend(model, processor, methods)
 
 
 def _agreed(ranks: Ranks, step: Callable[[], _T]) -> _T:
@@ -273,6 +290,8 @@ def _finish(
             f"{next(iter(failures.values()))!r}; see {run.path}"
         )
     run.confirm()
+    if result.first.empty == len(result.first.records):
+        log.warning("%s: all %d answers are empty; see %s", plan.name, result.first.empty, file.path)
     write_documents(run.path / "documents.jsonl", plan.wanted)
     reasoned = sum(bool(file.rows[one.id].get("reasoning")) for one in plan.wanted)
     reasoning = {"kept": plan.keep_reasoning, "responses": reasoned}

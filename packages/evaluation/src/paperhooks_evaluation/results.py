@@ -76,7 +76,9 @@ class EvaluationResult:
 
     def __str__(self) -> str:
         counts = self.first.counts()
-        notes = "".join(f", {counts[name]} {name}" for name in ("unparsable", "truncated", "failed") if counts[name])
+        notes = "".join(
+            f", {counts[name]} {name}" for name in ("unparsable", "truncated", "empty", "failed") if counts[name]
+        )
         return f"{self.task}: {describe_metric(self.headline)}{notes}; {self.path / 'report.html'}"
 
 
