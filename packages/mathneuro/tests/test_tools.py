@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from paperhooks.cli import main
+from paperhooks.io import UnitStore
+from paperhooks.reports import RunFolder
 from paperhooks.testing import tiny_text
 from transformers import AutoModelForCausalLM
 
@@ -118,10 +120,14 @@ def test_what_is_cheap_is_checked_before_a_model_is_loaded(files: Path, tmp_path
     maths, prose, table = files / "maths.jsonl", files / "prose.jsonl", tmp_path / "table.csv"
     table.write_text("question,answer\na,b,c\n")
     (tmp_path / "text.safetensors").write_text("none")
+    with UnitStore(tmp_path / "other", "likelihoods").begin({}), RunFolder(tmp_path / "another") as other:
+        other.start("compress", inputs={})
     study = ("study", "nowhere", "--target", maths, "--reference", prose, "--out")
     for code, words, *arguments in (
         (1, "table.csv:2: has 3 cells", "collect", "nowhere", table, "--out", tmp_path),
         (1, "must hold {question}", "collect", "nowhere", maths, "--out", tmp_path, "--template", "x"),
+        (1, "is no manifest of mathneuro-statistics", "collect", "nowhere", maths, "--out", tmp_path / "other"),
+        (1, "a run of 'compress'", *study, tmp_path / "another"),
         (2, "regular expression", "collect", "nowhere", maths, "--out", tmp_path, "--include", "("),
         (1, "is an address", "select", "nowhere", "--target", "a", "--reference", "b", "--out", "s3://a/b"),
         (1, "is an address", "apply", "nowhere", "a", "--out", "s3://a/b"),

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 import typer
 from paperhooks import DataError
 from paperhooks.cli import BatchSize, Device, Dtype, Model, RunOut, Seed, load_model, say, usage_errors
-from paperhooks.io import FolderLock, local_path, optional, pattern
+from paperhooks.io import FolderLock, local_path, optional, pattern, read_manifest
+from paperhooks.reports import RunFolder
 
 __all__ = ["add_commands"]
 
@@ -48,9 +49,12 @@ def collect(
     seed: Seed = 0,
 ) -> None:
     """Read the texts of one side and keep how strongly they drive every input channel."""
+    from paperhooks_mathneuro.statistics.collector import KIND
     from paperhooks_mathneuro.statistics.collector import collect as run
     from paperhooks_mathneuro.texts import TEMPLATE, check_template, read_records
 
+    if (out / "manifest.json").exists():
+        read_manifest(out, KIND)
     for option, expression in (("include", include), ("exclude", exclude)):
         optional(pattern, option, expression)
     check_template(template or TEMPLATE)
@@ -229,6 +233,8 @@ def study(
 
     ratios, scales, template = ratio or [0.01, 0.05], scale or [], template or TEMPLATE
     check_study(ratios, scales, template)
+    if (out / "result.json").exists():
+        RunFolder.open(out, "mathneuro-study")
     sides = {"target": read_records(target), "reference": read_records(reference)}
     for name, records in sides.items():
         split_texts(name, records, samples=samples, items=items, repeats=repeats, scales=scales, seed=seed)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paperhooks import ArtefactError, DataError, ModelError
+from paperhooks import Artefact, ArtefactError, DataError, ModelError
+from paperhooks.io import read_tensors, write_tensors
 from paperhooks.testing import LargestTensor, tiny_text
 from paperhooks_mathneuro import (
     Recipe,
@@ -355,6 +356,16 @@ def test_other_weights_and_other_files_are_refused(tmp_path: Path) -> None:
         load_selection(known["one"].save(tmp_path / "statistics"))
     with pytest.raises(ArtefactError, match="is 'mathneuro-recipe' and not statistics"):
         Statistics.load(recipe.save(tmp_path / "recipe"))
+
+
+@pytest.mark.parametrize("data", [[], {"matrices": 3}, {"matrices": [["w"]], "sides": [], "label": "x"}])
+def test_whole_files_of_wrong_content_are_refused(tmp_path: Path, data) -> None:
+    for kind, read in (("mathneuro-recipe", load_selection), ("mathneuro-statistics", Statistics.load)):
+        file = Artefact("mathneuro", kind=kind).save(tmp_path / f"{kind}.safetensors")
+        header, tensors = read_tensors(file)
+        write_tensors(file, tensors, {**header, "data": data})
+        with pytest.raises(ArtefactError, match=rf"{kind}\.safetensors holds no whole"):
+            read(file)
 
 
 def other_weights(model):

@@ -64,6 +64,7 @@ def load_study(folder: str | Path) -> tuple[Study, Curves | None]:
         noise = {key: value for key, value in results["noise"].items() if key != "share"}
         found.noise = NoiseFloor(**_tuples(noise))
         curves = Curves(**results["curves"]) if "curves" in results else None
+        found.chosen = Choice(**results["scaled"]["chosen"]) if "scaled" in results else None
     except (DataError, KeyError, TypeError) as error:
         raise DataError(f"{folder} holds no finished study: {error!r}; study makes one") from error
     for ratio in ratios:
@@ -71,10 +72,9 @@ def load_study(folder: str | Path) -> tuple[Study, Curves | None]:
             found.selections[ratio, repeat] = load_selection(folder / f"selection-{ratio:g}-{repeat}.safetensors")
             found.repeats[ratio, repeat] = Effects.load(folder / f"effects-{ratio:g}-{repeat}.json")
         found.effects[ratio] = pooled([one for (r, _), one in found.repeats.items() if r == ratio])
-    if "scaled" in results:
+    if found.chosen is not None:
         found.development = Effects.load(folder / "scales-development.json")
         found.reported = Effects.load(folder / "scales-report.json")
-        found.chosen = Choice(**results["scaled"]["chosen"])
     return found, curves
 
 

@@ -233,7 +233,13 @@ def load_selection(path: str | Path) -> Recipe | Masks:
     artefact = Artefact.load(path)
     if artefact.kind not in (_RECIPE, _MASKS):
         raise ArtefactError(f"{path} is {artefact.kind!r}; expected a recipe or masks, as select writes them")
-    data = artefact.data
+    try:
+        return _selection(artefact, artefact.data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtefactError(f"{path} holds no whole selection: {error!r}; make it with select") from error
+
+
+def _selection(artefact: Artefact, data: Mapping[str, Any]) -> Recipe | Masks:
     matrices = tuple(matrix_from_row(row) for row in data["matrices"])
     common = (data["label"], matrices, data["hashes"], artefact.model_class, artefact.config, data["about"])
     if artefact.kind == _MASKS:

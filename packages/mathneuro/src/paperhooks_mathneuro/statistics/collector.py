@@ -39,7 +39,7 @@ from paperhooks_mathneuro.texts import (
     tokenized,
 )
 
-__all__ = ["CoverageWarning", "Keep", "Parts", "Piece", "TokenScope", "collect", "gathered", "joined"]
+__all__ = ["KIND", "CoverageWarning", "Keep", "Parts", "Piece", "TokenScope", "collect", "gathered", "joined"]
 
 #: Which tokens count: all (the official code), those of answers, or all but the first, which draws attention.
 TokenScope: TypeAlias = Literal["all", "answer", "no_first"]
@@ -47,7 +47,8 @@ TokenScope: TypeAlias = Literal["all", "answer", "no_first"]
 Keep: TypeAlias = Literal["samples", "sums"]
 #: Texts a part: what an interrupted run loses at most.
 _PART: Final = 64
-_KIND: Final = "mathneuro-statistics"
+#: What a folder of parts holds.
+KIND: Final = "mathneuro-statistics"
 
 
 class CoverageWarning(UserWarning):
@@ -156,7 +157,7 @@ def _begun(work: _Work, decides: Mapping[str, Any], out: str | Path | None) -> I
     if out is None:
         yield model_digest(model), None
         return
-    store, config = UnitStore(out, _KIND), config_entries(model)
+    store, config = UnitStore(out, KIND), config_entries(model)
     about = {"config": config, "samples": work.part_size}
     with store.begin(decides, costly=lambda: {"weights": model_digest(model)}, about=about):
         first = store.manifest["about"]

@@ -147,6 +147,13 @@ class Statistics:
         if artefact.kind != _KIND:
             raise ArtefactError(f"{path} is {artefact.kind!r} and not statistics; make them with collect")
         data, tensors = artefact.data, artefact.tensors
+        try:
+            return cls._read(artefact, data, tensors)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtefactError(f"{path} holds no whole statistics: {error!r}; make them with collect") from error
+
+    @classmethod
+    def _read(cls, artefact: Artefact, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Statistics:
         return cls(
             coverage=Coverage(
                 tuple(matrix_from_row(row) for row in data["matrices"]),
