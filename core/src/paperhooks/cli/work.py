@@ -14,6 +14,8 @@ from paperhooks.cli.output import error_line, say
 
 __all__ = ["add_commands"]
 
+#: Records of a corpus that are looked at before a model is loaded; all of a large one would take longer than that.
+_LOOKED_AT = 1000
 Method = Annotated[str, typer.Argument(help="METHOD or METHOD:k=v,k=v.")]
 
 
@@ -73,6 +75,7 @@ def select(
     from paperhooks.io.corpus import Corpus
 
     (chosen,), opened = build_methods([method]), Corpus(corpus)
+    opened.examples(range(min(len(opened), _LOOKED_AT)))
     named = {"teacher": teacher, "reference": reference}
     models = {role: load_model(path, device, dtype) for role, path in named.items() if path is not None}
     tokenizer = _tokenizer(teacher or reference)
