@@ -39,7 +39,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | np.ndarray[Any, Any
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    stored = {name: torch.as_tensor(tensor).detach().cpu().contiguous() for name, tensor in tensors.items()}
+    stored, seen = {}, set()
+    for name, tensor in tensors.items():
+        own = torch.as_tensor(tensor).detach().cpu().contiguous()
+        memory = own.untyped_storage().data_ptr()
+        stored[name] = own.clone() if memory in seen else own  # the library refuses memory that is shared
+        seen.add(memory)
     text = json.dumps(plain(dict(header)) | {_DIGEST: _NONE}, sort_keys=True)
     with atomic_path(path) as temporary:
         try:
