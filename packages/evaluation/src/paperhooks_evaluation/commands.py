@@ -170,8 +170,8 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal()):
-        raise typer.BadParameter(f"the shard {text!r} is not of the form INDEX/COUNT, such as 0/2")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise typer.BadParameter(f"--shard is {text!r}; expected INDEX/COUNT with INDEX below COUNT, such as 0/2")
     return int(index), int(count)
 
 
