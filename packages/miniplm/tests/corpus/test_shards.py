@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import os
 import pickle
@@ -347,6 +348,22 @@ def test_a_folder_that_was_removed_meanwhile(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "a")
     with pytest.raises(DataError, match=r"a cannot be written: No such file|was removed"), writer:
         writer.add([1])
+
+
+@pytest.mark.parametrize("when", [1, 2])
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: int) -> None:
+    """While rows are added, and at the end."""
+    calls = []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == when:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match="new cannot be written: No space left"):
+        write_shards([[1], [2]], tmp_path / "new", rows_per_shard=1 if when == 1 else 2)
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_domains_that_nobody_named_are_none(tmp_path: Path) -> None:

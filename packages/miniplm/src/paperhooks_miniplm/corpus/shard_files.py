@@ -178,9 +178,12 @@ class ShardWriter:
             if self._bin is None:  # not before there is a row, which would leave an empty file
                 self._bin = (self._stage.path / f"data_{self._finished}.bin").open("wb")
             self._bin.write(found.astype(self.dtype).tobytes())
+            self._note(len(found), domain, n_bytes)
         except OSError as error:
             raise self._unwritable(error) from error
-        self._lengths.append(len(found))
+
+    def _note(self, length: int, domain: str, n_bytes: int | None) -> None:
+        self._lengths.append(length)
         self._codes.append(self._names.setdefault(domain, len(self._names)))
         self._n_bytes.append(-1 if n_bytes is None else n_bytes)
         self._said |= domain != "" or n_bytes is not None
