@@ -6,6 +6,7 @@ without ``=`` or bytes that are not UTF-8. Here each distribution and each line 
 
 from __future__ import annotations
 
+import codecs
 import email
 import importlib.metadata
 import re
@@ -64,9 +65,10 @@ def installed_lines() -> Iterator[EntryLine]:
 def _text(distribution: importlib.metadata.Distribution, file: str) -> tuple[str, str]:
     """The text of a metadata file, as far as it can be read, and what is wrong with it."""
     try:
-        return distribution.read_text(file) or "", ""
+        return (distribution.read_text(file) or "").removeprefix("\ufeff"), ""
     except UnicodeDecodeError as error:
-        return error.object.decode("utf-8", "replace"), f"its {file} is not UTF-8 text: {error_text(error)}"
+        encoding = "utf-16" if error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8"
+        return error.object.decode(encoding, "replace"), f"its {file} is not UTF-8 text: {error_text(error)}"
     except Exception as error:
         return "", f"its {file} cannot be read: {error_text(error)}"
 
