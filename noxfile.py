@@ -237,6 +237,13 @@ def tests(session: nox.Session) -> None:
     run(session, python, "-m", "pytest", *options)
 
 
+@nox.session(venv_backend="none")
+def faults(session: nox.Session) -> None:
+    """The trials with faults put in on purpose, with 20 kills of every work at random moments (minutes)."""
+    python = development(session, "models", "model-files")
+    run(session, python, "-m", "pytest", "tests/faults", *pytest_arguments(session.posargs), env={"PAPERHOOKS_KILLS": "20"})
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Ruff: rules and format."""

@@ -55,13 +55,11 @@ def weights(own: Any, tokenizer: Any) -> None:
         next(own.parameters()).view(-1)[0] += 1
 
 
-#: Changes of what decides an answer.
+#: Changes of what decides an answer; whether to draw and how many beams is decided by the evaluation.
 DECIDES: dict[str, Callable[[Any, Any], None]] = {
     "weights": weights,
     "repetition penalty": lambda own, _: setattr(own.generation_config, "repetition_penalty", 1.3),
-    "sampling": lambda own, _: setattr(own.generation_config, "do_sample", True),
     "no repeats": lambda own, _: setattr(own.generation_config, "no_repeat_ngram_size", 2),
-    "beams": lambda own, _: setattr(own.generation_config, "num_beams", 2),
     "bad words": lambda own, _: setattr(own.generation_config, "bad_words_ids", [[5]]),
     "end": lambda own, _: setattr(own.generation_config, "eos_token_id", [0, 7]),
     "watermark-like": lambda own, _: setattr(own.generation_config, "exponential_decay_length_penalty", [5, 1.1]),
