@@ -128,7 +128,9 @@ class Documents(Iterator[TextRecord]):
         if self._begun:
             return None
         if self._files is not None:
-            found: Any = [[file.name, file_digest(file, whole=True)] for file in self._files.files]
+            top, files = Path(self._source), self._files.files
+            names = [str(file.relative_to(top)) if file != top else file.name for file in files]
+            found: Any = {name: file_digest(file, whole=True) for name, file in zip(names, files, strict=True)}
         elif isinstance(self._source, list | tuple):
             found = _digest(self._source)
         else:
