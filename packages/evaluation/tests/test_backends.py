@@ -94,7 +94,7 @@ def test_stored_responses_that_cannot_be_used_are_refused(data: Path, tmp_path: 
     file.write_text(line)
     with pytest.raises(DataError, match=said):
         quick(ReplayBackend(file), None, Echo(), data=data, out=tmp_path / "run")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="does not exist"):
         ReplayBackend(tmp_path / "none.jsonl")
 
 

@@ -45,7 +45,9 @@ def parquet(folder: Path, columns: Mapping[str, Sequence[Any]], monkeypatch: pyt
     """A data set as on the hub: parquet files in data/, images inside."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder.parent / "cache")
-    table = datasets.Dataset.from_dict(dict(columns)).cast_column("image", datasets.Image())
+    images = [{"bytes": Path(file).read_bytes(), "path": None} for file in columns["image"]]
+    features = datasets.Features({name: datasets.Value("string") for name in columns} | {"image": datasets.Image()})
+    table = datasets.Dataset.from_dict({**columns, "image": images}, features=features)
     (folder / "data").mkdir(parents=True)
     table.to_parquet(folder / "data" / "test-00000-of-00001.parquet")
 

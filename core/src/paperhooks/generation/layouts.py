@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from paperhooks.errors import DataError, did_you_mean
 from paperhooks.generation.requests import Request
+from paperhooks.io.images import upright_image
 
 __all__ = ["Layout", "arrange", "check_layout"]
 
@@ -35,7 +36,7 @@ def check_layout(layout: str) -> str:
 
 
 def arrange(request: Request, layout: str, max_pixels: int | None = None) -> Request:
-    """The request with its images laid out, in RGB, and no larger than ``max_pixels`` each.
+    """The request with its images laid out, upright, in RGB, and no larger than ``max_pixels`` each.
 
     Every message of the result has a list of parts, in which the n-th image part stands for ``images[n]`` and texts
     without an image between them are one part. A request with a finished prompt keeps prompt and order.
@@ -147,7 +148,7 @@ def _side_by_side(images: Sequence[Any]) -> Any:
 
 
 def _ready(images: Sequence[Any], max_pixels: int | None) -> list[Any]:
-    return [_fitted(image.convert("RGB"), max_pixels) if hasattr(image, "convert") else image for image in images]
+    return [_fitted(upright_image(image), max_pixels) if hasattr(image, "getexif") else image for image in images]
 
 
 def _fitted(image: Any, max_pixels: int | None) -> Any:

@@ -7,15 +7,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from paperhooks.errors import DataError
 from paperhooks.generation.requests import Backend, Prompt, Request, Response
+from paperhooks.io.append_log import AppendLog
 from paperhooks.io.harmless import error_text
 from paperhooks.io.hashing import hash_file
+from paperhooks.io.records import read_records
 
 __all__ = ["CallableBackend", "ReplayBackend"]
 
@@ -53,7 +54,7 @@ class CallableBackend(Backend):
 
 
 class ReplayBackend(Backend):
-    """Responses from a file: ``samples.jsonl`` of a run, or JSON lines with ``id`` (or ``doc_id``) and ``reply``.
+    """Responses from a file: ``samples.jsonl`` of a run, or records with ``id`` (or ``doc_id``) and ``reply``.
 
     In the place of ``reply`` may stand ``resps``, a list whose first entry counts, as in the sample files of lm-eval
     and lmms-eval. ``finish`` and ``reasoning`` are taken over where they are there. Neither requests nor images are
@@ -83,23 +84,13 @@ class ReplayBackend(Backend):
 
 
 def _read_responses(file: Path) -> dict[str, Response]:
-    try:
-        lines = file.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
-    found = {}
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            key, response = _stored_response(f"{file}:{number}", line)
-            found[key] = response
-    return found
+    rows = list(read_records(file))
+    if rows and isinstance(rows[0][1], Mapping) and "crc32" in rows[0][1]:
+        AppendLog(file, ("id",)).read()  # raises where a row is not what a run wrote
+    return dict(_stored_response(where, row) for where, row in rows)
 
 
-def _stored_response(where: str, line: bytes) -> tuple[str, Response]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where}: is not JSON: {error}") from error
+def _stored_response(where: str, row: Any) -> tuple[str, Response]:
     key = row.get("id", row.get("doc_id")) if isinstance(row, Mapping) else None
     if key is None:
         raise DataError(f"{where}: expected an object with 'id' or 'doc_id'")
@@ -110,5 +101,6 @@ def _stored_response(where: str, line: bytes) -> tuple[str, Response]:
         text = text[0]
     if not isinstance(text, str):
         raise DataError(f"{where}: expected a text in 'reply', or in 'resps'")
+    tokens = row.get("tokens")
     told = str(row.get("finish") or ""), "", str(row.get("reasoning") or "")
-    return str(key), Response(text, int(row.get("tokens") or 0), *told)
+    return str(key), Response(text, tokens if isinstance(tokens, int) else 0, *told)

@@ -26,6 +26,7 @@ from .hashing import model_digest as model_digest
 from .hashing import tensor_digest as tensor_digest
 from .hashing import tensor_digests as tensor_digests
 from .images import read_image as read_image
+from .images import upright_image as upright_image
 from .locks import FolderLock as FolderLock
 from .options import choice as choice
 from .options import flag as flag

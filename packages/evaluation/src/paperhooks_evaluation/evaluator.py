@@ -122,6 +122,8 @@ def evaluate(
     ranks = Ranks(alone=shard is not None)
     plan = _agreed(ranks, lambda: Plan.make(task, options, modes, str(data), groups, limit, keep_reasoning))
     asking = ask_options(plan.task, layout, max_pixels, max_new_tokens, stop)
+    if isinstance(model, Backend):
+        _backend(model, processor, methods)  # refuses what does not go with one
     made = [catalog().create_method(one) if isinstance(one, str) else one for one in methods]
     inputs = plan.inputs() | plain(dataclasses.asdict(asking))
     share_of, batch = shard or ranks.shard, (batch_size, batch_tokens or BATCH_TOKENS)

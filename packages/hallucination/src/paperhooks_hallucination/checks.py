@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from paperhooks.errors import DataError, did_you_mean
 
-__all__ = ["MODES", "check_count", "check_mode", "check_same_ids", "check_same_length", "raise_faults"]
+__all__ = ["MODES", "check_count", "check_mode", "check_same_ids", "check_same_length", "no_texts", "raise_faults"]
 
 #: Ways of reading responses and captions: as the published scripts do, with their quirks, or with these repaired.
 MODES: Final = ("official", "strict")
@@ -50,6 +50,12 @@ def check_same_ids(
                 f"{name} and {other_name} differ at place {place}: the id is {first!r} there and {second!r} here; "
                 "put both into the same order"
             )
+
+
+def no_texts(where: str, row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The faults of a row whose entries should be texts that say something."""
+    wrong = [(name, row[name]) for name in names if not isinstance(row[name], str) or not row[name].strip()]
+    return [f"{where}: the {name} is {value!r}; expected a text" for name, value in wrong]
 
 
 def raise_faults(where: str, faults: Sequence[str]) -> None:

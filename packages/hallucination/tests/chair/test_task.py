@@ -75,7 +75,10 @@ def test_chair_takes_the_published_table(coco_folder: Path, tmp_path: Path):
     text.write_text(text.read_text().replace("villager", "settler"))
     assert tasks[1].fingerprint() != before
     assert not tasks[1].parse(document, "a villager", "official").value["hallucinated"]
+    (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(DataError, match="holds no synonym table"):
+        Chair(synonyms=str(tmp_path / "empty.txt")).documents(str(coco_folder))
+    with pytest.raises(DataError, match=r"none\.txt does not exist"):
         Chair(synonyms=str(tmp_path / "none.txt")).documents(str(coco_folder))
 
 

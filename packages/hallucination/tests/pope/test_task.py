@@ -79,10 +79,10 @@ def test_pope_lists_all_faults(pope_folder: Path):
         Pope().documents(str(pope_folder))
     message = str(caught.value)
     assert "it has 4 faults" in message
-    assert "coco-random-0 (coco_pope_random.json): the label is 'maybe'; expected 'yes' or 'no'" in message
-    assert "coco-random-7 (coco_pope_random.json): the image gone.jpg is missing" in message
+    assert "coco_pope_random.json:1: the label is 'maybe'; expected 'yes' or 'no'" in message
+    assert "coco_pope_random.json:8: the image gone.jpg is missing" in message
     assert "coco-random-2: occurs twice" in message
-    assert "coco_pope_random.json:25: is no JSON object" in message
+    assert "coco_pope_random.json:25: is not JSON" in message
     with pytest.raises(DataError, match="the category is 'populr'; did you mean 'popular'"):
         Pope().documents(str(pope_folder / "x.jsonl"))
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from paperhooks.errors import DataError
+from paperhooks.io import read_json, read_records
 from paperhooks_evaluation import Document
 
 from paperhooks_hallucination.chair.metrics import ObjectTable
 from paperhooks_hallucination.checks import raise_faults
-from paperhooks_hallucination.images import ImageFolder, json_lines, read_json
+from paperhooks_hallucination.images import OUTSIDE, ImageFolder
 
 __all__ = ["read_images", "read_synonyms"]
 
@@ -61,14 +62,13 @@ def read_synonyms(file: str) -> list[list[str]]:
     :raises DataError: anything else.
     """
     path = Path(file)
-    if path.suffix == ".json":
-        found = read_json(path)
+    if path.suffix.lower() == ".json":
+        found = read_json(path, "synonym table")
         rows = found.get("rows") if isinstance(found, Mapping) else found
-    elif path.is_file():
-        # Split as the published script does: a second blank behind a comma stays in front of the word.
-        rows = [line.strip().split(", ") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     else:
-        rows = None
+        # Split as the published script does: a second blank behind a comma stays in front of the word.
+        content = "".join(str(text) for _, text in read_records(path))
+        rows = [line.strip().split(", ") for line in content.split("\n") if line.strip()]
     if not isinstance(rows, list) or not rows or not all(isinstance(row, list) for row in rows):
         raise DataError(f"{file} holds no synonym table; expected one row of words a line, or a JSON list of lists")
     return rows
@@ -79,10 +79,12 @@ def _annotated(folder: Path) -> dict[int, _CocoImage]:
     known: dict[int, _CocoImage] = {}
     try:
         for file in instances:
-            _add_instances(known, read_json(file))
+            _add_instances(known, read_json(file, "annotations of COCO"))
         for file in captions:
-            _add_captions(known, read_json(file))
-    except (KeyError, TypeError) as error:
+            _add_captions(known, read_json(file, "annotations of COCO"))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{file} is not in COCO's form: {error!r}; use the published annotation files") from error
     return known
 
@@ -96,21 +98,33 @@ def _found(folder: Path, kind: str) -> list[Path]:
 
 def _add_images(known: dict[int, _CocoImage], images: Iterable[Mapping[str, Any]]) -> None:
     for image in images:
-        known.setdefault(int(image["id"]), _CocoImage()).file = str(image["file_name"])
+        known.setdefault(_whole(image["id"]), _CocoImage()).file = _text(image["file_name"])
 
 
 def _add_instances(known: dict[int, _CocoImage], content: Mapping[str, Any]) -> None:
     _add_images(known, content["images"])
-    names = {category["id"]: str(category["name"]) for category in content["categories"]}
+    names = {category["id"]: _text(category["name"]) for category in content["categories"]}
     for annotation in content["annotations"]:
-        image = known.setdefault(int(annotation["image_id"]), _CocoImage())
+        image = known.setdefault(_whole(annotation["image_id"]), _CocoImage())
         image.categories.add(names[annotation["category_id"]])
 
 
 def _add_captions(known: dict[int, _CocoImage], content: Mapping[str, Any]) -> None:
     _add_images(known, content["images"])
     for annotation in content["annotations"]:
-        known.setdefault(int(annotation["image_id"]), _CocoImage()).references.append(str(annotation["caption"]))
+        known.setdefault(_whole(annotation["image_id"]), _CocoImage()).references.append(_text(annotation["caption"]))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} stands where a text belongs")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError(f"{value!r} is no whole number")
+    return int(value)
 
 
 def _drawn(known: Mapping[int, _CocoImage], sample: int, seed: int) -> list[int]:
@@ -121,16 +135,10 @@ def _drawn(known: Mapping[int, _CocoImage], sample: int, seed: int) -> list[int]
 
 
 def _read_ids(file: Path) -> list[int]:
-    if file.suffix == ".json":
-        entries = read_json(file)
-    elif file.suffix == ".jsonl":
-        entries = [row for _, row in json_lines(file)]
-    elif file.is_file():
-        entries = file.read_text(encoding="utf-8").split()
-    else:
-        raise DataError(f"there is no file {file} with the ids of images")
+    records = [record for _, record in read_records(file)]
+    entries = [part for record in records for part in (record.split() if isinstance(record, str) else [record])]
     try:
-        return [int(entry["image_id"] if isinstance(entry, Mapping) else entry) for entry in entries]
+        return [_whole(entry["image_id"] if isinstance(entry, Mapping) else entry) for entry in entries]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{file} is no list of image ids ({error!r}); expected whole numbers") from error
 
@@ -153,7 +161,7 @@ def _document(number: int, image: _CocoImage | None, places: ImageFolder, faults
         return None
     found = places.find(image.file)
     if not image.file or found is None:
-        faults.append(f"image {number}: the file {image.file or '(no name)'} is missing")
+        faults.append(f"image {number}: the file {image.file or '(no name)'} {OUTSIDE}")
         return None
     data = {"image": image.file, "categories": sorted(image.categories), "references": image.references}
     return Document(str(number), "", {**data, "picture": str(found)})

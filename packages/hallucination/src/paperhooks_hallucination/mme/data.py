@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from paperhooks.errors import DataError, did_you_mean
+from paperhooks.io import read_records
 from paperhooks_evaluation import Document
 
-from paperhooks_hallucination.checks import raise_faults
-from paperhooks_hallucination.images import ImageFolder, hub_columns, is_hub_name
+from paperhooks_hallucination.checks import no_texts, raise_faults
+from paperhooks_hallucination.images import OUTSIDE, ImageFolder, hub_columns, is_hub_name
 from paperhooks_hallucination.mme.metrics import CATEGORIES
 
 __all__ = ["read_questions"]
@@ -29,7 +30,7 @@ def read_questions(source: str) -> list[Document]:
         images without two questions.
     """
     faults: list[str] = []
-    rows = _hub_rows(source) if is_hub_name(source) else _folder_rows(Path(source), faults)
+    rows = _hub_rows(source, faults) if is_hub_name(source) else _folder_rows(Path(source), faults)
     documents = [document for document in (_document(row, faults) for row in rows) if document is not None]
     asked = Counter((document.group, document.data["image"]) for document in documents)
     faults += [f"{image}: has {n} readable questions; expected 2" for (_, image), n in asked.items() if n != 2]
@@ -50,7 +51,7 @@ def _folder_rows(source: Path, faults: list[str]) -> Iterator[dict[str, Any]]:
         for file in texts:
             image_file = images.find_stem(file.stem)
             if image_file is None:
-                faults.append(f"{folder.name}/{file.stem}: the image is missing")
+                faults.append(f"{folder.name}/{file.stem}: the image {OUTSIDE}")
                 continue
             yield from _lines(folder.name, file, image_file, faults)
 
@@ -66,12 +67,18 @@ def _category_folders(source: Path) -> list[Path]:
 
 def _text_files(folder: Path) -> list[Path]:
     inner = folder / "questions_answers_YN"
-    return sorted((inner if inner.is_dir() else folder).glob("*.txt"))
+    files = sorted((inner if inner.is_dir() else folder).glob("*.[tT][xX][tT]"))
+    return [file for file in files if not file.name.startswith(".")]
 
 
 def _lines(category: str, file: Path, image_file: Path, faults: list[str]) -> Iterator[dict[str, Any]]:
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    for number, line in enumerate(lines, 1):
+    try:
+        content = "".join(text for _, text in read_records(file))
+    except DataError as error:
+        faults.append(str(error))
+        return
+    # A line ends at a line feed only: other separators may stand inside of a question.
+    for number, line in enumerate((line for line in content.split("\n") if line.strip()), 1):
         question, tab, answer = line.strip().rpartition("\t")
         if not tab:
             faults.append(f"{category}/{file.name}:{number}: has no tab between question and answer")
@@ -81,15 +88,19 @@ def _lines(category: str, file: Path, image_file: Path, faults: list[str]) -> It
         yield {"id": f"{image}/{number}", "category": category, **data}
 
 
-def _hub_rows(source: str) -> Iterator[dict[str, Any]]:
+def _hub_rows(source: str, faults: list[str]) -> Iterator[dict[str, Any]]:
     seen: Counter[str] = Counter()
-    for number, row in enumerate(hub_columns(source, _HUB_COLUMNS)):
+    for number, (where, row) in enumerate(hub_columns(source, _HUB_COLUMNS)):
+        wrong = no_texts(f"{source}, {where}", row, _HUB_COLUMNS)
+        faults += wrong
+        if wrong:
+            continue
         # The two questions of an image share one question_id, which is category/file there.
-        name, category = str(row["question_id"]), str(row["category"])
+        name, category = row["question_id"], row["category"]
         image = name if name.startswith(f"{category}/") else f"{category}/{name}"
         seen[image] += 1
         place = {"hub": source, "split": "test", "row": number}
-        text = {"question": str(row["question"]).strip(), "answer": str(row["answer"])}
+        text = {"question": row["question"].strip(), "answer": row["answer"]}
         yield {"id": f"{image}/{seen[image]}", "category": category, **text, "image": image, **place}
 
 
