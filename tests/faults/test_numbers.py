@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,7 @@ import pytest
 import torch
 from paperhooks.errors import DataError
 from paperhooks.reports import paired_p, smallest_p
-from paperhooks.testing import tiny_text
+from paperhooks.testing import run_python, tiny_text
 from paperhooks.training import HooksTrainerMixin
 from paperhooks_miniplm import Distil, DistilTerm
 from transformers import Trainer, TrainingArguments
@@ -96,7 +94,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 bar = np.sort(scores)[len(scores) // 2 - 1 + (len(scores) % 2)]
 print(len(found), bool((scores[found.rows] >= found.cut).all()), int((scores > found.cut).sum()) <= len(found))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = run_python("-c", code)
     first, second = done.stdout.splitlines()
     assert int(first) < 200, "megabytes beyond the scores"
     assert second == "5000000 True True"

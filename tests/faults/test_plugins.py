@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from paperhooks.testing import run_python
 
 HEAD = "from paperhooks import PluginInfo\n"
 INFO = HEAD + "PLUGIN = PluginInfo(name={name!r}, api=1, summary='A plugin.', methods={{}}{more})\n"
@@ -70,10 +68,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(site: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    known = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", **environment}
-    command = [sys.executable, "-m", "paperhooks.cli", *words]
-    return subprocess.run(command, env=known, capture_output=True, text=True, timeout=120, check=False)
+def run(site: Path, *words: str, **environment: str) -> Any:
+    """The command line beside these plugins."""
+    known = {"PYTHONPATH": str(site), **environment}
+    return run_python("-m", "paperhooks.cli", *words, check=False, environment=known)
 
 
 @pytest.fixture(scope="module")

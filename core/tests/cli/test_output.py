@@ -77,10 +77,10 @@ def test_notes_that_are_tracebacks_are_no_part_of_the_line() -> None:
 
 
 def test_names_of_parameters_become_options_and_other_words_stay() -> None:
-    options = {"max_length": "--max-length", "data": "--data", "take_over": "--take-over"}
-    text = "give take_over=True, max_length= or data='x'; data/max_length.json and the data stay, 'max_length' too"
+    options = {"max_length": "--max-length", "data": "--data", "truncate": "--truncate"}
+    text = "give truncate=True, max_length= or data='x'; data/max_length.json and the data stay, 'max_length' too"
     assert typed(text, options) == (
-        "give --take-over, --max-length or --data 'x'; data/max_length.json and the data stay, 'max_length' too"
+        "give --truncate, --max-length or --data 'x'; data/max_length.json and the data stay, 'max_length' too"
     )
 
 

@@ -60,9 +60,9 @@ def _line(text: str, options: Mapping[str, str]) -> str:
 def typed(text: str, options: Mapping[str, str]) -> str:
     """``text`` with the names of Python's parameters as the command line has them.
 
-    >>> options = {"max_length": "--max-length", "take_over": "--take-over"}
-    >>> typed("max_length is 0; give max_length=512 or take_over=True", options)
-    '--max-length is 0; give --max-length 512 or --take-over'
+    >>> options = {"max_length": "--max-length", "truncate": "--truncate"}
+    >>> typed("max_length is 0; give max_length=512 or truncate=True", options)
+    '--max-length is 0; give --max-length 512 or --truncate'
     """
     for name, option in options.items():
         free = rf"(?<![\w./'\"-]){re.escape(name)}"
