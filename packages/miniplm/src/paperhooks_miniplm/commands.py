@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from paperhooks import DataError
 from paperhooks.cli import Device, Dtype, Model, RunOut, Seed, load_model, say, usage_errors
-from paperhooks.io import launched, local_path
+from paperhooks.io import launched, local_path, read_json
 from tqdm import tqdm
 
 if TYPE_CHECKING:
@@ -294,8 +293,8 @@ def fit_scaling(
             say(f"{row.student:<8} {row.method:<11} {cells}")
         return
     try:
-        known = [(float(one), float(two)) for one, two in json.loads(points.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError) as error:
+        known = [(float(one), float(two)) for one, two in read_json(points, "list of pairs")]
+    except (ValueError, TypeError) as error:
         raise DataError(f"{points} holds no JSON list of [compute, loss] pairs: {error}") from error
     found = run(known)
     law, (low, high) = found.law, found.compute

@@ -131,6 +131,8 @@ def score(
     if found is None:
         return None
     stop_if_bad(int(np.isnan(found["nll"]).sum()), len(found["nll"]), most_bad)
+    if found["cut"].any():
+        logger.warning("%d of %d rows were cut to %d tokens", found["cut"].sum(), len(found["cut"]), max_length)
     return Scores(**found, manifest=store.manifest)
 
 
