@@ -113,7 +113,7 @@ def test_rescore_compare_and_tasks(task: Path, cli, tmp_path: Path) -> None:
         (("--mode", "nver"), 1, "did you mean 'never'"),
         (("--option", "wrth=1"), 1, "did you mean 'worth'"),
         (("--stop", ""), 1, "must be a list of strings"),
-        (("--shard", "3/2"), 1, "0 <= index < count"),
+        (("--shard", "3/2"), 2, "INDEX below COUNT"),
         (("-p", "t-on"), 1, "did you mean 't-one'"),
         (("--option", "worth=0.5", "--out", "OLD"), 1, "inputs.options.worth = 1.0, not 0.5"),
         (("--layout", "text-only", "--out", "OLD"), 1, "inputs.layout = 'prepend', not 'text-only'"),

@@ -4,11 +4,11 @@ from .layouts import check_layout as check_layout
 from .offline_backends import CallableBackend as CallableBackend
 from .offline_backends import ReplayBackend as ReplayBackend
 from .prompts import make_prompt as make_prompt
-from .reasoning import separate_reasoning as separate_reasoning
-from .reasoning import split_reasoning as split_reasoning
 from .requests import Backend as Backend
 from .requests import Prompt as Prompt
 from .requests import Request as Request
 from .requests import Response as Response
 from .server_backend import ServerBackend as ServerBackend
+from .thoughts import separate_reasoning as separate_reasoning
+from .thoughts import split_reasoning as split_reasoning
 from .transformers_backend import TransformersBackend as TransformersBackend

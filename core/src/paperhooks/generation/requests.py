@@ -77,7 +77,7 @@ class Response:
 
     :param finish: ``"eos"``, ``"stop"`` (a stop string) or ``"length"`` (cut); ``""`` where the backend does not say.
     :param error: why there is no answer; the document is asked again by the next call.
-    :param reasoning: what the model wrote in front of its answer, see :mod:`paperhooks.generation.reasoning`.
+    :param reasoning: what the model wrote in front of its answer, see :mod:`paperhooks.generation.thoughts`.
     """
 
     text: str

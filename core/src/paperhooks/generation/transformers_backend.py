@@ -17,7 +17,6 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from paperhooks.compat import attention_kernel, origin, revision
 from paperhooks.generation.prompts import make_prompt
-from paperhooks.generation.reasoning import REASONING_TAGS
 from paperhooks.generation.requests import Backend, Prompt, Request, Response
 from paperhooks.generation.settings import (
     config_settings,
@@ -25,6 +24,7 @@ from paperhooks.generation.settings import (
     processor_settings,
     tokenizer_settings,
 )
+from paperhooks.generation.thoughts import REASONING_TAGS
 from paperhooks.io.hashing import hash_json, model_digest
 from paperhooks.models.forward import evaluation_mode
 from paperhooks.plugins.methods import describe_method

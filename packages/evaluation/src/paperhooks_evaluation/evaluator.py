@@ -18,14 +18,21 @@ from typing import Any, TypeVar
 from paperhooks.errors import DataError, PluginNotFound
 from paperhooks.generation import Backend
 from paperhooks.info import TaskInfo
-from paperhooks.io import FolderLock, Ranks, hash_file, hash_json, plain
+from paperhooks.io import FolderLock, Ranks, hash_json, plain
 from paperhooks.plugins import catalog
 from paperhooks.reports import RunFolder
 
 from paperhooks_evaluation.answers import Asker, notify
 from paperhooks_evaluation.plan import BATCH_TOKENS, AskOptions, Plan, ask_options, check_numbers, check_shard, share
 from paperhooks_evaluation.report import write_report
-from paperhooks_evaluation.result_files import CHECKED_FILES, checked_file, is_whole, open_evaluation, write_results
+from paperhooks_evaluation.result_files import (
+    CHECKED_FILES,
+    checked_file,
+    content_digest,
+    is_whole,
+    open_evaluation,
+    write_results,
+)
 from paperhooks_evaluation.results import EvaluationResult, EvaluationRun
 from paperhooks_evaluation.samples import SampleFile, read_documents, write_documents
 from paperhooks_evaluation.scoring import check_modes, score_mode
@@ -299,7 +306,7 @@ def _finish(
     reasoning = {"kept": plan.keep_reasoning, "responses": reasoned}
     run.record(data=plan.about, about=dict(about), modes=list(plan.modes), reasoning=reasoning)
     write_results(run, plan.task, result)
-    run.record(files={name: hash_file(run.path / name) for name in CHECKED_FILES}, scored=state)
+    run.record(files={name: content_digest(run.path / name) for name in CHECKED_FILES}, scored=state)
     if report:
         write_report(run, result)
     run.finish()

@@ -12,15 +12,35 @@ from pathlib import Path
 from typing import Any, Final
 
 from paperhooks.errors import DataError
-from paperhooks.io import atomic_path, csv_cell, csv_text, hash_file, plain, read_records, write_json
+from paperhooks.io import (
+    atomic_path,
+    csv_cell,
+    csv_text,
+    hash_file,
+    hash_json,
+    plain,
+    read_json,
+    read_records,
+    write_json,
+)
 from paperhooks.reports import RunFolder
 
 from paperhooks_evaluation.results import EvaluationResult
 from paperhooks_evaluation.scoring import ModeResult
 from paperhooks_evaluation.task import Metric, Record, Task
 
-__all__ = ["CHECKED_FILES", "checked_file", "is_whole", "open_evaluation", "read_scores", "write_results"]
+__all__ = [
+    "CHECKED_FILES",
+    "checked_file",
+    "content_digest",
+    "is_whole",
+    "open_evaluation",
+    "read_scores",
+    "write_results",
+]
 
+#: Entries of results.json that say when the run was, and how long it took.
+_PASSING: Final = ("date", "total_evaluation_time_seconds")
 #: Files of a finished run whose SHA-256 stands in its result.json.
 CHECKED_FILES: Final = ("documents.jsonl", "results.json", "scores.csv")
 
@@ -32,8 +52,8 @@ def write_results(run: RunFolder, task: Task, result: EvaluationResult) -> None:
     """Write both files. Apart from ``date`` and time spent, the same responses give the same bytes."""
     content = _harness(run, task, result)
     content["paperhooks"] = _own(run, task, result)
-    content["date"] = round(time.time(), 3)
-    content["total_evaluation_time_seconds"] = str(run.result["timings"].get("evaluate", 0.0))
+    passing = round(time.time(), 3), str(run.result["timings"].get("evaluate", 0.0))
+    content |= dict(zip(_PASSING, passing, strict=True))
     write_json(run.path / "results.json", _finite(plain(content)))
     _write_scores(run, task, result)
 
@@ -54,11 +74,22 @@ def is_whole(run: RunFolder) -> bool:
         return False
 
 
+def content_digest(file: Path) -> str:
+    """SHA-256 of a file of a run; of results.json, without what says when it was: equal runs have equal digests."""
+    if file.suffix != ".json":
+        return hash_file(file)
+    content = read_json(file, "results of an evaluation")
+    kept = (
+        {key: value for key, value in content.items() if key not in _PASSING} if isinstance(content, dict) else content
+    )
+    return hash_json(kept)
+
+
 def checked_file(run: RunFolder, name: str) -> Path:
     """A file of a finished run; raises DataError when it is not the one that the run wrote."""
     file = run.path / name
     try:
-        found = hash_file(file)
+        found = content_digest(file)
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
     if found != run.result["results"]["files"][name]:
