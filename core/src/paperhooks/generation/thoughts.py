@@ -25,7 +25,9 @@ REASONING_TAGS: Final[tuple[tuple[str, str], ...]] = (
 _OPENS: Final = "|".join(re.escape(begin) for begin, _ in REASONING_TAGS)
 _CLOSES: Final = "|".join(re.escape(end) for _, end in REASONING_TAGS)
 _BEGIN: Final = re.compile(rf"\s*(?:{_OPENS})", re.IGNORECASE)
-_LAST: Final = re.compile(rf"\s*(?:{_OPENS})\s*", re.IGNORECASE)
+_LAST: Final = tuple(begin.lower() for begin, _ in REASONING_TAGS)
+#: One of these stands in every tag.
+_SIGNS: Final = sorted({begin[0] for begin, _ in REASONING_TAGS})
 _END: Final = re.compile(rf"(?:{_CLOSES})\s*", re.IGNORECASE)
 
 
@@ -42,6 +44,8 @@ def split_reasoning(text: str, begun: bool = False) -> tuple[str, str]:
     >>> split_reasoning("a tag such as <think> may be spoken of")
     ('', 'a tag such as <think> may be spoken of')
     """
+    if not begun and not any(sign in text for sign in _SIGNS):
+        return "", text
     end = max((found.end() for found in _END.finditer(text)), default=0)
     if _BEGIN.match(text, end) or (begun and not end):
         end = len(text)
@@ -50,7 +54,8 @@ def split_reasoning(text: str, begun: bool = False) -> tuple[str, str]:
 
 def separate_reasoning(response: Response, prompt: Prompt) -> Response:
     """A response whose text is the answer alone; :attr:`Response.reasoning` gets what stood before it."""
-    tail = prompt.text[-200:]
-    begun = any(found.end() == len(tail) for found in _LAST.finditer(tail))
+    begun = prompt.text[-200:].rstrip().lower().endswith(_LAST)
     reasoning, answer = split_reasoning(response.text, begun and not response.reasoning)
+    if not reasoning:
+        return response
     return dataclasses.replace(response, text=answer, reasoning=response.reasoning + reasoning)

@@ -46,6 +46,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_LENIENT: Final = json.JSONDecoder(strict=False)
 #: Ending of files that are being written.
 PART: Final = ".part"
 #: What a full, failing or read-only disk says.
@@ -223,7 +224,8 @@ def parse_json(raw: bytes | str, *, strict: bool = True) -> Any:
     :param strict: refuse control characters inside strings, which other programs write as they are.
     """
     try:
-        return json.loads(raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw, strict=strict)
+        text = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw
+        return json.loads(text) if strict else _LENIENT.decode(text)
     except UnicodeDecodeError as error:
         hint = "; save it as UTF-8" if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else ""
         raise ValueError(f"it is not UTF-8 ({error.reason} at byte {error.start}){hint}") from error
@@ -244,9 +246,13 @@ def write_json(path: Path, value: Any) -> None:
 
 def json_text(value: Any, indent: int | None = None) -> str:
     """``value`` as JSON that can be written as UTF-8: halves of characters are escaped. ValueError for NaN."""
-    text = json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+    def dumped(ascii_only: bool) -> str:
+        return json.dumps(value, indent=indent, ensure_ascii=ascii_only, allow_nan=False, default=plain)
+
+    text = dumped(False)
     try:
         text.encode()
     except UnicodeEncodeError:
-        text = json.dumps(plain(value), indent=indent, allow_nan=False)
+        text = dumped(True)
     return text

@@ -108,8 +108,8 @@ def csv_cell(value: Any) -> str:
     ["'=1+1", '-1', '-0.5', "''=x", '']
     """
     cell = "" if value is None else str(value)
-    plain = not isinstance(value, str) or _NUMBER.fullmatch(cell)
-    return cell if plain or not _FORMULA.match(cell) else f"'{cell}"
+    formula = _FORMULA.match(cell) and isinstance(value, str) and not _NUMBER.fullmatch(cell)
+    return f"'{cell}" if formula else cell
 
 
 def csv_text(cell: str) -> str:
