@@ -6,8 +6,9 @@ import base64
 import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
@@ -76,7 +77,6 @@ class ServerBackend(Backend):
             *_secrets(query),
             *_secrets(self.parameters),
         } - {"", None}
-        _VEIL.cover(self._secrets)
         self._answered = self._failed = self._unreached = 0
         self._reason = ""
 
@@ -94,7 +94,8 @@ class ServerBackend(Backend):
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Response]:
         """One request a prompt, all at the same time."""
-        with ThreadPoolExecutor(len(prompts), thread_name_prefix="paperhooks-server") as pool:
+        pool = ThreadPoolExecutor(len(prompts), thread_name_prefix="paperhooks-server")
+        with _veil(self._secrets), pool:
             results = list(pool.map(self._answer, prompts))
         responses = [response for response, _ in results]
         if any(not response.error for response in responses):
@@ -169,24 +170,22 @@ class ServerBackend(Backend):
         return {name: value for name, value in arguments.items() if value is not None}
 
 
-class _Veil(logging.Filter):
-    """Takes keys out of what the library for servers and those below it write into the log."""
+@contextmanager
+def _veil(secrets: set[str]) -> Iterator[None]:
+    """Takes keys out of what the library for servers and those below it write into the log inside the block."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.secrets: set[str] = set()
-
-    def cover(self, secrets: set[str]) -> None:
-        self.secrets |= secrets
-        for name in _LOGGERS:
-            logging.getLogger(name).addFilter(self)
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redacted(record.getMessage(), self.secrets), ()
+    def veiled(record: logging.LogRecord) -> bool:
+        record.msg, record.args = redacted(record.getMessage(), secrets), ()
         return True
 
-
-_VEIL: Final = _Veil()
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    for each in loggers:
+        each.addFilter(veiled)
+    try:
+        yield
+    finally:
+        for each in loggers:
+            each.removeFilter(veiled)
 
 
 def _is_secret(name: str, value: Any) -> bool:
