@@ -63,8 +63,8 @@ def _clear(out: Path) -> None:
         for file in out.glob(pattern):
             file.unlink()
     for side in _SIDES:
-        for file in (out / side).glob("**/*.safetensors"):
-            file.unlink()
+        for file in [*(out / side).glob("**/*.safetensors"), out / side / "manifest.json"]:
+            file.unlink(missing_ok=True)
 
 
 def _mean(effects: Effects, selection: str, side: str) -> float:
