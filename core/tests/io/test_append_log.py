@@ -38,6 +38,18 @@ def test_a_changed_line_is_named(tmp_path: Path) -> None:
         log(file).read()
 
 
+def test_what_says_when_is_not_covered_by_the_checksum(tmp_path: Path) -> None:
+    lines = []
+    for seconds in (1, 2):
+        AppendLog(tmp_path / f"{seconds}.jsonl", ("id",), ("seconds",)).append([{"id": "a", "seconds": seconds}])
+        lines.append((tmp_path / f"{seconds}.jsonl").read_text())
+    assert lines[0].replace('"seconds": 1', '"seconds": 2') == lines[1]
+    assert AppendLog(tmp_path / "2.jsonl", ("id",), ("seconds",)).read() == [{"id": "a", "seconds": 2}]
+    (tmp_path / "2.jsonl").write_text('{"id": "a", "seconds": 2}\n')
+    with pytest.raises(DataError, match="was changed after it was written"):
+        AppendLog(tmp_path / "2.jsonl", ("id",)).read()
+
+
 @pytest.mark.parametrize(
     "content",
     [b"notes of mine, without an end", b'{"question": "mine"}\n{"question"', b'{"id": "a", "reply": "b"}\nand notes'],

@@ -29,7 +29,7 @@ import torch
 from paperhooks_mathneuro import Effects, Study, read_records, study
 from paperhooks_testbed import documents, load_smollm2, problems
 
-#: Records longer than this (in characters) are left out, so that a CPU can measure a hundred a side.
+#: PlacedRecords longer than this (in characters) are left out, so that a CPU can measure a hundred a side.
 LONGEST = 900
 
 
@@ -44,7 +44,7 @@ def generated(n: int) -> tuple[list[Any], list[Any]]:
 
 
 def from_file(path: Path) -> list[Any]:
-    """Records of a file without choices, which would be measured as well."""
+    """PlacedRecords of a file without choices, which would be measured as well."""
     records = [
         {key: value for key, value in record.items() if key != "choices" and not (key == "answer" and "qa" in record)}
         if isinstance(record, dict)

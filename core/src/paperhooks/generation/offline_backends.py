@@ -84,9 +84,10 @@ class ReplayBackend(Backend):
 
 
 def _read_responses(file: Path) -> dict[str, Response]:
-    rows = list(read_records(file))
-    if rows and isinstance(rows[0][1], Mapping) and "crc32" in rows[0][1]:
-        AppendLog(file, ("id",)).read()  # raises where a row is not what a run wrote
+    if AppendLog.holds(file):  # of a run, which may be under way
+        rows = [(f"{file}, {row['id']!r}", row) for row in AppendLog(file, ("id",)).read()]
+    else:
+        rows = list(read_records(file))
     return dict(_stored_response(where, row) for where, row in rows)
 
 

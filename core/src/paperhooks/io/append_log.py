@@ -17,7 +17,8 @@ from paperhooks.io.files import json_text, parse_json, try_lock, unwritable
 
 __all__ = ["AppendLog"]
 
-_SUM: Final = b', "crc32": "'
+_KEY: Final = "crc32"
+_SUM: Final = f', "{_KEY}": "'.encode()
 
 
 class AppendLog:
@@ -25,10 +26,11 @@ class AppendLog:
 
     :param path: the file; it need not be there yet.
     :param keys: what every row has, so that another file is told from a log. The first of them stands first in a row.
+    :param passing: keys of what says when a row was made; they stand behind its checksum, which does not cover them.
     """
 
-    def __init__(self, path: Path, keys: Sequence[str]) -> None:
-        self.path, self.keys = path, tuple(keys)
+    def __init__(self, path: Path, keys: Sequence[str], passing: Sequence[str] = ()) -> None:
+        self.path, self.keys, self.passing = path, tuple(keys), tuple(passing)
         self._handle: IO[bytes] | None = None
 
     def read(self) -> list[dict[str, Any]]:
@@ -38,12 +40,21 @@ class AppendLog:
         """
         return self._rows()[0]
 
+    @classmethod
+    def holds(cls, file: Path) -> bool:
+        """Whether the first line of a file is a row of a log."""
+        try:
+            with file.open("rb") as handle:
+                return _SUM in handle.readline()
+        except OSError:
+            return False
+
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows and force them to the disk.
 
         :raises DataError: the file is a link, or no log, or cannot be written; then it was left as it is.
         """
-        lines = b"".join(_line(row) for row in rows)
+        lines = b"".join(map(self._line, rows))
         try:
             if self._handle is None:
                 self._handle = self._opened()
@@ -93,23 +104,24 @@ class AppendLog:
 
     def _row(self, number: int, line: bytes) -> dict[str, Any]:
         where = f"{self.path}, line {number}"
-        body, mark, check = line.rpartition(_SUM)
+        body, mark, rest = line.rpartition(_SUM)
         try:
-            row = parse_json(body + b"}" if mark else line)
+            row = parse_json(line)
         except ValueError as error:
-            raise DataError(
-                f"{where}: is damaged or no row ({error}); delete this line, or use another folder"
-            ) from error
+            raise DataError(f"{where}: is damaged or no row ({error}); delete it, or use another folder") from error
         if not isinstance(row, dict) or any(key not in row for key in self.keys):
             raise DataError(f"{where}: is no row with {', '.join(self.keys)}; use another folder")
-        if mark and check != _check(body) + b'"}':
+        if not mark or rest[:8] != _check(body):
             raise DataError(f"{where}: was changed after it was written; delete this line to have it made again")
+        del row[_KEY]
         return row
 
-
-def _line(row: Mapping[str, Any]) -> bytes:
-    body = json_text(row).encode()[:-1]
-    return body + _SUM + _check(body) + b'"}\n'
+    def _line(self, row: Mapping[str, Any]) -> bytes:
+        lasting = {key: value for key, value in row.items() if key not in self.passing}
+        body = json_text(lasting).encode()[:-1]
+        passing = {key: row[key] for key in self.passing if key in row}
+        behind = b", " + json_text(passing).encode()[1:] if passing else b"}"
+        return body + _SUM + _check(body) + b'"' + behind + b"\n"
 
 
 def _check(body: bytes) -> bytes:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from paperhooks.errors import DataError, did_you_mean
 from paperhooks.models.forward import absolute_positions, evaluation_mode
+from paperhooks.models.tokenizers import check_ids
 from paperhooks.models.view import ModelView
 
 __all__ = ["CalibrationBatch", "Receiver", "calibrate", "find_module"]
@@ -53,8 +54,8 @@ def calibrate(
 
     :param modules: qualified names, such as those of the Linear layers to compress.
     :return: how often each module ran, 0 for one that was never reached (an expert without tokens, a vision tower).
-    :raises LookupError: no such module. :raises DataError: no batch. What ``receive`` raises gets a note that names the
-        module and the batch.
+    :raises LookupError: no such module. :raises DataError: no batch, or a token id outside the vocabulary. What
+        ``receive`` raises gets a note that names the module and the batch.
     """
     chosen = {name: find_module(view.model, name) for name in modules}
     stream = _Stream(receive, dict.fromkeys(chosen, 0))
@@ -65,6 +66,7 @@ def calibrate(
         options["logits_to_keep"] = 0 if any(module is head for module in chosen.values()) else 1
     with evaluation_mode(view.model), torch.no_grad(), _hooked(chosen, stream):
         for number, batch in enumerate(tqdm(batches, desc="calibrate", unit="batch", disable=not progress)):
+            _check_ids(view.model, number, batch)
             inputs = _on_device(batch, view.model)
             if "position_ids" in accepted:
                 inputs |= absolute_positions(view, inputs)
@@ -114,6 +116,14 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
     except AttributeError:
         near = did_you_mean(name, [n for n, _ in model.named_modules()]).partition("Known:")[0].strip()
         raise LookupError(f"{type(model).__name__} has no module {name!r}; {near}".rstrip("; ")) from None
+
+
+def _check_ids(model: Any, number: int, batch: Mapping[str, Any]) -> None:
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    weight, ids = getattr(embeddings, "weight", None), batch.get("input_ids")
+    if isinstance(weight, Tensor) and isinstance(ids, Tensor) and ids.device.type == "cpu" and ids.ndim == 2:
+        for row, own in enumerate(ids):
+            check_ids(f"row {row} of calibration batch {number}", own, weight.shape[0])
 
 
 def _on_device(batch: Mapping[str, Any], model: Any) -> dict[str, Any]:

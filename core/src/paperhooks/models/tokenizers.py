@@ -10,7 +10,7 @@ from paperhooks.compat import origin
 from paperhooks.errors import DataError
 from paperhooks.io.hashing import hash_json
 
-__all__ = ["find_tokenizer", "tokenizer_digest", "vocabulary_digest"]
+__all__ = ["check_ids", "find_tokenizer", "tokenizer_digest", "vocabulary_digest"]
 
 
 def find_tokenizer(model: Any) -> Any:
@@ -50,3 +50,17 @@ def vocabulary_digest(tokenizer: Any) -> str | None:
     """SHA-256 of what the ids of a tokenizer mean, whatever its rules for cutting texts; None where it cannot tell."""
     vocabulary = getattr(tokenizer, "get_vocab", None)
     return None if vocabulary is None else hash_json(vocabulary())
+
+
+def check_ids(where: str, ids: Any, size: int | None, whose: str = "the model") -> None:
+    """Raise DataError for a token id below 0 or not below ``size``: without it a GPU fails late and without a name.
+
+    :param where: what holds the ids, such as ``"row 7"``. :param ids: integers of any shape, as array, tensor or list.
+    :param size: how many ids there are; None checks nothing. :param whose: what has so many.
+    """
+    import numpy as np
+
+    found = np.asarray(ids)
+    if size is not None and found.size and not 0 <= int(found.min()) <= int(found.max()) < size:
+        wrong = found[(found < 0) | (found >= size)].flat[0]
+        raise DataError(f"{where} has the id {wrong}; {whose} has 0 to {size - 1}: was it made with another tokenizer?")

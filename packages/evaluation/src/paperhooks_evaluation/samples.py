@@ -76,7 +76,7 @@ class SampleFile:
         name = "samples.jsonl" if shard is None else f"samples-{shard[0]}-of-{shard[1]}.jsonl"
         self.path = folder / name
         self.rows: dict[str, dict[str, Any]] = {}
-        self._log = AppendLog(self.path, _KEYS)
+        self._log = AppendLog(self.path, _KEYS, ("seconds",))
         self.reload()
 
     def reload(self) -> None:

@@ -22,15 +22,16 @@ from typing import Any, Final
 from paperhooks import DataError
 from paperhooks.io import hash_json, list_cell
 from paperhooks.io import read_records as placed_records
+from paperhooks.models import check_ids
 
 __all__ = [
     "OFFICIAL_TEMPLATE",
     "TEMPLATE",
-    "Records",
+    "PlacedRecords",
     "Sample",
     "batches_by_length",
-    "check_ids",
     "check_template",
+    "check_vocabulary",
     "needs_tokenizer",
     "read_records",
     "samples_digest",
@@ -46,17 +47,17 @@ OFFICIAL_TEMPLATE: Final = "Instruct: {question} Let's write a Python program.\n
 _ANSWER: Final = "Answer:"
 
 
-class Records(list[Any]):
-    """Records in order. ``places`` has for each what to call it in messages: file and line, or its number."""
+class PlacedRecords(list[Any]):
+    """PlacedRecords in order. ``places`` has for each what to call it in messages: file and line, or its number."""
 
     def __init__(self, found: Iterable[tuple[str, Any]]) -> None:
         found = list(found)
         super().__init__(record for _, record in found)
         self.places = [place for place, _ in found]
 
-    def take(self, rows: Iterable[int]) -> Records:
+    def take(self, rows: Iterable[int]) -> PlacedRecords:
         """Some of them, in the given order."""
-        return Records((self.places[row], self[row]) for row in rows)
+        return PlacedRecords((self.places[row], self[row]) for row in rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +91,14 @@ class _Text:
     right: int | None = None
 
 
-def read_records(source: str | Path | Iterable[Any]) -> Records:
-    """Records of a file or folder, of a dataset of the hub, or of a sequence as they are.
+def read_records(source: str | Path | Iterable[Any]) -> PlacedRecords:
+    """PlacedRecords of a file or folder, of a dataset of the hub, or of a sequence as they are.
 
     :param source: whatever :func:`paperhooks.io.read_records` reads; a text file has one record a block between blank
         lines.
     :raises DataError: a file that cannot be read, naming it and the line. :raises MissingExtra: without the library.
     """
-    return source if isinstance(source, Records) else Records(placed_records(source, text="blocks"))
+    return source if isinstance(source, PlacedRecords) else PlacedRecords(placed_records(source, text="blocks"))
 
 
 def needs_tokenizer(records: Sequence[Any]) -> bool:
@@ -113,7 +114,7 @@ def tokenized(
     max_length: int | None = None,
     truncate: bool = False,
 ) -> list[Sample]:
-    """Records as token ids.
+    """PlacedRecords as token ids.
 
     Texts get the special tokens that the tokenizer adds by itself, also when they are joined from question and answer.
     Empty records are left out; how many is logged, as is how many come without their choices.
@@ -124,7 +125,7 @@ def tokenized(
     :raises DataError: a record of another form, one that is too long, or no text at all; names the record.
     """
     check_template(template)
-    places = records.places if isinstance(records, Records) else [f"record {n}" for n in range(len(records))]
+    places = records.places if isinstance(records, PlacedRecords) else [f"record {n}" for n in range(len(records))]
     found, empty, cut, bare = [], 0, 0, []
     for place, record in zip(places, records, strict=True):
         reader = _Reader(place, tokenizer, template)
@@ -177,17 +178,12 @@ def samples_digest(samples: Sequence[Sample]) -> str:
     return hash_json([[list(sample.ids), sample.answer_start] for sample in samples])
 
 
-def check_ids(samples: Iterable[Sample], model: Any) -> None:
+def check_vocabulary(samples: Iterable[Sample], model: Any) -> None:
     """Raise DataError for a token id that is outside of a model's vocabulary, naming it and its record."""
     size = model.get_input_embeddings().weight.shape[0]
     for sample in samples:
         for one in (sample, *sample.choices):
-            if one.ids and not 0 <= min(one.ids) <= max(one.ids) < size:
-                odd = next(i for i in one.ids if not 0 <= i < size)
-                raise DataError(
-                    f"{sample.place or 'a text'} has the token id {odd}, outside the {size} entries of the model's "
-                    "vocabulary; use the tokenizer of this model"
-                )
+            check_ids(sample.place or "a text", one.ids, size)
 
 
 def check_template(template: str) -> None:

@@ -561,11 +561,11 @@ def test_token_ids_outside_of_the_vocabulary_are_named(tmp_path: Path, token: in
     calls = [lambda: quick(model, rows), lambda: nll(model, items), lambda: generated_numbers(model, None, items)]
     asked = Items([Sample((1, 2), 1, (Sample((1, token), 1),), 0, "record 1")])
     for call in (*calls, lambda: choose_by_likelihood(model, asked)):
-        with pytest.raises(DataError, match=f"record 1 has the token id {token}, outside the 100 entries"):
+        with pytest.raises(DataError, match=f"record 1 has the id {token}; the model has 0 to 99"):
             call()
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
-    with pytest.raises(DataError, match=rf"rows\.jsonl:2 has the token id {token}"):
+    with pytest.raises(DataError, match=rf"rows\.jsonl:2 has the id {token}"):
         quick(model, file)
 
 

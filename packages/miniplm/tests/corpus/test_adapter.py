@@ -254,11 +254,11 @@ def test_micro_batches_without_target_contribute_nothing_to_the_official_mean(tm
 def test_ids_that_a_model_does_not_have_are_named_with_their_row() -> None:
     source = MemoryRows([[1, 2], [3, 512], [4, -1]])
     for data in (SelectedDataset(source, [1, 0], vocabulary=512), StreamDataset(source, [1, 0], vocabulary=512)):
-        with pytest.raises(DataError, match="row 1 of in memory holds the id 512; the model has 0 to 511"):
+        with pytest.raises(DataError, match="row 1 of in memory has the id 512; the model has 0 to 511"):
             next(iter(data))
-    with pytest.raises(DataError, match="row 2 of in memory holds the id -1"):
+    with pytest.raises(DataError, match="row 2 of in memory has the id -1"):
         SelectedDataset(source, vocabulary=512)[2]
-    with pytest.raises(DataError, match="row 1 of the batch holds the id 512"):
+    with pytest.raises(DataError, match="row 1 of the batch has the id 512"):
         TrainingCollator.from_tokenizer(golden.tokenizer())([[1, 2], [3, 512]])
 
 

@@ -289,12 +289,12 @@ def test_the_tokenizer_that_packed_a_corpus_is_asked_for(tmp_path: Path) -> None
 def test_ids_that_a_tokenizer_does_not_have_are_named_with_their_row(tmp_path: Path) -> None:
     rows = MemoryRows([[5, 6], [7, 512], [8]])
     for repack in (False, True):
-        with pytest.raises(DataError, match="row 1 of in memory holds the id 512; the tokenizer has 0 to 511"):
+        with pytest.raises(DataError, match="row 1 of in memory has the id 512; the tokenizer has 0 to 511"):
             list(convert(rows, OLD, NEW, rows=[0, 1], repack=repack))
     chosen = select(np.array([0, 1, 1], np.float32), count=2)
     for format in ("jsonl", "parquet"):
-        with pytest.raises(DataError, match="row 1 of in memory holds the id 512"):
+        with pytest.raises(DataError, match="row 1 of in memory has the id 512"):
             export(chosen, rows, tmp_path / f"a.{format}", format, tokenizer=OLD)
-    with pytest.raises(DataError, match="row 1 of in memory holds the id 512"):
+    with pytest.raises(DataError, match="row 1 of in memory has the id 512"):
         export(chosen, rows, tmp_path / "shards", "shards", vocabulary=512)
     assert not list(tmp_path.glob("a.*"))

@@ -152,7 +152,7 @@ def test_rows_that_are_too_long() -> None:
 
 @pytest.mark.parametrize("wrong", [512, -1])
 def test_ids_that_the_model_does_not_know_are_named(wrong: int) -> None:
-    with pytest.raises(DataError, match=f"row 11 has the id {wrong}, but the model knows 512"):
+    with pytest.raises(DataError, match=f"row 11 has the id {wrong}; the model has 0 to 511"):
         LogLikelihood(golden.fresh("ref"), END, 64).score(arrays([[1, 2], [3, wrong]]), first=10)
 
 

@@ -37,7 +37,7 @@ class Choice:
 
 
 def split(records: Sequence[Any], *, share: float = 0.5, seed: int = 0) -> tuple[list[Any], list[Any]]:
-    """Records in two random parts, the first with ``share`` of them: for choosing, and for reporting.
+    """PlacedRecords in two random parts, the first with ``share`` of them: for choosing, and for reporting.
 
     Raises DataError where a part would be empty.
     """

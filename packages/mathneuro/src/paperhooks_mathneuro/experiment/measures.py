@@ -14,7 +14,7 @@ from paperhooks.models import evaluation_mode
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from paperhooks_mathneuro.texts import Sample, batches_by_length, check_ids
+from paperhooks_mathneuro.texts import Sample, batches_by_length, check_vocabulary
 
 __all__ = ["Items", "Scored", "choose_by_likelihood", "generated_numbers", "last_number", "nll"]
 
@@ -74,7 +74,7 @@ def generated_numbers(
 
     Nothing that a model writes is ever run; numbers are read off the text.
     """
-    check_ids(items.samples, model)
+    check_vocabulary(items.samples, model)
     found: list[bool | None] = []
     with evaluation_mode(model):
         for start in range(0, len(items.samples), batch_size):
@@ -116,7 +116,7 @@ def _answer_logprobs(
 ) -> list[tuple[float, int]]:
     """Sum of log-probabilities and number of scored tokens of every sample, in their order."""
     view = ModelView.from_model(model)
-    check_ids(samples, view.model)
+    check_vocabulary(samples, view.model)
     head = head or Head.from_model(view)
     device = getattr(model, "device", torch.device("cpu"))
     found: list[tuple[float, int]] = [(0.0, 0)] * len(samples)

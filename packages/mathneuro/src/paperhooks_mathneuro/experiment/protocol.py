@@ -31,7 +31,7 @@ from paperhooks_mathneuro.selection.ratio_sweep import check_options, sweep
 from paperhooks_mathneuro.statistics.collector import TokenScope, collect
 from paperhooks_mathneuro.statistics.statistics import Statistics
 from paperhooks_mathneuro.surgery import check_scale
-from paperhooks_mathneuro.texts import TEMPLATE, Records, check_template, needs_tokenizer, read_records
+from paperhooks_mathneuro.texts import TEMPLATE, PlacedRecords, check_template, needs_tokenizer, read_records
 
 __all__ = ["check_study", "split_texts", "study"]
 
@@ -136,8 +136,8 @@ def check_study(
 
 
 def split_texts(
-    name: str, records: Records, *, samples: int, items: int, repeats: int, scales: Sequence[float], seed: int
-) -> dict[str, Records]:
+    name: str, records: PlacedRecords, *, samples: int, items: int, repeats: int, scales: Sequence[float], seed: int
+) -> dict[str, PlacedRecords]:
     """The texts of one side in parts that share none: "pool" to identify with, "report", and "development".
 
     :param name: of the side, for messages. The others are those of :func:`study`. :raises DataError: too few texts.
@@ -154,7 +154,7 @@ def split_texts(
     return {part: records.take(rows) for part, rows in places.items()}
 
 
-def _identity(model: nn.Module, parts: Mapping[str, Mapping[str, Records]]) -> dict[str, Any]:
+def _identity(model: nn.Module, parts: Mapping[str, Mapping[str, PlacedRecords]]) -> dict[str, Any]:
     texts = {side: {part: hash_json(each) for part, each in own.items()} for side, own in parts.items()}
     return {"model": model_digest(model), "texts": texts}
 

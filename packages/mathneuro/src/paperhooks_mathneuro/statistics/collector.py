@@ -32,7 +32,7 @@ from paperhooks_mathneuro.texts import (
     TEMPLATE,
     Sample,
     batches_by_length,
-    check_ids,
+    check_vocabulary,
     needs_tokenizer,
     read_records,
     samples_digest,
@@ -112,7 +112,7 @@ def collect(
         tokenizer = find_tokenizer(inner)
     limit = getattr(view.text_config, "max_position_embeddings", None) if max_length is None else max_length
     texts = tokenized(records, tokenizer, template=template, max_length=limit, truncate=truncate)
-    check_ids(texts, inner)
+    check_vocabulary(texts, inner)
     order = (
         torch.arange(len(texts)) if samples is None else drawn(len(texts), samples, seed=seed, replacement=replacement)
     )

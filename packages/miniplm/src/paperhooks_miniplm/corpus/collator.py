@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from paperhooks import DataError
+from paperhooks.models import check_ids
 from torch import Tensor
 
 from paperhooks_miniplm.algorithm import Array, counted_inputs
-from paperhooks_miniplm.corpus.rows import check_ids, token_ids
+from paperhooks_miniplm.corpus.rows import token_ids
 
 __all__ = ["collate", "loss_mask"]
 
@@ -67,7 +68,7 @@ def collate(
     """
     cut = [token_ids(f"row {number} of the batch", row)[: max_length + 1] for number, row in enumerate(rows)]
     for number, row in enumerate(cut):
-        check_ids(f"row {number} of the batch", row, vocabulary, "the model")
+        check_ids(f"row {number} of the batch", row, vocabulary)
     width = _width(cut, max_length, pad_to)
     ids, label = (np.full((len(cut), width), pad_id, dtype=np.int64) for _ in range(2))
     real = np.zeros((len(cut), width), dtype=np.int64)

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from paperhooks.models import tokenizer_digest
+from paperhooks.models import check_ids, tokenizer_digest
 
 from paperhooks_miniplm.algorithm import Array
 from paperhooks_miniplm.corpus.documents import TextRecord
 from paperhooks_miniplm.corpus.packer import eos_of, pack_rows, packer_of, starts_with_bos, text_bytes
 from paperhooks_miniplm.corpus.record_rows import StreamRows, described, encode, vocabulary_size
 from paperhooks_miniplm.corpus.row_numbers import row_numbers, rows_digest
-from paperhooks_miniplm.corpus.rows import Row, RowSource, check_ids, check_tokenizer
+from paperhooks_miniplm.corpus.rows import Row, RowSource, check_tokenizer
 from paperhooks_miniplm.corpus.shard_files import ShardWriter
 from paperhooks_miniplm.corpus.shards import Shards
 from paperhooks_miniplm.corpus.sources import open_rows
@@ -165,7 +165,7 @@ def _read(source: RowSource, rows: Any, report: ConversionReport, vocabulary: in
     """The rows in batches, counted and checked."""
     for numbers, batch in _batches(source, rows):
         for number, row in zip(numbers, batch, strict=True):
-            check_ids(f"row {number} of {source.name}", row.ids, vocabulary)
+            check_ids(f"row {number} of {source.name}", row.ids, vocabulary, "the tokenizer")
         report.rows_in += len(batch)
         report.tokens_in += sum(len(row.ids) for row in batch)
         yield batch

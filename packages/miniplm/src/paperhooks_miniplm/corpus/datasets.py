@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from paperhooks import DataError
 from paperhooks.io import Ranks
+from paperhooks.models import check_ids
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
@@ -25,7 +26,7 @@ from paperhooks_miniplm.algorithm import IGNORED, Array, sequence_means
 from paperhooks_miniplm.corpus.collator import collate
 from paperhooks_miniplm.corpus.record_rows import StreamRows, vocabulary_size
 from paperhooks_miniplm.corpus.row_numbers import row_numbers, rows_digest
-from paperhooks_miniplm.corpus.rows import Row, RowSource, check_ids, count_rows
+from paperhooks_miniplm.corpus.rows import Row, RowSource, count_rows
 
 __all__ = ["SelectedDataset", "StreamDataset", "TrainingCollator", "sequence_mean_loss"]
 
@@ -290,7 +291,7 @@ def sequence_mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = N
 def _items(source: RowSource, numbers: list[int], vocabulary: int | None) -> list[dict[str, Tensor]]:
     found = source.read(numbers)
     for number, row in zip(numbers, found, strict=True):
-        check_ids(f"row {number} of {source.name}", row.ids, vocabulary, "the model")
+        check_ids(f"row {number} of {source.name}", row.ids, vocabulary)
     return [{"input_ids": torch.from_numpy(row.ids)} for row in found]
 
 

@@ -15,12 +15,13 @@ from paperhooks import DataError
 from paperhooks.data import Selection
 from paperhooks.errors import require
 from paperhooks.io import atomic_path, local_path, with_ending
+from paperhooks.models import check_ids
 
 from paperhooks_miniplm.algorithm import Array
 from paperhooks_miniplm.corpus.converter import text_of
 from paperhooks_miniplm.corpus.record_rows import RecordRows, StreamRows, vocabulary_size
 from paperhooks_miniplm.corpus.row_numbers import rows_digest
-from paperhooks_miniplm.corpus.rows import Row, RowSource, check_corpus, check_ids, count_rows, same_rows
+from paperhooks_miniplm.corpus.rows import Row, RowSource, check_corpus, count_rows, same_rows
 from paperhooks_miniplm.corpus.shard_files import of_corpus, write_shards
 from paperhooks_miniplm.corpus.shards import Shards
 
@@ -133,7 +134,7 @@ def _rows(selection: Selection, source: RowSource, vocabulary: int | None) -> It
     for start in range(0, len(selection), _BATCH):
         numbers = selection.rows[start : start + _BATCH].tolist()
         for number, row in zip(numbers, source.read(numbers), strict=True):
-            check_ids(f"row {number} of {source.name}", row.ids, vocabulary)
+            check_ids(f"row {number} of {source.name}", row.ids, vocabulary, "the tokenizer")
             yield number, row
 
 

@@ -20,7 +20,6 @@ __all__ = [
     "Row",
     "RowSource",
     "check_corpus",
-    "check_ids",
     "check_tokenizer",
     "count_rows",
     "same_rows",
@@ -103,13 +102,6 @@ def check_tokenizer(source: RowSource, tokenizer: Any) -> None:
             f"{source.name} was packed with the tokenizer {packed[1] or packed[0][:12]}, whose ids mean other texts to "
             f"{name}; use the tokenizer it was packed with, or convert the corpus"
         )
-
-
-def check_ids(where: str, ids: Array, size: int | None, whose: str = "the tokenizer") -> None:
-    """Raise DataError for an id below 0 or not below ``size``, saying ``where`` it stands; None checks nothing."""
-    if size is not None and len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
-        wrong = ids[(ids < 0) | (ids >= size)][0]
-        raise DataError(f"{where} holds the id {wrong}; {whose} has 0 to {size - 1}")
 
 
 def count_rows(source: RowSource) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from paperhooks import DataError, ModelView, UnsupportedModel
 from paperhooks.logprobs import Head, token_logprobs
-from paperhooks.models import evaluation_mode, last_hidden_state, view_of
+from paperhooks.models import check_ids, evaluation_mode, last_hidden_state, view_of
 from torch import Tensor, nn
 
 from paperhooks_miniplm.algorithm import IGNORED, Array, counted_inputs, negative_log_likelihood
@@ -157,7 +157,8 @@ class LogLikelihood:
         :raises DataError: an id that the model does not know, naming row and id.
         """
         numbers = range(first, first + len(rows)) if numbers is None else numbers
-        check_ids(rows, self.vocabulary, numbers)
+        for number, ids in zip(numbers, rows, strict=True):
+            check_ids(f"row {number}", ids, self.vocabulary)
         pieces, owners, cut = fitted(rows, self.max_length, self.over_long, numbers)
         nll, count = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
         sums, counts = self._all(pieces)
@@ -253,17 +254,6 @@ class LogLikelihood:
             wide, self.end, self.max_length, self.over_long, self._budget, self.sort, self.chunk, self.full_logits
         )
         return again.score(rows).nll
-
-
-def check_ids(rows: Sequence[Array], vocabulary: int, numbers: Sequence[int]) -> None:
-    """Raise DataError for an id below 0 or not below ``vocabulary``: CUDA would fail late and without a name."""
-    for number, ids in zip(numbers, rows, strict=True):
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
-            wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
-            raise DataError(
-                f"row {number} has the id {wrong}, but the model knows {vocabulary}; was the corpus made with "
-                "another tokenizer?"
-            )
 
 
 def longest_readable(view: ModelView) -> int | None:
