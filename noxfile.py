@@ -241,7 +241,8 @@ def tests(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """The trials with faults put in on purpose, with 20 kills of every work at random moments (minutes)."""
     python = development(session, "models", "model-files")
-    run(session, python, "-m", "pytest", "tests/faults", *pytest_arguments(session.posargs), env={"PAPERHOOKS_KILLS": "20"})
+    options = ["tests/faults", *pytest_arguments(session.posargs)]
+    run(session, python, "-m", "pytest", *options, env={"PAPERHOOKS_KILLS": "20"})
 
 
 @nox.session
