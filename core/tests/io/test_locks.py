@@ -89,6 +89,19 @@ def test_a_folder_that_is_removed_while_it_is_held_is_noticed(tmp_path: Path) ->
             lock.confirm()
 
 
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+def test_what_is_no_lock_is_left_alone(tmp_path: Path, kind: str) -> None:
+    own = tmp_path / ("run.lock" if kind == "file" else "own.txt")
+    own.write_text("mine")
+    if kind == "link":
+        (tmp_path / "run.lock").symlink_to(own)
+    elif kind == "folder":
+        (tmp_path / "run.lock").mkdir()
+    with pytest.raises(DataError):
+        FolderLock(tmp_path).acquire()
+    assert own.read_text() == "mine"
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file cannot be written"):

@@ -146,6 +146,14 @@ def test_the_part_of_a_killed_writer_is_used_again_and_that_of_a_living_one_is_n
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("a.txt", "one")]
 
 
+def test_a_link_in_the_place_of_the_part_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("mine")
+    (tmp_path / ".a.txt.part").symlink_to(tmp_path / "own.txt")
+    with atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("new")
+    assert ((tmp_path / "a.txt").read_text(), (tmp_path / "own.txt").read_text()) == ("new", "mine")
+
+
 def test_json_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     for raw, said in (

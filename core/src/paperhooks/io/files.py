@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import datetime
 import errno
+import functools
 import importlib.metadata
 import json
 import logging
@@ -25,6 +26,7 @@ except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "NO_LINKS",
     "PART",
     "atomic_path",
     "dotted",
@@ -47,6 +49,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _LENIENT: Final = json.JSONDecoder(strict=False)
+#: Flag of os.open for files that must not be links.
+NO_LINKS: Final = getattr(os, "O_NOFOLLOW", 0)
 #: Ending of files that are being written.
 PART: Final = ".part"
 #: What a full, failing or read-only disk says.
@@ -161,7 +165,10 @@ def _claimed(path: Path) -> tuple[int, Path]:
     """A temporary file for ``path`` that no other writer uses, empty and open."""
     usual = path.with_name(f".{path.name}{PART}")
     for _ in range(2):
-        descriptor = os.open(usual, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            descriptor = os.open(usual, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o600)
+        except OSError:  # something else has that name, or nothing can be written: the next line tells
+            break
         if try_lock(descriptor) and is_open_file(descriptor, usual):  # else another writer has just moved it
             os.ftruncate(descriptor, 0)
             return descriptor, usual
@@ -178,9 +185,14 @@ def try_lock(descriptor: int, *, exclusive: bool = True) -> bool:
         fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:  # a file system without locks
-        logger.debug("this file system has no locks: %s", error)
+    except OSError as error:
+        _warn_of_no_locks(str(error))
     return True
+
+
+@functools.cache
+def _warn_of_no_locks(said: str) -> None:
+    logger.warning("this file system has no locks (%s); see to it that one run at a time uses a folder", said)
 
 
 def is_open_file(descriptor: int, path: Path) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from paperhooks.errors import DataError
-from paperhooks.io.files import is_open_file, now, try_lock
+from paperhooks.io.files import NO_LINKS, is_open_file, now, try_lock
 from paperhooks.io.processes import launched
 
 __all__ = ["LOCK_FILE", "FolderLock"]
@@ -116,7 +116,7 @@ class FolderLock:
         deadline = time.monotonic() + _BEGIN
         while True:
             # Not cut by opening it: what it says of its holder is still needed.
-            self._descriptor = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+            self._descriptor = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666)
             try:
                 found = self._tried(self._descriptor)
             except BaseException:
@@ -134,6 +134,8 @@ class FolderLock:
         if try_lock(descriptor):
             if not self._owns(descriptor):  # removed by the one who held it before
                 return None
+            if os.fstat(descriptor).st_size and "token" not in self.holder():
+                raise DataError(f"{self.folder / LOCK_FILE} is no lock of a run; move it away, or use another folder")
             self._write({})
         elif self.holder().get("launch") != self._launch():
             time.sleep(_PAUSE)  # it may be about to write its name
