@@ -95,6 +95,7 @@ def test_counts_that_cannot_be_meant_are_refused_as_usage(site: FakeSite, cli, v
 
 
 @pytest.mark.parametrize("body", ["raise KeyboardInterrupt", "import os, signal; os.kill(os.getpid(), signal.SIGINT)"])
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_says_that_the_command_goes_on(site: FakeSite, cli, body: str) -> None:
     add(site, "one", body)
     assert cli("t-one", "go") == (130, "", "stopped; the same command goes on where this one stopped\n")

@@ -155,6 +155,7 @@ def test_a_blocked_plugin_does_not_even_import_its_package(site: FakeSite, monke
 
 
 @pytest.mark.parametrize("where", ["plugin", "method"])
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_real_interrupt_ends_the_program_also_where_a_plugin_swallows_it(site: FakeSite, where: str) -> None:
     source = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
     if where == "plugin":

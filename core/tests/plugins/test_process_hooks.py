@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 
 import pytest
@@ -155,3 +156,16 @@ def test_tasks_that_are_none_are_left_out_and_said(site: FakeSite, caplog) -> No
     }  # fmt: skip
     for said in ("'no task' is no", "None is no", "7 is no", "TaskInfo.name is 1; expected text"):
         assert said in caplog.text
+
+
+def test_in_the_background_a_hook_cannot_end_the_program_either(site: FakeSite) -> None:
+    """There Ctrl-C is ignored, so that a KeyboardInterrupt is the plugin's own."""
+    add(site, "a", "['a']")
+    add(site, "b", "(_ for _ in ()).throw(KeyboardInterrupt)")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        found = [name for name, _ in Catalog.discover().process_hooks.collect("evaluation_tasks")]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "t-a" in found
+    assert "t-b" not in found

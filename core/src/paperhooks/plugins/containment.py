@@ -95,6 +95,9 @@ _DIVERSION: Final = _Diversion()
 def _presses() -> Iterator[list[int] | None]:
     """Presses of Ctrl-C while the block runs; None where somebody else's handler takes them."""
     default = signal.default_int_handler
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script
+        yield []
+        return
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not default:
         yield None
         return

@@ -33,7 +33,8 @@ _PAUSE: Final = 0.02
 #: Run before the command itself. Linux then ends the process when the one that started it is gone, killed or not; and
 #: a process that is aborted for being late leaves no image of its memory.
 _TIED: Final = """
-import ctypes, os, resource, sys
+import ctypes, os, resource, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a run in the background passes on that it ignores Ctrl-C
 resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 15)  # PR_SET_PDEATHSIG, SIGTERM
