@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from paperhooks.errors import DataError
-from paperhooks.io import FolderLock, launched
+from paperhooks.io import FolderLock, UnitStore, launched
 from paperhooks.testing import Child, Processes
 
 HOLDS = """
@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         FolderLock(tmp_path / "file").acquire()
 
 
-def test_the_number_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert launched() == (0, 1)
@@ -118,6 +118,10 @@ def test_the_number_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(DataError, match="3 processes were launched, 2 of them on this machine"):
         launched()
+    with FolderLock(tmp_path) as lock:
+        assert lock.held, "a run folder may serve several machines; a store of units does not"
+    with pytest.raises(DataError, match="on this machine"), UnitStore(tmp_path, "x").begin({}):
+        pass
     monkeypatch.setenv("RANK", "3")
     with pytest.raises(DataError, match="RANK is 3"):
         launched()

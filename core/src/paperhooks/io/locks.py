@@ -165,7 +165,7 @@ class FolderLock:
         """What the processes of one launch have in common, and nobody else."""
         if self.launch:
             return self.launch
-        if launched()[1] < 2:
+        if launched(one_machine=False)[1] < 2:
             return self._token
         if "MASTER_PORT" in os.environ:
             names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")

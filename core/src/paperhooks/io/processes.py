@@ -11,10 +11,11 @@ from paperhooks.errors import DataError, PaperhooksError
 __all__ = ["Ranks", "launched"]
 
 
-def launched() -> tuple[int, int]:
+def launched(*, one_machine: bool = True) -> tuple[int, int]:
     """This process' index and how many there are: of torch.distributed, else of RANK and WORLD_SIZE, else 0, 1.
 
-    :raises DataError: the launch spans several machines, or the environment says what cannot be.
+    :param one_machine: refuse a launch that spans several machines.
+    :raises DataError: such a launch, or an environment that says what cannot be.
     """
     ranks = Ranks()
     if ranks.count > 1:
@@ -24,7 +25,7 @@ def launched() -> tuple[int, int]:
     if not 0 <= index < count:
         raise DataError(f"RANK is {index} and WORLD_SIZE {count}; expected 0 <= RANK < WORLD_SIZE")
     here = _environment("LOCAL_WORLD_SIZE", count)
-    if here < count:
+    if one_machine and here < count:
         raise DataError(
             f"{count} processes were launched, {here} of them on this machine; a folder of work serves the processes "
             "of one machine: start them on one, or give each machine a part of the corpus and a folder of its own"

@@ -25,6 +25,7 @@ from paperhooks.errors import DataError
 from paperhooks.io.files import dotted, local_path, now, plain, read_json, remove_leftovers, versions, write_json
 from paperhooks.io.hashing import hash_json
 from paperhooks.io.locks import FolderLock
+from paperhooks.io.processes import launched
 from paperhooks.io.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class UnitStore:
         :param about: what is to be kept beside it.
         :raises DataError: the folder holds another run, whose entries that differ are named, or is used by one.
         """
+        launched()  # refuses several machines
         wanted = plain({"schema": _SCHEMA, "kind": self.kind, **decides})
         with self._lock:
             if self._lock.first:
