@@ -59,7 +59,7 @@ def test_compress_undo_load_and_apply(tmp_path: Path) -> None:
     assert fingerprint(model) == before
     with pytest.raises(ArtefactError, match="has other values"):
         loaded.apply(tiny_llama(layers=2, seed=1))
-    with pytest.raises(ArtefactError, match="another config"):
+    with pytest.raises(ArtefactError, match="has other values"):
         loaded.apply(tiny_llama(layers=3))
 
 

@@ -87,6 +87,20 @@ def test_a_worker_of_a_run_that_was_replaced_writes_nothing(tmp_path: Path) -> N
         new.write("u", {"x": np.zeros(1)})
 
 
+def test_a_run_that_did_nothing_does_not_claim_its_folder(tmp_path: Path) -> None:
+    def fail(rows: int, write: bool) -> None:
+        with store(tmp_path).begin({"rows": rows}) as one:
+            if write:
+                one.write("u", {"x": np.zeros(1)})
+            raise KeyError(rows)
+
+    for rows in (1, 2):
+        with pytest.raises(KeyError):
+            fail(rows, write=rows == 2)
+    with pytest.raises(DataError, match="rows = 2, not 3"):
+        fail(3, write=False)
+
+
 def test_half_written_files_are_removed_by_the_next_run(tmp_path: Path) -> None:
     left = [tmp_path / ".manifest.json.part", tmp_path / "units" / ".u.safetensors.abc.part"]
     left[1].parent.mkdir()

@@ -63,9 +63,10 @@ def parsed(page: str) -> Balanced:
 
 
 def started(path: Path, **inputs: object) -> RunFolder:
-    """A run folder that was started, and given back as by a process that ended."""
+    """A run folder that was started and has left something, and was given back as by a process that ended."""
     run = RunFolder(path)
     run.start("test", inputs=inputs or {"n": 1}, seed=3)
+    (path / "left").touch()
     run.release()
     return run
 
@@ -88,6 +89,21 @@ def test_a_run_is_written_from_the_start_and_can_go_on(tmp_path: Path) -> None:
     assert saved["inputs_hash"] == hash_json({"model": "tiny", "n": 2})
     assert saved["versions"]["paperhooks"]
     assert saved["timings"]["work"] >= 0
+
+
+def test_a_run_that_failed_before_it_left_anything_does_not_claim_its_folder(tmp_path: Path) -> None:
+    def fail(n: int, leave: bool) -> None:
+        with RunFolder(tmp_path / "run") as run:
+            run.start("test", inputs={"n": n})
+            if leave:
+                (run.path / "part").touch()
+            raise KeyError(n)
+
+    for n in (1, 2):
+        with pytest.raises(KeyError):
+            fail(n, leave=n == 2)
+    with pytest.raises(DataError, match=r"inputs\.n = 2, not 3"):
+        fail(3, leave=False)
 
 
 @pytest.mark.parametrize(

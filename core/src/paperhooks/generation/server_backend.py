@@ -18,6 +18,7 @@ from paperhooks.io.harmless import error_text, redacted
 
 __all__ = ["ServerBackend"]
 
+_NO_KEY: Final = "none"
 #: After how many documents in a row without an answer a server counts as down, and after how many answers of which
 #: none could be used it counts as something else.
 _IN_A_ROW: Final = 3
@@ -64,7 +65,8 @@ class ServerBackend(Backend):
         try:
             self._client = openai.OpenAI(
                 base_url=urlunsplit(url._replace(netloc=host, query="", fragment="")) or None,
-                api_key=api_key,
+                # A local server asks for no key, and the library insists on one.
+                api_key=api_key or os.environ.get("OPENAI_API_KEY") or (_NO_KEY if url.netloc else None),
                 timeout=timeout,
                 default_query=query,
                 default_headers={"Authorization": f"Basic {login}"} if user else {},
@@ -76,7 +78,7 @@ class ServerBackend(Backend):
             *(self._client.api_key, user, unquote(user), unquote(user.partition(":")[2]), login if user else ""),
             *_secrets(query),
             *_secrets(self.parameters),
-        } - {"", None}
+        } - {"", None, _NO_KEY}
         self._answered = self._failed = self._unreached = 0
         self._reason = ""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, runtime_checka
 
 from paperhooks.errors import DataError
 from paperhooks.io.files import json_text
-from paperhooks.io.records import RecordItems, Records, open_records, read_records
+from paperhooks.io.records import HeldRecords, Record, Records, open_records, read_records
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +73,7 @@ class Corpus:
         else:
             self.name = str(source) if isinstance(source, str | Path) else "in memory"
             # What cannot be read at any place is held in memory.
-            self.source = open_records(source) or RecordItems([record for _, record in read_records(source)])
+            self.source = open_records(source) or HeldRecords(list(read_records(source)))
         try:
             self._size = len(self.source)
         except TypeError as error:
@@ -88,12 +88,15 @@ class Corpus:
         """Plain data that changes when the records change."""
         return self.source.fingerprint()
 
+    def records(self, rows: Sequence[int]) -> list[Record]:
+        """The records of the given rows as they are, each with what to call it in messages."""
+        if isinstance(self.source, TokenRows):
+            return [(f"{self.name}, row {one.row}", one.record) for one in self.examples(rows)]
+        return self.source.get(rows)
+
     def lines(self, rows: Sequence[int]) -> Iterator[str]:
         """The records of the given rows as JSON, without line ends."""
-        if isinstance(self.source, TokenRows):
-            yield from (json_text(example.record) for example in self.examples(rows))
-        else:
-            yield from (json_text(record) for _, record in self.source.get(rows))
+        yield from (json_text(record) for _, record in self.records(rows))
 
     def examples(self, rows: Sequence[int], tokenizer: Any = None) -> list[Example]:
         """The examples of the given rows; raises DataError naming the place of a malformed one."""

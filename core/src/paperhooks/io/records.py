@@ -25,6 +25,7 @@ from paperhooks.io.record_paths import decoded, form_of, opened, record_files
 from paperhooks.io.tables import table_rows
 
 __all__ = [
+    "HeldRecords",
     "Record",
     "RecordItems",
     "Records",
@@ -213,6 +214,24 @@ class RecordItems:
     def fingerprint(self) -> Any:
         """See :class:`Records`."""
         return getattr(self.items, "_fingerprint", None) or hash_json(list(self.items))
+
+
+class HeldRecords:
+    """Records that were read in order and are held in memory, with their places; see :class:`Records`."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def get(self, rows: Sequence[int]) -> list[Record]:
+        """See :class:`Records`."""
+        return [self._records[row] for row in rows]
+
+    def fingerprint(self) -> Any:
+        """See :class:`Records`."""
+        return hash_json([record for _, record in self._records])
 
 
 class _Lines:

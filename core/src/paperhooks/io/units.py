@@ -81,6 +81,7 @@ class UnitStore:
         launched()  # refuses several machines
         wanted = plain({"schema": _SCHEMA, "kind": self.kind, **decides})
         with self._lock:
+            made = not (self.folder / _MANIFEST).exists()
             if self._lock.first:
                 self.manifest = self._prepared(wanted | plain(costly()), about or {})
                 self._lock.announce({"run": self.run})
@@ -90,7 +91,12 @@ class UnitStore:
                 self._refuse({**self.manifest, **wanted})
                 if self.run != run:
                     raise self._taken()
-            yield self
+            try:
+                yield self
+            except BaseException:
+                if made and not self.names() and self._lock.first:  # nothing was done: the folder is not claimed
+                    (self.folder / _MANIFEST).unlink(missing_ok=True)
+                raise
 
     def names(self) -> list[str]:
         """Names of the units that are there, of whatever run, in order."""

@@ -114,6 +114,7 @@ def has_text(data: Any) -> bool:
         return any(has_text(part) for part in data.values())
     if isinstance(data, str | Path | Corpus):
         corpus = data if isinstance(data, Corpus) else Corpus(data)
-        return corpus.examples([0])[0].text is not None
+        ((_, first),) = corpus.records([0])
+        return isinstance(first, str) or (isinstance(first, Mapping) and first.get("input_ids") is None)
     first = data[0] if isinstance(data, Sequence) and len(data) else None
     return isinstance(first, str) or (isinstance(first, Mapping) and isinstance(first.get("text"), str))

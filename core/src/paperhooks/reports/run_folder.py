@@ -35,7 +35,7 @@ from paperhooks.io.files import (
     write_text,
 )
 from paperhooks.io.hashing import hash_json
-from paperhooks.io.locks import FolderLock
+from paperhooks.io.locks import LOCK_FILE, FolderLock
 from paperhooks.reports.blocks import Block
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = local_path(path)
         self.result: dict[str, Any] = {}
+        self._made = False
         self._lock = FolderLock(self.path)
 
     @classmethod
@@ -79,8 +80,16 @@ class RunFolder:
         self.release()
 
     def release(self) -> None:
-        """Give the folder back, finished or not; the end of a ``with`` block does so."""
+        """Give the folder back, finished or not; the end of a ``with`` block does so.
+
+        A run that failed before it had left anything does not claim the folder.
+        """
+        if self._made and self._lock.held and not self.finished and self._is_bare():
+            self.result_file.unlink(missing_ok=True)
         self._lock.release()
+
+    def _is_bare(self) -> bool:
+        return not self.result.get("results") and {f.name for f in self.path.glob("*")} <= {"result.json", LOCK_FILE}
 
     def confirm(self) -> None:
         """Raise DataError where the folder was removed or replaced since :meth:`start`."""
@@ -120,6 +129,7 @@ class RunFolder:
         self.result = {"schema": 1, "status": "running", **wanted}
         self.result |= {"started": now(), "finished": None, "versions": versions(), "timings": {}, "results": {}}
         self._write()
+        self._made = True
         return False
 
     def record(self, **results: Any) -> None:

@@ -128,10 +128,11 @@ class MathNeuro:
     @hookimpl
     def compression(self, view: ModelView, request: CompressionRequest) -> Artefact:
         """Collect the statistics of every part, select, and edit through the view's journal."""
+        ratio = self._ratio(request)  # before texts are read
         sides = self._collected(view, request)
         target, references = {_TARGET: sides.pop(_TARGET)}, sides
         selection = select(
-            view.model, target, references, ratio=self._ratio(request), reference_ratio=self.reference_ratio,
+            view.model, target, references, ratio=ratio, reference_ratio=self.reference_ratio,
             combine=self.combine, expression=self.expression, granularity=self.granularity, aggregate=self.aggregate,
             mode=self.mode, max_isolated=self.max_isolated,
         )  # fmt: skip

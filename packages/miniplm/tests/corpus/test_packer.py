@@ -220,9 +220,10 @@ def test_only_an_end_of_sequence(tmp_path: Path) -> None:
 
 
 def test_nothing_to_pack(tmp_path: Path) -> None:
-    report = pack([], golden.tokenizer(), tmp_path)
-    assert report.rows == report.tokens_in == 0
-    assert [file.name for file in tmp_path.iterdir()] == ["corpus.json"]
+    for nothing in ([], ["", "  "]):
+        with pytest.raises(DataError, match="there is no text to pack"):
+            pack(nothing, golden.tokenizer(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_report_is_stored_with_what_it_was_made_with(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -165,8 +166,11 @@ def _check_statistics(sides: Mapping[str, Statistics], mode: Mode, aggregate: Ag
 def _check_weights(model: nn.Module, sides: Mapping[str, Statistics], digest: str) -> None:
     for name, side in sides.items():
         if side.weights and side.weights != digest:
-            for _ in weights_of(model, side.matrices):  # where these are quantised or not loaded, that is the reason
-                pass
+            with contextlib.suppress(AttributeError):  # another architecture
+                for _ in weights_of(
+                    model, side.matrices
+                ):  # where these are quantised or not loaded, that is the reason
+                    pass
             raise ArtefactError(
                 f"the statistics of {name!r} come from a {side.model_class} with other weights; collect them with this "
                 "model (a set may have been applied to it: undo it), or pass force=True"

@@ -291,6 +291,8 @@ def pack(
             if progress is not None and time.monotonic() - last >= 1:
                 progress(report)
                 last = time.monotonic()
+        if not report.documents:
+            raise DataError("there is no text to pack: the documents are none, or empty")
         writer.about = {"settings": settings, "report": asdict(report), **described(tokenizer)}
         # Without the rows left out, or in another order, a row goes on elsewhere than where the one before it stopped.
         writer.about["in_packing_order"] = not shuffle and not report.duplicates
