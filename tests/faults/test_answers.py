@@ -195,6 +195,7 @@ def test_another_key_is_no_other_run(server: Server, data: Path) -> None:
         ("No idea", None),
         ("Yes, there is a dog.", "yes"),
         ("no", "no"),
+        ("Yes.<think>or so</think>", "yes"),
     ],
 )
 def test_the_answer_is_what_stands_behind_reasoning(data: Path, reply: str, wanted: str | None) -> None:

@@ -7,10 +7,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from paperhooks.data import Selection
 from paperhooks.errors import DataError
 from paperhooks.generation import ReplayBackend
-from paperhooks.io import Corpus
+from paperhooks.io import Corpus, write_json
 from paperhooks_hallucination.pope import read_questions
 from paperhooks_mathneuro import read_records
 from paperhooks_miniplm import open_rows, pack, read_documents
@@ -144,8 +146,10 @@ def test_addresses_are_no_places_to_write(tmp_path: Path, monkeypatch: pytest.Mo
     from paperhooks_miniplm import write_shards
 
     monkeypatch.chdir(tmp_path)
+    selection = Selection(np.arange(2), 3)
     for write in (lambda: write_shards([[1, 2]], "s3://b/corpus"), lambda: RunFolder("gs://b/run"),
-                  lambda: open_rows("s3://b/rows.jsonl")):  # fmt: skip
+                  lambda: open_rows("s3://b/rows.jsonl"), lambda: write_json(Path("s3://b/a.json"), 1),
+                  lambda: selection.save("gs://b/chosen")):  # fmt: skip
         with pytest.raises(DataError, match="is an address"):
             write()
     assert not list(tmp_path.iterdir())

@@ -301,3 +301,22 @@ def test_texts_are_tokenized_where_there_are_no_ids() -> None:
 
     (example,) = Corpus(["ab"]).examples([0], tokenizer)
     assert example.input_ids.tolist() == [97, 98]
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [({"input_ids": [1, 2], "image": b"raw"}, "record 0: cannot be written as JSON"),
+     ({"text": "half \ud83d"}, "record 0: character 5 is half of a surrogate pair")],
+)  # fmt: skip
+def test_records_that_cannot_be_selected_are_named_before_anything_is_scored(models, tmp_path, record, said) -> None:
+    method = LossGap()
+    with pytest.raises(DataError, match=said):
+        select(method, corpus=[record], ratio=1.0, out=tmp_path / "run", tokenizer=lambda *_, **__: {}, **models)
+    assert not method.calls
+
+
+def test_nan_and_halves_of_characters_in_other_fields_do_no_harm(models, tmp_path: Path) -> None:
+    records = [{"input_ids": [1, 2], "note": "half \ud83d", "value": float("nan")}]
+    chosen = select(LossGap(), corpus=records, ratio=1.0, out=tmp_path / "run", **models)
+    (found,) = Corpus(chosen.file).lines([0])
+    assert json.loads(found)["note"] == records[0]["note"]

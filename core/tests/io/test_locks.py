@@ -81,6 +81,18 @@ def test_who_waits_for_a_first_process_that_died_is_told(tmp_path: Path) -> None
         assert "ended before it was ready" in waits.stderr
 
 
+def test_a_fork_of_the_holder_gives_nothing_back(tmp_path: Path) -> None:
+    with FolderLock(tmp_path) as lock:
+        child = os.fork()
+        if not child:
+            lock.release()
+            os._exit(0)
+        os.waitpid(child, 0)
+        lock.confirm()
+        with pytest.raises(DataError, match="used by another run"):
+            FolderLock(tmp_path).acquire()
+
+
 def test_a_folder_that_is_removed_while_it_is_held_is_noticed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with FolderLock(folder) as lock:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from paperhooks.errors import PluginBroken
@@ -169,3 +172,11 @@ def test_in_the_background_a_hook_cannot_end_the_program_either(site: FakeSite) 
         signal.signal(signal.SIGINT, before)
     assert "t-a" in found
     assert "t-b" not in found
+
+
+def test_the_working_folder_and_the_places_of_modules_are_put_back(tmp_path: Path) -> None:
+    folder, path = os.getcwd(), list(sys.path)
+    with contained("a test"):
+        os.chdir(tmp_path)
+        sys.path.clear()
+    assert (os.getcwd(), sys.path) == (folder, path)

@@ -70,6 +70,7 @@ def test_scores_intervals_groups_and_files(model, tokenizer, data: Path, tmp_pat
         "tokens",
         "seconds",
         "error",
+        "run",
         "crc32",
     }
     assert set(rows[0]) == keys

@@ -53,6 +53,7 @@ def compress(
     """Compress a model's weights with a plugin and leave an artefact and a report."""
     from paperhooks.compression import compress as run
 
+    _refuse_other(out, "compress")
     (chosen,), records = build_methods([method]), _parts(data)
     artefact = run(load_model(model, device, dtype), chosen, data=records, target=target, out=out, seed=seed)
     say(f"{out}: {artefact}")
@@ -74,6 +75,7 @@ def select(
     from paperhooks.data.selector import select as run
     from paperhooks.io.corpus import Corpus
 
+    _refuse_other(out, "select")
     (chosen,), opened = build_methods([method]), Corpus(corpus)
     opened.examples(range(min(len(opened), _LOOKED_AT)))
     named = {"teacher": teacher, "reference": reference}
@@ -84,6 +86,14 @@ def select(
         batch_size=batch_size, seed=seed, progress=True,
     )  # fmt: skip
     say(f"{found.file}: kept {len(found)} of {found.total} examples")
+
+
+def _refuse_other(out: Path, kind: str) -> None:
+    """Raise DataError for a folder with a run of another kind, before a model is loaded for it."""
+    from paperhooks.reports.run_folder import RunFolder
+
+    if (out / "result.json").exists():
+        RunFolder.open(out, kind)
 
 
 def _parts(data: list[str]) -> Any:

@@ -140,7 +140,7 @@ def choose(
             found.append(best(own, n, budgets[name]))
         else:
             found.append(best_within(own, _costs(lengths), n, budgets[name]))
-    rows = np.sort(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
+    rows = found[0] if len(found) == 1 else np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *found]))
     kept = np.asarray(scores[rows], dtype=np.float32)
     about = {
         "ratio": ratio, "count": count, "tokens": tokens, "quota": quota, "temperature": temperature, "seed": seed,

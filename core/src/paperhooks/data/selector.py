@@ -59,7 +59,10 @@ def select(
     asked = {"ratio": ratio, **options}
     if ratio is not None and not 0 < ratio <= 1:
         raise DataError(f"ratio is {ratio}; it must be above 0 and at most 1")
+    if run.result_file.exists():  # of another kind of run: known before anything is scored
+        RunFolder.open(out, "select")
     opened, chosen = open_corpus(corpus), find_method(method)
+    list(opened.lines([0]))  # whether rows can be written is known before, too
     roles = {**(models or {}), **{k: v for k, v in (("teacher", teacher), ("reference", reference)) if v is not None}}
     if scores is None:
         scoring = {"tokenizer": tokenizer, "batch_size": batch_size, "unit_rows": unit_rows, "seed": seed}
@@ -98,7 +101,11 @@ def _finite(values: Array) -> Array:
 
 def _write(run: RunFolder, corpus: Corpus, found: Selection) -> Selection:
     file = run.path / "selected.jsonl"
-    with atomic_path(file) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as handle:
+    # Halves of characters are escaped, which in JSON is how they are written.
+    with (
+        atomic_path(file) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as handle,
+    ):
         for start in range(0, len(found), _BATCH):
             handle.writelines(f"{line}\n" for line in corpus.lines(found.rows[start : start + _BATCH].tolist()))
     return found.written(file, found.save(run.path / "selection.safetensors"))

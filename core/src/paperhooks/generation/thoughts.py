@@ -24,6 +24,7 @@ REASONING_TAGS: Final[tuple[tuple[str, str], ...]] = (
 )
 _OPENS: Final = "|".join(re.escape(begin) for begin, _ in REASONING_TAGS)
 _CLOSES: Final = "|".join(re.escape(end) for _, end in REASONING_TAGS)
+_OPEN: Final = re.compile(_OPENS, re.IGNORECASE)
 _BEGIN: Final = re.compile(rf"\s*(?:{_OPENS})", re.IGNORECASE)
 _LAST: Final = tuple(begin.lower() for begin, _ in REASONING_TAGS)
 #: One of these stands in every tag.
@@ -41,12 +42,17 @@ def split_reasoning(text: str, begun: bool = False) -> tuple[str, str]:
 
     >>> split_reasoning("<think>no cat, but a dog</think> Yes")
     ('<think>no cat, but a dog</think> ', 'Yes')
+    >>> split_reasoning("Yes.<think>or so</think>")
+    ('', 'Yes.<think>or so</think>')
     >>> split_reasoning("a tag such as <think> may be spoken of")
     ('', 'a tag such as <think> may be spoken of')
     """
     if not begun and not any(sign in text for sign in _SIGNS):
         return "", text
     end = max((found.end() for found in _END.finditer(text)), default=0)
+    opening = _OPEN.search(text)
+    if opening is not None and text[: opening.start()].strip() and not begun and not text[end:].strip():
+        return "", text  # the answer came first, and reasoning, or talk of a tag, behind it
     if _BEGIN.match(text, end) or (begun and not end):
         end = len(text)
     return text[:end], text[end:]

@@ -5,13 +5,14 @@ A record is a string, or an object with ``text`` (a string) or ``input_ids`` (a 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, runtime_checkable
 
 from paperhooks.errors import DataError
-from paperhooks.io.files import json_text
+from paperhooks.io.files import plain
 from paperhooks.io.records import HeldRecords, Record, Records, open_records, read_records
 
 if TYPE_CHECKING:
@@ -96,7 +97,11 @@ class Corpus:
 
     def lines(self, rows: Sequence[int]) -> Iterator[str]:
         """The records of the given rows as JSON, without line ends."""
-        yield from (json_text(record) for _, record in self.records(rows))
+        for where, record in self.records(rows):
+            try:
+                yield json.dumps(record, ensure_ascii=False, default=_plain)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise DataError(f"{where}: cannot be written as JSON: {error}") from error
 
     def examples(self, rows: Sequence[int], tokenizer: Any = None) -> list[Example]:
         """The examples of the given rows; raises DataError naming the place of a malformed one."""
@@ -105,6 +110,12 @@ class Corpus:
             return [_of_ids(number, row) for number, row in zip(rows, found, strict=True)]
         records = self.source.get(rows)
         return [_of_record(row, where, record, tokenizer) for row, (where, record) in zip(rows, records, strict=True)]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError("it holds bytes, such as those of an image")
+    return plain(value)
 
 
 def _of_ids(number: int, row: Any) -> Example:
@@ -133,6 +144,11 @@ def _check_record(where: str, text: object, ids: object) -> None:
         raise DataError(f"{where}: has neither 'text' nor 'input_ids'")
     if text is not None and not isinstance(text, str):
         raise DataError(f"{where}: 'text' is {type(text).__name__}, not a string")
+    if isinstance(text, str):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{where}: character {error.start} is half of a surrogate pair; write it anew") from error
     integers = isinstance(ids, list) and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids)
     if ids is not None and not integers:
         raise DataError(f"{where}: 'input_ids' must be a list of non-negative integers")

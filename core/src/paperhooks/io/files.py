@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -49,6 +50,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _LENIENT: Final = json.JSONDecoder(strict=False)
+#: How an address looks once it was taken for a path.
+_ADDRESS: Final = re.compile(r"(?:hub:|[a-z][a-z0-9+.-]+:/)")
 #: Flag of os.open for files that must not be links.
 NO_LINKS: Final = getattr(os, "O_NOFOLLOW", 0)
 #: Ending of files that are being written.
@@ -88,9 +91,9 @@ def plain(value: Any) -> Any:
         return sorted((plain(item) for item in value), key=repr)
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    item = getattr(value, "item", None)  # a numpy or torch scalar
-    if callable(item) and getattr(value, "ndim", None) == 0:
-        return plain(item())
+    listed = getattr(value, "tolist", None)  # of numpy or torch
+    if callable(listed) and getattr(value, "ndim", None) is not None:
+        return plain(listed())
     return value.isoformat() if isinstance(value, datetime.date) else str(value)
 
 
@@ -118,12 +121,12 @@ def with_ending(path: str | Path, ending: str) -> Path:
 
 
 def local_path(path: str | Path) -> Path:
-    """A path on this machine; raises DataError for an address such as ``s3://...``, which no path is."""
+    """A path on this machine; raises DataError for nothing, and for an address such as ``s3://...``, which is none."""
     text = os.fspath(path)
-    if "://" in text or text.startswith(("s3:/", "gs:/", "hub:")):
-        raise DataError(
-            f"{text} is an address; expected a folder or file on this machine, and copy it there afterwards"
-        )
+    if not text.strip():
+        raise DataError("a path is empty; name a file or folder")
+    if "://" in text or _ADDRESS.match(text):
+        raise DataError(f"{text} is an address; name a folder or file on this machine, and copy it there afterwards")
     return Path(path)
 
 
@@ -134,6 +137,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The file of a process that was killed has the same name and is used again by the next one. Raises DataError where
     nothing can be written, such as below a file, in a folder of another user or on a full disk; the old file stays.
     """
+    local_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():

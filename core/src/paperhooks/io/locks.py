@@ -40,6 +40,7 @@ class FolderLock:
         self.folder, self.launch = Path(folder), launch
         self._token = uuid.uuid4().hex
         self._descriptor: int | None = None
+        self._process = 0
         self.first = False
 
     @property
@@ -54,17 +55,17 @@ class FolderLock:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.first = self._acquire()
+            self.first, self._process = self._acquire(), os.getpid()
         except OSError as error:
             raise DataError(f"{self.folder} cannot be written: {error.strerror or error}") from error
         return self.first
 
     def release(self) -> None:
-        """Give the folder back; the last process to do so removes the file."""
+        """Give the folder back; the last process to do so removes the file. A fork of the holder gives nothing back."""
         if self._descriptor is None:
             return
         descriptor, self._descriptor = self._descriptor, None
-        if self._owns(descriptor) and try_lock(descriptor):
+        if self._process == os.getpid() and self._owns(descriptor) and try_lock(descriptor):
             with contextlib.suppress(OSError):
                 (self.folder / LOCK_FILE).unlink()
         os.close(descriptor)

@@ -110,7 +110,7 @@ def from_hub(name: str, *, streaming: bool = True) -> Any:
     """
     load_dataset = require("datasets", "paperhooks[data]", "to read datasets of the hub").load_dataset
     parts = name.removeprefix(_HUB).split(":")
-    if len(parts) not in (2, 3):
+    if len(parts) not in (2, 3) or not all(parts):
         raise DataError(f"{name} names no split; write hub:NAME:SPLIT or hub:NAME:CONFIG:SPLIT")
     dataset, *config, split = parts
     try:
@@ -279,6 +279,10 @@ class _Table:
             self._parquet = parquet.ParquetFile(file)
         except (ArrowException, OSError) as error:
             raise DataError(f"{file} cannot be read: {error}; copy it again") from error
+        names = self._parquet.schema_arrow.names
+        twins = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if twins:
+            raise DataError(f"{file} has several columns {twins[0]!r}; give each a name of its own")
         metadata = self._parquet.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts: list[int] = list(accumulate(sizes, initial=0))
@@ -320,7 +324,7 @@ class _Table:
         return self._table.slice(row - self._starts[group], 1).to_pylist()[0]
 
     def fingerprint(self) -> Any:
-        return file_digest(self.file)
+        return file_digest(self.file, whole=True)
 
 
 class _Joined:

@@ -37,7 +37,7 @@ def contained(what: str) -> Iterator[None]:
     timer.start()
     with _presses() as pressed:
         try:
-            with _DIVERSION:
+            with _DIVERSION, _places():
                 yield
         except BaseException as error:
             if isinstance(error, Exception) or (isinstance(error, KeyboardInterrupt) and pressed is None):
@@ -47,6 +47,20 @@ def contained(what: str) -> Iterator[None]:
             timer.cancel()
             if pressed:
                 raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _places() -> Iterator[None]:
+    """Puts the working folder and the places of modules back where the code has changed them."""
+    folder, path = os.getcwd(), list(sys.path)
+    try:
+        yield
+    finally:
+        if not set(path) <= set(sys.path):
+            sys.path[:] = path
+        with contextlib.suppress(OSError):
+            if os.getcwd() != folder:
+                os.chdir(folder)
 
 
 class _Diversion:

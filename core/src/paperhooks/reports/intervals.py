@@ -133,6 +133,7 @@ def paired_p(differences: Sequence[float] | np.ndarray[Any, Any], *, seed: int =
     values = np.asarray(differences, dtype=np.float64)
     if not len(values) or not np.isfinite(values).all() or resamples < 1:
         raise ValueError(f"{len(values)} differences and {resamples} flips make no test; give finite numbers, and some")
+    values = values / (np.abs(values).max() or 1.0)  # sums of large numbers would be infinite
     # The sum of squares is the same under every flip, so that the studentised mean grows with the size of the sum.
     # What rounding adds to sums must not part those that are equal.
     least = abs(values.sum()) - 1e-12 * np.abs(values).sum()

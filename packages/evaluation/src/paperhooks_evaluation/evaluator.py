@@ -184,7 +184,7 @@ def rescore(
         documents = read_documents(checked_file(run, "documents.jsonl"))
         kept = known["reasoning"]["kept"] if keep_reasoning is None else keep_reasoning
         plan = Plan(name, loaded, chosen, known["data"]["source"], documents, documents, known["data"], kept)
-        file = SampleFile(run.path)
+        file = SampleFile(run.path, run.result["inputs_hash"])
         file.require_all(documents)
         return _finish(plan, run, file, known["about"], report, writes=True)
 
@@ -257,7 +257,7 @@ def _ask(
     plan: Plan, backend: Backend, run: RunFolder, options: AskOptions, shard: tuple[int, int] | None,
     batch: tuple[int, int], observers: Sequence[Any], progress: bool,
 ) -> SampleFile:  # fmt: skip
-    file = SampleFile(run.path, shard)
+    file = SampleFile(run.path, run.result["inputs_hash"], shard)
     _refuse_unknown(file, plan)
     mine = share(plan.wanted, shard)
     answered = sum(file.answered(document) for document in mine)

@@ -71,6 +71,8 @@ class Plan:
     ) -> Plan:  # fmt: skip
         """Load the task and the data; raises what either of them raises, and DataError for an unknown group or mode."""
         name, loaded = load_task(task, options)
+        if not source.strip():
+            raise DataError(f"the task {name!r} needs data; name its folder, file or hub data set")
         documents = checked_documents(name, loaded.documents(source))
         about = {
             "source": source,

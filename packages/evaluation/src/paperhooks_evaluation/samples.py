@@ -24,7 +24,7 @@ from paperhooks_evaluation.task import Document
 __all__ = ["SampleFile", "document_hash", "prompt_hash", "read_documents", "sample_row", "write_documents"]
 
 #: What every row has; another file is none of ours.
-_KEYS: Final = ("id", "group", "doc_hash", "prompt_hash", "reply", "error")
+_KEYS: Final = ("id", "group", "doc_hash", "prompt_hash", "reply", "error", "run")
 _NAME: Final = re.compile(r"samples(-\d+-of-\d+)?\.jsonl")
 
 
@@ -66,15 +66,15 @@ def sample_row(
 
 
 class SampleFile:
-    """The rows of one run by document id.
+    """The rows of one run by document id; ``run`` is the hash of what determines its responses.
 
     Reads the files of all shares in the folder and appends to that of ``shard`` (index and count). Reading changes
     nothing; a torn last line, left by a kill, goes with the first row that is appended.
     """
 
-    def __init__(self, folder: Path, shard: tuple[int, int] | None = None) -> None:
+    def __init__(self, folder: Path, run: str, shard: tuple[int, int] | None = None) -> None:
         name = "samples.jsonl" if shard is None else f"samples-{shard[0]}-of-{shard[1]}.jsonl"
-        self.path = folder / name
+        self.path, self.run = folder / name, run
         self.rows: dict[str, dict[str, Any]] = {}
         self._log = AppendLog(self.path, _KEYS, ("seconds",))
         self.reload()
@@ -84,6 +84,11 @@ class SampleFile:
         self.rows = {}
         for path in sorted(path for path in self.path.parent.glob("samples*.jsonl") if _NAME.fullmatch(path.name)):
             for row in AppendLog(path, _KEYS).read():
+                if row["run"] != self.run:
+                    raise DataError(
+                        f"{path} holds a response to {row['id']!r} of another run; use another folder, or force_new to "
+                        "begin anew"
+                    )
                 if not row["error"] or self.rows.get(row["id"], row)["error"]:
                     self.rows[row["id"]] = row
 
@@ -118,7 +123,7 @@ class SampleFile:
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows and force them to the disk."""
-        made = [dict(row) for row in rows]
+        made = [{**row, "run": self.run} for row in rows]
         self._log.append(made)
         self.rows |= {row["id"]: row for row in made}
 
