@@ -122,6 +122,7 @@ def test_what_is_cheap_is_checked_before_a_model_is_loaded(files: Path, tmp_path
     (tmp_path / "text.safetensors").write_text("none")
     with UnitStore(tmp_path / "other", "likelihoods").begin({}), RunFolder(tmp_path / "another") as other:
         other.start("compress", inputs={})
+        other.finish()
     study = ("study", "nowhere", "--target", maths, "--reference", prose, "--out")
     for code, words, *arguments in (
         (1, "table.csv:2: has 3 cells", "collect", "nowhere", table, "--out", tmp_path),
