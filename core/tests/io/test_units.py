@@ -204,8 +204,7 @@ def test_items_come_in_order_with_one_made_ahead_and_errors_in_their_place() -> 
 
 
 def test_who_stops_early_leaves_no_thread_behind() -> None:
-    before = threading.active_count()
     for item in ahead(iter(range(10**9))):
         if item > 3:
             break
-    assert threading.active_count() == before
+    assert not [thread for thread in threading.enumerate() if thread.name == "paperhooks-ahead"]
