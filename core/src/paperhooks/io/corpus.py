@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, runtime_checkable
 
@@ -86,7 +87,11 @@ class Corpus:
         return self._size
 
     def fingerprint(self) -> Any:
-        """Plain data that changes when the records change."""
+        """Plain data that changes when the records change; taken once, since all of them may have to be read."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> Any:
         return self.source.fingerprint()
 
     def records(self, rows: Sequence[int]) -> list[Record]:
