@@ -25,8 +25,8 @@ from paperhooks.hooks.specs import PROJECT
 from paperhooks.io.corpus import Corpus, CorpusSource, Example
 from paperhooks.io.files import local_path, plain
 from paperhooks.io.hashing import model_digest
-from paperhooks.io.tensors import read_tensors, write_tensors
-from paperhooks.io.units import UnitStore, read_manifest
+from paperhooks.io.tensors import write_tensors
+from paperhooks.io.units import UnitStore, read_result
 from paperhooks.models.forward import evaluation_mode
 from paperhooks.models.tokenizers import tokenizer_digest
 from paperhooks.plugins.installed import catalog
@@ -141,10 +141,7 @@ def read_scores(scores: str | Path | Tensor, corpus: Corpus) -> Tensor:
         values = scores.detach().float().cpu().reshape(-1)
     else:
         folder = local_path(scores)
-        manifest = read_manifest(folder, KIND)
-        header, tensors = read_tensors(folder / "scores.safetensors", "scores; run paperhooks.score first")
-        if header.get("run") != manifest["run"]:
-            raise DataError(f"{folder} holds scores of another run; score the corpus again in a new folder")
+        manifest, tensors = read_result(folder, KIND, "scores.safetensors", "scores; run paperhooks.score first")
         if manifest["corpus"] != plain(corpus.fingerprint()):
             raise DataError(f"{folder} holds scores of another corpus than {corpus.name}; name the one that was scored")
         values = tensors["scores"]

@@ -57,3 +57,4 @@ from .units import UnitStore as UnitStore
 from .units import ahead as ahead
 from .units import differences as differences
 from .units import read_manifest as read_manifest
+from .units import read_result as read_result

@@ -31,7 +31,7 @@ from paperhooks.io.tensors import read_tensors, write_tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["UnitStore", "ahead", "differences", "read_manifest"]
+__all__ = ["UnitStore", "ahead", "differences", "read_manifest", "read_result"]
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +182,19 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
     if found.get("run") != hash_json(decides):
         raise DataError(f"{file} was changed after it was written; use another folder")
     return found
+
+
+def read_result(folder: str | Path, kind: str, file: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The manifest of a folder of units, and the tensors of a file beside them that holds the result of its run.
+
+    :param what: what the file should hold, for messages.
+    :raises DataError: there is none, it was cut or changed, or it is of another run.
+    """
+    manifest = read_manifest(folder, kind)
+    header, tensors = read_tensors(Path(folder) / file, what)
+    if header.get("run") != manifest["run"]:
+        raise DataError(f"{folder} holds scores of another run; score the corpus again in a new folder")
+    return manifest, tensors
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 from paperhooks import DataError
-from paperhooks.io import UnitStore, read_manifest, read_tensors
+from paperhooks.io import UnitStore, read_result
 
 from paperhooks_miniplm.algorithm import Array, per_unit
 
@@ -94,10 +94,7 @@ class Scores:
 
         :raises DataError: there are none, or they were cut or changed since they were written.
         """
-        manifest = read_manifest(path, KIND)
-        header, tensors = read_tensors(Path(path) / FILE, "merged scores; score the corpus to its end")
-        if header.get("run") != manifest["run"]:
-            raise DataError(f"{path} holds scores of another run; score the corpus again in a new folder")
+        manifest, tensors = read_result(path, KIND, FILE, "merged scores; score the corpus to its end")
         return cls(**columns_of(tensors), manifest=manifest)
 
 
