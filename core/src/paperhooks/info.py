@@ -27,6 +27,11 @@ Write: TypeAlias = Literal["tokens", "positions", "objective", "weights"]
 #: Which decoder layers a method acts on: all, those with attention, given indices, or a predicate on the site.
 LayerSelector: TypeAlias = Literal["all", "attention"] | Sequence[int] | Callable[[Any], bool]
 
+Parallel: TypeAlias = Literal["ddp", "fsdp2", "tp", "cp", "offload"]
+
+#: The ways of spreading a model that a method may declare: see :attr:`paperhooks.models.Spread.kinds`.
+PARALLEL: Final[tuple[Parallel, ...]] = ("ddp", "fsdp2", "tp", "cp", "offload")
+
 WRITES: Final[frozenset[str]] = frozenset({"tokens", "positions", "objective", "weights"})
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -50,7 +55,12 @@ class Traits:
         prompts fed in chunks.
     training, compile
         Gradients through the method are right; ``torch.compile`` of an attached model works with ``fullgraph=True``.
-    devices, dtypes, attention, parallel
+    parallel
+        Spread models that the method is right on: ``"ddp"``, ``"fsdp2"``, ``"tp"`` (tensor parallelism), ``"cp"``
+        (context and sequence parallelism), ``"offload"``. Others are refused.
+    shared_work
+        The method's own work (scoring, collecting) is dealt out among the processes of a launch.
+    devices, dtypes, attention
         What the test suite ran on, for the registry. They refuse nothing.
 
     Raises ValueError naming a field whose value cannot be meant.
@@ -67,7 +77,8 @@ class Traits:
     devices: tuple[str, ...] = ("cpu",)
     dtypes: tuple[str, ...] = ("float32",)
     attention: tuple[str, ...] = ("eager", "sdpa")
-    parallel: tuple[str, ...] = ()
+    parallel: tuple[Parallel, ...] = ()
+    shared_work: bool = False
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {"layers": _layers(self.layers), "writes": frozenset(_words("writes", self.writes))}
@@ -76,6 +87,9 @@ class Traits:
             raise ValueError(f"Traits.writes has unknown entries {unknown}; allowed are {sorted(WRITES)}")
         checked |= {name: flag(f"Traits.{name}", getattr(self, name)) for name in MODES}
         checked |= {name: tuple(_words(name, getattr(self, name))) for name in _LISTS}
+        unknown = sorted(set(checked["parallel"]) - set(PARALLEL))
+        if unknown:
+            raise ValueError(f"Traits.parallel has unknown entries {unknown}; allowed are {list(PARALLEL)}")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
@@ -98,7 +112,7 @@ def _words(name: str, value: Any, of: str = "Traits") -> list[str]:
 
 
 #: The modes of :class:`Traits` that are plain yes/no declarations, in the order the registry lists them.
-MODES: Final = ("training", "compile", "beams", "assisted", "static_cache", "chunked_prefill")
+MODES: Final = ("training", "compile", "beams", "assisted", "static_cache", "chunked_prefill", "shared_work")
 #: Those that list words.
 _LISTS: Final = ("devices", "dtypes", "attention", "parallel")
 

@@ -242,7 +242,7 @@ class Wrong:
 
     result: Any
     hook: str
-    traits = Traits()
+    traits = Traits(parallel=("ddp",))
 
     @hookimpl
     def compute_loss(self, context):

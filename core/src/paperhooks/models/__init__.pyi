@@ -11,6 +11,8 @@ from .forward import view_of as view_of
 from .images import GridPart as GridPart
 from .images import ImageSpan as ImageSpan
 from .images import image_runs as image_runs
+from .spread import Spread as Spread
+from .spread import spread_of as spread_of
 from .tokenizers import check_ids as check_ids
 from .tokenizers import find_tokenizer as find_tokenizer
 from .tokenizers import tokenizer_digest as tokenizer_digest

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from paperhooks import compat
 from paperhooks.errors import UnsupportedModel
 from paperhooks.models.images import ImageSpan, fixed_side, image_layouts, image_runs, split_run
+from paperhooks.models.spread import Spread, spread_mark, spread_of
 from paperhooks.models.storage import onloaded
 from paperhooks.models.wrappers import running_model
 
@@ -57,6 +58,7 @@ class ModelView:
     compact_loss: bool = field(default=False, repr=False)
     writer: str = field(default="", repr=False)  # the method that weight edits are booked to
     _journal: WeightJournal | None = field(default=None, repr=False)
+    _spreads: dict[object, Spread] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_model(cls, model: nn.Module) -> ModelView:
@@ -89,7 +91,18 @@ class ModelView:
 
     def __getstate__(self) -> dict[str, object]:
         # What a session will undo belongs to the original alone, not to a copy of an attached model.
-        return {**self.__dict__, "deferred": [], "_journal": None}
+        return {**self.__dict__, "deferred": [], "_journal": None, "_spreads": {}}
+
+    @property
+    def spread(self) -> Spread:
+        """How the model is spread over processes and devices now: read anew after it was wrapped, sharded or offloaded.
+
+        :raises UnsupportedModel: it is spread in a way that nobody has run.
+        """
+        mark = spread_mark(self.model, self.layers)
+        if mark not in self._spreads:
+            self._spreads[mark] = spread_of(self.model)
+        return self._spreads[mark]
 
     @property
     def attention_kernel(self) -> str:

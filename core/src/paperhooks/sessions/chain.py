@@ -67,3 +67,6 @@ class Owner(Protocol):
 
     def close(self) -> None:
         """Undo everything."""
+
+    def meet(self, training: bool) -> None:
+        """The model is called for the first time since it was spread otherwise, with or without training."""

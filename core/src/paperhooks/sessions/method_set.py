@@ -17,7 +17,7 @@ import pluggy
 from paperhooks.errors import PluginConflict, PluginIncompatible, did_you_mean
 from paperhooks.hooks.call import Site
 from paperhooks.hooks.specs import CHAINED, PROJECT, OfflineHooks, RuntimeHooks
-from paperhooks.info import Traits
+from paperhooks.info import PARALLEL, Traits
 from paperhooks.models.view import ModelView
 from paperhooks.sessions.chain import Chain
 
@@ -100,6 +100,18 @@ class MethodSet:
         Without the layer selector, which may be a lambda: the guards stay on copies and in pickles of the model.
         """
         return tuple((n, dataclasses.replace(traits_of(self.methods[n]), layers="all")) for n in self.in_forward())
+
+    def traits(self) -> dict[str, Traits]:
+        """Every method's declarations, by its name."""
+        return {name: traits_of(method) for name, method in self.methods.items()}
+
+    def spreads(self) -> list[str]:
+        """How a model may be spread for all methods alike."""
+        return [kind for kind in PARALLEL if all(kind in each.parallel for each in self.traits().values())]
+
+    def words(self) -> dict[str, str]:
+        """Every method with its options as a text that is equal in all processes."""
+        return {name: _options_text(name, method) for name, method in self.methods.items()}
 
     def implementations(self, hook: str) -> tuple[Implementation, ...]:
         """The implementations of ``hook`` in call order.
@@ -229,6 +241,20 @@ def traits_of(method: Method) -> Traits:
             f"{type(traits).__name__}"
         )
     return traits
+
+
+def _options_text(name: str, method: Method) -> str:
+    """Options that are plain values; what else a method holds is different in every process."""
+    fields = [f.name for f in dataclasses.fields(method)] if dataclasses.is_dataclass(method) else sorted(vars(method))
+    values = {field: getattr(method, field, None) for field in fields if not field.startswith("_")}
+    plain = [f"{field}={value!r}" for field, value in values.items() if _plain(value)]
+    return f"{name}({', '.join(plain)})"
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _manager(methods: dict[str, Method]) -> pluggy.PluginManager:

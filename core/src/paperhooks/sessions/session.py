@@ -25,12 +25,13 @@ from paperhooks.hooks.inputs import shape_text
 from paperhooks.hooks.specs import LOSS_HOOKS
 from paperhooks.models.view import ModelView
 from paperhooks.models.wrappers import running_model
+from paperhooks.sessions.agreement import Agreement
 from paperhooks.sessions.chain import Flags
 from paperhooks.sessions.installer import Installer
 from paperhooks.sessions.method_set import Implementation, Method, MethodSet
 from paperhooks.sessions.removal import open_session, own_hooks, strip_hooks
 from paperhooks.sessions.threads import in_stack, still_inside
-from paperhooks.sessions.torch_hooks import ModelEnter
+from paperhooks.sessions.torch_hooks import ModelEnter, ModelExit
 from paperhooks.sessions.undo import UndoStack
 from paperhooks.sessions.versions import warn_untested
 
@@ -75,6 +76,8 @@ class Session:
         self._set = methods
         self._flags = Flags()
         self._undo = UndoStack()
+        self._agreement = Agreement(methods.words())
+        self._watched = False
         self._installer = Installer(self.view, methods, self._flags, self._undo)
         #: Methods whose teardown is still to run, in the order of their setup.
         self._begun: list[str] = []
@@ -84,6 +87,7 @@ class Session:
 
     def _open(self) -> None:
         try:
+            self.view.spread.check(self._set.traits())
             in_forward = bool(self._set.in_forward())
             names = keyword_parameters(self.view.model) if in_forward else ()
             # First of all and undone last: by it a session whose opening or closing was interrupted can be found.
@@ -123,7 +127,9 @@ class Session:
     def describe(self) -> str:
         """A table of decoder layers against methods: which hooks run where. One line a run of equal layers."""
         state = "closed" if self.closed else "attached"
-        return f"{type(self.view.model).__name__} ({self.view.family}), {state}\n{self._set.table(self.view)}"
+        spread = f"{self.view.spread}; declared: {', '.join(self._set.spreads()) or 'plain models only'}"
+        head = f"{type(self.view.model).__name__} ({self.view.family}), {state}\nspread: {spread}"
+        return f"{head}\n{self._set.table(self.view)}"
 
     @contextlib.contextmanager
     def trace(self) -> Iterator[None]:
@@ -147,6 +153,24 @@ class Session:
     def runs_in_forward(self) -> bool:
         """Whether any method has hooks inside the forward."""
         return bool(self._set.in_forward())
+
+    def meet(self, training: bool) -> None:
+        """Check how the model is spread now, and agree with the ranks that call it in step. Core calls it.
+
+        :param training: whether the model is called in training mode with gradient.
+        :raises UnsupportedModel: a method has not declared the way in which the model is spread.
+        :raises PluginConflict: other ranks of the model have attached something else.
+        """
+        spread = self.view.spread
+        spread.check(self._set.traits())
+        if len(spread.group) > 1 and not self._watched:
+            self._watched = True
+            self._installer.hook(self.view.model, "forward", ModelExit(self._agreement.fail), always=True)
+        self._agreement.meet(spread, training)
+
+    def fail(self, error: BaseException) -> None:
+        """Let the ranks that call the model in step learn of ``error``, or note on it which rank failed before."""
+        self._agreement.fail(error)
 
     def note_asked(self) -> None:
         """A training loop has asked for the loss with this session's hooks."""
@@ -174,6 +198,7 @@ class Session:
         if self.closed:
             return False
         self._wait_for_calls()
+        self._agreement.end()
         with _LOCK:
             if self.closed:
                 return False
@@ -242,6 +267,7 @@ class Session:
         if exc is None:
             self.close()
             return
+        self._agreement.explain(exc)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:

@@ -6,8 +6,10 @@ arguments back. They are ordinary forward hooks; a copy of an attached model car
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +28,7 @@ from paperhooks.compat import (
 from paperhooks.errors import HookError, UnsupportedModel
 from paperhooks.hooks.call import CALL, OWN_ARGUMENTS, Call, Site
 from paperhooks.hooks.inputs import DecoderInputs, LayerInputs, shape_text
+from paperhooks.models.spread import spread_mark
 from paperhooks.sessions.chain import Chain, Flags, Function, Hook, Owner
 from paperhooks.sessions.followed_tokens import follow
 from paperhooks.sessions.layer_check import check_layer_call, unknown_call
@@ -38,7 +41,16 @@ if TYPE_CHECKING:
     from paperhooks.models.view import ModelView
     from paperhooks.sessions.generate_guard import GuardedGenerate
 
-__all__ = ["CompactLoss", "DecoderEnter", "DecoderExit", "LayerEnter", "LayerExit", "ModelEnter", "TrainingWatch"]
+__all__ = [
+    "CompactLoss",
+    "DecoderEnter",
+    "DecoderExit",
+    "LayerEnter",
+    "LayerExit",
+    "ModelEnter",
+    "ModelExit",
+    "TrainingWatch",
+]
 
 
 def named_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -53,11 +65,14 @@ class ModelEnter(Hook):
     inside the forward leaves every call as it is (``starts`` False). A second one stands on the model without its head,
     which some callers use directly; inside a call of the whole model it finds the Call and does nothing. A call that
     begins while the session is being closed runs without it, unless it belongs to a ``generate`` under way.
+
+    Before a call of a model that was wrapped, sharded or offloaded since the last one the session has its say.
     """
 
     def __init__(
         self, view: ModelView, names: tuple[str, ...], session: Owner | None, starts: bool, flags: Flags
     ) -> None:
+        self.mark: object = None
         self.guard: GuardedGenerate | None = None  # known once the model's generate is guarded
         self.view = view
         self.names = names
@@ -66,7 +81,7 @@ class ModelEnter(Hook):
         self.flags = flags
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "session": None}
+        return {**self.__dict__, "session": None, "mark": None}
 
     def _began_before(self, module: nn.Module) -> bool:
         """Whether a forward without notes belongs to a ``generate`` that began before: it ends as it began."""
@@ -75,6 +90,12 @@ class ModelEnter(Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.flags.closing and not (self.guard is not None and self.guard.inside()):
             return None
+        if self.session is not None and not torch.compiler.is_compiling():
+            training = module.training and torch.is_grad_enabled()
+            mark = training, *spread_mark(module, self.view.layers)
+            if mark != self.mark:
+                self.session.meet(training)
+                self.mark = mark
         if module.training and torch.is_grad_enabled():
             self.flags.trained = True
             if self.starts and not SAFE_CHECKPOINTING and any(map(checkpointed, self.view.layers)):
@@ -323,6 +344,24 @@ class DecoderExit(Hook):
         if self.entries:
             raise unknown_call(module, "it returns a cache that it handed to none of its layers under a known name")
         call.settle(cache)
+
+
+class ModelExit(Hook):
+    """Forward hook of a model that ranks call in step, called after errors: lets them learn of this rank's error."""
+
+    def __init__(self, fail: Callable[[BaseException], None]) -> None:
+        self.fail = fail
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"fail": _alone}
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if output is None and (error := sys.exc_info()[1]) is not None:
+            self.fail(error)
+
+
+def _alone(error: BaseException) -> None:
+    """Nobody is told: a copy of a model is in no session."""
 
 
 class TrainingWatch(Hook):

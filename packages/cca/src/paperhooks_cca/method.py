@@ -80,6 +80,7 @@ class CCA:
         assisted=True,
         training=True,
         dtypes=("float32", "bfloat16", "float16"),
+        parallel=("ddp", "fsdp2", "tp", "offload"),
     )
 
     def __post_init__(self) -> None:

@@ -246,7 +246,7 @@ def test_the_model_is_left_as_it_was_also_after_an_error() -> None:
 
 
 class _Idle:
-    traits = paperhooks.Traits()
+    traits = paperhooks.Traits(parallel=("ddp", "fsdp2", "tp"))
 
     @paperhooks.hookimpl
     def post_layer(self, hidden_states):

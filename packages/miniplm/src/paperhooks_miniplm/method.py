@@ -64,7 +64,9 @@ class MiniPLM:
     batch_tokens: int | None = None
     chunk: int = 512
 
-    traits: ClassVar[Traits] = Traits(dtypes=("float32", "bfloat16", "float16"))
+    traits: ClassVar[Traits] = Traits(
+        dtypes=("float32", "bfloat16", "float16"), parallel=("ddp", "fsdp2", "tp", "offload"), shared_work=True
+    )
     _known: dict[str, LogLikelihood] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -100,6 +100,7 @@ class PyramidDrop:
         assisted=True,
         training=True,
         dtypes=("float32", "bfloat16", "float16"),
+        parallel=("ddp", "fsdp2", "tp", "offload"),
     )
 
     def __post_init__(self) -> None:

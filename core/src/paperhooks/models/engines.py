@@ -1,0 +1,93 @@
+"""What torch.distributed, accelerate and transformers leave on a model that they spread: the names to know it by."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = [
+    "active_replicator",
+    "dealt_sequence",
+    "flat_sharded",
+    "fully_sharded",
+    "is_spread",
+    "leave_groups",
+    "meshes",
+    "offloads",
+    "pipelined",
+    "shared_store",
+]
+
+
+def active_replicator() -> nn.Module | None:
+    """The DistributedDataParallel wrapper that is calling its model right now, or None."""
+    return getattr(DistributedDataParallel, "_active_ddp_module", None)
+
+
+def fully_sharded(module: nn.Module) -> bool:
+    """Whether FSDP2's ``fully_shard`` was applied to this very module."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # nobody has used what nobody has loaded
+    return fsdp is not None and hasattr(fsdp, "FSDPModule") and isinstance(module, fsdp.FSDPModule)
+
+
+def flat_sharded(module: nn.Module) -> bool:
+    """Whether a module is FSDP1's wrapper, which keeps parameters in flat pieces."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel)
+
+
+def is_spread(tensor: object) -> bool:
+    """Whether a tensor is a DTensor: this process holds a part of it, or one of several copies."""
+    return isinstance(tensor, Tensor) and hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
+
+
+def meshes(model: nn.Module) -> Iterator[Any]:
+    """The device meshes that a model's parameters lie on, each once."""
+    seen: list[Any] = []
+    for parameter in model.parameters():
+        mesh = getattr(parameter, "device_mesh", None)
+        if mesh is not None and mesh not in seen:
+            seen.append(mesh)
+            yield mesh
+
+
+def offloads(module: nn.Module) -> bool:
+    """Whether accelerate keeps this module's weights elsewhere between forwards."""
+    hook = getattr(module, "_hf_hook", None)
+    return any(getattr(each, "offload", False) for each in getattr(hook, "hooks", (hook,)))
+
+
+def pipelined(model: nn.Module) -> bool:
+    """Whether a model has a part of its layers only, as a stage of a pipeline."""
+    return any(type(module).__name__ == "PipelineIdentityLayer" for module in model.modules())
+
+
+def dealt_sequence(model: nn.Module) -> bool:
+    """Whether each process sees a part of every sequence only: context parallelism, or sequence parallelism.
+
+    Of accelerate by its parallelism config, of transformers by the plan that it has spread the model by.
+    """
+    plan = getattr(model, "tp_plan", None) or {}
+    if any("sequence_parallel" in str(style) for style in plan.values()) and any(meshes(model)):
+        return True
+    state: Any = sys.modules.get("accelerate.state")
+    if state is None or not state.is_initialized():
+        return False
+    config = getattr(state.AcceleratorState(), "parallelism_config", None)
+    return bool(getattr(config, "cp_enabled", False) or getattr(config, "sp_enabled", False))
+
+
+def shared_store() -> Any:
+    """The store by which the processes of torch.distributed have met."""
+    distributed: Any = sys.modules["torch.distributed"].distributed_c10d
+    return distributed._get_default_store()
+
+
+def leave_groups() -> None:
+    """End this process' part in all process groups: whoever waits for it there gets an error."""
+    distributed: Any = sys.modules["torch.distributed"]
+    distributed.destroy_process_group()
