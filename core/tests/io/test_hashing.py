@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
-from accelerate import cpu_offload
+from accelerate import cpu_offload, disk_offload, dispatch_model
+from accelerate.hooks import ModelHook, add_hook_to_module
 from paperhooks.io import config_entries, hash_json, model_digest, tensor_digests
-from paperhooks.testing import tiny_llama
+from paperhooks.testing import fingerprint, tiny_llama
+from transformers import LlamaForCausalLM
+
+CPU = torch.device("cpu")
 
 
 def test_every_bit_counts_and_offloaded_weights_are_read_too() -> None:
@@ -21,6 +28,46 @@ def test_every_bit_counts_and_offloaded_weights_are_read_too() -> None:
         cpu_offload(each, execution_device=torch.device("cpu"))
         assert next(each.parameters()).is_meta
         assert model_digest(each) == digest
+
+
+def on_disk(model: LlamaForCausalLM, folder: Path) -> None:
+    disk_offload(model, folder, execution_device=CPU)
+
+
+def whole_layers_on_disk(model: LlamaForCausalLM, folder: Path) -> None:
+    disk_offload(model, folder, execution_device=CPU, preload_module_classes=["LlamaDecoderLayer"])
+
+
+def some_layers_on_disk(model: LlamaForCausalLM, folder: Path) -> None:
+    places = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+    places |= {f"model.layers.{n}": "disk" if n % 2 else "cpu" for n in range(len(model.model.layers))}
+    dispatch_model(model, places, main_device="cpu", offload_dir=folder, force_hooks=True)
+
+
+def with_a_hook_of_their_own(model: LlamaForCausalLM, folder: Path) -> None:
+    cpu_offload(model, execution_device=CPU)
+    for module in model.modules():
+        add_hook_to_module(module, ModelHook(), append=True)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("place", [on_disk, whole_layers_on_disk, some_layers_on_disk, with_a_hook_of_their_own])
+def test_weights_elsewhere_count_bit_for_bit(place, tied: bool, tmp_path: Path) -> None:
+    """Their digest is that of the plain model, and nothing is loaded by reading it."""
+    found = []
+    for odd in (0, 1):
+        model = tiny_llama(tie_word_embeddings=tied)
+        with torch.no_grad():
+            model.model.layers[1].mlp.up_proj.weight[0, 0] += odd
+        want = tensor_digests(model)
+        place(model, tmp_path / str(odd))
+        before = fingerprint(model)
+        assert tensor_digests(model) == want
+        found.append(before)
+        assert model.model.layers[1].mlp.up_proj.weight.is_meta
+        assert fingerprint(model) == before
+    odd_places = [place for place in found[0].differences(found[1]) if place.endswith(":bits")]
+    assert odd_places == ["model.layers.1.mlp.up_proj.weight:bits"]
 
 
 def test_tied_weights_are_read_once(monkeypatch) -> None:

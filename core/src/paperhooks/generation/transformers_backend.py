@@ -25,7 +25,7 @@ from paperhooks.generation.settings import (
     tokenizer_settings,
 )
 from paperhooks.generation.thoughts import REASONING_TAGS
-from paperhooks.io.hashing import hash_json, model_digest
+from paperhooks.io.hashing import class_name, hash_json, model_digest
 from paperhooks.models.forward import evaluation_mode
 from paperhooks.plugins.methods import describe_method
 from paperhooks.sessions.session import active_session, attach
@@ -75,7 +75,7 @@ class TransformersBackend(Backend):
         """Where the model came from and where it runs."""
         config = self.model.config
         return {
-            "class": type(self.model).__name__,
+            "class": class_name(self.model),
             "name": origin(config) or None,
             "revision": revision(config),
             "device": str(self.model.device),

@@ -19,9 +19,11 @@ from .harmless import html_text as html_text
 from .harmless import markdown_text as markdown_text
 from .harmless import printable as printable
 from .harmless import redacted as redacted
+from .hashing import class_name as class_name
 from .hashing import config_entries as config_entries
 from .hashing import hash_file as hash_file
 from .hashing import hash_json as hash_json
+from .hashing import held_tensor as held_tensor
 from .hashing import model_digest as model_digest
 from .hashing import tensor_digest as tensor_digest
 from .hashing import tensor_digests as tensor_digests

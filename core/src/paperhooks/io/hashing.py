@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-__all__ = ["config_entries", "hash_file", "hash_json", "model_digest", "tensor_digest", "tensor_digests"]
+__all__ = [
+    "class_name",
+    "config_entries",
+    "hash_file",
+    "hash_json",
+    "held_tensor",
+    "model_digest",
+    "tensor_digest",
+    "tensor_digests",
+]
 
 
 def hash_json(value: Any) -> str:
@@ -39,43 +48,52 @@ def model_digest(model: nn.Module) -> str:
 def tensor_digests(model: nn.Module) -> dict[str, str]:
     """:func:`tensor_digest` of all parameters and persistent buffers by name, of which :func:`model_digest` is made.
 
-    Tensors are read one at a time, so that memory stays bounded by the largest of them; tied ones once, and those that
-    accelerate keeps elsewhere between forwards for the moment. One that is nowhere (a model that was only laid out on
-    the meta device) has a digest of its dtype and shape.
+    The same whether a model is plain, sharded, tensor parallel or offloaded. Tensors are read one at a time, so that
+    memory stays bounded by the largest of them; tied ones once, and those that accelerate keeps elsewhere from there.
+    One that is nowhere (a model that was only laid out on the meta device) has a digest of its dtype and shape.
+
+    Of a model whose tensors are spread over processes (DTensors) every process has to call it.
     """
     found: dict[str, str] = {}
     known: dict[tuple[Any, ...], str] = {}
     for name, tensor in sorted(model.state_dict().items()):
+        # Where a part lies says nothing of the whole: processes that disagreed on what is tied would wait for ever.
         if tensor.device.type == "meta" or hasattr(tensor, "__tensor_flatten__"):
-            with _lent(model, name, tensor) as real:
-                found[name] = tensor_digest(real)
+            found[name] = tensor_digest(held_tensor(model, name, tensor))
         else:
             place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
             known[place] = found[name] = known.get(place) or tensor_digest(tensor)
     return found
 
 
-@contextmanager
-def _lent(model: nn.Module, name: str, tensor: Tensor) -> Iterator[Tensor]:
-    """A tensor of a module that accelerate has put elsewhere, while it is here; others as they are."""
-    owner, _, own = name.rpartition(".")
-    try:
-        module = model.get_submodule(owner)
-    except AttributeError:  # of a model that names its tensors otherwise than its modules
-        module = model
-    if not hasattr(module, "_hf_hook"):
-        yield tensor
-        return
-    from accelerate.utils import align_module_device
+def held_tensor(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """A parameter or buffer with its values: from where accelerate keeps it between forwards, or else as it is.
 
-    with align_module_device(module, "cpu"):
-        yield getattr(module, own, tensor)
+    Its own hook may keep it, or that of a module around it (``preload_module_classes``), each chained with others.
+
+    :param name: its qualified name in ``model``. :param tensor: what the model holds by this name.
+    """
+    found, module, path = tensor, model, name.split(".")
+    for depth, part in enumerate(path):
+        hook: Any = getattr(module, "_hf_hook", None)
+        for each in getattr(hook, "hooks", (hook,)):
+            if getattr(each, "offload", False) and each.weights_map is not None:
+                with suppress(KeyError):
+                    found = each.weights_map[".".join(path[depth:])]
+        module = getattr(module, part, None)  # type: ignore[assignment]  # None: names other than those of the modules
+    return found if found.dtype == tensor.dtype else found.to(tensor.dtype)
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """SHA-256 over dtype, shape and bytes of a tensor: of its parts where it is packed, none on the meta device."""
+    """SHA-256 over dtype, shape and bytes of a tensor: of its parts where it is packed, none on the meta device.
+
+    A tensor that is spread over processes (a DTensor) is put together for it; every process has to call this.
+    """
     import torch
 
+    if hasattr(tensor, "full_tensor"):
+        # The group of its mesh moves no tensors of another device, as of a model that FSDP2 offloads to the CPU.
+        tensor = tensor.detach().to(tensor.device_mesh.device_type).full_tensor()  # type: ignore[attr-defined]
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
     if hasattr(tensor, "__tensor_flatten__"):  # quantised weights that are objects of their own
         parts, _ = tensor.__tensor_flatten__()
@@ -86,6 +104,12 @@ def tensor_digest(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
+def class_name(model: nn.Module) -> str:
+    """The name of a model's own class, also where FSDP2 has put one of its own over it."""
+    made = any(base.__name__ == "FSDPModule" for base in type(model).__bases__)
+    return (type(model).__bases__[-1] if made else type(model)).__name__
+
+
 def config_entries(model: nn.Module) -> dict[str, Any]:
     """The model's config as plain data by dotted names, without entries on origin and run time.
 
@@ -93,7 +117,7 @@ def config_entries(model: nn.Module) -> dict[str, Any]:
     """
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_dict"):
-        return {"class": type(model).__name__}
+        return {"class": class_name(model)}
     from paperhooks.compat import CONFIG_CIRCUMSTANCES  # a model with a config has loaded transformers already
 
     return dict(_entries("", plain(config.to_dict()), CONFIG_CIRCUMSTANCES))

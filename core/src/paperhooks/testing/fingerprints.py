@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from paperhooks.io.hashing import tensor_digest
+from paperhooks.io.hashing import held_tensor, tensor_digest
 
 __all__ = ["Fingerprint", "fingerprint"]
 
@@ -34,8 +34,9 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     """Identity and content of everything a method could touch.
 
     Covers every module's class, instance attributes (by identity), hook tables (by key and identity), the bits, dtype,
-    device and identity of every parameter and buffer, and the content of the config. Take the first one after a warm-up
-    forward: transformers installs its own recorders lazily, once.
+    device and identity of every parameter and buffer, wherever it is kept, and the content of the config. Take the
+    first one after a warm-up forward: transformers installs its own recorders lazily, once. Of a model that is sharded
+    or tensor parallel every process has to take it.
     """
     entries: dict[str, str] = {}
     for name, module in model.named_modules():
@@ -49,21 +50,15 @@ def fingerprint(model: nn.Module) -> Fingerprint:
             elif isinstance(value, bool | int | float | str | type(None)):
                 entries[f"{name}.{key}"] = repr(value)
             elif isinstance(value, Tensor):  # some models note such things as position offsets at every forward
-                entries[f"{name}.{key}"] = _digest(value)
+                entries[f"{name}.{key}"] = f"{value.device} {tensor_digest(value)}"
             else:
                 entries[f"{name}.{key}"] = f"{type(value).__name__}@{id(value)}"
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        entries[f"{name}:bits"] = _digest(tensor)
+        entries[f"{name}:bits"] = f"{tensor.device} {tensor_digest(held_tensor(model, name, tensor))}"
     config = getattr(model, "config", None)
     if config is not None:
         entries["config"] = repr(sorted(_flat(config.to_dict())))
     return Fingerprint(entries)
-
-
-def _digest(tensor: Tensor) -> str:
-    if tensor.is_meta:
-        return f"meta {tensor.dtype} {list(tensor.shape)}"
-    return f"{tensor.device} {tensor_digest(tensor)}"
 
 
 def _flat(value: Any, prefix: str = "") -> list[str]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from paperhooks.errors import ArtefactError, DataError
 from paperhooks.io.files import plain, versions, write_json
-from paperhooks.io.hashing import config_entries, tensor_digest
+from paperhooks.io.hashing import class_name, config_entries, held_tensor, tensor_digest
 from paperhooks.io.tensors import read_tensors, write_tensors
 from paperhooks.io.units import differences
 
@@ -101,7 +101,7 @@ class Artefact:
             data=plain(dict(data or {})),
             tensors={name: tensor.detach().cpu().clone() for name, tensor in (tensors or {}).items()},
             kind=kind,
-            model_class=type(journal.model).__name__,
+            model_class=class_name(journal.model),
             config=config_entries(journal.model),
             journal=journal,
         )
@@ -166,10 +166,10 @@ class Artefact:
         """Raise ArtefactError naming the first thing in which ``model`` differs from the one this was made from.
 
         What decides is the weights that are edited; where they agree and the config does not, a warning names what
-        differs.
+        differs. Of a model that is spread over processes, every process has to call this.
         """
-        if type(model).__name__ != self.model_class:
-            raise ArtefactError(f"this artefact belongs to a {self.model_class}, not to a {type(model).__name__}")
+        if class_name(model) != self.model_class:
+            raise ArtefactError(f"this artefact belongs to a {self.model_class}, not to a {class_name(model)}")
         for name, edit in self.edits.items():
             _check_parameter(model, name, edit)
         warn_of_config("this artefact", self.config, model)
@@ -260,9 +260,7 @@ def _check_parameter(model: nn.Module, name: str, edit: Edit) -> None:
         )
     if not _fits(edit):
         raise ArtefactError(f"the edit of {name} has positions or values that do not fit {list(edit.shape)}")
-    if parameter.is_meta:
-        raise ArtefactError(f"{name} is on the meta device; load the model without offloading")
-    found = tensor_digest(parameter)
+    found = tensor_digest(held_tensor(model, name, parameter))
     if found == edit.after != edit.before:
         raise ArtefactError(f"{name} holds the artefact's values already; it was applied before")
     if found != edit.before:

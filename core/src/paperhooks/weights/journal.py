@@ -17,9 +17,11 @@ True
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -228,7 +230,7 @@ class WeightJournal:
     def _open(self, target: str | nn.Parameter, method: str) -> tuple[nn.Parameter, Change | None]:
         parameter, method = self._find(target), method or self.writer
         change = self._changes.get(id(parameter))
-        _check_plain(parameter, self._label(target))
+        _check_plain(self.model, parameter, self._label(target))
         if change is not None and change.method != method:
             raise PluginConflict(
                 f"{method or 'an unnamed method'} writes {change.name}, which {change.method or 'an unnamed method'} "
@@ -321,16 +323,30 @@ def _checked_index(index: Tensor, parameter: nn.Parameter, label: str) -> Tensor
     return index
 
 
-def _check_plain(parameter: nn.Parameter, label: str) -> None:
+def _check_plain(model: nn.Module, parameter: nn.Parameter, label: str) -> None:
     """Refuse what is not an ordinary floating-point tensor in memory."""
     if parameter.is_meta:
         raise UnsupportedModel(
             f"{label} is on the meta device (offloaded or not loaded), so it cannot be edited; load the model "
             "without offloading"
         )
+    if hasattr(parameter, "full_tensor") or _in_unit(model, parameter):
+        raise UnsupportedModel(
+            f"{label} is spread over processes (FSDP2 or tensor parallelism), and an edit here would write to a part "
+            "of it; edit the model before it is sharded, or edit the gathered checkpoint and load that"
+        )
     plain = type(parameter) is nn.Parameter and type(parameter.data) is Tensor
     if not plain or not parameter.is_floating_point() or parameter.layout is not torch.strided:
         raise UnsupportedModel(
-            f"{label} is {type(parameter).__name__} {parameter.dtype}, not plain floating point: it looks quantised or "
-            "sharded. Load the model unquantised (GGUF files: GgufConfig(dequantize=True)) on one process"
+            f"{label} is {type(parameter).__name__} {parameter.dtype}, not plain floating point: it looks quantised. "
+            "Load the model unquantised (GGUF files: GgufConfig(dequantize=True))"
         )
+
+
+def _in_unit(model: nn.Module, parameter: nn.Parameter) -> bool:
+    """Whether FSDP2 manages a parameter that looks plain: the last unit of a forward stays whole for a while, and what
+    is written there is dropped.
+    """
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # nobody has used what nobody has loaded
+    units = (m for m in model.modules() if isinstance(m, fsdp.FSDPModule)) if hasattr(fsdp, "FSDPModule") else ()
+    return any(each is parameter for unit in units for each in unit.parameters())

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 import torch
 from paperhooks import ArtefactError, DataError, ModelView
-from paperhooks.io import choice, config_entries, hash_json, number, optional, tensor_digests
+from paperhooks.io import choice, class_name, config_entries, hash_json, number, optional, tensor_digests
 from paperhooks.models import running_model
 from paperhooks.weights import warn_of_config
 from torch import Tensor, nn
@@ -342,7 +342,7 @@ class _Sweep:
         }
         label = f"{self.expression} @ {ratio:g}"
         hashes = {matrix.parameter: self.digests[matrix.parameter] for matrix in self.matrices}
-        common = (label, self.matrices, hashes, type(self.model).__name__, config_entries(self.model), about)
+        common = (label, self.matrices, hashes, class_name(self.model), config_entries(self.model), about)
         if self.mode == "compat":
             return Masks(*common, packed=self.packed[ratio])
         sides = {

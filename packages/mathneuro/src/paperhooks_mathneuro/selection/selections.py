@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from paperhooks import Artefact, ArtefactError, DataError, ModelView
-from paperhooks.io import tensor_digest, with_ending
+from paperhooks.io import class_name, held_tensor, tensor_digest, with_ending
 from paperhooks.weights import warn_of_config
 from torch import Tensor, nn
 
@@ -95,8 +95,8 @@ class WeightSelection(ABC):
 
         Where the weights agree and the config does not, a warning names what differs.
         """
-        if type(model).__name__ != self.model_class:
-            raise ArtefactError(f"{self.label} belongs to a {self.model_class}, not to a {type(model).__name__}")
+        if class_name(model) != self.model_class:
+            raise ArtefactError(f"{self.label} belongs to a {self.model_class}, not to a {class_name(model)}")
         for name, wanted in self.hashes.items():
             if _digest(model, name) != wanted:
                 raise ArtefactError(
@@ -293,9 +293,7 @@ def _digest(model: nn.Module, name: str) -> str:
         parameter = model.get_parameter(name)
     except AttributeError:
         raise ArtefactError(f"this model has no parameter {name}") from None
-    view = ModelView.from_model(model)
-    with view.onloaded(model.get_submodule(name.rpartition(".")[0])):
-        return tensor_digest(model.get_parameter(name) if parameter.is_meta else parameter)
+    return tensor_digest(held_tensor(model, name, parameter))
 
 
 def _sharing(inputs: Mapping[str, str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 import torch
 from paperhooks import ModelError, ModelView, active_session
 from paperhooks.compat import origin
-from paperhooks.io import Ranks, UnitStore, choice, config_entries, hash_json, model_digest
+from paperhooks.io import Ranks, UnitStore, choice, class_name, config_entries, hash_json, model_digest
 from paperhooks.models import calibrate, find_tokenizer, running_model
 from paperhooks.weights import warn_of_config
 from torch import Tensor, nn
@@ -140,7 +140,7 @@ def collect(
             rows=torch.tensor([place[i] for i in order.tolist()], dtype=torch.int64),
             about={**decides, "name": name, "calls": found.calls, "tokenizer": _name_of(tokenizer)}
             | {"model": origin(view.config)},
-            model_class=type(inner).__name__,
+            model_class=class_name(inner),
             config=config_entries(inner),
             weights=weights,
         )
