@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from paperhooks.testing import ChildError, Processes, run_python, run_ranks
+import torch
+from paperhooks.testing import ChildError, Processes, RankPool, run_python, run_ranks
 from paperhooks.testing.failures import failure_of, report
 from torch import distributed
 
@@ -48,6 +49,20 @@ def breaking(row: int) -> None:
     """The last rank does not know the row; the others wait for it."""
     if distributed.get_rank() == distributed.get_world_size() - 1:
         raise KeyError(f"no row {row}")
+    distributed.barrier()
+
+
+def where() -> list[int]:
+    """The process, and a sum that all ranks have made."""
+    total = torch.ones(1)
+    distributed.all_reduce(total)
+    return [os.getpid(), int(total)]
+
+
+def waiting() -> None:
+    """The first rank sleeps; the others wait for it."""
+    if distributed.get_rank() == 0:
+        time.sleep(600)
     distributed.barrier()
 
 
@@ -198,3 +213,28 @@ def test_what_followed_from_another_failure_comes_behind_it() -> None:
     launcher = failure_of("torchrun", 1, "", "ChildFailedError", when=0.0, depth=2)
     lines = [line for line in report([launcher, echo, own]).splitlines() if " ended with " in line]
     assert [line.partition(" ended")[0] for line in lines] == ["rank 1", "rank 0", "torchrun"]
+
+
+# -- pools -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pool_keeps_its_processes_until_a_call_fails() -> None:
+    with RankPool(count=2) as pool:
+        first = pool.run(where)
+        assert [total for _, total in first] == [2, 2]
+        assert pool.run(where) == first
+        with pytest.raises(ChildError, match=r"rank 1 of 2 failed: KeyError: 'no row 3'"):
+            pool.run(breaking, 3)
+        again = pool.run(where)
+        assert {pid for pid, _ in again}.isdisjoint(pid for pid, _ in first)
+    assert all(gone(pid) for pid, _ in again)
+
+
+def test_a_pool_that_hangs_says_where_its_ranks_stand() -> None:
+    with RankPool(count=2) as pool:
+        pid = pool.run(where)[0][0]
+        with pytest.raises(ChildError, match=r"had not ended after 2 s") as caught:
+            pool.run(waiting, limit=2)
+    assert "in waiting" in str(caught.value)
+    assert "barrier" in str(caught.value)
+    assert gone(pid)

@@ -16,6 +16,7 @@ from .processes import Child as Child
 from .processes import ChildError as ChildError
 from .processes import Processes as Processes
 from .processes import run_python as run_python
+from .ranks import RankPool as RankPool
 from .ranks import run_ranks as run_ranks
 from .tiny import IMAGE_TOKEN as IMAGE_TOKEN
 from .tiny import TEXT_FAMILIES as TEXT_FAMILIES

@@ -6,7 +6,9 @@
 
     assert run_ranks(train, tmp_path, count=2) == [0, 1]
 
-A process that ends while its group stands has threads that outlive the interpreter, and now and then aborts.
+:class:`RankPool` keeps the processes for further calls, which saves the seconds that loading torch takes. A process
+that ends while its group stands has threads that outlive the interpreter, and now
+and then aborts.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import gc
 import importlib
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import runpy
@@ -28,10 +31,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from paperhooks.testing.failures import Failure, is_echo
-from paperhooks.testing.processes import LIMIT, Processes
+from paperhooks.testing.failures import Failure, is_echo, report
+from paperhooks.testing.processes import LIMIT, ChildError, Processes
 
-__all__ = ["run_ranks"]
+_GRACE, _PAUSE = 5.0, 0.02  # seconds that the others have when a rank has failed; how often files are looked for
+
+__all__ = ["RankPool", "run_ranks"]
 
 
 def run_ranks(
@@ -61,6 +66,48 @@ def run_ranks(
         return ranks.values()
 
 
+class RankPool:
+    """Processes that form a gloo group for one call after another; a call that fails costs them their lives.
+
+        with RankPool(count=2) as pool:
+            assert pool.run(train, tmp_path) == [0, 1]
+
+    The processes start with the first call. Each call has a group of its own, and finds accelerate's state as new; what
+    else a call leaves in its process (modules, caches, random states) the next one finds.
+    """
+
+    def __init__(self, count: int = 2) -> None:
+        self.count = count
+        self._ranks: _Pool | None = None
+
+    def __enter__(self) -> RankPool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def run(self, target: Callable[..., Any], *arguments: Any, limit: float = 60.0) -> list[Any]:
+        """Call a function in every process, as :func:`run_ranks` does.
+
+        :param limit: seconds for this call; where they pass, all processes say where they stand, and end.
+        :raises ChildError: a rank failed, or was not done in time. :raises ValueError: as for :func:`run_ranks`.
+        """
+        if self._ranks is None:
+            self._ranks = _Pool(self.count, limit)
+            self._ranks.begin("", {"PAPERHOOKS_POOL": "1"})
+        try:
+            return self._ranks.turn(target, arguments, limit)
+        except ChildError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the processes; a later call starts new ones."""
+        if self._ranks is not None:
+            self._ranks.close()
+            self._ranks = None
+
+
 class _Ranks(Processes):
     """The processes of :func:`run_ranks`; each leaves its value or its error as a file."""
 
@@ -71,13 +118,18 @@ class _Ranks(Processes):
     def __enter__(self) -> _Ranks:
         return self
 
+    @property
+    def place(self) -> Path:
+        """Where the order lies and the answers come."""
+        return self.folder
+
     def order(self, target: Callable[..., Any] | str | Path, arguments: tuple[Any, ...], group: bool) -> None:
         order = {"target": _named(target), "arguments": arguments, "group": group, "limit": self.limit}
         try:
             text = json.dumps(order, default=os.fspath)
         except TypeError as error:
             raise ValueError(f"arguments are {arguments!r}; expected what JSON can say, and paths") from error
-        (self.folder / "order.json").write_text(text, encoding="utf-8")
+        _write(self.place / "order.json", text)
 
     def begin(self, launcher: str, environment: Mapping[str, str | None]) -> None:
         count, worker = len(self.names), ("-m", "paperhooks.testing.ranks", self.folder)
@@ -96,8 +148,12 @@ class _Ranks(Processes):
         return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
     def unfinished(self) -> list[str]:
+        return self.undone() or super().unfinished()
+
+    def undone(self) -> list[str]:
+        """The names of the ranks that have left neither a value nor an error."""
         left = [(name, self._left(n, "value"), self._left(n, "error")) for n, name in enumerate(self.names)]
-        return [name for name, *files in left if not any(file.exists() for file in files)] or super().unfinished()
+        return [name for name, *files in left if not any(file.exists() for file in files)]
 
     def failures(self) -> list[Failure]:
         found = {}
@@ -117,7 +173,38 @@ class _Ranks(Processes):
         return [*found.values(), *silent]
 
     def _left(self, rank: int, what: str) -> Path:
-        return self.folder / f"rank-{rank}.{what}"
+        return self.place / f"rank-{rank}.{what}"
+
+
+class _Pool(_Ranks):
+    """The processes of :class:`RankPool`: they wait for one order after another, each in a folder of its own."""
+
+    turns = 0
+
+    @property
+    def place(self) -> Path:
+        return self.folder / f"turn-{self.turns}"
+
+    def unfinished(self) -> list[str]:
+        return self.undone()
+
+    def turn(self, target: Callable[..., Any], arguments: tuple[Any, ...], limit: float) -> list[Any]:
+        self.turns, self.limit = self.turns + 1, limit
+        self._deadline = time.monotonic() + limit
+        self.place.mkdir()
+        self.order(target, arguments, group=True)
+        failed = 0.0
+        while names := self.unfinished():
+            now = time.monotonic()
+            failed = failed or (now if self.failures() or any(child.status for child in self.children) else 0.0)
+            if failed and now > failed + _GRACE:
+                break
+            if now > self._deadline:
+                raise self._late(self.children)
+            time.sleep(_PAUSE)
+        if failures := self.failures():
+            raise ChildError("\n".join([report(failures), *(f"{name} had not ended" for name in names)]))
+        return self.values()
 
 
 def _named(target: Callable[..., Any] | str | Path) -> list[str]:
@@ -131,6 +218,17 @@ def _named(target: Callable[..., Any] | str | Path) -> list[str]:
 
 
 # -- inside a rank ---------------------------------------------------------------------------------------------------
+
+
+def _serve(folder: Path, rank: str) -> None:
+    """What each process of a pool runs."""
+    for turn in itertools.count(1):
+        place = folder / f"turn-{turn}"
+        while not (place / "order.json").exists():
+            time.sleep(_PAUSE)
+        _work(place, rank)
+        if (state := sys.modules.get("accelerate.state")) is not None:
+            state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _work(folder: Path, rank: str) -> None:
@@ -201,4 +299,4 @@ def _write(file: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    _work(Path(sys.argv[1]), os.environ["RANK"])
+    (_serve if os.environ.get("PAPERHOOKS_POOL") else _work)(Path(sys.argv[1]), os.environ["RANK"])
