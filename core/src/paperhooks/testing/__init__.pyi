@@ -1,6 +1,7 @@
 from .commands import commands_of as commands_of
 from .contract import MethodContract as MethodContract
 from .dropper import Dropper as Dropper
+from .emulated import emulated_accelerator as emulated_accelerator
 from .fake_site import METHOD as METHOD
 from .fake_site import FakeSite as FakeSite
 from .fake_site import info_source as info_source
@@ -28,4 +29,6 @@ from .tiny import tiny_llava as tiny_llava
 from .tiny import tiny_text as tiny_text
 from .tiny import tiny_vlm as tiny_vlm
 from .tiny import vlm_inputs as vlm_inputs
+from .waits import HostWaits as HostWaits
+from .waits import host_waits as host_waits
 from .wrong_options import check_options as check_options

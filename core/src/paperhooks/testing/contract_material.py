@@ -64,8 +64,8 @@ class Material(ABC):
         """Logits of the last real position, float32 [B, V]."""
         with torch.no_grad():
             out = model(**inputs).logits.float()
-        last = (torch.arange(1, out.shape[1] + 1) * inputs["attention_mask"]).argmax(1)
-        picked: Tensor = out[torch.arange(len(out)), last]
+        last = (torch.arange(1, out.shape[1] + 1, device=out.device) * inputs["attention_mask"]).argmax(1)
+        picked: Tensor = out[torch.arange(len(out), device=out.device), last]
         return picked
 
     def generate(self, model: Any, inputs: dict[str, Any], **options: Any) -> Tensor:

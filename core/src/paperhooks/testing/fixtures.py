@@ -7,12 +7,15 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
+from paperhooks.testing import compat
+from paperhooks.testing.emulated import emulated_accelerator
 from paperhooks.testing.fingerprints import fingerprint
 from paperhooks.testing.tiny import tiny_text, tiny_vlm
 
-__all__ = ["leaves_no_trace", "text_model", "vision_model"]
+__all__ = ["emulated", "leaves_no_trace", "text_model", "vision_model"]
 
 
 @pytest.fixture
@@ -25,6 +28,20 @@ def text_model() -> Any:
 def vision_model() -> Any:
     """A fresh tiny LLaVA."""
     return tiny_vlm("llava")
+
+
+@pytest.fixture
+def emulated() -> Iterator[torch.device]:
+    """The device "emulated:0" of :func:`paperhooks.testing.emulated_accelerator`, whose block is the test.
+
+    A tensor of another device in one operator raises there, on any machine, and
+    :func:`paperhooks.testing.host_waits` tells where the host waits. Skips where torch is older than 2.10.
+    """
+    lacking = compat.needed()
+    if lacking:
+        pytest.skip(lacking)
+    with emulated_accelerator() as device:
+        yield device
 
 
 @pytest.fixture
