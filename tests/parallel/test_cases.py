@@ -1,0 +1,49 @@
+"""Every method on every spread, attached before and after: as one process. A chosen set runs by default."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cases import METHODS, equals_one_process
+from paperhooks.testing import RankPool
+from spreads import SPREADS
+
+#: Every spread once and every method once; the others are marked slow.
+CHOSEN = {
+    ("pyramiddrop", "ddp", "after"),
+    ("distil", "ddp-compiled", "before"),
+    ("distil", "fsdp2-root", "after"),
+    ("distil_term", "fsdp2-resharded", "before"),
+    ("distil", "fsdp2-tail", "after"),
+    ("cca", "fsdp2-checkpointing", "before"),
+    ("random", "fsdp2-wrapped", "before"),
+    ("pyramiddrop", "fsdp2-bfloat16", "after"),
+    ("pyramiddrop", "tp", "after"),
+    ("key_norm", "tp", "after"),
+    ("cca", "tp", "after"),
+    ("distil", "tp", "after"),
+    ("both", "fsdp2-root", "before"),
+    ("pyramiddrop", "offload-cpu", "after"),
+    ("cca", "offload-disk", "after"),
+}
+
+
+def cases() -> list[Any]:
+    found = []
+    for case in itertools.product(METHODS, SPREADS, ("before", "after")):
+        method, spread, when = case
+        if SPREADS[spread].loads and when == "before":
+            continue
+        if not SPREADS[spread].trains and method.startswith("distil"):
+            continue
+        marks = () if case in CHOSEN else (pytest.mark.slow,)
+        found.append(pytest.param(*case, marks=marks, id="-".join(case)))
+    return found
+
+
+@pytest.mark.parametrize(("method", "spread", "when"), cases())
+def test_equals_one_process(ranks: RankPool, tmp_path: Path, method: str, spread: str, when: str) -> None:
+    ranks.run(equals_one_process, method, spread, when, tmp_path)
