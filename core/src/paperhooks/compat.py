@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
@@ -30,7 +34,6 @@ __all__ = [
     "CONFIG_CIRCUMSTANCES",
     "LOSS_FUNCTION",
     "MASK_MAKER",
-    "SAFE_CHECKPOINTING",
     "DynamicLayer",
     "LayerCall",
     "PreTrainedModel",
@@ -40,12 +43,12 @@ __all__ = [
     "attention_module",
     "block_mask",
     "cache_parameter",
-    "checkpointed",
     "dynamic_cache",
     "find_cache",
     "find_layers",
     "full_attention",
     "generate_arguments",
+    "in_backward",
     "is_cache",
     "key_count",
     "keyword_parameters",
@@ -56,6 +59,7 @@ __all__ = [
     "new_layer",
     "origin",
     "preallocated",
+    "recomputed",
     "returned_cache",
     "revision",
     "set_attention_kernel",
@@ -64,6 +68,7 @@ __all__ = [
     "strange_caches",
     "token_count",
     "version",
+    "without_selective_checkpoint",
 ]
 
 #: The argument names under which a model, a decoder, a layer or ``generate`` has taken its cache, newest first.
@@ -72,6 +77,8 @@ _ROTARY: Final = "position_embeddings"
 _MASK: Final = "attention_mask"
 _FULL, _SLIDING, _OTHER = "full_attention", "sliding_attention", "other"
 _ATTENTION_NAMES: Final = ("self_attn", "attn", "attention", "self_attention")
+#: Under which name torch's wrappers (CheckpointWrapper, OffloadWrapper, FullyShardedDataParallel) hold what they wrap.
+_WRAPPED: Final = ("_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 #: Layers whose decoder keeps the caller's keyword arguments to itself, although their signature may look open.
 CLOSED_LAYERS: Final = ("BloomBlock", "MambaBlock")
 
@@ -79,9 +86,6 @@ CLOSED_LAYERS: Final = ("BloomBlock", "MambaBlock")
 MASK_MAKER: Final = "create_masks_for_generate"
 #: The attribute of a model instance that takes the place of its loss function.
 LOSS_FUNCTION: Final = "_loss_function"
-#: Whether a checkpointed layer leaves its hooks outside of what is computed again (transformers 5.23 and newer).
-#: Before, layers wrapped ``Module.__call__``: the recomputation ran hooks a second time, on state changed meanwhile.
-SAFE_CHECKPOINTING: Final = "__call__" not in vars(GradientCheckpointingLayer)
 #: Entries of a config that say where a model came from or how it runs, not what it is.
 CONFIG_CIRCUMSTANCES: Final = (
     "_name_or_path",
@@ -240,7 +244,7 @@ def find_layers(decoder: nn.Module) -> tuple[nn.Module, ...]:
 
     :raises UnsupportedModel: there is no such list; names what was found.
     """
-    lists = [tuple(m) for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
+    lists = [tuple(map(_inside, m)) for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
     found = [m for m in lists if all(isinstance(layer, GradientCheckpointingLayer) for layer in m)]
     if not found:
         seen = sorted({type(m[0]).__name__ for m in lists}) or ["no ModuleList"]
@@ -249,6 +253,12 @@ def find_layers(decoder: nn.Module) -> tuple[nn.Module, ...]:
             f"GradientCheckpointingLayer, as the models of {version()} have, found {', '.join(seen)}"
         )
     return max(found, key=len)
+
+
+def _inside(module: nn.Module) -> nn.Module:
+    """What torch's wrappers of single modules hold: checkpointed, offloaded, or sharded by FSDP1."""
+    held = next((m for n, m in module.named_children() if n in _WRAPPED), None)
+    return module if held is None else _inside(held)
 
 
 def attention_module(layer: nn.Module) -> nn.Module | None:
@@ -302,11 +312,6 @@ def set_attention_kernel(config: Any, kernel: str) -> None:
     config._attn_implementation = kernel
 
 
-def checkpointed(layer: nn.Module) -> bool:
-    """Whether a decoder layer is computed again in the backward pass."""
-    return bool(getattr(layer, "gradient_checkpointing", False))
-
-
 def block_mask(rule: Callable[..., Tensor], batch: int, queries: int, keys: int, device: torch.device) -> Any:
     """A flex-attention BlockMask of ``rule(batch, head, query, key) -> bool``."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -323,6 +328,44 @@ def anyres_tiles(size: tuple[int, int], pinpoints: Any, tile: int) -> tuple[int,
 
     rows, columns = get_anyres_image_grid_shape(size, pinpoints, tile)
     return int(rows), int(columns)
+
+
+# -- checkpoints of torch ----------------------------------------------------------------------------------------------
+
+#: The hooks of :class:`torch.autograd.graph.saved_tensors_hooks` that are in force; older torch does not tell them.
+_saved_tensors_hooks: Callable[[bool], Any] | None = getattr(
+    torch._C._autograd, "_top_saved_tensors_default_hooks", None
+)
+_graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
+
+
+def in_backward() -> bool:
+    """Whether this thread is inside a backward pass."""
+    return _graph_task() != -1
+
+
+def recomputed() -> bool:
+    """Whether what runs now with gradient is computed again in the backward pass, or is being so."""
+    if _saved_tensors_hooks is None:
+        return in_backward() or _in_stack(sys.modules[checkpoint.__module__].__file__)
+    hooks = _saved_tensors_hooks(False)
+    return in_backward() or (hooks is not None and hooks[0].__module__ == checkpoint.__module__)
+
+
+def _in_stack(file: str | None) -> bool:
+    """Whether this thread is inside a function of a source file."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename != file:
+        frame = frame.f_back
+    return frame is not None
+
+
+def without_selective_checkpoint() -> AbstractContextManager[Any]:
+    """A context in which a selective checkpoint (``context_fn`` of torch's) neither keeps nor replaces results."""
+    from torch.utils import _python_dispatch as dispatch
+
+    selective = type(dispatch._get_current_dispatch_mode()).__module__ == checkpoint.__module__
+    return dispatch._pop_mode_temporarily() if selective else nullcontext()
 
 
 # -- generate ----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import pytest
 import torch
 from oracle_cca import reference_logits
 from paperhooks import attach
-from paperhooks.compat import SAFE_CHECKPOINTING
 from paperhooks.testing import fingerprint, tiny_vlm, vlm_inputs
 from paperhooks_cca import CCA, mark, read_mark
 from torch.nn.functional import cross_entropy
@@ -45,7 +44,6 @@ def test_loss_of_a_right_padded_batch_is_that_of_its_rows():
     assert float(loss.detach()) == pytest.approx(total / count, abs=1e-5)
 
 
-@pytest.mark.skipif(not SAFE_CHECKPOINTING, reason="checkpointing is refused with this transformers")
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradients_equal_those_of_explicit_positions_and_mask_and_survive_checkpointing(reentrant):
     model = tiny_vlm("llava", layers=3).train()

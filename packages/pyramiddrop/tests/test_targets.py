@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from paperhooks import DataError, HooksTrainerMixin, attach
-from paperhooks.compat import SAFE_CHECKPOINTING
 from paperhooks.testing import tiny_vlm, vlm_inputs
 from paperhooks_pyramiddrop import PyramidDrop, Ranking, policies
 from transformers import Trainer, TrainingArguments
@@ -59,7 +58,6 @@ def test_training_without_labels_or_targets_is_refused():
         model(**batch_of(model)[0])
 
 
-@pytest.mark.skipif(not SAFE_CHECKPOINTING, reason="checkpointing is refused with this transformers")
 @pytest.mark.parametrize("checkpointing", [True, False], ids=["reentrant", "checkpointed"])
 def test_training_without_labels_is_refused_with_checkpointing_too(checkpointing):
     model = tiny_vlm().train()

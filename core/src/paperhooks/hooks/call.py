@@ -6,6 +6,7 @@ stored on modules, globally or per thread. The classes hold no closures, so an a
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from paperhooks.errors import DataError
 from paperhooks.tokens.row_state import Attendance, Ending, RowState, attend, cache_states, noted_states, row_states
 
 if TYPE_CHECKING:
+    from paperhooks.hooks.recomputation import Kept
     from paperhooks.models.view import ModelView
     from paperhooks.tokens.track import TokenTrack
 
@@ -97,6 +99,7 @@ class Call:
         "_states",
         "attendance",
         "cache",
+        "graded",
         "input_ids",
         "inputs",
         "labels",
@@ -105,6 +108,7 @@ class Call:
         "padding_mask",
         "past_length",
         "query_length",
+        "remembered",
         "rope_memo",
         "rows",
         "track",
@@ -136,6 +140,9 @@ class Call:
         self.mask_memo: Any = None
         self.rope_memo: Any = None
         self.attendance = Attendance(session)
+        #: Whether there may be a backward pass, and what hooks made in layers that are computed again in it.
+        self.graded = torch.is_grad_enabled()
+        self.remembered: dict[Hashable, Kept] = {}
         self._image_mask: Tensor | None = None
         self.mask_prepared = False
         self._states: dict[object, dict[str, Any]] = {}

@@ -16,18 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from paperhooks.compat import (
-    SAFE_CHECKPOINTING,
     LayerCall,
-    checkpointed,
     find_cache,
+    in_backward,
     returned_cache,
     strange_caches,
     token_count,
-    version,
 )
 from paperhooks.errors import HookError, UnsupportedModel
 from paperhooks.hooks.call import CALL, OWN_ARGUMENTS, Call, Site
 from paperhooks.hooks.inputs import DecoderInputs, LayerInputs, shape_text
+from paperhooks.hooks.recomputation import in_checkpoint, once
 from paperhooks.models.spread import spread_mark
 from paperhooks.sessions.chain import Chain, Flags, Function, Hook, Owner
 from paperhooks.sessions.followed_tokens import follow
@@ -98,15 +97,13 @@ class ModelEnter(Hook):
                 self.mark = mark
         if module.training and torch.is_grad_enabled():
             self.flags.trained = True
-            if self.starts and not SAFE_CHECKPOINTING and any(map(checkpointed, self.view.layers)):
-                raise _unsafe_checkpointing()
         if not self.starts or CALL in kwargs:
             return None
         notes = self.guard.notes() if self.guard is not None else None
         if notes is None and self._began_before(module):
             return None
         inputs = named_arguments(args, kwargs, self.names)
-        call = Call(self.view, inputs, module.training, notes, self.flags)
+        call = _begun(self.view, inputs, module, notes, self.flags)
         kwargs = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
         kwargs[CALL] = call
         return args, kwargs
@@ -124,10 +121,20 @@ def _noted(flags: Flags, step: int) -> None:
         flags.inside.pop(thread, None)
 
 
-def _unsafe_checkpointing() -> UnsupportedModel:
+def _begun(view: ModelView, inputs: dict[str, Any], module: nn.Module, notes: Any, flags: Flags) -> Call:
+    """The Call of a forward that begins.
+
+    :raises UnsupportedModel: it begins in a backward pass, where nothing is known of the forward that it repeats.
+    """
+    if not torch.compiler.is_compiling() and torch.is_grad_enabled() and in_backward():
+        raise _checkpointed_whole(module)
+    return Call(view, inputs, module.training, notes, flags)
+
+
+def _checkpointed_whole(module: nn.Module) -> UnsupportedModel:
     return UnsupportedModel(
-        f"{version()} runs the hooks of a layer again when gradient checkpointing recomputes it, on state that later "
-        "layers have changed; train without checkpointing while methods are attached, or use transformers 5.23 or newer"
+        f"{type(module).__name__} is under a checkpoint as a whole, and would run its methods a second time in the "
+        "backward pass; put checkpoints around its decoder layers, alone or in groups"
     )
 
 
@@ -147,7 +154,7 @@ class DecoderEnter(Hook):
         if call is None:  # the decoder was called without the model around it
             if self.flags.closing or (not torch.compiler.is_compiling() and in_stack(self.view.model, ("generate",))):
                 return None  # the generate around it began before the session
-            call = given[CALL] = Call(self.view, dict(given), module.training, session=self.flags)
+            call = given[CALL] = _begun(self.view, dict(given), module, None, self.flags)
             for name in OWN_ARGUMENTS:
                 given.pop(name, None)
         cache = find_cache(given, self.cache_name)
@@ -157,6 +164,8 @@ class DecoderEnter(Hook):
             return None
         if not self.flags.arrived and (strange := strange_caches(given, self.cache_name)):
             raise unknown_call(module, f"a cache arrives as {strange[0]!r}, a name that is not known")
+        if call.graded and in_checkpoint(call):
+            raise _checkpointed_whole(module)
         call.enter(tokens, cache, token_count(cache) if cache is not None else 0)
         _noted(self.flags, 1)
         if self.chain:
@@ -206,6 +215,8 @@ class LayerEnter(Hook):
         call = kwargs.get(CALL)
         if call is None:
             return None
+        if call.graded and in_checkpoint(call):
+            return self._once(call, module, named_arguments(args, kwargs, self.names))
         if len(args) > 1:
             kwargs = named_arguments(args, kwargs, self.names)
         hidden = args[0] if args else kwargs[self.names[0]]
@@ -240,6 +251,21 @@ class LayerEnter(Hook):
             self.chain.blame(exc, done, f"at layer {self.site.index}")
             raise
         return None if inputs is start else self._write(call, inputs, start, kwargs)
+
+    def _once(self, call: Call, module: nn.Module, given: dict[str, Any]) -> Any:
+        """The same in a layer that is computed again."""
+
+        def run(hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
+            changed = self(module, (hidden,), rest)
+            if changed is None:
+                return hidden, {}
+            (hidden,), kwargs = changed
+            return hidden, {name: value for name, value in kwargs.items() if value is not rest.get(name)}
+
+        hidden = given[self.names[0]]
+        rest = {name: value for name, value in given.items() if name != self.names[0]}
+        hidden, changes = once(call, self, hidden, run)
+        return (hidden,), {**rest, **changes}
 
     def _write(self, call: Call, inputs: LayerInputs, start: LayerInputs, kwargs: dict[str, Any]) -> Any:
         hidden, before = inputs.hidden_states, start.hidden_states
@@ -286,6 +312,14 @@ class LayerExit(Hook):
         if not self.flags.arrived:
             self.flags.fired = self.flags.arrived = True
         hidden = start = output[0] if isinstance(output, tuple) else output
+        if call.graded and in_checkpoint(call):
+
+            def run(states: Tensor) -> Tensor:
+                changed = self(module, args, kwargs, states)
+                return states if changed is None else changed
+
+            hidden = once(call, self, hidden, run)
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
         done = 0
         try:
             for function in self.chain.functions:
@@ -326,6 +360,8 @@ class DecoderExit(Hook):
         _noted(self.flags, -1)
         if output is None:  # an error is on its way
             return
+        if call.remembered and isinstance(output[0], Tensor) and output[0].requires_grad:
+            output[0].register_hook(self.notice)
         if self.layers and not self.flags.arrived:
             raise UnsupportedModel(
                 f"{type(module).__name__} does not hand keyword arguments down to its layers, so no layer hook ran; "
@@ -337,6 +373,17 @@ class DecoderExit(Hook):
         call.settle(call.cache)  # what was noted before the first layer showed a cache that the decoder made
         if (owners := bound_owners(call.cache)) and (missing := [o for o in owners if o not in call.attendance.served]):
             raise left_alone(call.cache, missing)
+
+    def notice(self, gradient: Tensor) -> None:
+        """The backward pass begins, which computes layers again.
+
+        :raises HookError: the session is closed, so that they would be computed without it.
+        """
+        if self.flags.closed:
+            raise HookError(
+                "a checkpoint computes layers again that ran in a session, and the session is closed: they would get "
+                "other hidden states than before; call backward() before the session closes"
+            )
 
     def _take(self, module: nn.Module, call: Call, cache: Any) -> None:
         if cache is None:

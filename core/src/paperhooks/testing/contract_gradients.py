@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Final
 
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
 
-from paperhooks.compat import SAFE_CHECKPOINTING
+from paperhooks.compat import find_layers
 from paperhooks.sessions.session import attach
 from paperhooks.testing.contract_material import Material
 from paperhooks.testing.tiny import IMAGE_TOKEN
 
 __all__ = ["TrainingChecks"]
 
+_CHECKPOINTS: Final = ("reentrant", "checkpointed", "wrapped", "wrapped-reentrant", "attached-wrapped")
+_INSIDE: Final = "_checkpoint_wrapped_module."
 _UNTRAINED: Final = "declared: not for training"
 _STEPS: Final = (1e-2, 3e-3, 1e-3)
 
@@ -24,13 +32,15 @@ class TrainingChecks(Material):
     """What holds for gradients."""
 
     @pytest.mark.filterwarnings("ignore:.*nobody asked for this session's loss:UserWarning")
-    @pytest.mark.parametrize("checkpointing", [None, True, False], ids=["plain", "reentrant", "checkpointed"])
-    def test_gradients(self, checkpointing: bool | None) -> None:
-        """Gradients with the method are finite, and checkpointing changes none of them."""
+    @pytest.mark.parametrize("checkpointing", [None, *_CHECKPOINTS], ids=["plain", *_CHECKPOINTS])
+    def test_gradients(self, checkpointing: str | None) -> None:
+        """Gradients with the method are finite, and checkpointing changes none of them.
+
+        Checkpointed by transformers, or by the wrapper of torch that accelerate puts around layers, which may call a
+        layer's hooks again in the backward pass; before and after the method is attached.
+        """
         if not self.traits.training:
             pytest.skip(_UNTRAINED)
-        if checkpointing is not None and not SAFE_CHECKPOINTING:
-            pytest.skip("this transformers runs hooks again in checkpointed layers, so core refuses to train with them")
         plain = self._gradients(None)
         got = plain if checkpointing is None else self._gradients(checkpointing)
         assert got, "no parameter has a gradient while the method is attached: all are cut"
@@ -115,13 +125,31 @@ class TrainingChecks(Material):
         loss: Tensor = model(**inputs, labels=labels, use_cache=False).loss
         return loss
 
-    def _gradients(self, reentrant: bool | None) -> dict[str, Tensor]:
+    def _gradients(self, checkpointing: str | None) -> dict[str, Tensor]:
         model = self.model().train()
-        if reentrant is not None:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-            model.enable_input_require_grads()
-        self._loss(model).backward()  # after the session has closed
-        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        if checkpointing is None:
+            self._loss(model).backward()  # after the session has closed
+            return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        model.enable_input_require_grads()
+        if checkpointing != "attached-wrapped":
+            _checkpoint(model, checkpointing)
+        with attach(model, self.make()):
+            if checkpointing == "attached-wrapped":
+                _checkpoint(model, checkpointing)
+            self._loss(model, attached=False).backward()
+        found = ((n.replace(_INSIDE, ""), p.grad) for n, p in model.named_parameters())
+        return {name: gradient for name, gradient in found if gradient is not None}
+
+
+def _checkpoint(model: Any, way: str) -> None:
+    """Have the decoder's layers computed again in the backward pass."""
+    if way in ("reentrant", "checkpointed"):
+        model.gradient_checkpointing_enable({"use_reentrant": way == "reentrant"})
+        return
+    kind = CheckpointImpl.REENTRANT if way == "wrapped-reentrant" else CheckpointImpl.NO_REENTRANT
+    layers = find_layers(model.get_decoder())
+    wrapper = partial(checkpoint_wrapper, checkpoint_impl=kind, preserve_rng_state=False)  # as accelerate wraps
+    apply_activation_checkpointing(model, checkpoint_wrapper_fn=wrapper, check_fn=lambda m: m in layers)
 
 
 def _length(direction: dict[str, Tensor]) -> float:
