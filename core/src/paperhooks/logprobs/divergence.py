@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from paperhooks.errors import DataError, did_you_mean
+from paperhooks.errors import DataError, UnsupportedModel, did_you_mean
 from paperhooks.logprobs.chunked import in_chunks, scatter_rows, target_rows
 from paperhooks.logprobs.head import Head
 
@@ -31,6 +31,10 @@ def kl_divergence(
 ) -> Tensor:
     """Divergence of two models' next-token distributions at every position, never holding [B, T, V].
 
+    Where FSDP2 shards one of the models, call it in :meth:`Head.run`, the student's inside of the teacher's where both
+    are. With gradients the log-probabilities of a sharded teacher are held then, float32 [n, V] for n positions, and
+    none flow to it.
+
     With p the teacher's and q the student's distribution at the given temperature:
 
     forward
@@ -50,21 +54,32 @@ def kl_divergence(
     :param chunk: positions that a head sees at once.
     :return: float32 [...], in nats; zero where ``mask`` is false.
     :raises DataError: shapes or vocabularies that do not fit. :raises ValueError: an unknown direction, a temperature
-        that is not positive, or beta outside (0, 1) for ``jsd``.
+        that is not positive, or beta outside (0, 1) for ``jsd``. :raises UnsupportedModel: a head outside of its
+        sharded model, or hidden states of a sharded teacher that ask for gradients.
     """
     _check(student, teacher, mask, direction, temperature, beta)
     size = _vocabulary(student_head, teacher_head, vocabulary)
 
+    # A sharded teacher's head is gone when the backward pass would ask it again: what it says is kept.
+    held = teacher_head.forward is not None and torch.is_grad_enabled()
+
+    def taught(g: Tensor) -> Tensor:
+        return (teacher_head.logits(g)[..., :size] / temperature).log_softmax(-1)
+
     def divergences(h: Tensor, g: Tensor) -> Tensor:
         q = (student_head.logits(h)[..., :size] / temperature).log_softmax(-1)
-        p = (teacher_head.logits(g)[..., :size].to(q.device) / temperature).log_softmax(-1)
-        return divergence_of(p, q, direction, beta=beta)
+        return divergence_of((g if held else taught(g)).to(q.device), q, direction, beta=beta)
 
     shape = student.shape[:-1]
     wanted = torch.ones(shape, dtype=torch.bool, device=student.device) if mask is None else mask.bool()
     rows = target_rows(wanted)
-    flat = (x.reshape(-1, x.shape[-1])[rows.to(x.device)] for x in (student, teacher))
-    return scatter_rows(in_chunks(divergences, chunk, *flat), rows, shape)
+    own, known = (x.reshape(-1, x.shape[-1])[rows.to(x.device)] for x in (student, teacher))
+    if held:
+        if known.requires_grad:
+            raise UnsupportedModel("gradients cannot flow to a teacher that FSDP2 shards; run it under torch.no_grad()")
+        with torch.no_grad():
+            known = in_chunks(taught, chunk, known)
+    return scatter_rows(in_chunks(divergences, chunk, own, known), rows, shape)
 
 
 def divergence_of(

@@ -2,27 +2,40 @@
 
 Which of them a model uses is read off its config and then proven: the head must reproduce the model's own logits on a
 few tokens, or :class:`~paperhooks.errors.UnsupportedModel` says by how much they differ.
+
+Where FSDP2 shards the model, the output embeddings have their weights only while the model calls them; :meth:`Head.run`
+does the work there.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from paperhooks.errors import UnsupportedModel
-from paperhooks.models.forward import evaluation_mode, reading_hidden_states, view_of
+from paperhooks.models.forward import (
+    evaluation_mode,
+    last_hidden_state,
+    reading_hidden_states,
+    run_in_head,
+    view_of,
+)
 from paperhooks.models.view import ModelView
 
 __all__ = ["Head"]
 
+_T = TypeVar("_T")
+
 #: Config entries that scale logits: multiplied (cohere, falcon_h1) or divided by (granite, minicpm-like).
 _MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
 _DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
+#: Config entry that hidden states are divided by in front of the head (minicpm3), relative to their width.
+_BASE = "dim_model_base"
 #: Share of the largest logit that the self-check tolerates.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 _LOW_PRECISION_TOLERANCE = 3e-2
@@ -40,11 +53,17 @@ class Head:
         Factor on the logits.
     softcap
         c of ``c * tanh(logits / c)``, applied after the scale, or None.
+    view
+        Of the model that it belongs to; None for a head made by hand, which is called as it stands.
+    forward
+        Of a sharded model, inside of :meth:`run`: the module's own forward, which is not to be called itself then.
     """
 
     module: nn.Module
     scale: float = 1.0
     softcap: float | None = None
+    view: ModelView | None = field(default=None, repr=False)
+    forward: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
     @classmethod
     def from_model(cls, model: nn.Module | ModelView) -> Head:
@@ -58,10 +77,11 @@ class Head:
         module: Any = getattr(view.model, "get_output_embeddings", lambda: None)()
         if module is None:
             raise UnsupportedModel(f"{type(view.model).__name__} has no output embeddings, so it gives no logits")
-        hidden, logits = _probe(view)
-        tried = [(cls(module, *form), form) for form in _forms(view)]
-        errors = [float((_logits(head, hidden) - logits).abs().max()) for head, _ in tried]
-        allowed = _TOLERANCE.get(hidden.dtype, _LOW_PRECISION_TOLERANCE) * float(logits.abs().max())
+        whole = model if _sharded(view) and isinstance(model, nn.Module) else view.model
+        dtype, raw, logits = _probe(view, whole, module)
+        tried = [(cls(module, *form, view=view), form) for form in _forms(view)]
+        errors = [float((head._formed(raw) - logits).abs().max()) for head, _ in tried]
+        allowed = _TOLERANCE.get(dtype, _LOW_PRECISION_TOLERANCE) * float(logits.abs().max())
         for (head, _), error in zip(tried, errors, strict=True):
             if error <= allowed:
                 return head
@@ -78,8 +98,40 @@ class Head:
         module: Any = self.module
         return int(getattr(module, "out_features", None) or module.weight.shape[0])
 
+    def run(self, model: nn.Module | ModelView, batch: Mapping[str, Any], work: Callable[[Tensor, Head], _T]) -> _T:
+        """``work(hidden, head)`` for the hidden states that this head receives when ``model`` is called with ``batch``.
+
+        The way to the head that holds however the model is spread. Where FSDP2 shards it, the work is done inside of
+        the model's call, while the weights are there; on every rank, then, also on one whose batch asks for nothing.
+
+        :param model: the model, a wrapped one, or a view. Mode and gradient are the caller's.
+        :param batch: inputs of the model; labels are left out.
+        :param work: receives [B, T, D] and the head to ask, which is this one or stands for it. Gives a tensor, or a
+            tuple of them; the backward pass has to begin with these.
+        :raises UnsupportedModel: the decoder, or a sharded head, did not run exactly once.
+        """
+        view = view_of(model)
+        if not _sharded(view):
+            return work(last_hidden_state(model, batch), self)
+        if _number(view.text_config, _BASE):
+            raise UnsupportedModel(
+                f"{type(view.model).__name__} scales hidden states in front of its head ({_BASE}), which is not "
+                "supported for a model that FSDP2 shards; use the model's own logits"
+            )
+        return run_in_head(model, batch, self.module, lambda hidden, own: work(hidden, replace(self, forward=own)))
+
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V] float32 of hidden states [..., D]."""
+        """Logits [..., V] float32 of hidden states [..., D].
+
+        :raises UnsupportedModel: FSDP2 shards the model, and this is not the head that :meth:`run` hands on.
+        """
+        if self.forward is not None:
+            return self._formed(self.forward(hidden))
+        if self.view is not None and _sharded(self.view):
+            raise UnsupportedModel(
+                f"the head of {type(self.view.model).__name__} is called outside of the model, which FSDP2 shards, so "
+                "its weights are not there; do it in head.run(model, batch, work), with the head that work receives"
+            )
         return self._formed(self.module(hidden))
 
     def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -128,26 +180,32 @@ def _is_plain(module: nn.Module) -> bool:
     )
 
 
-@torch.no_grad()
-def _logits(head: Head, hidden: Tensor) -> Tensor:
-    return head.logits(hidden)
+def _sharded(view: ModelView) -> bool:
+    """Whether the head's weights may be there in the model's call alone."""
+    return "fsdp2" in view.spread.kinds
 
 
-def _probe(view: ModelView) -> tuple[Tensor, Tensor]:
-    """Hidden states [1, 4, D] and logits [1, 4, V] float32 of four ordinary tokens."""
+def _probe(view: ModelView, model: nn.Module, module: nn.Module) -> tuple[torch.dtype, Tensor, Tensor]:
+    """Dtype of the hidden states, what ``module`` makes of them and the model's logits float32, [1, 4, V], for four
+    ordinary tokens."""
     vocabulary = view.text_config.vocab_size
     tokens = [i for i in range(min(64, vocabulary)) if i not in view.image_token_ids][-4:]
     device: Any = getattr(view.model, "device", torch.device("cpu"))
     ids = torch.tensor([tokens], device="cpu" if device.type == "meta" else device)
     options = {"use_cache": False} | ({"logits_to_keep": 0} if _keeps(view) else {})
+    made: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _, args, output: made.append(output))
     with evaluation_mode(view.model), torch.no_grad(), reading_hidden_states(view) as seen:
-        logits: Tensor = view.model(input_ids=ids, **options).logits
-    if len(seen) != 1 or seen[0].shape[:2] != logits.shape[:2]:
-        raise UnsupportedModel(
-            f"{type(view.model).__name__} does not make its logits [B, T, V] from one run of its decoder; "
-            "use the model's own logits for this family"
-        )
-    return seen[0], logits.float()
+        try:
+            logits: Tensor = model(input_ids=ids, **options).logits
+        finally:
+            handle.remove()
+        if len(seen) != 1 or seen[0].shape[:2] != logits.shape[:2] or (_sharded(view) and len(made) != 1):
+            raise UnsupportedModel(
+                f"{type(view.model).__name__} does not make its logits [B, T, V] from one run of its decoder; "
+                "use the model's own logits for this family"
+            )
+        return seen[0].dtype, made[0] if _sharded(view) else module(seen[0]), logits.float()
 
 
 def _keeps(view: ModelView) -> bool:
@@ -163,9 +221,9 @@ def _forms(view: ModelView) -> Iterator[tuple[float, float | None]]:
     cap = _number(config, "final_logit_softcapping")
     scales = [s for n in _MULTIPLIERS if (s := _number(config, n))]
     divisors = [s for n in _DIVISORS if (s := _number(config, n))]
-    base = _number(config, "dim_model_base")
+    base = _number(config, _BASE)
     if base:
-        divisors.append(config.hidden_size / base)  # minicpm3 divides the hidden states by this
+        divisors.append(config.hidden_size / base)
     scales += [1 / s for s in divisors] + divisors + [1.0]
     for softcap in (cap, None) if cap else (None,):
         for scale in dict.fromkeys(scales):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from paperhooks.errors import DataError
 from paperhooks.logprobs.chunked import in_chunks, scatter_rows, target_rows
 from paperhooks.logprobs.head import Head
-from paperhooks.models.forward import last_hidden_state, view_of
+from paperhooks.models.forward import view_of
 from paperhooks.models.view import ModelView
 
 __all__ = ["LogProbs", "next_token_labels", "sequence_logprobs", "token_logprobs"]
@@ -109,9 +109,10 @@ def sequence_logprobs(
     :raises UnsupportedModel: a head that core cannot reproduce. :raises DataError: labels that do not fit.
     """
     view = view_of(model)
-    head = head or Head.from_model(view)
-    hidden = last_hidden_state(model, batch)
-    labels = next_token_labels(view, batch, ignore_index=ignore_index).to(hidden.device)
-    tokens = token_logprobs(hidden, head, labels, chunk=chunk, ignore_index=ignore_index)
+    head = head or Head.from_model(model)
+    labels = next_token_labels(view, batch, ignore_index=ignore_index)
+    tokens = head.run(
+        model, batch, lambda hidden, own: token_logprobs(hidden, own, labels, chunk=chunk, ignore_index=ignore_index)
+    )
     exact = torch.float32 if tokens.device.type == "mps" else torch.float64
-    return LogProbs(tokens, tokens.to(exact).sum(-1), (labels != ignore_index).sum(-1))
+    return LogProbs(tokens, tokens.to(exact).sum(-1), (labels != ignore_index).sum(-1).to(tokens.device))

@@ -1,7 +1,8 @@
 """The hidden states that a model's head receives, from a call of the model as it stands: attached, wrapped, offloaded.
 
 The decoder's output is read by a temporary forward hook while the model is called with ``logits_to_keep=1``, so images
-are embedded, attached methods run, and the head sees one position instead of T.
+are embedded, attached methods run, and the head sees one position instead of T. A head whose weights are whole only
+while it runs (FSDP2) does its work then: :func:`run_in_head`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,16 @@ from paperhooks.errors import UnsupportedModel
 from paperhooks.models.view import ModelView
 from paperhooks.models.wrappers import running_model
 
-__all__ = ["absolute_positions", "evaluation_mode", "last_hidden_state", "reading_hidden_states", "view_of"]
+__all__ = [
+    "absolute_positions",
+    "evaluation_mode",
+    "last_hidden_state",
+    "reading_hidden_states",
+    "run_in_head",
+    "view_of",
+]
+
+_T = TypeVar("_T")
 
 #: Inputs that would make the model compute a loss over [B, T, V].
 _LOSS_INPUTS = ("labels", "shift_labels", "num_items_in_batch")
@@ -39,21 +49,98 @@ def last_hidden_state(model: nn.Module | ModelView, batch: Mapping[str, Any]) ->
     :raises UnsupportedModel: the decoder did not run, or more than once. Compiled models run uncompiled here.
     """
     view = view_of(model)
-    called = view.model if isinstance(model, ModelView) else model
-    inputs = {name: value for name, value in batch.items() if name not in _LOSS_INPUTS}
-    accepted = inspect.signature(view.model.forward).parameters
-    if "logits_to_keep" in accepted:
-        inputs["logits_to_keep"] = 1
-    if "position_ids" in accepted:
-        inputs |= absolute_positions(view, inputs)
-    with reading_hidden_states(view) as seen, _eagerly():
-        called(**inputs, use_cache=False)
+    with reading_hidden_states(view) as seen:
+        _call(model, view, batch, keep=1)
     if len(seen) != 1:
         raise UnsupportedModel(
             f"the decoder of {type(view.model).__name__} ran {len(seen)} times in one call, where once was expected; "
             "this model cannot be used here"
         )
     return seen[0]
+
+
+def run_in_head(
+    model: nn.Module | ModelView,
+    batch: Mapping[str, Any],
+    module: nn.Module,
+    work: Callable[[Tensor, Callable[[Tensor], Tensor]], _T],
+) -> _T:
+    """``work(hidden, forward)`` in place of what ``module`` computes while ``model`` is called with ``batch``.
+
+    For output embeddings that FSDP2 shards: it gathers them before ``module`` runs, and again before the backward pass
+    reaches what ``module`` and the model have returned; that is the work's result then. What the family does with
+    logits behind its head does not touch it.
+
+    :param module: the output embeddings. :param work: receives what they do, [B, T, D], and their own forward, which
+        works inside of the call, and again while the backward pass goes through the result. Gives a tensor or a tuple
+        of them, each of the same graph.
+    :raises UnsupportedModel: ``module`` did not run, ran more than once, or received something else.
+    """
+    view, thread = view_of(model), threading.get_ident()
+    own: Callable[[Tensor], Tensor] = module.forward
+    seen: list[_T] = []
+
+    def run(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return own(hidden, *args, **kwargs)
+        if seen or args or kwargs or hidden.ndim != 3:
+            raise UnsupportedModel(
+                f"{type(view.model).__name__} does not make its logits by one call of its output embeddings with "
+                "hidden states [B, T, D]; sharded by FSDP2 it cannot be used here"
+            )
+        seen.append(work(hidden, own))
+        return seen[0]
+
+    def stand_in(_: nn.Module, args: tuple[Tensor], output: Any) -> Any:
+        """One position of logits, for the family to scale and cap; called after FSDP2 has seen the result."""
+        if threading.get_ident() != thread:
+            return output
+        return args[0].new_zeros(len(args[0]), 1, int(getattr(module, "out_features", 1)))
+
+    def put(_: nn.Module, args: Any, output: Any) -> Any:
+        """The result where FSDP2 will look for what its backward pass begins with."""
+        if threading.get_ident() != thread or not seen:
+            return output
+        if isinstance(output, tuple):
+            return (seen[0], *output[1:])
+        output.logits = seen[0]
+        return output
+
+    with ExitStack() as stack:
+        stack.callback(module.register_forward_hook(stand_in).remove)
+        stack.callback(view.model.register_forward_hook(put, prepend=True).remove)
+        stack.enter_context(_replaced(module, run))
+        _call(model, view, batch, keep=0)
+    if not seen:
+        raise UnsupportedModel(f"{type(view.model).__name__} did not call its output embeddings; it gives no logits")
+    return seen[0]
+
+
+@contextmanager
+def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Another ``forward`` on the module itself, in front of what patches may have put there."""
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+def _call(model: nn.Module | ModelView, view: ModelView, batch: Mapping[str, Any], keep: int) -> None:
+    """Call the model without what would make it compute a loss, for the logits of the last ``keep`` positions (0: all),
+    where it can be told so."""
+    called = view.model if isinstance(model, ModelView) else model
+    inputs = {name: value for name, value in batch.items() if name not in _LOSS_INPUTS}
+    accepted = inspect.signature(view.model.forward).parameters
+    if "logits_to_keep" in accepted:
+        inputs["logits_to_keep"] = keep
+    if "position_ids" in accepted:
+        inputs |= absolute_positions(view, inputs)
+    with _eagerly():
+        called(**inputs, use_cache=False)
 
 
 @contextmanager

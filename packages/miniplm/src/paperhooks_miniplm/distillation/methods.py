@@ -2,8 +2,8 @@
 
 :class:`Distil` replaces the training loss by (1 - w) * LM + w * KD, as the official code has it; :class:`DistilTerm`
 leaves the loss to the model or to another method and adds w * KD. The terms come from one run of the student's head, a
-chunk of positions at a time; the first makes their gradient on the way, so that nothing is computed twice, the second
-computes them again in the backward pass. They work in training, with
+chunk of positions at a time, and their gradient is made on the way, so that nothing is computed twice. They work in
+training, with
 :class:`paperhooks.HooksTrainerMixin` or :func:`paperhooks.training.compute_loss`;
 :func:`~paperhooks_miniplm.distillation_loss` gives the same on logits that are there.
 
@@ -13,15 +13,15 @@ Letters: B rows, T tokens, V vocabulary, n positions with a target.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 import torch
 from paperhooks import DataError, LossContext, ModelView, PluginIncompatible, Traits, hookimpl
 from paperhooks.io import flag, number, optional, whole, whole_list
-from paperhooks.logprobs import Divergence, Head, in_chunks, next_token_labels, scatter_rows, sum_in_chunks, target_rows
-from paperhooks.models import evaluation_mode, last_hidden_state, view_of
+from paperhooks.logprobs import Divergence, Head, next_token_labels, sum_in_chunks, target_rows
+from paperhooks.models import evaluation_mode, view_of
 from torch import Tensor, nn
 
 from paperhooks_miniplm.algorithm import IGNORED, counted_inputs, negative_log_likelihood, sequence_means
@@ -35,10 +35,12 @@ from paperhooks_miniplm.distillation.losses import (
 
 __all__ = ["Distil", "DistilTerm"]
 
+_T = TypeVar("_T")
+
 #: Nothing happens inside the forward, so every way to generate and to compile stays what it is.
 _TRAITS: Final = Traits(
     training=True, compile=True, beams=True, assisted=True, static_cache=True, chunked_prefill=True,
-    dtypes=("float32", "bfloat16", "float16"), parallel=("torchrun", "accelerate"),
+    dtypes=("float32", "bfloat16", "float16"), parallel=("ddp", "fsdp2", "tp", "offload"),
 )  # fmt: skip
 
 
@@ -90,23 +92,41 @@ class _Distillation:
             common_vocabulary(size, self._other_head().vocabulary, self.vocabulary),
         )  # fmt: skip
 
-    def _student_rows(self, context: LossContext, rows: Tensor) -> Tensor:
-        """What the student's head receives at flat positions ``rows``: [n, D], with gradient."""
-        hidden = last_hidden_state(context.model, context.inputs)
-        return hidden.reshape(-1, hidden.shape[-1])[rows.to(hidden.device)]
+    def _student(self, context: LossContext, rows: Tensor, work: Callable[[Tensor, Head], _T]) -> _T:
+        """``work`` on what the student's head receives at flat positions ``rows``, [n, D] with gradient, and the head
+        to ask there."""
+        return self._head(context).run(context.model, context.inputs, lambda h, head: work(_picked(h, rows), head))
 
-    def _teacher_rows(self, inputs: Mapping[str, Any], rows: Tensor) -> Tensor:
-        """The same of the teacher, [n, D'], on its own device, for what it accepts of the batch."""
+    def _taught(self, context: LossContext, rows: Tensor, work: Callable[[Tensor, Head], _T]) -> _T:
+        """The same of the teacher, [n, D'] on its own device, for what it accepts of the batch.
+
+        Around the student's run and not before it: a sharded teacher has its head's weights only then.
+        """
         teacher = self._known_teacher()
         view = view_of(teacher)
         accepted = inspect.signature(view.model.forward).parameters
-        if isinstance(ids := inputs.get("input_ids"), Tensor):
+        if isinstance(ids := context.inputs.get("input_ids"), Tensor):
             model: Any = view.model
             check_ids(ids, len(model.get_input_embeddings().weight), "id", "teacher")
-        given = {name: _moved(value, view.model) for name, value in inputs.items() if name in accepted}
+        given = {name: _moved(value, view.model) for name, value in context.inputs.items() if name in accepted}
+        graded, training = torch.is_grad_enabled(), [m for m in context.model.modules() if m.training]
+
+        def inside(hidden: Tensor, head: Head) -> _T:
+            taught = _picked(hidden, rows)
+            for module in training:  # a student that shares modules with its teacher has its own mode
+                module.training = True
+            with torch.set_grad_enabled(graded):
+                return work(taught, head)
+
         with torch.no_grad(), evaluation_mode(teacher):
-            hidden = last_hidden_state(teacher, given)
-        return hidden.reshape(-1, hidden.shape[-1])[rows.to(hidden.device)]
+            return self._other_head().run(teacher, given, inside)
+
+    def _row_weights(self, context: LossContext, counted: Tensor) -> Tensor:
+        """What each position counts in the reduced loss, float32 [B, T]: the reduction is linear in them."""
+        with torch.enable_grad():
+            values = torch.zeros(counted.shape, requires_grad=True)
+            reduced = self._reduced(context, values, counted.cpu())
+            return torch.autograd.grad(reduced, values)[0]
 
     def _labels(self, context: LossContext) -> Tensor:
         """What every position is to predict, int64 [B, T], -100 where nothing counts."""
@@ -203,41 +223,46 @@ class Distil(_Distillation):
     @hookimpl
     def compute_loss(self, context: LossContext) -> Tensor:
         """(1 - w) * LM + w * KD of one micro-batch, normalised for the accumulated batch; notes both terms."""
-        labels, head = self._labels(context), self._head(context)
+        labels = self._labels(context)
         rows = target_rows(labels != IGNORED)
-        student = self._student_rows(context, rows)
-        targets = labels.reshape(-1)[rows].to(student.device)
-        check_ids(targets, head.vocabulary, "label", "student")
-        given = [targets, self._teacher_rows(context.inputs, rows)] if self.weight > 0 else [targets]
-        weights = self._row_weights(context, labels != IGNORED).reshape(-1)[rows].to(student.device)
-        factors = (1 - self.weight, self.weight)[: len(given)]
-        loss, values = sum_in_chunks(
-            self._chunk_function(head), self.chunk, weights, factors, student, *given,
-            parameters=list(head.module.parameters()),
-        )  # fmt: skip
-        for name, term in zip(("lm", "kd"), weights @ values, strict=False):
+        targets = labels.reshape(-1)[rows]
+        check_ids(targets, self._head(context).vocabulary, "label", "student")
+        weights = self._row_weights(context, labels != IGNORED).reshape(-1)[rows]
+        if self.weight > 0:
+            loss, values = self._taught(
+                context, rows,
+                lambda g, other: self._student(
+                    context, rows, lambda h, head: self._summed(weights, h, head, targets, g, other)
+                ),
+            )  # fmt: skip
+        else:
+            loss, values = self._student(context, rows, lambda h, head: self._summed(weights, h, head, targets))
+        for name, term in zip(("lm", "kd"), weights.to(values.device) @ values, strict=False):
             context.terms[f"loss/{self._name(context)}/{name}"] = term
         return loss
 
-    def _row_weights(self, context: LossContext, counted: Tensor) -> Tensor:
-        """What each position counts in the reduced loss, float32 [B, T]: the reduction is linear in them."""
-        with torch.enable_grad():
-            values = torch.zeros(counted.shape, requires_grad=True)
-            reduced = self._reduced(context, values, counted.cpu())
-            return torch.autograd.grad(reduced, values)[0]
+    def _summed(
+        self, weights: Tensor, student: Tensor, head: Head, targets: Tensor, *taught: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, and both terms at every position; ``taught`` are the teacher's rows and its head."""
+        parameters, targets = list(head.module.parameters()), targets.to(student.device)
+        weights = weights.to(student.device)
+        if not taught:
+            return sum_in_chunks(
+                lambda h, t: negative_log_likelihood(head.logits(h), t)[:, None],
+                self.chunk, weights, (1,), student, targets, parameters=parameters,
+            )  # fmt: skip
+        (states, other), measure = taught, self._measure(head.vocabulary)
 
-    def _chunk_function(self, head: Head) -> Callable[..., Tensor]:
-        if self.weight == 0:
-            return lambda h, targets: negative_log_likelihood(head.logits(h), targets)[:, None]
-        other, measure = self._other_head(), self._measure(head.vocabulary)
-
-        def both(h: Tensor, targets: Tensor, g: Tensor) -> Tensor:
+        def both(h: Tensor, t: Tensor, g: Tensor) -> Tensor:
             with torch.no_grad():
                 known = other.logits(g)
             logits = head.logits(h)
-            return torch.stack([negative_log_likelihood(logits, targets), measure(logits, known.to(logits.device))], -1)
+            return torch.stack([negative_log_likelihood(logits, t), measure(logits, known.to(logits.device))], -1)
 
-        return both
+        return sum_in_chunks(
+            both, self.chunk, weights, (1 - self.weight, self.weight), student, targets, states, parameters=parameters
+        )
 
     def _name(self, context: LossContext) -> str:
         methods = {} if context.session is None else context.session.methods
@@ -266,27 +291,34 @@ class DistilTerm(_Distillation):
             return None
         labels = self._labels(context)
         rows = target_rows(labels != IGNORED)
-        divergences = in_chunks(*self._divergences(context, rows))
-        values = scatter_rows(divergences, rows, labels.shape)
-        return {"kd": self.weight * self._reduced(context, values, labels != IGNORED)}
+        weights = self._row_weights(context, labels != IGNORED).reshape(-1)[rows]
 
-    def _divergences(self, context: LossContext, rows: Tensor) -> tuple[Any, ...]:
-        """What :func:`in_chunks` needs for the divergence at flat positions ``rows``."""
-        other, taught = self._other_head(), self._teacher_rows(context.inputs, rows)
-        if context.forward_ran:
-            there = context.logits.reshape(-1, context.logits.shape[-1])
-            student, measure = rows.to(there.device), self._measure(there.shape[-1])
-        else:
-            head, there = self._head(context), None
-            student, measure = self._student_rows(context, rows), self._measure(head.vocabulary)
+        def term(g: Tensor, other: Head) -> Tensor:
+            if not context.forward_ran:
+                return self._student(context, rows, lambda h, head: self._summed(weights, h, head, g, other))
+            logits = context.logits
+            return self._summed(weights, _picked(logits, rows), None, g, other)
 
-        def divergence(own: Tensor, g: Tensor) -> Tensor:
+        return {"kd": self._taught(context, rows, term)}
+
+    def _summed(self, weights: Tensor, student: Tensor, head: Head | None, g: Tensor, other: Head) -> Tensor:
+        """w * KD of the student's hidden states, or without ``head`` of its logits."""
+        measure = self._measure(student.shape[-1] if head is None else head.vocabulary)
+
+        def divergence(own: Tensor, taught: Tensor) -> Tensor:
             with torch.no_grad():
-                known = other.logits(g)
-            logits = head.logits(own) if there is None else there[own].float()
-            return measure(logits, known.to(logits.device))
+                known = other.logits(taught)
+            logits = own.float() if head is None else head.logits(own)
+            return measure(logits, known.to(logits.device))[:, None]
 
-        return divergence, self.chunk, student, taught
+        parameters = [] if head is None else list(head.module.parameters())
+        weights = weights.to(student.device)
+        return sum_in_chunks(divergence, self.chunk, weights, (self.weight,), student, g, parameters=parameters)[0]
+
+
+def _picked(states: Tensor, rows: Tensor) -> Tensor:
+    """The flat positions ``rows`` of [B, T, D]: [n, D]."""
+    return states.reshape(-1, states.shape[-1])[rows.to(states.device)]
 
 
 def _token_ids(name: str, value: Any) -> int | list[int]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from paperhooks import DataError, ModelView, UnsupportedModel
 from paperhooks.logprobs import Head, token_logprobs
-from paperhooks.models import check_ids, evaluation_mode, last_hidden_state, view_of
+from paperhooks.models import check_ids, evaluation_mode, view_of
 from torch import Tensor, nn
 
 from paperhooks_miniplm.algorithm import IGNORED, Array, counted_inputs, negative_log_likelihood
@@ -229,8 +229,9 @@ class LogLikelihood:
 
     def _logprobs(self, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
         if self._head is not None:
-            hidden = last_hidden_state(self.view, inputs)
-            return token_logprobs(hidden, self._head, labels, chunk=self.chunk)
+            return self._head.run(
+                self.view, inputs, lambda hidden, head: token_logprobs(hidden, head, labels, chunk=self.chunk)
+            )
         found = []
         for row in range(len(labels)):  # one at a time: these logits stand in memory in full
             own = {name: each[row : row + 1] for name, each in inputs.items()}
