@@ -81,7 +81,7 @@ def test_two_processes_share_a_run_and_an_error_of_one_ends_it_for_both(data: Pa
     run, whole = tmp_path / "run", tmp_path / "whole"
     broken = run_ranks(evaluated, data, run, 1)
     assert broken == [
-        "PaperhooksError: the evaluation failed on rank 1: RuntimeError: lost its device",
+        "PaperhooksError: rank 1 failed: RuntimeError: lost its device",
         "RuntimeError: lost its device",
     ]
     told = run_ranks(evaluated, data, run, -1)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from paperhooks.io.processes import Ranks
+
 __all__ = ["Backend", "Prompt", "Request", "Response"]
 
 
@@ -102,8 +104,12 @@ class Backend:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Around all answers of a run; not entered when there is nothing to ask."""
+        """Around all answers of a run; not entered when there is nothing to ask, unless processes go in step."""
         yield
+
+    def ranks(self) -> Ranks:
+        """The processes that share the work, by replicas of what answers."""
+        return Ranks()
 
     def prompt(self, document_id: str, request: Request) -> Prompt:
         """The prompt of a request; called in a worker thread ahead of :meth:`answer`."""

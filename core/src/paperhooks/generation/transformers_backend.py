@@ -26,7 +26,9 @@ from paperhooks.generation.settings import (
 )
 from paperhooks.generation.thoughts import REASONING_TAGS
 from paperhooks.io.hashing import class_name, hash_json, model_digest
+from paperhooks.io.processes import Ranks
 from paperhooks.models.forward import evaluation_mode
+from paperhooks.models.rounds import in_step, ranks_of
 from paperhooks.plugins.methods import describe_method
 from paperhooks.sessions.session import active_session, attach
 
@@ -90,7 +92,16 @@ class TransformersBackend(Backend):
             stack.enter_context(torch.no_grad())
             if self.methods:
                 stack.enter_context(attach(self.model, *self.methods))
+            stack.enter_context(in_step(self.model))
             yield
+
+    def ranks(self) -> Ranks:
+        """The processes that hold the model, by its replicas."""
+        return self._ranks
+
+    @cached_property
+    def _ranks(self) -> Ranks:
+        return ranks_of(self.model)
 
     def prompt(self, document_id: str, request: Request) -> Prompt:
         """See :func:`paperhooks.generation.make_prompt`; with its tokens counted."""
@@ -105,7 +116,9 @@ class TransformersBackend(Backend):
         limit = max(prompt.request.max_new_tokens for prompt in prompts)
         config = _greedy(self.model.generation_config, self.tokenizer, limit)
         stopping = _Stopping(self.tokenizer, [prompt.request for prompt in prompts], inputs["input_ids"].shape[1])
-        extra = {"stopping_criteria": StoppingCriteriaList([stopping])} if stopping.needed else {}
+        extra: dict[str, Any] = {"stopping_criteria": StoppingCriteriaList([stopping])} if stopping.needed else {}
+        if self.ranks().in_step:
+            extra["synced_gpus"] = False  # every call of the model is a round of its own already
         with _generation_config(self.model, config):
             output = self.model.generate(**inputs, generation_config=config, **extra)
         new = output[:, inputs["input_ids"].shape[1] :]  # cut by length: a response may repeat its prompt
@@ -115,7 +128,8 @@ class TransformersBackend(Backend):
     def too_large(self, error: Exception) -> bool:
         """Also the errors of torch, which has one class for accelerators and none for the CPU."""
         told = isinstance(error, RuntimeError) and ("out of memory" in str(error) or "allocate memory" in str(error))
-        return told or super().too_large(error)
+        # Ranks that wait for parts of a call have lost it, whatever is asked next.
+        return (told or super().too_large(error)) and not self.ranks().in_step
 
     def recover(self) -> None:
         """Hand freed tensors back to the accelerator."""

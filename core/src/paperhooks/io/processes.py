@@ -39,15 +39,30 @@ def _environment(name: str, default: int) -> int:
 
 
 class Ranks:
-    """The processes of ``torch.distributed``, or this process alone when none is initialised."""
+    """The processes of ``torch.distributed``, or this process alone when none is initialised.
 
-    def __init__(self, alone: bool = False) -> None:
+    They share work by replicas of a model. By default each process is one; of what several of them hold together, as by
+    tensor parallelism, all do the same work, and one writes it down.
+
+    :param alone: know of no other process.
+    :param replica, replicas: this process' replica, and how many there are.
+    :param leader: whether this process speaks for its replica.
+    :param in_step: whether processes that hold parts of one model must call it equally often.
+    """
+
+    def __init__(
+        self, alone: bool = False, *, replica: int | None = None, replicas: int | None = None, leader: bool = True,
+        in_step: bool = False,
+    ) -> None:  # fmt: skip
         # A process that never loaded torch.distributed has not initialised it either.
         distributed = sys.modules.get("torch.distributed")
         joined = distributed is not None and distributed.is_available() and distributed.is_initialized()
         self._distributed: Any = distributed if joined and not alone else None
         self.index = self._distributed.get_rank() if self._distributed else 0
         self.count = self._distributed.get_world_size() if self._distributed else 1
+        self.replica = self.index if replica is None else replica
+        self.replicas = self.count if replicas is None else replicas
+        self.leader, self.in_step = leader, in_step
 
     @property
     def first(self) -> bool:
@@ -56,19 +71,31 @@ class Ranks:
 
     @property
     def shard(self) -> tuple[int, int] | None:
-        """This process' share of the documents."""
-        return (self.index, self.count) if self.count > 1 else None
+        """The share of the work that this process' replica does; None for all of it."""
+        return (self.replica, self.replicas) if self.replicas > 1 else None
 
-    def meet(self, error: BaseException | None = None) -> None:
+    def meet(self, error: BaseException | None = None, *, working: bool = False, group: Any = None) -> bool:
         """Wait for all; an error of one is raised by all, so that none waits for ever.
 
-        Raises this process' own error, or PaperhooksError that names the rank and the error of another one.
+        :param working: whether this process goes on with work that the others take part in. :param group: of
+            torch.distributed; all processes without one.
+        :return: whether any of them does.
+        :raises PaperhooksError: another process failed; its rank and its error are named. This process' own error is
+            raised as it is.
         """
-        told: list[str | None] = [None] * self.count
+        told = [(working, "" if error is None else f"{type(error).__name__}: {error}")]
+        members = [self.index]
         if self._distributed is not None:
-            self._distributed.all_gather_object(told, None if error is None else f"{type(error).__name__}: {error}")
+            try:
+                members = self._distributed.get_process_group_ranks(group)
+                given, told = told[0], [told[0]] * len(members)
+                self._distributed.all_gather_object(told, given, group=group)
+            except Exception:
+                if error is None:
+                    raise  # else: a process that failed may have left the group already
         if error is not None:
             raise error
-        for rank, message in enumerate(told):
-            if message is not None:
-                raise PaperhooksError(f"the evaluation failed on rank {rank}: {message}")
+        for rank, (_, message) in zip(members, told, strict=True):
+            if message:
+                raise PaperhooksError(f"rank {rank} failed: {message}")
+        return any(works for works, _ in told)

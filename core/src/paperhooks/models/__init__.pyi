@@ -8,9 +8,13 @@ from .experts import Experts as Experts
 from .forward import evaluation_mode as evaluation_mode
 from .forward import last_hidden_state as last_hidden_state
 from .forward import view_of as view_of
+from .heads import from_every_rank as from_every_rank
+from .heads import mean_over_heads as mean_over_heads
 from .images import GridPart as GridPart
 from .images import ImageSpan as ImageSpan
 from .images import image_runs as image_runs
+from .rounds import in_step as in_step
+from .rounds import ranks_of as ranks_of
 from .spread import Spread as Spread
 from .spread import spread_of as spread_of
 from .tokenizers import check_ids as check_ids

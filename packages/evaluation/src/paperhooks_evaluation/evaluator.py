@@ -114,7 +114,8 @@ def evaluate(
         name no stop string.
     :param seed: recorded with the run. Answers are greedy and draw nothing.
     :param shard: ``(index, count)``: answer only the documents whose id hashes to this share. Without it, the processes
-        of an initialised ``torch.distributed`` share the documents.
+        of an initialised ``torch.distributed`` share the documents, by replicas of the model: those that hold one
+        together by tensor parallelism answer the same ones.
     :param keep_reasoning: read responses with the reasoning that a model wrote in tags in front of its answer; by
         default the answer is read alone. Both are stored, so that :func:`rescore` can read them the other way.
     :param observers: objects with any of ``started(run)``, ``sample(record)``, ``finished(result)``.
@@ -133,18 +134,17 @@ def evaluate(
         _backend(model, processor, methods)  # refuses what does not go with one
     made = [catalog().create_method(one) if isinstance(one, str) else one for one in methods]
     inputs = plan.inputs() | plain(dataclasses.asdict(asking))
-    share_of, batch = shard or ranks.shard, (batch_size, batch_tokens or BATCH_TOKENS)
-    launch = "" if shard is None else f"{shard[1]} shards"
-
-    def answered() -> SampleFile:
-        return _ask(plan, backend, run, asking, share_of, batch, observers, progress)
-
+    batch, launch = (batch_size, batch_tokens or BATCH_TOKENS), "" if shard is None else f"{shard[1]} shards"
     with RunFolder(out) as run:
         if not force_new:
             _agreed(ranks, lambda: _check_folder(run, inputs, seed, launch))
         backend = _agreed(ranks, lambda: _backend(model, processor, made))
+        ranks = _replicas(backend, shard) or ranks
+        share_of = shard or ranks.shard
         _started(run, ranks, inputs | dict(backend.describe()), seed, launch, force_new)
-        file = _agreed(ranks, answered)
+        # All have read before one writes: processes that hold one replica together have the same left to ask.
+        file = _agreed(ranks, lambda: SampleFile(run.path, run.result["inputs_hash"], share_of, writes=ranks.leader))
+        _agreed(ranks, lambda: _ask(plan, backend, run, asking, file, ranks, share_of, batch, observers, progress))
         _agreed(ranks, lambda: _read_again(file, share(plan.wanted, share_of)))
         result = _agreed(ranks, lambda: _finish(plan, run, file, backend.about(), report, writes=ranks.first))
     if ranks.first:
@@ -213,6 +213,19 @@ def _backend(model: Any, processor: Any, methods: Sequence[Any]) -> Backend:
     return TransformersBackend(model, processor, methods)
 
 
+def _replicas(backend: Backend, shard: tuple[int, int] | None) -> Ranks | None:
+    """The processes by replicas of the model; None for one that does a shard and knows of no other."""
+    ranks = backend.ranks()
+    if shard is None:
+        return ranks
+    if ranks.in_step:
+        raise DataError(
+            f"shard = {shard} is for processes that know nothing of one another, and these hold parts of one model; "
+            "leave it out, and they share the documents"
+        )
+    return None
+
+
 def _agreed(ranks: Ranks, step: Callable[[], _T]) -> _T:
     """The result of a step that all ranks take together: an error of one ends it for all."""
     try:
@@ -254,23 +267,25 @@ def _move_away(folder: Path) -> None:
 
 
 def _ask(
-    plan: Plan, backend: Backend, run: RunFolder, options: AskOptions, shard: tuple[int, int] | None,
-    batch: tuple[int, int], observers: Sequence[Any], progress: bool,
-) -> SampleFile:  # fmt: skip
-    file = SampleFile(run.path, run.result["inputs_hash"], shard)
+    plan: Plan, backend: Backend, run: RunFolder, options: AskOptions, file: SampleFile, ranks: Ranks,
+    shard: tuple[int, int] | None, batch: tuple[int, int], observers: Sequence[Any], progress: bool,
+) -> None:  # fmt: skip
     _refuse_unknown(file, plan)
     mine = share(plan.wanted, shard)
     answered = sum(file.answered(document) for document in mine)
+    observers = observers if ranks.leader else ()
     notify(observers, "started", EvaluationRun(plan.name, run.path, len(mine), answered, plan.modes))
     if answered == len(mine):
-        return file
+        if ranks.in_step:
+            with backend.opened():
+                pass  # the other processes cannot call the model without this one
+        return
     asker = Asker(plan, backend, file, options, *batch, run.confirm)
-    if shard is None or shard[0] == 0:
+    if ranks.first and (shard is None or shard[0] == 0):
         with run.timed("evaluate"):
             asker.run(mine, observers, progress)
     else:
         asker.run(mine, observers, False)
-    return file
 
 
 def _refuse_unknown(file: SampleFile, plan: Plan) -> None:

@@ -68,13 +68,14 @@ def sample_row(
 class SampleFile:
     """The rows of one run by document id; ``run`` is the hash of what determines its responses.
 
-    Reads the files of all shares in the folder and appends to that of ``shard`` (index and count). Reading changes
-    nothing; a torn last line, left by a kill, goes with the first row that is appended.
+    Reads the files of all shares in the folder and appends to that of ``shard`` (index and count), unless another
+    process ``writes`` for this one. Reading changes nothing; a torn last line, left by a kill, goes with the first row
+    that is appended.
     """
 
-    def __init__(self, folder: Path, run: str, shard: tuple[int, int] | None = None) -> None:
+    def __init__(self, folder: Path, run: str, shard: tuple[int, int] | None = None, *, writes: bool = True) -> None:
         name = "samples.jsonl" if shard is None else f"samples-{shard[0]}-of-{shard[1]}.jsonl"
-        self.path, self.run = folder / name, run
+        self.path, self.run, self.writes = folder / name, run, writes
         self.rows: dict[str, dict[str, Any]] = {}
         self._log = AppendLog(self.path, _KEYS, ("seconds",))
         self.reload()
@@ -124,7 +125,8 @@ class SampleFile:
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows and force them to the disk."""
         made = [{**row, "run": self.run} for row in rows]
-        self._log.append(made)
+        if self.writes:
+            self._log.append(made)
         self.rows |= {row["id"]: row for row in made}
 
     def close(self) -> None:
