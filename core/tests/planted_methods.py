@@ -521,3 +521,38 @@ class Fade:
 class FadeUnchecked(Fade):
     def __post_init__(self):
         pass
+
+
+# -- devices -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class ScaleByATable(Scale):
+    """The factor of every position, from a table that is made where the states are."""
+
+    def factors(self, hidden_states: Tensor) -> Tensor:
+        return torch.linspace(0.8, 0.9, hidden_states.shape[-1], device=hidden_states.device)
+
+    @hookimpl
+    def post_layer(self, hidden_states):
+        return hidden_states * self.factors(hidden_states)
+
+
+class ScaleByATableOnTheHost(ScaleByATable):
+    def factors(self, hidden_states: Tensor) -> Tensor:
+        return torch.linspace(0.8, 0.9, hidden_states.shape[-1])
+
+
+class ScaleByATableFromTheHost(ScaleByATable):
+    """Right, but the host waits in every layer."""
+
+    def factors(self, hidden_states: Tensor) -> Tensor:
+        return super().factors(hidden_states.detach().cpu()).to(hidden_states.device)
+
+
+class ScaleOnTheHostAlone(Scale):
+    """Another result on an accelerator."""
+
+    @hookimpl
+    def post_layer(self, hidden_states):
+        return hidden_states * (0.9 if hidden_states.device.type == "cpu" else 0.8)

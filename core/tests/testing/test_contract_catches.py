@@ -11,7 +11,7 @@ import planted_methods as planted
 import pytest
 import torch
 from paperhooks.sessions import Session
-from paperhooks.testing import Dropper, MethodContract
+from paperhooks.testing import Dropper, MethodContract, emulated_accelerator
 from torch import nn
 
 FAILURES = (AssertionError, pytest.fail.Exception)
@@ -283,3 +283,40 @@ def test_a_session_that_is_closed_while_a_thread_generates(monkeypatch):
     passes(planted.Scale, "test_a_thread_that_still_generates_is_waited_for")
     monkeypatch.setattr(Session, "_wait_for_calls", lambda session: None)
     fails(planted.Scale, "test_a_thread_that_still_generates_is_waited_for", match="has another answer")
+
+
+@pytest.fixture
+def device():
+    with emulated_accelerator() as device:
+        yield device
+
+
+def test_a_method_that_is_right_on_an_accelerator(device):
+    passes(planted.ScaleByATable, "test_logits_on_an_accelerator", device, "sdpa")
+    passes(planted.ScaleByATable, "test_generation_on_an_accelerator", device)
+    for checkpointing in (None, True, False):
+        passes(planted.ScaleByATable, "test_gradients_on_an_accelerator", device, checkpointing)
+    passes(planted.ScaleByATable, "test_the_host_seldom_waits", device, prefill_waits=0)
+
+
+def test_tensors_that_stay_on_the_host(device):
+    for check, *args in (("logits", "sdpa"), ("generation",), ("gradients", None)):
+        name = f"test_{check}_on_an_accelerator"
+        fails(planted.ScaleByATableOnTheHost, name, device, *args, match="same device", errors=RuntimeError)
+
+
+def test_results_that_are_others_on_an_accelerator(device):
+    for check, *args in (("logits", "sdpa"), ("generation",), ("gradients", None)):
+        fails(planted.ScaleOnTheHostAlone, f"test_{check}_on_an_accelerator", device, *args, match="accelerator")
+
+
+def test_waits_in_a_forward(device):
+    wrong = planted.ScaleByATableFromTheHost
+    fails(
+        wrong,
+        "test_the_host_seldom_waits",
+        device,
+        match="decode step.* than 0 times.*\n.*copy .* the host at .*planted",
+    )
+    fails(wrong, "test_the_host_seldom_waits", device, match="prefill.* than 3 times", prefill_waits=3)
+    passes(wrong, "test_the_host_seldom_waits", device, prefill_waits=8, decode_waits=8)

@@ -249,4 +249,4 @@ def test_outside_of_the_block_the_device_is_not_offered() -> None:
 def test_an_older_torch_is_told(monkeypatch) -> None:
     monkeypatch.setattr(compat, "_SETUP", "of_a_later_version")
     with pytest.raises(LibraryBroken, match=r"needs torch 2.10 or newer; this is torch"):
-        compat.register_backend("emulated", object(), object)
+        compat.register_backend(object(), object)

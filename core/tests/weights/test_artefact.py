@@ -17,6 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+pytest_plugins = ["paperhooks.testing.accelerator_fixtures"]
+
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
 NAME = "model.layers.1.mlp.up_proj.weight"
 
@@ -363,11 +365,9 @@ def test_digests_see_dtype_shape_and_bits() -> None:
     assert len({tensor_digest(t) for t in [one, *others]}) == 5
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_edits_on_a_gpu_are_undone_also_after_a_move(dtype: torch.dtype) -> None:
-    module = holder(random_bits((6, 8), dtype).cuda())
+def test_edits_on_a_gpu_are_undone_also_after_a_move(accelerator, dtype: torch.dtype) -> None:
+    module = holder(random_bits((6, 8), dtype).to(accelerator))
     before, journal = bits(module.weight.cpu()), WeightJournal(module)
     journal.write_sparse("weight", torch.tensor([3, 40]), torch.ones(2))
     journal.write("weight", torch.zeros(6, 8))

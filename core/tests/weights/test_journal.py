@@ -19,6 +19,8 @@ from paperhooks.testing import fingerprint, tiny_llama
 from paperhooks.weights.entries import Change, Digests
 from torch import nn
 
+pytest_plugins = ["paperhooks.testing.accelerator_fixtures"]
+
 #: More entries than one block of digests has, and no multiple of it.
 LARGE = (300, 500)
 EDITS = ["dense", "large", "sparse", "sparse then dense", "dense then sparse"]
@@ -618,15 +620,13 @@ def test_a_system_exit_is_no_failure_to_restore(monkeypatch) -> None:
     assert [bits(p) for p in model.parameters()] == [bits(p) for p in several()[0].parameters()]
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", EDITS)
 @pytest.mark.parametrize("cast", ["double", "half", "half and float", "float from bfloat16"])
-def test_casts_and_moves_to_a_gpu_are_followed(kind: str, cast: str) -> None:
+def test_casts_and_moves_to_a_gpu_are_followed(accelerator, kind: str, cast: str) -> None:
     dtype, move = CASTS[cast]
     model, plain, journal = edited(kind, dtype)
-    move(model.cuda())
-    move(plain.cuda())
+    move(model.to(accelerator))
+    move(plain.to(accelerator))
     journal.scale_sparse("weight", torch.tensor([9, 10]), 0.5)
     with torch.no_grad():
         plain.weight[-1, -1] = model.weight[-1, -1] = 7.0

@@ -24,6 +24,7 @@ from .tiny import TEXT_FAMILIES as TEXT_FAMILIES
 from .tiny import VLM_FAMILIES as VLM_FAMILIES
 from .tiny import cache_argument as cache_argument
 from .tiny import image_outputs as image_outputs
+from .tiny import placed as placed
 from .tiny import tiny_llama as tiny_llama
 from .tiny import tiny_llava as tiny_llava
 from .tiny import tiny_text as tiny_text

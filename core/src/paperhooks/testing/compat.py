@@ -16,6 +16,7 @@ from torch import Tensor
 from paperhooks.errors import LibraryBroken
 
 __all__ = [
+    "DEVICE",
     "NO_FUNCTION_HOOK",
     "needed",
     "rebuilt_from",
@@ -24,6 +25,9 @@ __all__ = [
     "wrapper",
     "written_to",
 ]
+
+#: The device type of the emulated accelerator.
+DEVICE: Final = "emulated"
 
 _SETUP: Final = "_setup_privateuseone_for_python_backend"
 
@@ -34,23 +38,26 @@ NO_FUNCTION_HOOK: Final[Any] = torch._C._disabled_torch_function_impl
 def needed() -> str:
     """What this torch lacks for Python code to stand in for a device; empty where it lacks nothing."""
     registration = importlib.import_module("torch.utils.backend_registration")
-    if hasattr(registration, _SETUP) and hasattr(torch._C, "_acc"):
-        return ""
-    return f"the emulated accelerator needs torch 2.10 or newer; this is torch {torch.__version__}"
+    if not (hasattr(registration, _SETUP) and hasattr(torch._C, "_acc")):
+        return f"the emulated accelerator needs torch 2.10 or newer; this is torch {torch.__version__}"
+    name = torch._C._get_privateuse1_backend_name()
+    if name not in ("privateuseone", DEVICE):
+        return f"torch has room for one device type that is not its own, and {name!r} is there already"
+    return ""
 
 
-def register_backend(name: str, module: object, hook: type) -> None:
-    """Make ``name`` a device type of this process: ``module`` becomes ``torch.<name>``.
+def register_backend(module: object, hook: type) -> None:
+    """Make :data:`DEVICE` a device type of this process: ``module`` becomes ``torch.emulated``.
 
     :param hook: a class that gets torch's class of hooks as its base.
-    :raises LibraryBroken: torch is too old.
+    :raises LibraryBroken: see :func:`needed`.
     """
     lacking = needed()
     if lacking:
         raise LibraryBroken(lacking)
     setup = getattr(importlib.import_module("torch.utils.backend_registration"), _SETUP)
     accelerator: Any = torch._C._acc
-    setup(name, backend_module=module, hook=type(hook.__name__, (hook, accelerator.PrivateUse1Hooks), {})())
+    setup(DEVICE, backend_module=module, hook=type(hook.__name__, (hook, accelerator.PrivateUse1Hooks), {})())
 
 
 def wrapper(cls: type[Tensor], like: Tensor, device: torch.device, requires_grad: bool) -> Any:

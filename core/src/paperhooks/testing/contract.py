@@ -11,14 +11,13 @@ Class flags say what does not apply to a method. Every test runs on tiny random 
 
 from __future__ import annotations
 
-from paperhooks.testing.contract_generation import GenerationChecks
-from paperhooks.testing.contract_gradients import TrainingChecks
+from paperhooks.testing.contract_devices import DeviceChecks
 from paperhooks.testing.contract_traces import TraceChecks
 
 __all__ = ["MethodContract"]
 
 
-class MethodContract(TraceChecks, GenerationChecks, TrainingChecks):
+class MethodContract(TraceChecks, DeviceChecks):
     """Subclass it, define :meth:`make`, and set the flags that describe the method.
 
     vision, family
@@ -38,6 +37,9 @@ class MethodContract(TraceChecks, GenerationChecks, TrainingChecks):
     exact_gradients
         Gradients are the slope of the loss. False for methods that stop some of them on purpose, such as
         straight-through estimators; that no parameter is cut off entirely is checked still.
+    prefill_waits, decode_waits
+        How often the host may wait for an accelerator in the forward that reads a prompt, and in one that reads a new
+        token, beyond the model alone (:func:`paperhooks.testing.host_waits`). None: as often as it likes.
     tolerance
         How far logits may lie apart that should be equal.
     """

@@ -20,9 +20,10 @@ from paperhooks.testing.contract_material import ROWS
 from paperhooks.testing.contract_rows import RowChecks
 from paperhooks.testing.fingerprints import fingerprint
 
-__all__ = ["GenerationChecks"]
+__all__ = ["ASK", "GenerationChecks"]
 
-_ASK: Final[dict[str, dict[str, Any]]] = {
+#: Modes that a method may declare, and what asks ``generate`` for them.
+ASK: Final[dict[str, dict[str, Any]]] = {
     "beams": {"num_beams": 2},
     "assisted": {"prompt_lookup_num_tokens": 2},
     "static_cache": {"cache_implementation": "static"},
@@ -80,13 +81,13 @@ class GenerationChecks(RowChecks):
                 found = self.follow(model, inputs[row]["attention_mask"], caches[row], tokens)
                 self.assert_same(found, alone[row], f"text {row} after another one was read meanwhile")
 
-    @pytest.mark.parametrize("mode", sorted(_ASK))
+    @pytest.mark.parametrize("mode", sorted(ASK))
     def test_generation_modes(self, mode: str) -> None:
         """Declared modes run (all but beam search give the greedy tokens); others are refused by name.
 
         Wherever the setting stands: among the arguments, in a config that is passed by name or second, in the model's.
         """
-        model, ask = self.model(), _ASK[mode]
+        model, ask = self.model(), ASK[mode]
         with attach(model, self.make()) as session:
             (name,) = session.methods
             if getattr(self.traits, mode):
@@ -98,11 +99,11 @@ class GenerationChecks(RowChecks):
             self.generate(model, self.single(model, 0))
 
     def _declared(self, model: Any, mode: str) -> None:
-        alone = self.generate(model, self.single(model, 1), **_ASK[mode]).tolist()
+        alone = self.generate(model, self.single(model, 1), **ASK[mode]).tolist()
         if mode != "beams":
             assert alone == self.generate(model, self.single(model, 1)).tolist(), f"{mode} gives other tokens"
         elif self.batch_independent:
-            batch = self.generate(model, self.inputs(model), **_ASK[mode]).tolist()
+            batch = self.generate(model, self.inputs(model), **ASK[mode]).tolist()
             assert batch[1:2] == alone, "a row alone generates other tokens with beams"
 
     def _by_argument(self, model: Any, ask: dict[str, Any]) -> Tensor:

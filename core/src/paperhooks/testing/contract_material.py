@@ -13,7 +13,7 @@ from torch import Tensor
 from paperhooks.compat import cache_parameter, dynamic_cache, set_cache
 from paperhooks.info import Traits
 from paperhooks.models.view import ModelView
-from paperhooks.testing.tiny import tiny_text, tiny_vlm, vlm_inputs
+from paperhooks.testing.tiny import placed, tiny_text, tiny_vlm, vlm_inputs
 
 __all__ = ["ROWS", "Material"]
 
@@ -40,6 +40,8 @@ class Material(ABC):
     cache_rows: ClassVar[bool] = True
     behind_dropper: ClassVar[bool] = True
     exact_gradients: ClassVar[bool] = True
+    prefill_waits: ClassVar[int | None] = None
+    decode_waits: ClassVar[int | None] = 0
     tolerance: ClassVar[float] = 2e-5
 
     @abstractmethod
@@ -54,11 +56,15 @@ class Material(ABC):
 
     def inputs(self, model: Any, rows: slice = slice(None), pad: str = "left") -> dict[str, Any]:
         """A ragged batch of three prompts, or some of its rows (the same tokens and features either way)."""
-        return vlm_inputs(model, _VISION if self.vision else _TEXT, pad=pad, rows=rows)
+        return self._placed(model, vlm_inputs(model, _VISION if self.vision else _TEXT, pad=pad, rows=rows))
 
     def short_inputs(self, model: Any, rows: slice = slice(None), pad: str = "left") -> dict[str, Any]:
         """The same for the shortest prompts: of one token, of two, and (with vision) one that begins with an image."""
-        return vlm_inputs(model, _SHORT_VISION if self.vision else _SHORT_TEXT, pad=pad, rows=rows)
+        return self._placed(model, vlm_inputs(model, _SHORT_VISION if self.vision else _SHORT_TEXT, pad=pad, rows=rows))
+
+    def _placed(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        made: dict[str, Any] = placed(inputs, model.device)
+        return made
 
     def logits(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Logits of the last real position, float32 [B, V]."""

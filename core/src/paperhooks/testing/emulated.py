@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from paperhooks.testing import compat
-from paperhooks.testing.emulated_tensor import COUNT, DEVICE, EmulatedTensor, asked_for, emulated_index, execute
+from paperhooks.testing.compat import DEVICE
+from paperhooks.testing.emulated_tensor import COUNT, asked_for, copied_from, emulated_index, execute
 from paperhooks.testing.waits import note
 
 __all__ = ["emulated_accelerator"]
@@ -33,7 +34,6 @@ _LOWER: Final = (
 _HIGHER: Final = ("softmax.int", "log_softmax.int", "layer_norm", "nll_loss", "cross_entropy_loss", "cumsum", "rsqrt")
 _LIBRARIES: Final = list[Any]()  # torch forgets what was registered through a library when that is freed
 _LOCK: Final = threading.Lock()
-_CONSTRUCTORS: Final = (torch.tensor, torch.as_tensor, torch.asarray)
 
 
 class _Backend:
@@ -116,7 +116,7 @@ _BACKEND: Final = _Backend()
 
 
 class _Devices(TorchFunctionMode):
-    """Tells operators which index Python code asks for, and makes the tensors that torch would make past them."""
+    """Tells operators which index Python code asks for: torch's own code asks for index 0 where it means any."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -127,31 +127,23 @@ class _Devices(TorchFunctionMode):
         if index is None:
             return func(*args, **kwargs)
         with asked_for(index):
-            return _constructed(func, args, kwargs) if func in _CONSTRUCTORS else func(*args, **kwargs)
-
-
-def _constructed(func: Callable[..., Tensor], args: Any, kwargs: dict[str, Any]) -> Tensor:
-    options = dict(kwargs)
-    device, requires_grad = options.pop("device"), options.pop("requires_grad", False)
-    data, *rest = args if args else [options.pop("data", options.pop("obj", None))]
-    if isinstance(data, EmulatedTensor):
-        made: Tensor = data.to(device, options.get("dtype") or data.dtype, copy=func is torch.tensor)
-        made = made.detach() if func is torch.tensor else made
-    else:
-        made = func(data, *rest, **options).to(device)
-    return made.requires_grad_() if requires_grad else made
+            return func(*args, **kwargs)
 
 
 def _register() -> None:
-    """Make the device known to torch, once a process."""
+    """Make the device known to torch, once a process.
+
+    :raises LibraryBroken: torch is too old, or has another such backend.
+    """
     with _LOCK:
         if _LIBRARIES:
             return
-        compat.register_backend(DEVICE, _BACKEND, _Hooks)
+        compat.register_backend(_BACKEND, _Hooks)
         kernels = torch.library.Library("_", "IMPL")
         kernels.fallback(lambda func, *args, **kwargs: execute(func, args, kwargs), "PrivateUse1")
         kernels.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
         casts = torch.library.Library("aten", "IMPL")
+        casts.impl("_copy_from", copied_from, "PrivateUse1")
         for names, lower in ((_LOWER, True), (_HIGHER, False)):
             for name in names:
                 packet, _, overload = name.partition(".")
@@ -201,3 +193,9 @@ def emulated_accelerator() -> Iterator[torch.device]:
     finally:
         _BACKEND.open -= 1
         torch.__future__.set_swap_module_params_on_conversion(swap)
+
+
+# Torch makes the threads that compute gradients when it first computes some, one for every device that it knows then.
+# Where it knows an accelerator, there are enough, and this process is left to that one.
+if not compat.needed() and not torch.accelerator.is_available():
+    _register()

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from paperhooks.testing import compat
+from paperhooks.testing.compat import DEVICE
 from paperhooks.testing.waits import note
 
-__all__ = ["COUNT", "DEVICE", "EmulatedTensor", "asked_for", "emulated_index", "execute"]
+__all__ = ["COUNT", "EmulatedTensor", "asked_for", "copied_from", "emulated_index", "execute"]
 
-DEVICE: Final = "emulated"
 #: How many emulated devices there are.
 COUNT: Final = 2
 
@@ -126,19 +126,10 @@ class EmulatedTensor(Tensor):
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if self.dim() == 0 else repr(self)
 
-    # -- indexing, whose lists torch would bring to the device past its operators ----------------------------------
-
-    def __getitem__(self, key: Any) -> Any:
-        return super().__getitem__(_listless(key))
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        super().__setitem__(_listless(key), value)
-
     # -- copies of it ----------------------------------------------------------------------------------------------
 
     def new_tensor(self, data: Any, **options: Any) -> Any:  # type: ignore[override]
-        made = torch.tensor(data, dtype=options.pop("dtype", self.dtype))
-        return made.to(options.pop("device", self.device)).requires_grad_(options.pop("requires_grad", False))
+        return torch.tensor(data, **{"dtype": self.dtype, "device": self.device, **options})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self) not in memo:
@@ -218,13 +209,6 @@ def _parsed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[st
     return device, {name: value for name, value in options.items() if value is not None}
 
 
-def _listless(key: Any) -> Any:
-    """An index whose lists of numbers are tensors on the host."""
-    if isinstance(key, list):
-        return torch.tensor(key)
-    return tuple(map(_listless, key)) if isinstance(key, tuple) else key
-
-
 # -- operators ---------------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +230,11 @@ def execute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"Expected a '{DEVICE}' device type for generator but found 'cpu'")
     out = func(*_plain(args), **{key: _plain(value) for key, value in kwargs.items()})
     return out if index is None else _wrapped(out, index, adrift, {id(t.raw): t for t in ours})
+
+
+def copied_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
+    """What torch's own code calls in place of ``copy_`` where it has made the target by itself."""
+    return execute(_aten.copy_.default, (target, source, non_blocking), {})  # type: ignore[no-any-return]
 
 
 def _gather(value: Any, ours: list[EmulatedTensor], others: list[Tensor]) -> None:

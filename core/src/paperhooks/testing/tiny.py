@@ -6,6 +6,7 @@ Text models: ``tiny_text("llama")``; vision-language models: ``tiny_vlm("llava")
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -264,6 +265,25 @@ def vlm_inputs(
     if features:
         inputs["mm_encoder_outputs"] = {"image": image_outputs(model, [f.to(model.dtype) for f in features])}
     return inputs
+
+
+def placed(inputs: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
+    """What :func:`vlm_inputs` made on another device, image features too; nothing is changed in place.
+
+    :param dtype: of what is floating point, or None to leave it.
+    """
+    if isinstance(inputs, Tensor):
+        return inputs.to(device, dtype if inputs.is_floating_point() else None)
+    if isinstance(inputs, list | tuple):
+        return type(inputs)(placed(each, device, dtype) for each in inputs)
+    if not isinstance(inputs, dict):
+        return inputs
+    made = copy.copy(inputs)
+    for name, value in inputs.items():
+        made[name] = placed(value, device, dtype)
+    if hasattr(made, "deepstack_features"):  # beside the fields of its class
+        made.deepstack_features = placed(made.deepstack_features, device, dtype)
+    return made
 
 
 def image_outputs(model: Any, features: Sequence[Tensor]) -> Any:

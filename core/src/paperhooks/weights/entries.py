@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from paperhooks.errors import ModelError
 from paperhooks.io.hashing import tensor_digest
 
-__all__ = ["Change", "Digests", "Values", "bits", "put", "take", "written_in_full"]
+__all__ = ["Change", "Digests", "Values", "bits", "ordinary", "put", "take", "written_in_full"]
 
 #: Edits move bits, not numbers: arithmetic could change the payload of a NaN, and not every dtype can be indexed.
 _BITS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -105,7 +105,7 @@ class Change:
         Otherwise no edit is in it any more, or none that could be undone.
         """
         now = self.parameter.detach()
-        plain = type(now) is Tensor and now.layout is torch.strided and now.is_floating_point() and not now.is_meta
+        plain = ordinary(self.parameter) and now.is_floating_point() and not now.is_meta
         return plain and now.shape == self.shape
 
     def current(self) -> Tensor:
@@ -222,6 +222,23 @@ class Change:
                 f"{self.saved.dtype} {list(self.shape)} in memory; undo edits before a parameter gets another shape or "
                 "kind, or is offloaded"
             )
+
+
+def ordinary(tensor: Tensor) -> bool:
+    """Whether what a tensor shows are the values that it holds: not the face of packed ones, or of a share of some.
+
+    Of torch's own classes, or of a subclass that has memory for all of its values, as on a device made of Python code.
+    A subclass of Parameter is none: quantised weights may well call themselves bfloat16.
+    """
+    values = tensor.data
+    if tensor.layout is not torch.strided or type(values) is Tensor:
+        return tensor.layout is torch.strided and type(tensor) in (Tensor, nn.Parameter)
+    if type(values) is not type(tensor) or hasattr(values, "__tensor_flatten__") or hasattr(values, "full_tensor"):
+        return False
+    try:
+        return values.untyped_storage().nbytes() >= values.numel() * values.element_size()
+    except RuntimeError:  # there is no memory
+        return False
 
 
 def bits(tensor: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from paperhooks.errors import ModelError, PluginConflict, UnsupportedModel, did_you_mean
-from paperhooks.weights.entries import Change, Digests, Values, bits, put, take, written_in_full
+from paperhooks.weights.entries import Change, Digests, Values, bits, ordinary, put, take, written_in_full
 
 __all__ = ["WeightJournal"]
 
@@ -335,8 +335,7 @@ def _check_plain(model: nn.Module, parameter: nn.Parameter, label: str) -> None:
             f"{label} is spread over processes (FSDP2 or tensor parallelism), and an edit here would write to a part "
             "of it; edit the model before it is sharded, or edit the gathered checkpoint and load that"
         )
-    plain = type(parameter) is nn.Parameter and type(parameter.data) is Tensor
-    if not plain or not parameter.is_floating_point() or parameter.layout is not torch.strided:
+    if not ordinary(parameter) or not parameter.is_floating_point():
         raise UnsupportedModel(
             f"{label} is {type(parameter).__name__} {parameter.dtype}, not plain floating point: it looks quantised. "
             "Load the model unquantised (GGUF files: GgufConfig(dequantize=True))"
