@@ -17,7 +17,7 @@ from torch import nn
 
 from paperhooks.errors import PaperhooksError
 from paperhooks.io.processes import Ranks
-from paperhooks.models.engines import fully_sharded, leave_groups, shared_store
+from paperhooks.models.engines import fully_sharded, shared_store
 from paperhooks.models.forward import view_of
 from paperhooks.models.spread import spread_of
 from paperhooks.models.view import ModelView
@@ -125,7 +125,7 @@ class _Rounds:
             while self.store.add(key, 0) < len(self.members):
                 if time.monotonic() > end:
                     log.error("%s; it leaves its process groups, so that the others do not wait", told)
-                    leave_groups()
+                    torch.distributed.destroy_process_group()
                     break
                 time.sleep(_PAUSE)
 
