@@ -167,11 +167,11 @@ def whole(tensor: Any) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def same(found: dict[str, Tensor], wanted: dict[str, Tensor], what: str) -> None:
+def same(found: dict[str, Tensor], wanted: dict[str, Tensor], what: str, tolerance: float = 1e-6) -> None:
     assert found.keys() == wanted.keys(), f"{what}: {sorted(found.keys() ^ wanted.keys())} have a gradient in one alone"
     for name, each in wanted.items():
         torch.testing.assert_close(
-            found[name], each, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{what}, {name}: {text}"
+            found[name], each, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{what}, {name}: {text}"
         )
 
 

@@ -21,12 +21,13 @@ def attention_from(site: Site, inputs: LayerInputs, rows: Tensor) -> Tensor:
     """How much attention some tokens pay to every token alive in the layer that is about to run, averaged over heads.
 
     What a method ranks tokens by, in the coordinates of this layer: rows and columns count the tokens alive
-    (``inputs.image_mask`` tells which of them are visual).
+    (``inputs.image_mask`` tells which of them are visual). Under tensor parallelism the average is over the heads of all
+    processes, each of which has to call this.
 
     :param rows: int64 [B, m], the tokens that look.
     :return: float32 [B, m, n] without gradient; each row sums to 1 over the real tokens up to itself.
     :raises HookError: rows of another dtype or shape. :raises UnsupportedModel: the layer has no separate query and key
-        projections.
+        projections, or other processes have other tokens of the sequence.
     """
     batch = len(inputs.hidden_states)
     if rows.dtype != torch.int64 or rows.ndim != 2 or rows.shape[0] != batch:

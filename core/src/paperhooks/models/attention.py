@@ -1,7 +1,8 @@
 """A layer's queries and keys, computed from its hidden states, for methods that rank tokens before the layer runs.
 
 Modules are called, weights are never read: adapters, quantised layers and sharded weights all work. Ranking is float32
-whatever surrounds it: autocast is switched off inside.
+whatever surrounds it: autocast is switched off inside. Under tensor parallelism a process has some of the heads;
+:func:`~paperhooks.models.mean_over_heads` takes those of the others in.
 """
 
 from __future__ import annotations
@@ -10,17 +11,15 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from paperhooks.errors import UnsupportedModel
+from paperhooks.models.heads import mean_over_heads
 from paperhooks.models.storage import compute_dtype, device_of
 from paperhooks.models.view import ModelView
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "AttentionParts",
@@ -49,6 +48,8 @@ def causal_attention(
 ) -> Tensor:
     """:func:`attention_from` without its checks, from what layer ``index`` will receive: float32 [B, m, n].
 
+    Averaged over all heads, and alike on all processes of a tensor-parallel model, each of which has to call it.
+
     :param hidden_states: [B, n, D]. :param position_embeddings: (cos, sin) [B or 1, n, h] for these rows, or None.
     :param rows: int64 [B, m]. :param real: bool [B, n], False where nobody looks; None: all are real.
     """
@@ -56,12 +57,14 @@ def causal_attention(
     allowed = torch.arange(k.shape[2], device=k.device) <= rows.to(k.device)[..., None]
     if real is not None:
         allowed = allowed & real.to(k.device)[:, None, :]
-    return attention_rows(q, k, attention_parts(view, index).scaling, allowed)
+    parts = attention_parts(view, index)
+    return mean_over_heads(view, attention_rows(q, k, parts.scaling, allowed), parts.query_heads)
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionParts:
-    """What a decoder layer computes its attention scores with."""
+    """What a decoder layer computes its attention scores with; ``query_heads`` and ``key_heads`` count those of all
+    processes of a tensor-parallel model."""
 
     norm: nn.Module
     q_proj: nn.Module
@@ -71,13 +74,21 @@ class AttentionParts:
     rotate: Callable[..., Any] | None
     head_dim: int
     scaling: float
+    query_heads: int
+    key_heads: int
 
 
 def attention_parts(view: ModelView, index: int) -> AttentionParts:
     """The input norm and the query and key projections of layer ``index``.
 
-    :raises UnsupportedModel: the layer keeps them in another form (fused projections, no input norm).
+    :raises UnsupportedModel: the layer keeps them in another form (fused projections, no input norm), or another
+        process has other tokens of the sequence (context or sequence parallelism).
     """
+    if "cp" in view.spread.kinds:
+        raise UnsupportedModel(
+            f"this {view.family} is {view.spread}: every process has other tokens, so none can rank them; use tensor "
+            "parallelism, or FSDP2"
+        )
     layer, attention = view.layers[index], view.attention(index)
     found: dict[str, Any] = {"input_layernorm": getattr(layer, "input_layernorm", None)}
     found |= {name: getattr(attention, name, None) for name in ("q_proj", "k_proj", "head_dim", "scaling")}
@@ -87,6 +98,7 @@ def attention_parts(view: ModelView, index: int) -> AttentionParts:
             f"layer {index} of {view.family} ({type(layer).__name__}) has no {', '.join(missing)}; ranking by "
             "attention needs separate query and key projections behind an input norm, as in llama-like decoders"
         )
+    config, head_dim = view.text_config, int(found["head_dim"])
     return AttentionParts(
         norm=found["input_layernorm"],
         q_proj=found["q_proj"],
@@ -94,9 +106,17 @@ def attention_parts(view: ModelView, index: int) -> AttentionParts:
         q_norm=getattr(attention, "q_norm", None),
         k_norm=getattr(attention, "k_norm", None),
         rotate=getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None),
-        head_dim=int(found["head_dim"]),
+        head_dim=head_dim,
         scaling=float(found["scaling"]),
+        query_heads=_head_count(found["q_proj"], head_dim, config.num_attention_heads),
+        key_heads=_head_count(found["k_proj"], head_dim, config.num_key_value_heads),
     )
+
+
+def _head_count(projection: nn.Module, head_dim: int, default: int) -> int:
+    """Heads of a projection, with those that other processes hold: a linear layer's declared width tells."""
+    width = getattr(projection, "out_features", None)
+    return default if width is None else int(width) // head_dim
 
 
 def queries_and_keys(
@@ -111,7 +131,9 @@ def queries_and_keys(
     :param hidden_states: [B, n, D], what the layer will receive.
     :param position_embeddings: (cos, sin) [B or 1, n, h] for these rows, or None without rotary positions.
     :param query_rows: int64 [B, m].
-    :return: q [B, Hq, m, h] and k [B, Hk, n, h], float32. Only m rows pass through the query projection.
+    :return: q [B, Hq, m, h] and k [B, Hk, n, h], float32, of the heads that this process holds: all of them but for a
+        tensor-parallel model. Only m rows pass through the query projection.
+    :raises UnsupportedModel: as :func:`attention_parts`; or tensor parallelism splits a head.
     """
     parts = attention_parts(view, index)
     attention = view.attention(index)
@@ -146,21 +168,26 @@ def _rotated(
 
 
 def _heads(projected: Tensor, head_dim: int, norm: nn.Module | None) -> Tensor:
+    if projected.shape[-1] % head_dim:
+        raise UnsupportedModel(
+            f"a projection gives {projected.shape[-1]} features here, which are no whole heads of {head_dim}; spread "
+            "the model over a number of processes that its heads, keys and values too, can be divided by"
+        )
     split: Tensor = projected.unflatten(-1, (-1, head_dim))  # [B, n, H, h]
     normed: Tensor = norm(split) if norm is not None else split
     return normed.transpose(1, 2)
 
 
 def attention_rows(q: Tensor, k: Tensor, scaling: float, allowed: Tensor) -> Tensor:
-    """Softmax attention of some queries, averaged over heads.
+    """Softmax attention of some queries, of every head given.
 
     :param q: [B, Hq, m, h] float32. :param k: [B, Hk, n, h] float32; Hq a multiple of Hk.
     :param allowed: bool [B, m, n].
-    :return: float32 [B, m, n]. The largest intermediate is [B, Hq, m, n].
+    :return: float32 [B, Hq, m, n].
     """
     groups = q.shape[1] // k.shape[1]
     with full_precision(q.device):
         grouped: Tensor = q.unflatten(1, (k.shape[1], groups))  # [B, Hk, g, m, h]
         scores = (grouped @ k[:, :, None].transpose(-1, -2)).flatten(1, 2) * scaling
         scores = scores.masked_fill(~allowed[:, None], torch.finfo(scores.dtype).min)
-        return scores.softmax(-1).mean(1)
+        return scores.softmax(-1)

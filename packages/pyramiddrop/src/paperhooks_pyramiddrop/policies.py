@@ -12,7 +12,15 @@ from typing import Any, Final, TypeAlias
 import torch
 from paperhooks import HookError, Site
 from paperhooks.io import function_or_choice
-from paperhooks.models import ModelView, causal_attention, full_precision, queries_and_keys
+from paperhooks.models import (
+    ModelView,
+    attention_parts,
+    causal_attention,
+    from_every_rank,
+    full_precision,
+    mean_over_heads,
+    queries_and_keys,
+)
 from torch import Tensor
 
 from paperhooks_pyramiddrop.algorithm import importance
@@ -38,6 +46,9 @@ class Ranking:
     visual: Tensor
     generator: torch.Generator
 
+
+#: How far scores of processes that hold one model may lie apart by rounding, as a share of the largest.
+_AGREE: Final = 1e-3
 
 #: Gives every token alive a score [B, n]; the visual tokens with the largest are kept.
 Policy: TypeAlias = Callable[[Ranking], Tensor]
@@ -70,7 +81,7 @@ def mean_text(ranking: Ranking) -> Tensor:
 def key_norm(ranking: Ranking) -> Tensor:
     """Small keys first: tokens whose key has a small norm tend to be attended to. Needs no query."""
     _, k = queries_and_keys(ranking.view, ranking.layer, ranking.hidden_states, None, ranking.query_rows[:, :1])
-    return -k.norm(dim=-1).mean(1)
+    return -mean_over_heads(ranking.view, k.norm(dim=-1), attention_parts(ranking.view, ranking.layer).key_heads)
 
 
 POLICIES: Final[dict[str, Policy]] = {
@@ -103,16 +114,36 @@ def ranked(policy: Policy, ranking: Ranking) -> Tensor:
     """The scores that a policy gives, float [B, n], without gradient and in full precision.
 
     Autocast around the model's forward does not reach into a policy: the same states rank alike with it and without.
+    The processes of a tensor-parallel model get the same scores.
 
-    :raises HookError: the policy gives anything but a number for every token.
+    :raises HookError: the policy gives anything but a number for every token, or other scores on other processes of
+        one model, because it looks at the heads of one.
     """
     with torch.no_grad(), full_precision(ranking.hidden_states.device):
         scores: Any = policy(ranking)
     expected = list(ranking.real.shape)
     if isinstance(scores, Tensor) and list(scores.shape) == expected and not scores.is_complex():
-        return scores if scores.is_floating_point() else scores.float()
+        return _agreed(policy, ranking, scores if scores.is_floating_point() else scores.float())
     tensor = isinstance(scores, Tensor)
     found = f"{str(scores.dtype).removeprefix('torch.')} {list(scores.shape)}" if tensor else type(scores).__name__
     raise HookError(
         f"pyramiddrop: rank at layer {ranking.layer} returned {found}; expected float {expected}, a score a token"
     )
+
+
+def _agreed(policy: Policy, ranking: Ranking, scores: Tensor) -> Tensor:
+    """The scores that all processes of a tensor-parallel model go on with: those of the first."""
+    if policy is last_token or policy is key_norm:
+        return scores  # they were added up for all
+    first, *others = from_every_rank(ranking.view, scores.detach())
+    if policy is random:
+        return first
+    allowed = _AGREE * float(first.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    for rank, other in enumerate(others, start=1):
+        if not torch.allclose(other, first, rtol=0.0, atol=allowed, equal_nan=True):
+            raise HookError(
+                f"pyramiddrop: rank at layer {ranking.layer} gives other scores in process {rank} of this "
+                "tensor-parallel model than in the first; take the mean of what each head says by "
+                "paperhooks.models.mean_over_heads, and draw random numbers from ranking.generator"
+            )
+    return first
