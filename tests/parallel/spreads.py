@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,7 +26,9 @@ class Spreading:
     same_batch
         Whether all ranks need the same batch: they hold one model together.
     tolerance
-        How far numbers may lie from those of one process.
+        How far numbers may lie from those of one process, as a part of the largest of them and of 1.
+    alone
+        What makes the model of one process comparable, before it runs.
     loads
         Whether the model has to be loaded so, and not spread afterwards: nothing can be attached before.
     """
@@ -35,6 +38,7 @@ class Spreading:
     same_batch: bool = False
     tolerance: float = 1e-5
     loads: bool = False
+    alone: Callable[[Any], Any] = lambda model: model
 
 
 def decoder_layers(model: Any) -> Any:
@@ -78,13 +82,20 @@ def _checkpointed(model: Any, folder: str) -> Any:
 def _wrapped(model: Any, folder: str) -> Any:
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
+    model.get_decoder().config.use_cache = False  # a plain layer's second call would add to the cache again
     wanted = set(decoder_layers(model))
     apply_activation_checkpointing(model, check_fn=lambda module: module in wanted)
     return _sharded(model)
 
 
-def _half(model: Any, folder: str) -> Any:
-    return _sharded(model, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+def _half(model: Any, folder: str = "", **options: Any) -> Any:
+    return _sharded(model, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16), **options)
+
+
+def _half_alone(model: Any) -> Any:
+    """The same rounding, sharded over this process alone."""
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(), 1), mesh_dim_names=("ranks", "one"))
+    return _half(model, mesh=mesh["one"])
 
 
 def _tensor(model: Any, folder: str) -> Any:
@@ -106,7 +117,8 @@ def _to_cpu(model: Any, folder: str) -> Any:
 def _to_disk(model: Any, folder: str) -> Any:
     from accelerate import disk_offload
 
-    return disk_offload(model, folder, execution_device=torch.device("cpu"))
+    place = f"{folder}/rank-{torch.distributed.get_rank()}"
+    return disk_offload(model, place, execution_device=torch.device("cpu"))
 
 
 SPREADS: Final[dict[str, Spreading]] = {
@@ -117,8 +129,8 @@ SPREADS: Final[dict[str, Spreading]] = {
     "fsdp2-tail": Spreading(_tail),
     "fsdp2-checkpointing": Spreading(_checkpointed),
     "fsdp2-wrapped": Spreading(_wrapped),
-    "fsdp2-bfloat16": Spreading(_half, tolerance=5e-2),
-    "tp": Spreading(_tensor, same_batch=True, loads=True),
+    "fsdp2-bfloat16": Spreading(_half, alone=_half_alone, tolerance=1e-3),
+    "tp": Spreading(_tensor, same_batch=True, loads=True, tolerance=5e-5),
     "offload-cpu": Spreading(_to_cpu, trains=False),
     "offload-disk": Spreading(_to_disk, trains=False),
 }

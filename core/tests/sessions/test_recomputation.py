@@ -264,6 +264,23 @@ def test_hooks_run_once(reentrant):
         assert (counted.seen, observer.seen) == (layers, plain[1:])
 
 
+def test_a_cache_that_the_first_call_has_filled_is_not_filled_again():
+    """As accelerate's checkpoints and the Trainer leave it: the config's ``use_cache``, which nobody turns off."""
+    model = model_of()
+    with attach(model, Dice()):
+        expected = backward(model)
+    model = model_of()
+    wrap(model, False)
+    with attach(model, Dice()):
+        assert_equal(backward(model, use_cache=True), expected)
+    with attach(model, Noisy()):
+        cache = model(IDS, use_cache=True)
+        held = {name: value for name, value in cache.items() if compat.is_cache(value)}
+        loss = model(IDS[:, :1], labels=IDS[:, :1], **held).logits.sum()
+        with pytest.raises(UnsupportedModel, match="use_cache=False"):
+            loss.backward()
+
+
 def test_two_backward_passes_through_one_forward():
     for reentrant in (False, True):
         model = model_of()

@@ -264,6 +264,13 @@ class LayerEnter(Hook):
 
         hidden = given[self.names[0]]
         rest = {name: value for name, value in given.items() if name != self.names[0]}
+        if rest.get(self.cache_name) is not None and self in call.remembered:
+            if not call.is_prefill:
+                raise UnsupportedModel(
+                    f"layer {self.site.index} is under a checkpoint and reads a cache that was filled before, to which "
+                    "the second call would add again; call the model with use_cache=False"
+                )
+            rest[self.cache_name] = None  # the first call has filled it, and saw what it put there
         hidden, changes = once(call, self, hidden, run)
         return (hidden,), {**rest, **changes}
 
@@ -365,7 +372,7 @@ class DecoderExit(Hook):
         if self.layers and not self.flags.arrived:
             raise UnsupportedModel(
                 f"{type(module).__name__} does not hand keyword arguments down to its layers, so no layer hook ran; "
-                "this model is not supported"
+                "this model is not supported, nor is torch.compile around layers under checkpoints"
             )
         if call.cache is None:
             self._take(module, call, returned_cache(output))
