@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,11 @@ from paperhooks import DataError, PluginConflict, PluginIncompatible, Unsupporte
 from paperhooks.testing import fingerprint, tiny_llama, tiny_text, tiny_vlm, vlm_inputs
 from paperhooks_pyramiddrop import PyramidDrop, Ranking, Schedule, policies, solve_ratio
 from paperhooks_pyramiddrop.algorithm import choose
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
 from transformers import DynamicCache, StaticCache, Trainer, TrainingArguments
 
 STAGES = {2: 0.5, 4: 0.25}
@@ -234,6 +240,30 @@ def test_loss_and_gradients_equal_the_oracle(pad, checkpointing, restore, monkey
         assert (a.grad is None) == (b.grad is None), name
         if a.grad is not None:
             torch.testing.assert_close(a.grad, b.grad, atol=2e-6, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("positions", ["preserve", "renumber"])
+@pytest.mark.parametrize("rank", sorted(policies.POLICIES))
+@pytest.mark.parametrize("kind", list(CheckpointImpl), ids=str)
+def test_gradients_under_a_checkpoint_wrapper_equal_those_without(kind, rank, positions):
+    def gradients(*kinds):
+        model = tiny_vlm().train()
+        model.enable_input_require_grads()
+        layers, drops = list(model.get_decoder().layers), []
+        with attach(model, PyramidDrop(stages=STAGES, rank=rank, positions=positions, record=drops)):
+            for kind in kinds:
+                wrapper = partial(checkpoint_wrapper, checkpoint_impl=kind)
+                apply_activation_checkpointing(model, wrapper, check_fn=lambda module: module in layers)
+            for _ in range(2):
+                model(**training_batch(model), use_cache=False).loss.backward()
+        named = model.named_parameters()
+        return {n.replace("_checkpoint_wrapped_module.", ""): p.grad for n, p in named if p.grad is not None}, drops
+
+    (expected, dropped), (got, again) = gradients(), gradients(kind)
+    assert [str(drop) for drop in again] == [str(drop) for drop in dropped], "each drop is recorded once"
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, atol=1e-6, rtol=1e-5, msg=name)
 
 
 def test_dropped_tokens_still_teach_the_layers_before():
