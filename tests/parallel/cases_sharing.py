@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
+import paperhooks
 import torch
 from evaluation_tasks import Echo, word_tokenizer
+from paperhooks import PaperhooksError
 from paperhooks.generation import TransformersBackend
-from paperhooks.io import Ranks
+from paperhooks.io import Ranks, UnitStore
 from paperhooks.models import in_step
-from paperhooks.testing import tiny_vlm
+from paperhooks.testing import tiny_llama, tiny_vlm
 from paperhooks_evaluation import evaluate
+from paperhooks_mathneuro import collect
+from paperhooks_miniplm import LogLikelihood, MemoryRows, MiniPLM
+from paperhooks_miniplm import score as scores_of
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
@@ -83,3 +89,65 @@ def with_images_on_one_rank() -> list[Any]:
 def _image_tokens(model: Any) -> int:
     vision = model.config.vision_config
     return int((vision.image_size // vision.patch_size) ** 2)
+
+
+#: Texts of several lengths, so that shares differ.
+ROWS = [[1, *range(5, 5 + length)] for length in (9, 3, 4, 2, 6, 5, 7, 3, 8, 1, 2)]
+
+
+def collected(kind: str, folder: str, out: str, keep: str) -> list[Any]:
+    """The digest of the weights in MathNeuro's statistics, and how often this rank read a text."""
+    model, texts = spread(kind, folder), 0
+
+    def count(_: object, args: object, kwargs: dict[str, Any]) -> None:
+        nonlocal texts
+        texts += len(kwargs["input_ids"]) if "attention_mask" in kwargs else 0  # not those that are thrown away
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    found = collect(model, ROWS, out=out, keep=keep, batch_size=2, progress=False)
+    return [found.weights, texts]
+
+
+def refused(kind: str, folder: str) -> list[str]:
+    """What is said to a model of whose experts each rank has a part, and where these are left out."""
+    told, model = [], spread(kind, folder)
+    for exclude in (None, "experts"):
+        try:
+            collect(model, ROWS, exclude=exclude, progress=False)
+            told.append("")
+        except PaperhooksError as error:
+            told.append(f"{type(error).__name__}: {error}")
+    return told
+
+
+def scored(kind: str, folder: str, out: str) -> list[Any]:
+    """MiniPLM's scores of the rows by one model, in units of two, and the units that this rank made."""
+    made: list[int] = []
+    score_rows = LogLikelihood.score
+
+    def score(self: Any, rows: Any, *, first: int = 0, numbers: Any = None) -> Any:
+        made.append(first // 2)
+        return score_rows(self, rows, first=first, numbers=numbers)
+
+    model = spread(kind, folder)
+    with mock.patch.object(LogLikelihood, "score", score):
+        found = scores_of(
+            model, MemoryRows(ROWS), out, end=None, max_length=16, batch_tokens=16, unit_rows=2, progress=False
+        )
+    return [[] if found is None else found.nll.tolist(), made]
+
+
+def scored_by_a_method(kind: str, folder: str, out: str) -> list[Any]:
+    """The difference of the model and a plain reference, by core's machinery, and the units that this rank made."""
+    made: list[int] = []
+    write = UnitStore.write
+
+    def noted(self: Any, name: str, *args: Any) -> None:
+        made.append(int(name.rpartition("-")[2]))
+        write(self, name, *args)
+
+    models = {"teacher": spread(kind, folder), "reference": tiny_llama()}
+    with mock.patch.object(UnitStore, "write", noted):
+        rows = [{"input_ids": ids} for ids in ROWS]
+        found = paperhooks.score(models, rows, MiniPLM(end=1), out=out, batch_size=2, unit_rows=3)
+    return [found.tolist(), made]

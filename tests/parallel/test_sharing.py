@@ -6,9 +6,11 @@ from pathlib import Path
 
 import cases_sharing
 import pytest
+import torch
 from evaluation_tasks import Echo, rows_of, timeless, tiny_model, untimed, word_tokenizer, write_questions
-from paperhooks.testing import ChildError, RankPool, run_ranks
+from paperhooks.testing import ChildError, RankPool, run_ranks, tiny_llama, tiny_text
 from paperhooks_evaluation import evaluate
+from paperhooks_mathneuro import Statistics, collect
 from transformers import AutoModelForCausalLM
 
 IDS = {f"q{n}" for n in range(10)}
@@ -105,3 +107,66 @@ def test_units_that_not_every_call_passes_are_not_waited_for(ranks: RankPool) ->
     told = ranks.run(cases_sharing.with_images_on_one_rank)
     assert [len(each) for each in told] == [5, 3]
     assert max(map(max, told)) < 1e-5
+
+
+# -- collecting and scoring --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def uneven(tmp_path: Path) -> Path:
+    """A model whose inner width two processes cannot halve."""
+    tiny_llama(intermediate_size=33).save_pretrained(tmp_path / "uneven")
+    return tmp_path / "uneven"
+
+
+@pytest.mark.parametrize("keep", ["samples", "sums"])
+@pytest.mark.parametrize("kind", ["plain", "fsdp2", "tp"])
+def test_statistics_are_those_of_one_process(
+    ranks: RankPool, kind: str, keep: str, uneven: Path, tmp_path: Path
+) -> None:
+    """Whole rows under tensor parallelism too, of the same weights; parts that are there are not made again."""
+    model, out = AutoModelForCausalLM.from_pretrained(uneven), tmp_path / "out"
+    whole = collect(model, cases_sharing.ROWS, keep=keep, batch_size=2, progress=False)
+    for left in (11, 0):
+        told = ranks.run(cases_sharing.collected, kind, uneven, out, keep)
+        assert [weights for weights, _ in told] == [whole.weights] * 2
+        assert sum(texts for _, texts in told) == left * (2 if kind == "tp" else 1)
+        found = Statistics.load(out / "statistics.safetensors")
+        for matrix in whole.matrices:
+            for aggregate in ("sum_of_norms", "rms"):
+                expected = whole.channel_norms(matrix.name, aggregate)
+                torch.testing.assert_close(found.channel_norms(matrix.name, aggregate), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["fsdp2", "tp"])
+def test_spread_experts_are_refused_before_a_text_is_read(ranks: RankPool, kind: str, tmp_path: Path) -> None:
+    tiny_text("mixtral").save_pretrained(tmp_path / "model")
+    for text, with_exclude in ranks.run(cases_sharing.refused, kind, tmp_path / "model"):
+        assert text.startswith("ModelError: ")
+        assert "model.layers.0.mlp.experts.gate_up_proj is a part of its experts" in text
+        assert not with_exclude
+
+
+@pytest.mark.parametrize("kind", ["plain", "fsdp2", "tp"])
+def test_rows_are_scored_as_by_one_process(ranks: RankPool, kind: str, uneven: Path, tmp_path: Path) -> None:
+    """A folder that lacks units goes on, also where they are all of one rank."""
+    alone, out = cases_sharing.scored("plain", str(uneven), str(tmp_path / "alone"))[0], tmp_path / "out"
+    told = ranks.run(cases_sharing.scored, kind, uneven, out)
+    made = [units for _, units in told]
+    assert made == ([[0, 1, 2, 3, 4, 5]] * 2 if kind == "tp" else [[0, 2, 4], [1, 3, 5]])
+    for name in ("scores.safetensors", "units/unit-000001.safetensors", "units/unit-000003.safetensors"):
+        (out / name).unlink()
+    told += ranks.run(cases_sharing.scored, kind, uneven, out)
+    assert [units for _, units in told[2:]] == ([[1, 3]] * 2 if kind == "tp" else [[], [1, 3]])
+    for values, _ in told:
+        if values or kind != "plain":  # who is done first there leaves without the others
+            assert values == pytest.approx(alone, rel=1e-4, abs=1e-4, nan_ok=True)
+
+
+@pytest.mark.parametrize("kind", ["plain", "fsdp2", "tp"])
+def test_a_method_scores_as_in_one_process(ranks: RankPool, kind: str, uneven: Path, tmp_path: Path) -> None:
+    alone = cases_sharing.scored_by_a_method("plain", str(uneven), str(tmp_path / "alone"))[0]
+    told = ranks.run(cases_sharing.scored_by_a_method, kind, uneven, tmp_path / "out")
+    assert [units for _, units in told] == ([[0, 2], [1, 3]] if kind == "plain" else [[0, 1, 2, 3], []])
+    for values, _ in told:
+        assert values == pytest.approx(alone, rel=1e-4, abs=1e-4, nan_ok=True)

@@ -4,13 +4,14 @@ The machinery around the hook ``score_examples``: batches, units of rows written
 What a score means belongs to the method; larger is better and NaN marks an example that cannot be scored.
 
 A scoring folder is a store of units (:mod:`paperhooks.io.units`) with the merged ``scores.safetensors`` beside them.
-Killing the process loses at most one unit.
+Killing the process loses at most one unit. The processes of ``torch.distributed`` share the units; those that hold
+parts of a model (FSDP2, tensor parallelism) do all of them together, since nobody knows how often a method calls it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,9 +26,11 @@ from paperhooks.hooks.specs import PROJECT
 from paperhooks.io.corpus import Corpus, CorpusSource, Example
 from paperhooks.io.files import local_path, plain
 from paperhooks.io.hashing import model_digest
+from paperhooks.io.processes import Ranks
 from paperhooks.io.tensors import write_tensors
 from paperhooks.io.units import UnitStore, read_result
 from paperhooks.models.forward import evaluation_mode
+from paperhooks.models.rounds import in_step, ranks_of
 from paperhooks.models.tokenizers import tokenizer_digest
 from paperhooks.plugins.installed import catalog
 from paperhooks.plugins.methods import describe_method, implemented_hooks
@@ -81,11 +84,14 @@ def score(
             "models": {role: model_digest(model) for role, model in scorer.models.items()},
         }
 
-    with store.begin(_decides(scorer, unit_rows, len(corpus), seed), costly=digests):
-        scores = torch.cat(list(_units(store, scorer, corpus, unit_rows, progress)))
+    together = any(ranks_of(model).in_step for model in scorer.models.values())
+    ranks = Ranks(replica=0, replicas=1, leader=Ranks().first, in_step=True) if together else Ranks()
+    with store.begin(_decides(scorer, unit_rows, len(corpus), seed), costly=digests, together=together):
+        scores = torch.cat(_units(store, scorer, corpus, unit_rows, progress, ranks))
         header = {"run": store.run, "rows": len(scores), "unscored": int((~scores.isfinite()).sum())}
-        store.confirm()
-        write_tensors(store.folder / "scores.safetensors", {"scores": scores}, header)
+        if ranks.first:
+            store.confirm()
+            write_tensors(store.folder / "scores.safetensors", {"scores": scores}, header)
     return scores
 
 
@@ -119,17 +125,43 @@ class _Scorer:
         return answer.detach().float().cpu()
 
 
-def _units(store: UnitStore, scorer: _Scorer, corpus: Corpus, unit_rows: int, progress: bool) -> Iterator[Tensor]:
-    with tqdm(total=len(corpus), unit="rows", disable=not progress) as bar:
-        for number, start in enumerate(range(0, len(corpus), unit_rows)):
-            rows, name = range(start, min(start + unit_rows, len(corpus))), f"unit-{number:06d}"
-            found = store.read(name)
-            scores = None if found is None else found[1]["scores"]
-            if scores is None:
-                scores = scorer.unit(corpus, rows)
-                store.write(name, {"scores": scores}, {"start": start})
-            bar.update(len(rows))
-            yield scores
+def _units(
+    store: UnitStore, scorer: _Scorer, corpus: Corpus, unit_rows: int, progress: bool, ranks: Ranks
+) -> list[Tensor]:
+    """The scores of all units; this process makes those of its share that are missing."""
+    units = [range(start, min(start + unit_rows, len(corpus))) for start in range(0, len(corpus), unit_rows)]
+    found = {number: scores for number in range(len(units)) if (scores := _read(store, number)) is not None}
+    ranks.meet()  # all have read before one writes: what is missing is shared out
+    mine = [number for number in range(len(units)) if number not in found][ranks.replica :: ranks.replicas]
+    error: Exception | None = None
+    try:
+        with ExitStack() as stack:
+            bar = stack.enter_context(tqdm(total=len(corpus), unit="rows", disable=not progress))
+            bar.update(sum(map(len, found.values())))
+            for model in scorer.models.values():
+                stack.enter_context(in_step(model))
+            for number in mine:
+                rows = units[number]
+                found[number] = scorer.unit(corpus, rows)
+                if ranks.leader:
+                    store.write(_name(number), {"scores": found[number]}, {"start": rows.start})
+                bar.update(len(rows))
+    except Exception as raised:
+        error = raised
+    ranks.meet(error)
+    every = [found[number] if number in found else _read(store, number) for number in range(len(units))]
+    if any(scores is None for scores in every):
+        raise DataError(f"units that another process has made are gone from {store.folder}; start the run again")
+    return [scores for scores in every if scores is not None]
+
+
+def _read(store: UnitStore, number: int) -> Tensor | None:
+    found = store.read(_name(number))
+    return None if found is None else found[1]["scores"]
+
+
+def _name(number: int) -> str:
+    return f"unit-{number:06d}"
 
 
 def read_scores(scores: str | Path | Tensor, corpus: Corpus) -> Tensor:

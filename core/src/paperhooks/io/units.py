@@ -70,23 +70,33 @@ class UnitStore:
         *,
         costly: Callable[[], Mapping[str, Any]] = dict,
         about: Mapping[str, Any] | None = None,
+        together: bool = False,
     ) -> Iterator[UnitStore]:
         """Hold the folder for a run, or go on with the one in it; only inside the block units are written.
 
         :param decides: what decides the results and is cheap to know; every process of a launch must have the same.
         :param costly: gives what takes long to know, as the digest of a corpus; only the first process calls it.
         :param about: what is to be kept beside it.
+        :param together: every process calls ``costly``, which needs all of them, as the digest of a sharded model does.
         :raises DataError: the folder holds another run, whose entries that differ are named, or is used by one.
         """
         launched()  # refuses several machines
         wanted = plain({"schema": _SCHEMA, "kind": self.kind, **decides})
+        known = plain(costly()) if together else None
         with self._lock:
             made = not (self.folder / _MANIFEST).exists()
             if self._lock.first:
-                self.manifest = self._prepared(wanted | plain(costly()), about or {})
+                try:
+                    self.manifest = self._prepared(wanted | (plain(costly()) if known is None else known), about or {})
+                except Exception as error:
+                    self._lock.announce({"error": str(error)})
+                    raise
                 self._lock.announce({"run": self.run})
             else:
-                run = self._lock.announced()["run"]
+                told = self._lock.announced()
+                if "error" in told:
+                    raise DataError(f"another process of this launch failed: {told['error']}")
+                run = told["run"]
                 self.manifest = read_manifest(self.folder, self.kind)
                 self._refuse({**self.manifest, **wanted})
                 if self.run != run:

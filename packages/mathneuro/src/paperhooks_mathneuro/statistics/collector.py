@@ -1,12 +1,14 @@
 """Forward passes over the texts of one side, and nothing kept but the norms of what the matrices read.
 
 A run with a folder keeps what it has in parts; started again, it makes those that are missing, and ends with the same
-statistics, byte for byte. Several processes (``accelerate launch``, ``torchrun``) share the parts.
+statistics, byte for byte. Several processes (``accelerate launch``, ``torchrun``) share the parts, by replicas of the
+model: of one that tensor parallelism spreads over them they read the same texts, and each has a part of some inputs.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +21,7 @@ import torch
 from paperhooks import ModelError, ModelView, active_session
 from paperhooks.compat import origin
 from paperhooks.io import Ranks, UnitStore, choice, class_name, config_entries, hash_json, model_digest
-from paperhooks.models import calibrate, find_tokenizer, running_model
+from paperhooks.models import calibrate, find_tokenizer, in_step, ranks_of, running_model
 from paperhooks.weights import warn_of_config
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -106,6 +108,7 @@ def collect(
     choice("keep", keep, get_args(Keep))
     view = ModelView.from_model(inner)
     coverage = find_matrices(view, head=head, include=include, exclude=exclude)
+    _refuse_parts(view, coverage, exclude)
     _warn_uncovered(view, coverage)
     records = read_records(data)
     if tokenizer is None and needs_tokenizer(records):
@@ -144,7 +147,7 @@ def collect(
             config=config_entries(inner),
             weights=weights,
         )
-        if parts is not None and Ranks().first:
+        if parts is not None and work.ranks.first:
             parts.store.confirm()
             statistics.save(parts.store.folder / "statistics.safetensors")
     return statistics
@@ -159,11 +162,25 @@ def _begun(work: _Work, decides: Mapping[str, Any], out: str | Path | None) -> I
         return
     store, config = UnitStore(out, KIND), config_entries(model)
     about = {"config": config, "samples": work.part_size}
-    with store.begin(decides, costly=lambda: {"weights": model_digest(model)}, about=about):
+    digests = lambda: {"weights": model_digest(model)}  # noqa: E731
+    with store.begin(decides, costly=digests, about=about, together=work.ranks.in_step):
         first = store.manifest["about"]
         warn_of_config(f"parts in {out}, which are made again", first["config"], model)
         work.part_size = int(first["samples"])
         yield store.manifest["weights"], Parts(store, hash_json(config), [m.name for m in work.coverage.matrices])
+
+
+def _refuse_parts(view: ModelView, coverage: Coverage, exclude: str | None) -> None:
+    """Raise ModelError where a process would see some tokens only, or a part of the experts."""
+    parameters = {one.parameter: view.model.get_parameter(one.parameter) for one in coverage.uncovered}
+    spread = [name for name, weight in parameters.items() if weight.ndim == 3 and hasattr(weight, "full_tensor")]
+    experts = [name for name in spread if exclude is None or not re.search(exclude, name)]
+    if "cp" in view.spread.kinds or experts:
+        which = f"{experts[0]} is a part of its experts" if experts else "each process reads some of the tokens"
+        raise ModelError(
+            f"{type(view.model).__name__} is {view.spread}: here {which}, whose statistics would not be whole. Collect "
+            "with the model in one process, or replicated (DDP)" + ("; or leave experts out" if experts else "")
+        )
 
 
 def _warn_uncovered(view: ModelView, coverage: Coverage) -> None:
@@ -195,27 +212,31 @@ class _Work:
     progress: bool
 
     def __post_init__(self) -> None:
-        # Several processes need parts enough to share, of short and of long texts.
-        count = Ranks().count
+        self.ranks = ranks_of(self.view.model)
+        # Several replicas need parts enough to share, of short and of long texts.
+        count = self.ranks.replicas
         share = _PART if count == 1 else min(_PART, math.ceil(len(self.texts) / (4 * count)))
         self.part_size = max(share, self.batch_size)
 
     def run(self, parts: Parts | None) -> Piece:
         """All texts; what ``parts`` has already is taken from there."""
-        ranks, order = Ranks(), sorted(range(len(self.texts)), key=lambda i: len(self.texts[i].ids))
+        ranks, order = self.ranks, sorted(range(len(self.texts)), key=lambda i: len(self.texts[i].ids))
         wanted = [order[start : start + self.part_size] for start in range(0, len(order), self.part_size)]
         kept = {n: parts.read(n, samples) for n, samples in enumerate(wanted)} if parts is not None else {}
         found = {n: piece for n, piece in kept.items() if piece is not None}
         ranks.meet()  # all have read before one writes: the parts are shared out by what was done before
-        mine = [n for n in range(len(wanted)) if n not in found][ranks.index :: ranks.count]
+        mine = [n for n in range(len(wanted)) if n not in found][ranks.replica :: ranks.replicas]
         error: Exception | None = None
         try:
-            with tqdm(
-                total=sum(len(wanted[n]) for n in mine), desc="collect", unit="text", disable=not self.progress
-            ) as bar:
+            with (
+                tqdm(
+                    total=sum(len(wanted[n]) for n in mine), desc="collect", unit="text", disable=not self.progress
+                ) as bar,
+                in_step(self.view.model),
+            ):
                 for n in mine:
                     found[n] = self._piece(wanted[n], bar)
-                    if parts is not None:
+                    if parts is not None and ranks.leader:
                         parts.write(n, found[n])
         except Exception as raised:
             error = raised
@@ -223,7 +244,9 @@ class _Work:
         return joined([piece for _, piece in sorted(gathered(found, ranks).items())], self.keep)
 
     def _piece(self, samples: Sequence[int], bar: tqdm[Any]) -> Piece:
-        recorder, piece = NormRecorder(self.coverage.matrices), Piece([], {}, {})
+        mesh = self.view.spread.tensor_mesh
+        recorder = NormRecorder(self.coverage.matrices, None if mesh is None else mesh.get_group())
+        piece = Piece([], {}, {})
 
         def feed() -> Iterator[dict[str, Tensor]]:
             nonlocal piece

@@ -66,9 +66,13 @@ def refined(sharings: Sequence[Mapping[str, str]]) -> dict[str, str]:
 class NormRecorder:
     """Takes norms batch by batch: :meth:`begin`, then the model's forward with :meth:`receive` on its modules, then
     :meth:`finish`.
+
+    group
+        Processes of torch.distributed that have a part of some inputs each (tensor parallelism), in the order of these.
     """
 
     matrices: Sequence[Matrix]
+    group: Any = None
     _squares: dict[str, list[Tensor]] = field(default_factory=dict, init=False)
     _recent: deque[_Seen] = field(default_factory=lambda: deque(maxlen=_WINDOW), init=False)
     _mask: Tensor | None = field(default=None, init=False)
@@ -133,7 +137,7 @@ class NormRecorder:
             own = first.setdefault(tuple(map(id, parts)), matrix.name) if parts else matrix.name
             inputs[matrix.name] = own
             if own == matrix.name:
-                values[own] = _norms(matrix, parts, samples)
+                values[own] = _norms(matrix, parts, samples, self.group)
         self._recent.clear()
         return Norms(inputs, values)
 
@@ -160,10 +164,12 @@ class NormRecorder:
         return self._mask
 
 
-def _norms(matrix: Matrix, parts: Sequence[Tensor], samples: Sequence[str]) -> Tensor:
+def _norms(matrix: Matrix, parts: Sequence[Tensor], samples: Sequence[str], group: Any) -> Tensor:
     if not parts:
         return torch.zeros(len(samples), matrix.channels)
     total = parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)
+    if total.shape[-1] != matrix.channels:
+        total = _whole(matrix, total, group)
     norms = total.sqrt().cpu()
     bad = (~norms.isfinite()).any(1).nonzero().flatten().tolist()
     if bad:
@@ -172,6 +178,20 @@ def _norms(matrix: Matrix, parts: Sequence[Tensor], samples: Sequence[str]) -> T
             "the model in float32 or bfloat16 if this is an overflow of float16"
         )
     return norms
+
+
+def _whole(matrix: Matrix, squares: Tensor, group: Any) -> Tensor:
+    """Sums of squares of all channels [n, D], of which each process has a run: equal ones, the last ones shorter."""
+    if group is None:
+        raise DataError(f"{matrix.module} reads {squares.shape[-1]} channels, and its weight has {matrix.channels}")
+    from torch import distributed
+
+    count = distributed.get_world_size(group)
+    most = -(-matrix.channels // count)
+    own = nn.functional.pad(squares, (0, most - squares.shape[-1])).contiguous()
+    every = [torch.empty_like(own) for _ in range(count)]
+    distributed.all_gather(every, own, group=group)
+    return torch.cat(every, -1)[:, : matrix.channels]
 
 
 def _rows(name: str, hidden: Tensor, mask: Tensor) -> Tensor:

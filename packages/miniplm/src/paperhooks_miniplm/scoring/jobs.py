@@ -1,7 +1,8 @@
 """Scoring a corpus in units, which the processes of a launch share without ever waiting for one another.
 
 A process takes the units whose number modulo the number of processes is its own and leaves alone those that exist.
-Killing it at any moment loses the unit it was at and the one read ahead; any number of processes may go on.
+Killing it at any moment loses the unit it was at and the one read ahead; any number of processes may go on. Only those
+that hold parts of one model wait for one another: a tensor-parallel group takes the units of one process.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -17,6 +18,7 @@ import numpy as np
 from paperhooks import DataError
 from paperhooks.compat import origin
 from paperhooks.io import (
+    Ranks,
     UnitStore,
     ahead,
     launched,
@@ -27,7 +29,7 @@ from paperhooks.io import (
     write_json,
     write_tensors,
 )
-from paperhooks.models import tokenizer_digest, view_of
+from paperhooks.models import in_step, ranks_of, tokenizer_digest, view_of
 from torch import nn
 from tqdm import tqdm
 
@@ -77,8 +79,8 @@ def score(
 ) -> Scores | None:
     """Score every row of a corpus with one model; returns the scores, or None while other processes have units to do.
 
-    The processes of one launch on one machine (torchrun, accelerate, or RANK and WORLD_SIZE) share the units. There is
-    no collective call.
+    The processes of one launch on one machine (torchrun, accelerate, or RANK and WORLD_SIZE) share the units, by
+    replicas of the model. There is no collective call unless the model is spread over them (FSDP2, tensor parallelism).
 
     :param model: a causal language model. :param rows: a :class:`~paperhooks_miniplm.RowSource`, or what
         :func:`~paperhooks_miniplm.open_rows` opens. A stream is scored by one process.
@@ -97,7 +99,8 @@ def score(
     """
     if unit_rows < 1:
         raise DataError(f"unit_rows is {unit_rows}; at least 1 is needed")
-    store, (index, count) = UnitStore(out, KIND), launched()
+    store, ranks = UnitStore(out, KIND), ranks_of(model)
+    index, count = (ranks.replica, ranks.replicas) if ranks.in_step else launched()
     rows, trained_on = open_rows(rows, tokenizer), _opened(trained_on, tokenizer)
     stream = isinstance(rows, StreamRows)
     if stream and count > 1:
@@ -118,14 +121,14 @@ def score(
     about = {"name": name or origin(likelihood.view.config), "parameters": _size(model)}
     about |= {"trained_on": trained_on.fingerprint() if isinstance(trained_on, RowSource) else trained_on}
     costly = lambda: {"model": model_digest(model), "corpus": rows.fingerprint()}  # noqa: E731
-    with store.begin(decides, costly=costly, about=about):
-        if index == 0 and isinstance(trained_on, RowSource):
+    with store.begin(decides, costly=costly, about=about, together=ranks.in_step):
+        if index == 0 and ranks.leader and isinstance(trained_on, RowSource):
             _warn_of_overlap(store.folder, rows, trained_on)
         found = _finished(store)
         if found is None:
-            total = _score_units(store, likelihood, rows, (index, count), most_bad, progress)
+            total = _shared(store, likelihood, rows, (index, count), most_bad, progress, ranks)
             found = merged(store, total)
-            if found is not None:
+            if found is not None and (ranks.first or not ranks.in_step):
                 store.confirm()
                 write_tensors(store.folder / FILE, found, {"run": store.run})
     if found is None:
@@ -153,30 +156,50 @@ def _finished(store: UnitStore) -> Columns | None:
     return columns_of(tensors) if header.get("run") == store.run else None
 
 
+def _shared(
+    store: UnitStore, likelihood: LogLikelihood, rows: RowSource, part: tuple[int, int], most_bad: float,
+    progress: bool, ranks: Ranks,
+) -> int:  # fmt: skip
+    """Score units; those who hold parts of one model begin with the same ones, and go in step to the end."""
+    if not ranks.in_step:
+        return _score_units(store, likelihood, rows, part, most_bad, progress)
+    done = {name for name in store.names() if store.read(name) is not None}
+    ranks.meet()  # all have read before one writes
+    with in_step(likelihood.model):
+        total = _score_units(store, likelihood, rows, part, most_bad, progress, done, ranks.leader)
+    ranks.meet()
+    return total
+
+
 def _score_units(
-    store: UnitStore, likelihood: LogLikelihood, rows: RowSource, part: tuple[int, int], most_bad: float, progress: bool
-) -> int:
-    """Make the units of this process that are missing; returns the rows of the corpus."""
+    store: UnitStore, likelihood: LogLikelihood, rows: RowSource, part: tuple[int, int], most_bad: float,
+    progress: bool, done_before: Collection[str] | None = None, writes: bool = True,
+) -> int:  # fmt: skip
+    """Make the units of this process that are missing; returns the rows of the corpus.
+
+    :param done_before: names of the units that are not missing; by default those that are there when it is their turn.
+    """
     size, total, bad, done = store.manifest["unit_rows"], store.manifest["rows"], 0, 0
     units = None if total is None else len(range(part[0], -(-total // size), part[1]))
-    work = ahead(_open_units(store, rows, part))
+    work = ahead(_open_units(store, rows, part, done_before))
     for number, found, read in tqdm(work, total=units, desc="score", unit="unit", disable=not progress):
         if found is None:
             found = _unit(likelihood, read, number * size)
-            store.write(unit_name(number), found)
+            if writes:
+                store.write(unit_name(number), found)
         bad, done = bad + int(np.isnan(found["nll"]).sum()), done + len(found["nll"])
         stop_if_bad(bad, max(done, _EXPECTED) if total is None else total, most_bad)
     return done if total is None else total
 
 
 def _open_units(
-    store: UnitStore, rows: RowSource, part: tuple[int, int]
+    store: UnitStore, rows: RowSource, part: tuple[int, int], done: Collection[str] | None
 ) -> Iterator[tuple[int, Columns | None, list[Row]]]:
     """Number of each unit of this process with its columns where it is there, or else with its rows."""
     size, total = store.manifest["unit_rows"], store.manifest["rows"]
     numbers = itertools.count() if total is None else range(part[0], -(-total // size), part[1])
     for number in numbers:
-        found = read_unit(store, number)
+        found = read_unit(store, number) if done is None or unit_name(number) in done else None
         read = [] if found is not None else _rows_of(rows, number * size, (number + 1) * size)
         there = len(read) if found is None else len(found["nll"])
         if there:

@@ -174,7 +174,9 @@ class LogLikelihood:
             try:
                 return self._once(pieces)
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error) or self._budget <= max(map(len, pieces), default=1):
+                # Ranks that wait for parts of a call have lost it, whatever is read next.
+                lost = self.view.spread.in_step or self._budget <= max(map(len, pieces), default=1)
+                if lost or not _out_of_memory(error):
                     raise
             # Outside the handler: the traceback holds the tensors that did not fit.
             self._budget = max(1, self._budget // 2)
@@ -185,7 +187,9 @@ class LogLikelihood:
     def _once(self, pieces: Sequence[Array]) -> tuple[Array, Array]:
         nll, count = np.zeros(len(pieces)), np.zeros(len(pieces), dtype=np.int64)
         sums = []
-        with evaluation_mode(self.view.model), torch.inference_mode():
+        # FSDP2 may keep gathered weights for the next backward pass, which takes none of inference mode.
+        mode = torch.no_grad if self.view.spread.in_step else torch.inference_mode
+        with evaluation_mode(self.view.model), mode():
             for batch in self._batches(pieces):
                 found, count[batch] = self._batch([pieces[i] for i in batch])
                 sums.append((batch, found))
@@ -243,6 +247,13 @@ class LogLikelihood:
 
     def _again(self, rows: Sequence[Array]) -> Array:
         """Rows whose sum overflowed, once more with a float32 copy of the model; NaN where that does not help."""
+        if self.view.spread.in_step:
+            warnings.warn(
+                f"{len(rows)} rows gave NaN or infinity in {self.view.model.dtype}; a model that is {self.view.spread} "
+                "is not copied to score them in float32: load it in bfloat16 or float32",
+                ScoringWarning, stacklevel=4,
+            )  # fmt: skip
+            return np.full(len(rows), np.nan)
         warnings.warn(
             f"{len(rows)} rows gave NaN or infinity in {self.view.model.dtype}; they are scored again in float32",
             ScoringWarning, stacklevel=4,
