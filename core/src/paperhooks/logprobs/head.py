@@ -26,6 +26,7 @@ from paperhooks.models.forward import (
     view_of,
 )
 from paperhooks.models.view import ModelView
+from paperhooks.models.wrappers import running_model
 
 __all__ = ["Head"]
 
@@ -110,15 +111,25 @@ class Head:
             tuple of them; the backward pass has to begin with these.
         :raises UnsupportedModel: the decoder, or a sharded head, did not run exactly once.
         """
-        view = view_of(model)
+        view = self.view_of(model)
         if not _sharded(view):
-            return work(last_hidden_state(model, batch), self)
+            return work(last_hidden_state(model, batch, view=view), self)
         if _number(view.text_config, _BASE):
             raise UnsupportedModel(
                 f"{type(view.model).__name__} scales hidden states in front of its head ({_BASE}), which is not "
                 "supported for a model that FSDP2 shards; use the model's own logits"
             )
-        return run_in_head(model, batch, self.module, lambda hidden, own: work(hidden, replace(self, forward=own)))
+
+        def inside(hidden: Tensor, own: Callable[[Tensor], Tensor]) -> _T:
+            return work(hidden, replace(self, forward=own))
+
+        return run_in_head(model, batch, self.module, inside, view=view)
+
+    def view_of(self, model: nn.Module | ModelView) -> ModelView:
+        """A view of ``model``: the one that was there when the head was found, where it is of this model."""
+        if self.view is not None and not isinstance(model, ModelView) and running_model(model) is self.view.model:
+            return self.view
+        return view_of(model)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] float32 of hidden states [..., D].

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from paperhooks.errors import DataError
 from paperhooks.logprobs.chunked import in_chunks, scatter_rows, target_rows
 from paperhooks.logprobs.head import Head
-from paperhooks.models.forward import view_of
 from paperhooks.models.view import ModelView
 
 __all__ = ["LogProbs", "next_token_labels", "sequence_logprobs", "token_logprobs"]
@@ -108,9 +107,8 @@ def sequence_logprobs(
     :param head: from :meth:`Head.from_model`; made anew when missing, which costs a forward of four tokens.
     :raises UnsupportedModel: a head that core cannot reproduce. :raises DataError: labels that do not fit.
     """
-    view = view_of(model)
     head = head or Head.from_model(model)
-    labels = next_token_labels(view, batch, ignore_index=ignore_index)
+    labels = next_token_labels(head.view_of(model), batch, ignore_index=ignore_index)
     tokens = head.run(
         model, batch, lambda hidden, own: token_logprobs(hidden, own, labels, chunk=chunk, ignore_index=ignore_index)
     )

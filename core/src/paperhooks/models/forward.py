@@ -41,14 +41,16 @@ def view_of(model: nn.Module | ModelView) -> ModelView:
     return model if isinstance(model, ModelView) else ModelView.from_model(running_model(model))
 
 
-def last_hidden_state(model: nn.Module | ModelView, batch: Mapping[str, Any]) -> Tensor:
+def last_hidden_state(
+    model: nn.Module | ModelView, batch: Mapping[str, Any], *, view: ModelView | None = None
+) -> Tensor:
     """What the head of ``model`` receives for ``batch``: [B, T, D] in the model's dtype, with gradient if enabled.
 
     :param model: a model, a wrapped one (DistributedDataParallel), or a view. Mode and gradient are the caller's.
-    :param batch: inputs of the model; labels are left out.
+    :param batch: inputs of the model; labels are left out. :param view: of the model, where there is one already.
     :raises UnsupportedModel: the decoder did not run, or more than once. Compiled models run uncompiled here.
     """
-    view = view_of(model)
+    view = view or view_of(model)
     with reading_hidden_states(view) as seen:
         _call(model, view, batch, keep=1)
     if len(seen) != 1:
@@ -64,6 +66,8 @@ def run_in_head(
     batch: Mapping[str, Any],
     module: nn.Module,
     work: Callable[[Tensor, Callable[[Tensor], Tensor]], _T],
+    *,
+    view: ModelView | None = None,
 ) -> _T:
     """``work(hidden, forward)`` in place of what ``module`` computes while ``model`` is called with ``batch``.
 
@@ -73,10 +77,10 @@ def run_in_head(
 
     :param module: the output embeddings. :param work: receives what they do, [B, T, D], and their own forward, which
         works inside of the call, and again while the backward pass goes through the result. Gives a tensor or a tuple
-        of them, each of the same graph.
+        of them, each of the same graph. :param view: of the model, where there is one already.
     :raises UnsupportedModel: ``module`` did not run, ran more than once, or received something else.
     """
-    view, thread = view_of(model), threading.get_ident()
+    view, thread = view or view_of(model), threading.get_ident()
     own: Callable[[Tensor], Tensor] = module.forward
     seen: list[_T] = []
 

@@ -21,7 +21,7 @@ import torch
 from paperhooks import DataError, LossContext, ModelView, PluginIncompatible, Traits, hookimpl
 from paperhooks.io import flag, number, optional, whole, whole_list
 from paperhooks.logprobs import Divergence, Head, next_token_labels, sum_in_chunks, target_rows
-from paperhooks.models import evaluation_mode, view_of
+from paperhooks.models import evaluation_mode
 from torch import Tensor, nn
 
 from paperhooks_miniplm.algorithm import IGNORED, counted_inputs, negative_log_likelihood, sequence_means
@@ -103,7 +103,7 @@ class _Distillation:
         Around the student's run and not before it: a sharded teacher has its head's weights only then.
         """
         teacher = self._known_teacher()
-        view = view_of(teacher)
+        view = self._other_head().view_of(teacher)
         accepted = inspect.signature(view.model.forward).parameters
         if isinstance(ids := context.inputs.get("input_ids"), Tensor):
             model: Any = view.model
