@@ -11,6 +11,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:cca. this model was not trained 
 
 class TestConcentric(MethodContract):
     vision = True
+    prefill_waits = 1
 
     def make(self):
         return CCA(grid=(2, 2))

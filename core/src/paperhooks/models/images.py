@@ -57,8 +57,8 @@ class ImageSpan:
 
 
 def image_runs(mask: Tensor) -> list[tuple[int, int, int]]:
-    """(row, start, stop) of every run of True in ``mask`` bool [B, T], row by row."""
-    padded = torch.nn.functional.pad(mask.to(torch.int8), (1, 1))
+    """(row, start, stop) of every run of True in ``mask`` bool [B, T], row by row. The host waits for it once."""
+    padded = torch.nn.functional.pad(mask.cpu().to(torch.int8), (1, 1))
     step = padded.diff(dim=1)
     starts, stops = (step == 1).nonzero().tolist(), (step == -1).nonzero().tolist()
     return [(row, start, stop) for (row, start), (_, stop) in zip(starts, stops, strict=True)]

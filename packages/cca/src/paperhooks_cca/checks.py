@@ -13,7 +13,16 @@ from torch import Tensor
 from paperhooks_cca.algorithm import Grid, ImageGroup
 from paperhooks_cca.images import Resolver
 
-__all__ = ["check_labels", "check_model", "check_order", "check_positions", "check_window", "padding_of", "tokens_of"]
+__all__ = [
+    "check_labels",
+    "check_model",
+    "check_order",
+    "check_positions",
+    "check_window",
+    "padding_of",
+    "parted",
+    "tokens_of",
+]
 
 
 #: One square grid an image: what the paper is about.
@@ -96,15 +105,18 @@ def padding_of(call: Call, inputs: DecoderInputs, past: int) -> tuple[Tensor | N
             )
         return None, torch.ones(batch, length, dtype=torch.bool, device=device)
     mask = call.padding_mask.to(device, torch.bool)
-    if mask.shape[1] == length:
-        return None, mask
-    if mask.shape[1] < past + length:
+    if length != mask.shape[1] < past + length:
         raise DataError(f"attention_mask is {list(mask.shape)}; expected [B, {past + length}], cached tokens included")
-    return mask[:, :past], mask[:, past : past + length]
+    return parted(mask, past, length)
+
+
+def parted(mask: Tensor, past: int, length: int) -> tuple[Tensor | None, Tensor]:
+    """A 2-D mask [B, S] of real tokens as that of the cached ones, or None, and that of this forward's."""
+    return (None, mask) if mask.shape[1] == length else (mask[:, :past], mask[:, past : past + length])
 
 
 def check_order(groups: Sequence[ImageGroup], real: Tensor) -> None:
-    """:raises DataError: padding inside an image, or between real tokens."""
+    """:raises DataError: padding inside an image, or between real tokens. All tensors are on the CPU."""
     broken = (real[:, 1:] & ~real[:, :-1]).sum(1) + real[:, 0] > 1  # more than one run of real tokens
     inside = torch.zeros_like(broken)
     for group in groups:
@@ -119,7 +131,7 @@ def check_order(groups: Sequence[ImageGroup], real: Tensor) -> None:
 
 def check_positions(
     given: Tensor | None,
-    order: Tensor,
+    order: Callable[[], Tensor],
     real: Tensor,
     real_past: Tensor | None,
     past: int,
@@ -128,14 +140,16 @@ def check_positions(
 ) -> bool:
     """Whether the caller's own positions are to be used; those that every caller gets by default are replaced.
 
+    All tensors are on the CPU. ``order`` gives the method's own positions, int64 [B, T], where they are asked for.
+
     :raises DataError: they are neither the default ones nor those of the method, and ``strict`` is set.
     """
     if given is None or packed:
         return False
-    given = given.expand(order.shape).to(order.device)
+    given = given.expand(real.shape)
     counted = real.to(torch.int64).cumsum(1) - 1 + (past if real_past is None else real_past.sum(1, keepdim=True))
-    columns = torch.arange(past, past + order.shape[1], device=order.device).expand(order.shape)
-    if any(bool(((given == known) | ~real).all()) for known in (counted, columns, order)):
+    columns = torch.arange(past, past + real.shape[1]).expand(real.shape)
+    if any(bool(((given == usual()) | ~real).all()) for usual in (lambda: counted, lambda: columns, order)):
         return False
     if not strict:
         return True
@@ -148,14 +162,11 @@ def check_positions(
     raise DataError(f"position_ids are not the model's default ones, so cca cannot replace them; {hint}")
 
 
-def check_labels(call: Call, groups: Sequence[ImageGroup], warn: Callable[[str, str], None]) -> None:
-    """Warn once where the loss would ask for placeholder tokens."""
-    if call.labels is None or not call.training:
+def check_labels(labels: Tensor | None, groups: Sequence[ImageGroup], warn: Callable[[str, str], None]) -> None:
+    """Warn once where the loss would ask for placeholder tokens; all on the CPU."""
+    if labels is None:
         return
-    labels = call.labels
-    count: Any = sum(
-        (labels[g.rows.to(labels.device)[:, None], g.columns.to(labels.device)] != -100).sum() for g in groups
-    )
+    count: Any = sum((labels[g.rows[:, None], g.columns] != -100).sum() for g in groups)
     if int(count):
         warn("labels", f"{int(count)} image tokens have labels; set them to -100, or the loss asks for placeholders")
 

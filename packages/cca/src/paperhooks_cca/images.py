@@ -13,6 +13,7 @@ from paperhooks.models import ImageSpan, image_runs
 from torch import Tensor
 
 from paperhooks_cca.algorithm import Grid, ImageGroup, token_order
+from paperhooks_cca.known import Known
 from paperhooks_cca.schemes import Scheme, levels, order_table
 
 __all__ = ["Resolver", "find_images", "grid_option", "grouped", "grouped_spans", "positions", "split_runs"]
@@ -35,15 +36,19 @@ def grid_option(name: str, value: Any) -> Any:
     return height, width
 
 
-def find_images(view: ModelView, call: Call, grid: Grid | Resolver | None) -> list[tuple[int, int, Grid]] | None:
+def find_images(
+    view: ModelView, call: Call, grid: Grid | Resolver | None, known: Known
+) -> list[tuple[int, int, Grid]] | None:
     """The images of this forward as (row, start, grid); None when it is not known which tokens are images.
+
+    :param known: what the host knows of the forward.
 
     :raises DataError: image tokens that are no whole grids, video tokens, images without anything that says where
         their tokens are, or a grid function that gives anything but spans inside this forward.
     """
     if callable(grid):
         return _resolved(grid, view, call)
-    mask = call.image_mask
+    mask = known.image
     if mask is None:
         if call.input_ids is None and any(name in call.inputs for name in ("pixel_values", "mm_encoder_outputs")):
             raise DataError(
@@ -51,7 +56,8 @@ def find_images(view: ModelView, call: Call, grid: Grid | Resolver | None) -> li
                 "visual_mask (bool [B, T]) beside inputs_embeds"
             )
         return None
-    _check_videos(view, call)
+    if known.videos:
+        raise DataError("cca is not defined for video tokens; leave videos out, or detach it for them")
     drafts = call.draft_length
     if drafts:  # prompt lookup may propose image tokens, which are words like others
         mask = mask.clone()
@@ -59,7 +65,7 @@ def find_images(view: ModelView, call: Call, grid: Grid | Resolver | None) -> li
     if grid is not None:
         return split_runs(image_runs(mask), grid)
     side = view.image_side
-    return grouped_spans(view.image_spans(None, call.image_layout, mask=mask), (side, side) if side else None)
+    return grouped_spans(view.image_spans(None, known.layout, mask=mask), (side, side) if side else None)
 
 
 def _resolved(grid: Resolver, view: ModelView, call: Call) -> list[tuple[int, int, Grid]]:
@@ -81,13 +87,6 @@ def _resolved(grid: Resolver, view: ModelView, call: Call) -> list[tuple[int, in
             )
         ends[row] = stop
     return images
-
-
-def _check_videos(view: ModelView, call: Call) -> None:
-    video = getattr(view.config, "video_token_id", None)
-    video = getattr(view.config, "video_token_index", None) if video is None else video
-    if video is not None and call.input_ids is not None and bool((call.input_ids == video).any()):
-        raise DataError("cca is not defined for video tokens; leave videos out, or detach it for them")
 
 
 # -- images as tensors -------------------------------------------------------------------------------------------------
@@ -124,7 +123,7 @@ def grouped(images: Sequence[tuple[int, int, Grid]], scheme: str | Scheme, devic
         by_grid.setdefault((grid[0], grid[1]), []).append((row, start))
     groups = []
     for grid, places in by_grid.items():
-        rows, starts = torch.tensor(places, dtype=torch.int64).to(device).unbind(1)
+        rows, starts = torch.tensor(places, dtype=torch.int64).to(device, non_blocking=True).unbind(1)
         groups.append(ImageGroup(rows, starts, order_table(scheme, *grid, device=device), levels(scheme, *grid)))
     return groups
 

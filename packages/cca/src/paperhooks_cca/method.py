@@ -16,12 +16,22 @@ from typing import Any, ClassVar
 import torch
 from paperhooks import Call, DecoderInputs, ModelView, Traits, hookimpl
 from paperhooks.io import flag, function_or_choice, optional
+from paperhooks.tokens import on_host
 from torch import Tensor, nn
 
-from paperhooks_cca.algorithm import Grid, token_order
+from paperhooks_cca.algorithm import Grid, ImageGroup, token_order
 from paperhooks_cca.checkpoint import mark, read_mark
-from paperhooks_cca.checks import check_labels, check_model, check_order, check_positions, padding_of, tokens_of
+from paperhooks_cca.checks import (
+    check_labels,
+    check_model,
+    check_order,
+    check_positions,
+    padding_of,
+    parted,
+    tokens_of,
+)
 from paperhooks_cca.images import Resolver, find_images, grid_option, grouped
+from paperhooks_cca.known import Known, known_of
 from paperhooks_cca.masks import check_kernel, forward_mask
 from paperhooks_cca.schemes import SCHEMES, Scheme, levels, scheme_name
 
@@ -142,16 +152,17 @@ class CCA:
         if call.query_length == 1:
             return self._text(call, inputs)
         check_kernel(view.attention_kernel)
-        images = find_images(view, call, self.grid)
+        known = known_of(view, call, inputs, self.grid, self.apply_positions)
+        images = find_images(view, call, self.grid, known)
         if images is None:
             self._warn_blind(view, call)
-        past = int(call.past_length)
+        past = known.past
         if not images:
             if past == 0:
                 call.cache_state(_STATE)["text"] = True
             return self._text(call, inputs)
         self._warn_about_use(call)
-        return self._place(view, call, inputs, images, past)
+        return self._place(view, call, inputs, images, known)
 
     def _text(self, call: Call, inputs: DecoderInputs) -> DecoderInputs | None:
         """Text behind an image: the next positions. Nothing is read from the device."""
@@ -176,28 +187,60 @@ class CCA:
         return inputs.replace(position_ids=(offset + past)[:, None] + ahead)
 
     def _place(
-        self, view: ModelView, call: Call, inputs: DecoderInputs, images: list[tuple[int, int, Grid]], past: int
+        self, view: ModelView, call: Call, inputs: DecoderInputs, images: list[tuple[int, int, Grid]], known: Known
     ) -> DecoderInputs:
         """Positions by level, the mask by the same order, and what later forwards need."""
-        tokens = tokens_of(inputs)
+        tokens, past = tokens_of(inputs), known.past
         length = tokens.shape[1]
         real_past, real = padding_of(call, inputs, past)
         groups = grouped(images, self.scheme, tokens.device)
-        check_order(groups, real)
-        check_labels(call, groups, self._warn)
-        order, following = token_order(groups, real, self._start(call, real_past, past))
+        start = self._start(call, real_past, past)
+        order, following = token_order(groups, real, start)
         placed = inputs.position_ids
-        if self.apply_positions:
-            packed = call.inputs.get("document_ids") is not None
-            if not check_positions(inputs.position_ids, order, real, real_past, past, self.strict, packed):
-                placed = order  # a caller who counts goes on counting
-                first = past + min(column for _, column, _ in images)
-                stop = past + max(column + grid[0] * grid[1] for _, column, grid in images)
-                call.row_state(_STATE, _NEEDED).note(first, stop, offset=following - (past + length))
+        here = groups if order.device.type == "cpu" else grouped(images, self.scheme, torch.device("cpu"))
+        if self._replaces(call, here, known, (real_past, real), order, start):
+            placed = order  # a caller who counts goes on counting
+            first = past + min(column for _, column, _ in images)
+            stop = past + max(column + grid[0] * grid[1] for _, column, grid in images)
+            call.row_state(_STATE, _NEEDED).note(first, stop, offset=following - (past + length))
         if not self.apply_mask:  # by columns, but in full: the model takes jumps in positions for packed sequences
             order = torch.arange(length, device=order.device).expand(order.shape)
         mask = forward_mask(view, call, inputs, order, real, real_past, past)
         return inputs.replace(position_ids=placed, attention_mask=mask)
+
+    def _replaces(
+        self,
+        call: Call,
+        groups: list[ImageGroup],
+        known: Known,
+        masks: tuple[Tensor | None, Tensor],
+        order: Tensor,
+        start: Tensor | int,
+    ) -> bool:
+        """Whether the method's positions take the place of the caller's; what the caller gave is checked on the host.
+
+        On a CPU the masks and the order are those of the forward; elsewhere the order is made anew where it is needed.
+
+        :param groups: on the CPU.
+        """
+        host = order.device.type == "cpu"
+        if not host and known.padding is not None:
+            masks = parted(known.padding.bool(), known.past, order.shape[1])
+        elif not host:
+            masks = None, torch.ones(order.shape, dtype=torch.bool)
+        check_order(groups, masks[1])
+        check_labels(known.labels, groups, self._warn)
+
+        def placed() -> Tensor:
+            if host:
+                return order
+            begin: Any = on_host(start)[0] if isinstance(start, Tensor) else start
+            return token_order(groups, masks[1], begin)[0]
+
+        packed = call.inputs.get("document_ids") is not None
+        return self.apply_positions and not check_positions(
+            known.positions, placed, masks[1], masks[0], known.past, self.strict, packed
+        )
 
     def _start(self, call: Call, real_past: Tensor | None, past: int) -> Tensor | int:
         """The position of the first token: behind what the cache holds."""

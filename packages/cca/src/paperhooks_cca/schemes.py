@@ -101,7 +101,7 @@ def _table(scheme: str | Scheme, height: int, width: int, device: torch.device |
         raise ValueError(f"scheme {name!r} returned {found}; expected int64 [{height}, {width}]")
     if not torch.equal(table.unique(), torch.arange(int(table.max()) + 1)):
         raise ValueError(f"scheme {name!r} leaves levels of a {height} x {width} grid empty")
-    return table.flatten().to(device)
+    return table.flatten().to(device, non_blocking=True)
 
 
 def _hashable(scheme: object) -> bool:
