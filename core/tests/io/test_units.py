@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -208,3 +210,45 @@ def test_who_stops_early_leaves_no_thread_behind() -> None:
         if item > 3:
             break
     assert not [thread for thread in threading.enumerate() if thread.name == "paperhooks-ahead"]
+
+
+def test_the_name_of_a_written_file_s_temporary_is_another_s_at_once(tmp_path: Path, monkeypatch) -> None:
+    """Two processes that end together write the same file: the second begins when the first has put it in place."""
+    replace = os.replace
+
+    def replaced(source, target) -> None:
+        replace(source, target)
+        Path(source).write_text("of the other")
+
+    monkeypatch.setattr(os, "replace", replaced)
+    with atomic_path(tmp_path / "result") as temporary:
+        temporary.write_text("of this one")
+    assert (tmp_path / "result").read_text() == "of this one"
+    assert temporary.read_text() == "of the other"
+
+
+def test_what_the_preparing_process_fails_with_reaches_those_that_wait(tmp_path: Path, monkeypatch) -> None:
+    """It may live on, as in a notebook: they learn of it by what it announces and not by its end."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    first, second = UnitStore(tmp_path, "lengths"), UnitStore(tmp_path, "lengths")
+    told = []
+
+    def wait() -> None:
+        try:
+            with second.begin({}):
+                told.append("begun")
+        except DataError as error:
+            told.append(str(error))
+
+    def costly() -> dict[str, str]:
+        waiting.start()
+        time.sleep(0.5)
+        raise DataError("no digest")
+
+    waiting = threading.Thread(target=wait)
+    with pytest.raises(DataError, match="no digest"), first.begin({}, costly=costly):
+        pass
+    waiting.join(10)
+    assert told == ["another process of this launch failed: no digest"]

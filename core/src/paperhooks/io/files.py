@@ -145,18 +145,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
         descriptor, temporary = _claimed(path)
     except OSError as error:
         raise unwritable(path, error) from error
+    replaced = False
     try:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.chmod(0o666 & ~_umask())  # temporary files are private; results are to be read by others
         os.replace(temporary, path)
+        replaced = True
     except OSError as error:
         if error.errno in _NO_ROOM:
             raise unwritable(path, error) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if not replaced:  # else the name may be another writer's by now
+            temporary.unlink(missing_ok=True)
         os.close(descriptor)
 
 
