@@ -25,7 +25,7 @@ class TokenLoss:
 
     factor: float = 2.0
     head: Any = field(default=None, init=False)
-    traits = Traits(writes=frozenset({"objective"}))
+    traits = Traits(writes=frozenset({"objective"}), parallel=("ddp",))
 
     @hookimpl
     def setup(self, view):
@@ -42,7 +42,7 @@ class TokenLoss:
 class SequenceLoss(TokenLoss):
     """Replaces the loss: a mean over sequences of a curved function of their mean log-probability."""
 
-    traits = Traits(writes=frozenset({"objective"}))
+    traits = Traits(writes=frozenset({"objective"}), parallel=("ddp",))
 
     @hookimpl
     def compute_loss(self, context):
@@ -54,7 +54,7 @@ class SequenceLoss(TokenLoss):
 class Penalties:
     """Adds two terms: squared log-partition per token, and the spread of each sequence's logits."""
 
-    traits = Traits()
+    traits = Traits(parallel=("ddp",))
 
     @hookimpl
     def loss_terms(self, context):
@@ -68,7 +68,7 @@ class Penalties:
 class Bystander:
     """Takes no part in the loss."""
 
-    traits = Traits()
+    traits = Traits(parallel=("ddp",))
 
     @hookimpl
     def post_layer(self, hidden_states):

@@ -15,7 +15,6 @@ __all__ = [
     "flat_sharded",
     "fully_sharded",
     "is_spread",
-    "leave_groups",
     "meshes",
     "offloads",
     "pipelined",
@@ -85,9 +84,3 @@ def shared_store() -> Any:
     """The store by which the processes of torch.distributed have met."""
     distributed: Any = sys.modules["torch.distributed"].distributed_c10d
     return distributed._get_default_store()
-
-
-def leave_groups() -> None:
-    """End this process' part in all process groups: whoever waits for it there gets an error."""
-    distributed: Any = sys.modules["torch.distributed"]
-    distributed.destroy_process_group()

@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
-from paperhooks.errors import PluginConflict
+from paperhooks.errors import PaperhooksError, PluginConflict
 from paperhooks.io.processes import Ranks
-from paperhooks.models.engines import leave_groups, shared_store
+from paperhooks.models.engines import shared_store
 from paperhooks.models.spread import Spread
+from paperhooks.sessions.threads import waiting_place
 
 __all__ = ["PATIENCE", "Agreement"]
 
@@ -25,15 +28,19 @@ log = logging.getLogger("paperhooks.session")
 
 #: Seconds until a rank that has shown no session is named in the log, and until it is an error.
 PATIENCE: Final = [10.0, 300.0]
-#: Seconds that the other ranks have to fail likewise, before they are taken to wait for this one.
+#: Seconds that a rank has to fail likewise when another one has failed, before it is taken to wait for that.
 _GRACE: Final = 3.0
 _PAUSE: Final = 0.02
+#: Marks an error that the other ranks were told of.
+_TOLD: Final = "told_by_paperhooks"
 #: How often a rank looks whether another one has failed, in seconds.
 _LOOK: Final = 0.5
 
 
 class Agreement:
     """The part of a session in what the ranks of one model agree upon.
+
+    A rank's n-th meeting is the others' n-th.
 
     :param methods: the attached methods by name, each with its options as a text.
     """
@@ -43,27 +50,27 @@ class Agreement:
         self._group: tuple[int, ...] = ()
         self._met: set[tuple[int, ...]] = set()
         self._base = ""
+        self._failures = 0
         self._over = threading.Event()
-        self._failed = False
 
     def meet(self, spread: Spread, training: bool) -> None:
         """Compare the methods of all ranks whose calls wait for one another; once a session and a group of ranks.
 
         :param training: whether the call is in training mode with gradient: DDP's ranks wait for one another then only.
         :raises PluginConflict: another rank has attached other methods or options, or none.
+        :raises PaperhooksError: another rank has failed before it came here.
         """
         group = spread.group if training or spread.in_step else ()
         if len(group) < 2 or group in self._met:
             return
         self._met.add(group)
         rank, store = Ranks().index, shared_store()
-        place = f"paperhooks/{','.join(map(str, group))}"
-        number = store.add(f"{place}/sessions of {rank}", 1)  # a rank's n-th session meets the others' n-th
-        self._base, self._group = f"{place}/{number}", group
+        self._base, self._group = _base(store.add(_count(rank), 1)), group
         store.set(f"{self._base}/{rank}", json.dumps(self.methods))
-        self._watch()
+        if len(self._met) == 1:
+            self._begin()
         for other in group:
-            self._wait(store, f"{self._base}/{other}", other)
+            self._wait(store, other)
             there = json.loads(store.get(f"{self._base}/{other}"))
             if there != self.methods:
                 raise PluginConflict(
@@ -71,21 +78,25 @@ class Agreement:
                     "share one model attach the same methods with the same options, in the same order"
                 )
 
-    def _wait(self, store: Any, key: str, other: int) -> None:
-        begun, (named, given_up) = time.monotonic(), PATIENCE
+    def _begin(self) -> None:
+        """Watch the other ranks from a thread of its own."""
+        name, caller = "paperhooks-agreement", threading.get_ident()
+        threading.Thread(target=self._watch, args=(caller,), name=name, daemon=True).start()
+
+    def _wait(self, store: Any, other: int) -> None:
+        begun, rank, (named, given_up) = time.monotonic(), Ranks().index, PATIENCE
         warned = False
-        while not store.check([key]):
+        while not store.check([f"{self._base}/{other}"]):
             waited = time.monotonic() - begun
+            if waited > _GRACE and (found := self._failed(store, other, 0)):
+                raise PaperhooksError(f"rank {other} failed before its first call of the model, with {found[1]}")
             if waited > named and not warned:
                 warned = True
-                log.warning(
-                    "rank %d has not called its model with a session yet, and rank %d waits for it since %.0f s",
-                    other, Ranks().index, waited,
-                )  # fmt: skip
+                log.warning("rank %d has called no model with a session, and rank %d waits for it", other, rank)
             if waited > given_up:
                 raise PluginConflict(
                     f"rank {other} has not called its model with a session of paperhooks within {given_up:g} s, and "
-                    f"rank {Ranks().index} has attached {_told(self.methods)}; attach the same methods on every rank"
+                    f"rank {rank} has attached {_told(self.methods)}; attach the same methods on every rank"
                 )
             time.sleep(_PAUSE)
 
@@ -94,72 +105,88 @@ class Agreement:
     def fail(self, error: BaseException) -> None:
         """This rank's call of the model raises ``error``: let the others learn of it, who may wait for this rank.
 
-        Where they do not fail likewise within seconds, this rank leaves its process groups, which ends their waiting.
-        An error that another rank's leaving has caused gets a note that names that rank.
+        An error that another rank's end has caused gets a note that names that rank.
         """
-        if not self._group or self._failed:
+        if Ranks().count == 1 or getattr(error, _TOLD, False):
             return
-        self._failed = True
-        self._over.set()
+        setattr(error, _TOLD, True)
+        rank = Ranks().index
+        self.explain(error)
         with contextlib.suppress(Exception):  # a store that is gone must not hide the error
-            if self.explain(error):
-                return
-            store, rank = shared_store(), Ranks().index
-            store.set(f"{self._base}/failed {rank}", f"{type(error).__name__}: {error}")
-            store.set(f"{self._base}/failed", str(rank))
-            others = [f"{self._base}/failed {other}" for other in self._group if other != rank]
-            if not _within(_GRACE, lambda: store.check(others)):
-                log.error("rank %d leaves its process groups after an error, so that the others do not wait", rank)
-                leave_groups()
+            store = shared_store()
+            base = self._base or _base(store.add(_count(rank), 0) + 1)
+            told = json.dumps([time.time(), f"{type(error).__name__}: {error}"])
+            store.set(f"{base}/failed {self._failures}/{rank}", told)
+        self._failures += 1
 
-    def explain(self, error: BaseException) -> bool:
-        """Note on ``error`` which other rank has failed before, if one has; returns whether one has."""
-        if not self._group:
-            return False
-        found = self._first()
-        if found is None or found[0] == Ranks().index:
-            return False
-        note = f"paperhooks: rank {found[0]} failed before, with {found[1]}"
-        if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
-        return True
+    def explain(self, error: BaseException) -> None:
+        """Note on ``error`` which other rank has failed before with another one, if one has."""
+        with contextlib.suppress(Exception):
+            found = self._first(shared_store(), self._failures) if self._group else None
+            if found is not None and not found[1].endswith(f": {error}"):
+                note = f"paperhooks: rank {found[0]} failed before, with {found[1]}"
+                if note not in getattr(error, "__notes__", ()):
+                    error.add_note(note)
 
     def end(self) -> None:
         """The session is closed: nobody is told anything any more."""
         self._over.set()
 
-    def _first(self) -> tuple[int, str] | None:
-        """The rank that failed first, and its error."""
-        with contextlib.suppress(Exception):
-            store = shared_store()
-            if store.check([f"{self._base}/failed"]):
-                rank = int(store.get(f"{self._base}/failed"))
-                return rank, store.get(f"{self._base}/failed {rank}").decode()
-        return None
+    def _first(self, store: Any, number: int) -> tuple[int, str] | None:
+        """The other rank that failed first in the ``number``-th failure, and its error."""
+        others = [rank for rank in self._group if rank != Ranks().index]
+        found = [(told, rank) for rank in others if (told := self._failed(store, rank, number))]
+        return (min(found)[1], min(found)[0][1]) if found else None
 
-    def _watch(self) -> None:
-        """Say in the log as soon as another rank has failed: this one may hear of it by a broken connection only."""
+    def _failed(self, store: Any, rank: int, number: int) -> tuple[float, str] | None:
+        """When and with which error a rank has failed."""
+        key = f"{self._base}/failed {number}/{rank}"
+        if not store.check([key]):
+            return None
+        when, error = json.loads(store.get(key))
+        return float(when), str(error)
 
-        def look() -> None:
+    def _watch(self, caller: int) -> None:
+        """Look whether another rank has failed and this one, whose calls come from thread ``caller``, has not.
+
+        It may wait for that rank in a collective, which nothing can interrupt and which torch gives up after half an
+        hour: then this process ends, as torch's own watchdog ends it.
+        """
+        number = 0
+        with contextlib.suppress(Exception):  # the group has ended
             while not self._over.wait(_LOOK):
-                if (found := self._first()) is not None:
-                    log.error("rank %d failed, with %s; calls that wait for it will end with an error", *found)
+                found = self._first(shared_store(), number)
+                if found is None:
+                    continue
+                if self._over.wait(_GRACE):
                     return
+                if self._failures > number:  # the same error, or one that followed from it
+                    number += 1
+                    continue
+                log.error("rank %d failed, with %s; whoever waits for it is told now", *found)
+                if self._stays(caller):
+                    text = f"rank {Ranks().index} ends: it waits for rank {found[0]}, which failed with {found[1]}"
+                    sys.stderr.write(f"paperhooks: {text}\n")
+                    sys.stderr.flush()
+                    os._exit(1)
+                return
 
-        threading.Thread(target=look, name="paperhooks-agreement", daemon=True).start()
+    def _stays(self, caller: int) -> bool:
+        """Whether a thread stays in one and the same collective for some seconds."""
+        place = waiting_place(caller)
+        for _ in range(int(_GRACE / _LOOK)):
+            if place is None or self._over.wait(_LOOK) or waiting_place(caller) != place:
+                return False
+        return True
 
-    def __getstate__(self) -> dict[str, Any]:
-        raise TypeError("what a session agrees upon belongs to its process")
+
+def _count(rank: int) -> str:
+    return f"paperhooks/meetings of {rank}"
+
+
+def _base(number: int) -> str:
+    return f"paperhooks/meeting {number}"
 
 
 def _told(methods: Mapping[str, str]) -> str:
     return ", ".join(methods.values()) or "nothing"
-
-
-def _within(limit: float, there: Callable[[], bool]) -> bool:
-    end = time.monotonic() + limit
-    while not there():
-        if time.monotonic() > end:
-            return False
-        time.sleep(_PAUSE)
-    return True

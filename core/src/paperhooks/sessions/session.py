@@ -172,6 +172,11 @@ class Session:
         """Let the ranks that call the model in step learn of ``error``, or note on it which rank failed before."""
         self._agreement.fail(error)
 
+    @property
+    def options(self) -> dict[str, str]:
+        """Every method's name to a text of its options, equal in all processes that attached the same."""
+        return self._set.words()
+
     def note_asked(self) -> None:
         """A training loop has asked for the loss with this session's hooks."""
         self._flags.asked = True

@@ -38,6 +38,14 @@ def compute_loss(session: Session, context: LossContext) -> Tensor:
     :raises DataError: nothing is predicted in a micro-batch that is a whole optimiser step.
     """
     session.note_asked()
+    try:
+        return _with_hooks(session, context)
+    except Exception as exc:
+        session.fail(exc)
+        raise
+
+
+def _with_hooks(session: Session, context: LossContext) -> Tensor:
     context.check_targets(not predicts_nothing(context.inputs))
     loss = None
     for hook in session.implementations("compute_loss"):

@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from paperhooks.errors import PluginConflict
 from paperhooks.hooks.loss import (
     LossContext,
     batch_rows,
@@ -51,10 +53,12 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
     """Put before Trainer: ``class MyTrainer(HooksTrainerMixin, Trainer)``. Attach methods to the model, then train.
 
     The loss hooks of the model's open session decide the loss; every term is logged as ``loss/<method>/<name>``, per
-    optimiser step, averaged over the steps since the last log and over processes. Gradients of an accumulated batch
-    equal those of one big batch, also with unequal token counts or micro-batches without any target; only an optimiser
-    step without one raises DataError. In evaluation such batches are left out of the mean. Without an open session, or
-    with one that has no loss hooks, this is the stock Trainer.
+    optimiser step, averaged over the steps since the last log and the processes in which it was there. Gradients of an
+    accumulated batch equal those of one big batch, also with unequal token counts or micro-batches without any target;
+    only an optimiser step without one raises DataError. In evaluation such batches are left out of the mean. Without an
+    open session, or with one that has no loss hooks, this is the stock Trainer.
+
+    All processes have to train with the same methods and options: PluginConflict names one that does not.
     """
 
     def compute_loss(
@@ -94,10 +98,20 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The micro-batches of one optimiser step; counts their target tokens and sequences for the hooks."""
         batches, items = super().get_batch_samples(*args, **kwargs)
+        self._agree()
         self._window = None
         if batches and has_loss_hooks(find_session(cast(nn.Module, self.model))):
             self._window = self._counted(batches)
         return batches, items
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Forward and backward of one micro-batch; an error lets the other processes learn of it."""
+        try:
+            return super().training_step(*args, **kwargs)
+        except Exception as exc:
+            if (session := find_session(cast(nn.Module, self.model))) is not None:
+                session.fail(exc)
+            raise
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Loss, logits and labels of a batch; no loss where nothing is predicted, which has no part in the mean."""
@@ -120,6 +134,24 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
         if not total[0] and all(map(predicts_nothing, batches)):
             raise no_target(int(total[1]), "optimiser step")
         return total / self.args.world_size if self.args.average_tokens_across_devices else counts
+
+    def _agree(self) -> None:
+        """Once a run, before anything is added up: all processes train with the same methods and options.
+
+        :raises PluginConflict: another process has others, or none.
+        """
+        if self.args.world_size == 1 or getattr(self, "_agreed_run", None) is self.state:
+            return
+        self._agreed_run = self.state
+        session = find_session(cast(nn.Module, self.model))
+        here = list(session.options.values()) if session is not None else []
+        for rank, there in enumerate(gather_object([here])):
+            if there != here:
+                raise PluginConflict(
+                    f"process {rank} trains with {', '.join(there) or 'no session'}, and process "
+                    f"{self.args.process_index} with {', '.join(here) or 'no session'}; attach the same methods with "
+                    "the same options in all of them"
+                )
 
     # -- one micro-batch ---------------------------------------------------------------------------------------------
 
@@ -148,18 +180,25 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
     def _note_terms(self, terms: Mapping[str, Tensor]) -> None:
         run = getattr(self, "_terms_run", None)
         if run is not self.state:  # another call of train()
-            self._terms_run, self._terms_since = self.state, self.state.global_step
+            self._terms_run = self.state
             self._term_sums: dict[str, Tensor] = {}
+            self._term_steps: dict[str, set[int]] = {}
         for name, value in terms.items():
             self._term_sums[name] = value.float() + self._term_sums.get(name, 0.0)
+            self._term_steps.setdefault(name, set()).add(self.state.global_step)
 
     def _take_terms(self) -> dict[str, float]:
         sums: dict[str, Tensor] = getattr(self, "_term_sums", {})
-        if not sums:
+        names = sorted(sums)
+        if self.args.world_size > 1 and has_loss_hooks(find_session(cast(nn.Module, self.model))):
+            # A process that had no target has no terms, or others: all have to agree on what is added up.
+            names = sorted({name for each in gather_object([names]) for name in each})
+        if not names:
             return {}
-        steps = max(1, self.state.global_step - self._terms_since)
-        values = torch.stack([sums[name].to(self.args.device) for name in sorted(sums)]) / steps
+        device = self.args.device
+        totals = torch.stack([sums.get(name, torch.zeros(())).to(device) for name in names])
+        steps = torch.tensor([float(len(self._term_steps.get(name, ()))) for name in names], device=device)
         if self.args.world_size > 1:
-            values = self.accelerator.reduce(values, "mean")
-        self._terms_since, self._term_sums = self.state.global_step, {}
-        return dict(zip(sorted(sums), values.tolist(), strict=True))
+            totals, steps = self.accelerator.reduce(torch.stack([totals, steps]), "sum")
+        self._term_sums, self._term_steps = {}, {}
+        return dict(zip(names, (totals / steps).tolist(), strict=True))

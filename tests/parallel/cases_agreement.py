@@ -1,0 +1,203 @@
+"""What a rank does alone: no session, other options, other terms, an error. Nothing of it hangs the others.
+
+Every function at the top runs in one rank.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import paperhooks
+import pytest
+import torch
+from paperhooks import LossContext, PaperhooksError, PluginConflict, Traits, UnsupportedModel, hookimpl
+from paperhooks.sessions import agreement
+from paperhooks.testing import tiny_text
+from paperhooks.training import HooksTrainerMixin, compute_loss
+from spreads import SPREADS
+from torch import distributed
+from torch.distributed import get_rank
+from transformers import Trainer, TrainingArguments
+
+__all__ = [
+    "an_error_reaches_the_other_rank",
+    "an_error_that_all_have_is_raised_by_all",
+    "other_options_are_named",
+    "sessions_on_some_ranks_are_named",
+    "terms_of_some_ranks_are_logged",
+    "trainers_agree",
+    "undeclared_spreads_are_refused",
+]
+
+
+@dataclass(eq=False)
+class Terms:
+    """A term of every rank, and one that the last rank alone has; fails where it is told to."""
+
+    factor: float = 1.0
+    fails_in: str = ""
+    fails_on: int = -1
+
+    traits = Traits(training=True, parallel=("ddp", "fsdp2", "tp"))
+
+    def _maybe(self, where: str) -> None:
+        if where == self.fails_in and self.fails_on in (get_rank(), 99):
+            raise RuntimeError(f"no {where}")
+
+    @hookimpl
+    def post_layer(self, site, call, hidden_states):
+        self._maybe("post_layer")
+
+    @hookimpl
+    def compute_loss(self, context):
+        self._maybe("compute_loss")
+
+    @hookimpl
+    def loss_terms(self, context):
+        terms = {"all": torch.tensor(4.0 + get_rank())}
+        return {**terms, "last": torch.tensor(100.0)} if get_rank() == 1 else terms
+
+
+def batch() -> dict[str, Any]:
+    ids = torch.arange(3, 11)[None]
+    return {"input_ids": ids, "labels": ids.clone()}
+
+
+def step(called: Any, session: Any) -> None:
+    compute_loss(session, LossContext(called, batch(), session=session)).backward()
+
+
+def an_error_reaches_the_other_rank(spread: str, where: str, folder: str, stays: bool) -> None:
+    """Rank 0 fails in the second step, and ends or lives on.
+
+    The other rank writes how long it waited, its error and the notes on it.
+    """
+    model = tiny_text().train()
+    called = SPREADS[spread].spread(model, folder)
+    begun, method = 0.0, Terms()
+    try:
+        with paperhooks.attach(model, method) as session:
+            step(called, session)
+            method.fails_in, method.fails_on, begun = where, 0, time.monotonic()
+            step(called, session)
+            step(called, session)
+    except RuntimeError as error:
+        if get_rank() == 0:
+            if stays:
+                time.sleep(30)
+            os._exit(7)  # as a script that ends with an error
+        told = [time.monotonic() - begun, str(error), list(getattr(error, "__notes__", []))]
+        Path(folder, "waited.json").write_text(json.dumps(told))
+
+
+def an_error_that_all_have_is_raised_by_all(spread: str, folder: str) -> None:
+    """Their groups stand, and they go on."""
+    model = tiny_text().train()
+    called = SPREADS[spread].spread(model, folder)
+    method = Terms()
+    with paperhooks.attach(model, method) as session:
+        step(called, session)
+        method.fails_in, method.fails_on = "post_layer", 99
+        for _ in range(2):
+            begun = time.monotonic()
+            with pytest.raises(RuntimeError, match="no post_layer") as caught:
+                compute_loss(session, LossContext(called, batch(), session=session))
+            assert time.monotonic() - begun < 2
+            assert not any("failed before" in note for note in caught.value.__notes__)
+    assert distributed.is_initialized()
+    total = torch.ones(1)
+    distributed.all_reduce(total)
+    assert int(total) == 2
+
+
+def other_options_are_named(spread: str, folder: str) -> None:
+    model = tiny_text().train()
+    called = SPREADS[spread].spread(model, folder)
+    other = 1 - get_rank()
+    with (
+        paperhooks.attach(model, Terms(factor=1.0 + get_rank())) as session,
+        pytest.raises(PluginConflict, match=rf"rank {other} has attached terms\(factor={1.0 + other}, "),
+    ):
+        step(called, session)
+
+
+def sessions_on_some_ranks_are_named(spread: str, folder: str) -> None:
+    """Rank 1 has no session. Rank 0 writes its error, and ends as a script would."""
+    agreement.PATIENCE[:] = [0.5, 2.0]
+    model = tiny_text().train()
+    called = SPREADS[spread].spread(model, folder)
+    if get_rank() == 1:
+        called(**batch()).loss.backward()
+        return
+    try:
+        with paperhooks.attach(model, Terms()) as session:
+            step(called, session)
+    except PluginConflict as error:
+        Path(folder, "error").write_text(str(error))
+    os._exit(7)
+
+
+def undeclared_spreads_are_refused(spread: str, folder: str) -> None:
+    """At attach where the model is spread already, in the first forward where it is spread afterwards."""
+
+    class Plain(Terms):
+        traits = Traits(training=True)
+
+    kind = spread.partition("-")[0]
+    model = tiny_text().train()
+    with paperhooks.attach(model, Plain()) as session:
+        called = SPREADS[spread].spread(model, folder)
+        if not SPREADS[spread].loads:
+            with pytest.raises(UnsupportedModel, match=f"plain has not declared '{kind}'"):
+                step(called, session)
+    model = called if SPREADS[spread].loads else model
+    if kind != "ddp":
+        with pytest.raises(UnsupportedModel, match=f"plain has not declared '{kind}'"):
+            paperhooks.attach(model, Plain())
+
+
+class TermsTrainer(HooksTrainerMixin, Trainer):
+    """The stock Trainer with hooks."""
+
+
+def _trainer(model: Any, folder: str) -> TermsTrainer:
+    options = TrainingArguments(
+        str(Path(folder, str(get_rank()))), max_steps=4, per_device_train_batch_size=1, logging_steps=2, use_cpu=True,
+        report_to=[], save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    rows = [{name: value[0].tolist() for name, value in batch().items()} for _ in range(8)]
+    return TermsTrainer(
+        model, options, train_dataset=rows, data_collator=lambda r: {k: torch.tensor([e[k] for e in r]) for k in r[0]}
+    )
+
+
+def terms_of_some_ranks_are_logged(folder: str) -> None:
+    """One rank's term is a mean over that rank; values stay with their names."""
+    model = tiny_text().train()
+    with paperhooks.attach(model, Terms()):
+        run = _trainer(model, folder)
+        run.train()
+    logged = [entry for entry in run.state.log_history if "loss" in entry]
+    assert len(logged) == 2
+    for entry in logged:
+        assert entry["loss/terms/all"] == pytest.approx(4.5)
+        assert entry["loss/terms/last"] == pytest.approx(100.0)
+
+
+def trainers_agree(folder: str, way: str) -> None:
+    """One rank has no session, or other options: all are told before the first step."""
+    model = tiny_text().train()
+    run = _trainer(model, folder)
+    session = None
+    if way == "options" or get_rank() == 0:
+        session = paperhooks.attach(model, Terms(factor=1.0 + get_rank()))
+    words = "factor=" if way == "options" else "no session"
+    with pytest.raises(PaperhooksError, match=words):
+        run.train()
+    if session is not None:
+        session.close()

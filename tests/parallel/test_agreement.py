@@ -1,0 +1,70 @@
+"""Nothing that a rank does alone hangs the others: it is named, on every rank."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cases_agreement as cases
+import pytest
+from paperhooks.testing import ChildError, RankPool
+
+#: Where rank 0 fails; two of the four run by default.
+ERRORS = [
+    ("ddp", "post_layer"),
+    ("fsdp2-root", "compute_loss"),
+    pytest.param("ddp", "compute_loss", marks=pytest.mark.slow),
+    pytest.param("fsdp2-root", "post_layer", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("spread", "where"), ERRORS)
+def test_an_error_reaches_the_other_rank_within_seconds(
+    ranks: RankPool, tmp_path: Path, spread: str, where: str
+) -> None:
+    """The rank that fails ends, and its connections with it."""
+    with pytest.raises(ChildError, match="rank 0 of 2 ended with status 7"):
+        ranks.run(cases.an_error_reaches_the_other_rank, spread, where, tmp_path, False)
+    waited, _, notes = json.loads((tmp_path / "waited.json").read_text())
+    assert waited < 15
+    assert any(f"rank 0 failed before, with RuntimeError: no {where}" in note for note in notes), notes
+
+
+@pytest.mark.parametrize(("spread", "where"), ERRORS)
+def test_a_rank_that_lives_on_after_an_error_does_not_hang_the_other(
+    ranks: RankPool, tmp_path: Path, spread: str, where: str
+) -> None:
+    words = f"paperhooks: rank 1 ends: it waits for rank 0, which failed with RuntimeError: no {where}"
+    with pytest.raises(ChildError, match=words):
+        ranks.run(cases.an_error_reaches_the_other_rank, spread, where, tmp_path, True, limit=28)
+
+
+@pytest.mark.parametrize("spread", ["ddp", "fsdp2-root"])
+def test_an_error_that_all_have_is_raised_by_all(ranks: RankPool, tmp_path: Path, spread: str) -> None:
+    ranks.run(cases.an_error_that_all_have_is_raised_by_all, spread, tmp_path)
+
+
+@pytest.mark.parametrize("spread", ["ddp", "fsdp2-root"])
+def test_other_options_are_named_at_the_first_step(ranks: RankPool, tmp_path: Path, spread: str) -> None:
+    ranks.run(cases.other_options_are_named, spread, tmp_path)
+
+
+@pytest.mark.parametrize("spread", ["ddp", "fsdp2-root"])
+def test_a_session_on_some_ranks_only_is_named(ranks: RankPool, tmp_path: Path, spread: str) -> None:
+    with pytest.raises(ChildError, match="rank 0 of 2 ended with status 7"):
+        ranks.run(cases.sessions_on_some_ranks_are_named, spread, tmp_path, limit=30)
+    assert (tmp_path / "error").read_text().startswith("rank 1 has not called its model with a session")
+
+
+@pytest.mark.parametrize("spread", ["ddp", "fsdp2-root", "tp"])
+def test_undeclared_spreads_are_refused(ranks: RankPool, tmp_path: Path, spread: str) -> None:
+    ranks.run(cases.undeclared_spreads_are_refused, spread, tmp_path)
+
+
+def test_a_term_of_one_rank_is_logged_under_its_name(ranks: RankPool, tmp_path: Path) -> None:
+    ranks.run(cases.terms_of_some_ranks_are_logged, tmp_path)
+
+
+@pytest.mark.parametrize("way", ["options", "nothing"])
+def test_trainers_agree_before_the_first_step(ranks: RankPool, tmp_path: Path, way: str) -> None:
+    ranks.run(cases.trainers_agree, tmp_path, way)
