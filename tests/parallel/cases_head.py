@@ -142,6 +142,25 @@ def plain_student_of_a_sharded_teacher(layout: str) -> None:
         same(gradients(loss, copy.deepcopy(plain), [batch], taught)[1], wanted, name)
 
 
+def adapters_equal_one_process(on_head: bool, tail: bool) -> None:
+    """LoRA around the model, and sharded around that: the root is a wrapper that core does not see from the model."""
+    import peft
+
+    torch.manual_seed(0)
+    targets = ["q_proj", "v_proj"] + ["lm_head"] * on_head
+    adapters = peft.LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
+    plain, teacher = peft.get_peft_model(model_of(0, False), adapters), model_of(1, False).requires_grad_(False)
+    spread = copy.deepcopy(plain)
+    inner = spread.get_base_model()
+    for layer in inner.model.layers:
+        fully_shard(layer)
+    if tail:
+        fully_shard([inner.model.norm, inner.lm_head])
+    fully_shard(spread)
+    for name, loss in LOSSES.items():
+        check(loss, plain, spread, teacher, teacher, name)
+
+
 def check(loss: Callable[..., Tensor], plain: Any, spread: Any, teacher: Any, known: Any, what: str) -> None:
     count = get_world_size()
     values, wanted = gradients(loss, plain, [batch_of(rank) for rank in range(count)], teacher)

@@ -27,6 +27,12 @@ def test_scores_are_those_of_one_process(ranks: RankPool, layout: str, tied: boo
     ranks.run(cases_head.scores_equal_one_process, layout, tied)
 
 
+@pytest.mark.parametrize(("on_head", "tail"), [(False, False), (True, True)])
+def test_adapters_around_a_sharded_model_learn_the_same(ranks: RankPool, on_head: bool, tail: bool) -> None:
+    pytest.importorskip("peft")
+    ranks.run(cases_head.adapters_equal_one_process, on_head, tail)
+
+
 @pytest.mark.parametrize("layout", ["resharded", "unit"])
 def test_a_plain_student_learns_from_a_sharded_teacher(ranks: RankPool, layout: str) -> None:
     ranks.run(cases_head.plain_student_of_a_sharded_teacher, layout)

@@ -77,9 +77,9 @@ class _Distillation:
         """Find and check both heads, and that they have one vocabulary."""
         if self.official_mask:
             self._ends(view)
-        self._heads[id(view)] = head = Head.from_model(view)
-        if self.weight > 0:
-            common_vocabulary(head.vocabulary, self._other_head().vocabulary, self.vocabulary)
+        if "fsdp2" in view.spread.kinds and view.spread.unit(view.model) is None:
+            return  # sharded inside of a wrapper, which the training loop alone holds: the first loss finds the head
+        self._heads[id(view)] = self._found(view)
 
     @hookimpl
     def teardown(self, view: ModelView) -> None:
@@ -158,7 +158,17 @@ class _Distillation:
         return context.target_row_mean(means, counts > 0)
 
     def _head(self, context: LossContext) -> Head:
-        return self._heads.get(id(context.view)) or Head.from_model(context.view)
+        key = id(context.view)
+        head = self._heads.get(key) or self._found(context.model)
+        if context.session is not None:
+            self._heads[key] = head
+        return head
+
+    def _found(self, model: nn.Module | ModelView) -> Head:
+        head = Head.from_model(model)
+        if self.weight > 0:
+            common_vocabulary(head.vocabulary, self._other_head().vocabulary, self.vocabulary)
+        return head
 
     def _other_head(self) -> Head:
         if self._teacher_head is None:
