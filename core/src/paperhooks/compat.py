@@ -349,7 +349,7 @@ def recomputed() -> bool:
     if _saved_tensors_hooks is None:
         return in_backward() or _in_stack(sys.modules[checkpoint.__module__].__file__)
     hooks = _saved_tensors_hooks(False)
-    return in_backward() or (hooks is not None and hooks[0].__module__ == checkpoint.__module__)
+    return _graph_task() != -1 if hooks is None else hooks[0].__module__ == checkpoint.__module__ or in_backward()
 
 
 def _in_stack(file: str | None) -> bool:

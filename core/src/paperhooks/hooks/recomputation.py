@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.compiler import is_compiling
 
 from paperhooks.compat import recomputed, without_selective_checkpoint
 
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 __all__ = ["Kept", "in_checkpoint", "once"]
 
 
-def in_checkpoint(call: Call) -> bool:
+def in_checkpoint() -> bool:
     """Whether what runs now will be computed again in the backward pass, or is being so.
 
-    :param call: of a model that was called with gradient; a reentrant checkpoint inside takes it away at first.
+    In a model that was called with gradient, which a reentrant checkpoint inside takes away at first.
     """
-    return not torch.compiler.is_compiling() and (not torch.is_grad_enabled() or recomputed())
+    return not is_compiling() and (not torch.is_grad_enabled() or recomputed())
 
 
 def once(call: Call, place: Hashable, hidden: Tensor, run: Callable[[Tensor], Any]) -> Any:

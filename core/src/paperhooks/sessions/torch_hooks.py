@@ -164,7 +164,7 @@ class DecoderEnter(Hook):
             return None
         if not self.flags.arrived and (strange := strange_caches(given, self.cache_name)):
             raise unknown_call(module, f"a cache arrives as {strange[0]!r}, a name that is not known")
-        if call.graded and in_checkpoint(call):
+        if call.graded and in_checkpoint():
             raise _checkpointed_whole(module)
         call.enter(tokens, cache, token_count(cache) if cache is not None else 0)
         _noted(self.flags, 1)
@@ -215,7 +215,7 @@ class LayerEnter(Hook):
         call = kwargs.get(CALL)
         if call is None:
             return None
-        if call.graded and in_checkpoint(call):
+        if call.graded and in_checkpoint():
             return self._once(call, module, named_arguments(args, kwargs, self.names))
         if len(args) > 1:
             kwargs = named_arguments(args, kwargs, self.names)
@@ -319,13 +319,8 @@ class LayerExit(Hook):
         if not self.flags.arrived:
             self.flags.fired = self.flags.arrived = True
         hidden = start = output[0] if isinstance(output, tuple) else output
-        if call.graded and in_checkpoint(call):
-
-            def run(states: Tensor) -> Tensor:
-                changed = self(module, args, kwargs, states)
-                return states if changed is None else changed
-
-            hidden = once(call, self, hidden, run)
+        if call.graded and in_checkpoint():
+            hidden = self._once(call, module, hidden)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
         done = 0
         try:
@@ -344,6 +339,16 @@ class LayerExit(Hook):
         if hidden is start:
             return None
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    def _once(self, call: Call, module: nn.Module, hidden: Tensor) -> Tensor:
+        """The same in a layer that is computed again."""
+
+        def run(states: Tensor) -> Tensor:
+            changed = self(module, (), {CALL: call}, states)
+            return states if changed is None else changed
+
+        result: Tensor = once(call, self, hidden, run)
+        return result
 
 
 class DecoderExit(Hook):
