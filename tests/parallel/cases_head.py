@@ -26,6 +26,7 @@ from transformers import CohereConfig, CohereForCausalLM
 
 __all__ = [
     "LAYOUTS",
+    "attaching_leaves_the_shards",
     "head_is_refused_outside",
     "losses_equal_one_process",
     "mixed_precision_keeps_the_loss_exact",
@@ -236,3 +237,11 @@ def mixed_precision_keeps_the_loss_exact(layout: str) -> None:
         (wanted,) = gradients(LOSSES[name], half, [batch], teacher)[0]
         assert value != value.bfloat16(), f"{name}: {value}"
         torch.testing.assert_close(value, wanted, rtol=2e-3, atol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def attaching_leaves_the_shards(layout: str) -> None:
+    """An optimiser that is made after attaching finds the same parameters as before."""
+    model = sharded(model_of(0, False), layout, False)
+    before = [id(parameter) for parameter in model.parameters()]
+    with paperhooks.attach(model, Distil(teacher=model_of(1, False).eval())):
+        assert [id(parameter) for parameter in model.parameters()] == before

@@ -46,3 +46,8 @@ def test_a_sharded_head_is_refused_outside_of_its_model(ranks: RankPool, layout:
 @pytest.mark.parametrize("layout", ["root", "unit"])
 def test_a_loss_in_float32_is_not_rounded_with_the_outputs(ranks: RankPool, layout: str) -> None:
     ranks.run(cases_head.mixed_precision_keeps_the_loss_exact, layout)
+
+
+@pytest.mark.parametrize("layout", ["root", "unit"])
+def test_attaching_leaves_the_shards(ranks: RankPool, layout: str) -> None:
+    ranks.run(cases_head.attaching_leaves_the_shards, layout)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from paperhooks.errors import UnsupportedModel
+from paperhooks.models.engines import given_up_again
 from paperhooks.models.forward import (
     evaluation_mode,
     last_hidden_state,
@@ -206,7 +207,7 @@ def _probe(view: ModelView, model: nn.Module, module: nn.Module) -> tuple[torch.
     options = {"use_cache": False} | ({"logits_to_keep": 0} if _keeps(view) else {})
     made: list[Tensor] = []
     handle = module.register_forward_hook(lambda _, args, output: made.append(output))
-    with evaluation_mode(view.model), torch.no_grad(), reading_hidden_states(view) as seen:
+    with evaluation_mode(view.model), torch.no_grad(), given_up_again(model), reading_hidden_states(view) as seen:
         try:
             logits: Tensor = model(input_ids=ids, **options).logits
         finally:

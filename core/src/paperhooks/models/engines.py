@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ __all__ = [
     "dealt_sequence",
     "flat_sharded",
     "fully_sharded",
+    "given_up_again",
     "is_spread",
     "meshes",
     "offloads",
@@ -37,6 +39,21 @@ def flat_sharded(module: nn.Module) -> bool:
     """Whether a module is FSDP1's wrapper, which keeps parameters in flat pieces."""
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
     return fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel)
+
+
+@contextmanager
+def given_up_again(model: nn.Module) -> Iterator[None]:
+    """After the block a sharded model holds its own part only, as before.
+
+    A root keeps what its forward has gathered. An optimiser that is made then would take those for the parameters, and
+    never change the model.
+    """
+    sharded = any(map(fully_sharded, model.modules())) and all(map(is_spread, model.parameters()))
+    try:
+        yield
+    finally:
+        for unit in filter(fully_sharded, model.modules() if sharded else ()):
+            unit.reshard()  # type: ignore[operator]
 
 
 def is_spread(tensor: object) -> bool:
