@@ -85,7 +85,7 @@ class Traits:
         unknown = sorted(checked["writes"] - WRITES)
         if unknown:
             raise ValueError(f"Traits.writes has unknown entries {unknown}; allowed are {sorted(WRITES)}")
-        checked |= {name: flag(f"Traits.{name}", getattr(self, name)) for name in MODES}
+        checked |= {name: flag(f"Traits.{name}", getattr(self, name)) for name in (*MODES, "shared_work")}
         checked |= {name: tuple(_words(name, getattr(self, name))) for name in _LISTS}
         unknown = sorted(set(checked["parallel"]) - set(PARALLEL))
         if unknown:
@@ -112,7 +112,7 @@ def _words(name: str, value: Any, of: str = "Traits") -> list[str]:
 
 
 #: The modes of :class:`Traits` that are plain yes/no declarations, in the order the registry lists them.
-MODES: Final = ("training", "compile", "beams", "assisted", "static_cache", "chunked_prefill", "shared_work")
+MODES: Final = ("training", "compile", "beams", "assisted", "static_cache", "chunked_prefill")
 #: Those that list words.
 _LISTS: Final = ("devices", "dtypes", "attention", "parallel")
 

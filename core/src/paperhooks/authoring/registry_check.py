@@ -26,7 +26,7 @@ __all__ = ["check_registry"]
 #: Folders under packages/ that are not plugins.
 NOT_PLUGINS: Final = frozenset({"testbed"})
 #: Who decides a key, where it is not PluginInfo.
-_ORIGINS: Final = dict.fromkeys(("devices", "dtypes", "attention", "parallel", "supports"), "Traits say")
+_ORIGINS: Final = dict.fromkeys(("devices", "dtypes", "attention", "parallel", "shared_work", "supports"), "Traits say")
 
 
 def check_registry(path: str | Path) -> list[Problem]:

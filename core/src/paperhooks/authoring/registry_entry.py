@@ -38,6 +38,7 @@ def described(info: PluginInfo, classes: Iterable[Any], process_wide: object = N
     }
     if traits:
         entry |= {key: sorted({item for each in traits for item in getattr(each, key)}) for key in _UNIONS}
+        entry["shared_work"] = any(each.shared_work for each in traits)
     if info.paper is not None:
         entry["paper"] = {key: value for key in _PAPER if (value := getattr(info.paper, key))}
     if traits:

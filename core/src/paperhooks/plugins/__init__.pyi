@@ -7,3 +7,4 @@ from .methods import method_options as method_options
 from .registry import load_registry as load_registry
 from .registry import plugin_table_markdown as plugin_table_markdown
 from .registry import replace_between_markers as replace_between_markers
+from .registry import spread_table_markdown as spread_table_markdown

@@ -22,9 +22,10 @@ Schema 1::
     devices = ["cpu"]                          # these four: union over the methods' Traits
     dtypes = ["float32"]
     attention = ["eager", "sdpa"]
-    parallel = []
+    parallel = ["ddp", "fsdp2"]                # out of ddp, fsdp2, tp, cp, offload
+    shared_work = false                        # any method deals its work out among processes
 
-    # a paper has these too, and of the lines above models to parallel:
+    # a paper has these too, and of the lines above models to shared_work:
     [plugin.paper]                             # title, authors, year, venue, arxiv, code
     [plugin.evidence]                          # summary, command: what was reproduced, and how to rerun it
     [plugin.supports]                          # training, compile, beams, assisted, static_cache, chunked_prefill
@@ -43,7 +44,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from paperhooks.errors import RegistryError
-from paperhooks.info import KINDS, MODES
+from paperhooks.info import KINDS, MODES, PARALLEL
 from paperhooks.io.harmless import markdown_text
 from paperhooks.io.toml import Field, Problem, check_table, line_of, read_toml
 
@@ -56,6 +57,7 @@ __all__ = [
     "load_registry",
     "plugin_table_markdown",
     "replace_between_markers",
+    "spread_table_markdown",
 ]
 
 STATUSES: Final = ("experimental", "stable", "deprecated", "broken")
@@ -80,7 +82,8 @@ _METHODS: Final = {
     "devices": Field("strings", pattern=_WORD),
     "dtypes": Field("strings", pattern=_WORD),
     "attention": Field("strings", pattern=_WORD),
-    "parallel": Field("strings", pattern=_WORD),
+    "parallel": Field("strings", pattern="|".join(PARALLEL)),
+    "shared_work": Field("bool", required=False),
     "paper": Field("table"),
     "evidence": Field("table"),
     "supports": Field("table"),
@@ -243,6 +246,20 @@ def plugin_table_markdown(registry: Registry) -> str:
         hooks = ", ".join(f"`{hook}`" for hook in data["hooks"])
         cells = [f"[{entry.name}]({link})", cite, markdown_text(data["summary"]), hooks, data["status"]]
         rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(rows)
+
+
+def spread_table_markdown(registry: Registry) -> str:
+    """Which plugin works on a model that is spread in which way, as their Traits declare it."""
+    words = {
+        "ddp": "DDP", "fsdp2": "FSDP2", "tp": "tensor parallel", "cp": "context or sequence parallel",
+        "offload": "offloaded",
+    }  # fmt: skip
+    rows = [f"| plugin | {' | '.join(words[kind] for kind in PARALLEL)} |", "| --- " * (len(PARALLEL) + 1) + "|"]
+    for entry in registry.entries:
+        if "parallel" in entry.data:
+            cells = ["yes" if kind in entry.data["parallel"] else "refused" for kind in PARALLEL]
+            rows.append(f"| {entry.name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
