@@ -66,6 +66,7 @@ __all__ = [
     "set_cache",
     "sliding_window",
     "strange_caches",
+    "times_written",
     "token_count",
     "version",
     "without_selective_checkpoint",
@@ -358,6 +359,11 @@ def _in_stack(file: str | None) -> bool:
     while frame is not None and frame.f_code.co_filename != file:
         frame = frame.f_back
     return frame is not None
+
+
+def times_written(tensor: Tensor) -> int:
+    """How often a tensor was written in place: torch counts for its gradients. 0 where it does not."""
+    return int(getattr(tensor, "_version", 0))
 
 
 def without_selective_checkpoint() -> AbstractContextManager[Any]:

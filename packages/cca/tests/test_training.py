@@ -99,6 +99,27 @@ def test_the_stock_trainer_trains_and_the_checkpoint_says_how(tmp_path):
     assert read_mark(loaded) == CCA().settings, "detaching leaves the checkpoint's own mark"
 
 
+@quiet
+def test_a_trained_model_keeps_its_mark_and_one_that_was_only_read_does_not(tmp_path):
+    model = tiny_vlm("llava", layers=2).train()
+    batch = vlm_inputs(model, PARTS[:2], pad="right")
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with attach(model, CCA()):
+        model(**batch, labels=labelled(batch)).loss.backward()
+    assert read_mark(model) is None, "gradients alone change nothing"
+    with attach(model, CCA(scheme="reverse")):
+        with torch.no_grad():
+            model(**batch)
+        optimiser.step()
+    assert read_mark(model) is None, "the step was not the method's"
+    with attach(model, CCA(scheme="reverse")) as session:
+        model(**batch, labels=labelled(batch)).loss.backward()
+        optimiser.step()
+    assert read_mark(model) == session.methods["cca"].settings
+    model.save_pretrained(tmp_path)
+    assert read_mark(LlavaForConditionalGeneration.from_pretrained(tmp_path)) == session.methods["cca"].settings
+
+
 def test_a_model_without_a_mark_is_warned_about_once_in_inference_and_not_in_training():
     model = tiny_vlm("llava", layers=2)
     with attach(model, CCA()), torch.no_grad():

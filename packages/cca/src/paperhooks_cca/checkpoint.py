@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from paperhooks.compat import times_written
 from torch import nn
 
-__all__ = ["mark", "read_mark"]
+__all__ = ["mark", "read_mark", "weights_of"]
 
 #: The config's attribute that holds one entry a plugin.
 _ATTRIBUTE = "paperhooks"
@@ -24,8 +25,7 @@ def read_mark(model: nn.Module) -> dict[str, Any] | None:
 def mark(model: nn.Module, settings: Mapping[str, Any]) -> Callable[[], None]:
     """Write settings into ``model.config``, from where ``save_pretrained`` takes them to ``config.json``.
 
-    A session does this while it is open. Call it yourself to keep the mark after the session: ``mark(model,
-    method.settings)``.
+    A session does this while it is open, and leaves the mark behind on a model that it has trained.
 
     :return: a function that puts the config back; it leaves alone what others have written since, be it another mark or
         other plugins' entries.
@@ -50,3 +50,8 @@ def mark(model: nn.Module, settings: Mapping[str, Any]) -> Callable[[], None]:
             setattr(config, _ATTRIBUTE, left)
 
     return undo
+
+
+def weights_of(model: nn.Module) -> list[tuple[int, int]]:
+    """Which tensors the parameters are (sharding puts others in their place), and how often each was written."""
+    return [(id(parameter), times_written(parameter)) for parameter in model.parameters()]

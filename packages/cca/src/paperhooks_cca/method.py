@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +22,7 @@ from paperhooks.tokens import on_host
 from torch import Tensor, nn
 
 from paperhooks_cca.algorithm import Grid, ImageGroup, token_order
-from paperhooks_cca.checkpoint import mark, read_mark
+from paperhooks_cca.checkpoint import mark, read_mark, weights_of
 from paperhooks_cca.checks import (
     check_labels,
     check_model,
@@ -69,7 +71,7 @@ class CCA:
 
     The model must be trained with the method to gain from it: attaching it to another one changes positions and mask
     under its feet, and warns once. While attached, ``model.config`` carries the settings, so that a checkpoint saved in
-    training says how it was trained.
+    training says how it was trained; a model that was trained keeps them when the session closes.
 
     :raises ValueError: an option that cannot be meant (names it, its value and what is expected), or neither positions
         nor mask to apply.
@@ -101,6 +103,7 @@ class CCA:
             raise ValueError("apply_positions=False and apply_mask=False leave nothing to do; use scheme='raster'")
         self.grid = optional(grid_option, "grid", self.grid)
         self._foreign = False  # attached to a model that does not say it was trained this way
+        self._training: set[int] = set()  # views of models that were called in training, with gradient and images
         self._warned: set[str] = set()
 
     @property
@@ -126,8 +129,15 @@ class CCA:
         self._foreign = trained is None
         if trained is not None and trained != self.settings:
             self._warn("settings", f"this model was trained with cca {trained}, and is attached with {self.settings}")
-        view.defer(mark(view.model, self.settings))
+        view.defer(partial(self._leave, view, mark(view.model, self.settings), weights_of(view.model)))
         log.info("%s", self._described(view))
+
+    def _leave(self, view: ModelView, undo: Callable[[], None], before: object) -> None:
+        """Take the mark back, unless the model was trained and its weights are others now."""
+        trained = id(view) in self._training
+        self._training.discard(id(view))
+        if not (trained and weights_of(view.model) != before):
+            undo()
 
     def describe(self, model: nn.Module) -> str:
         """What the method does to ``model``: grid, levels, positions saved, and the attention kernel in force."""
@@ -267,6 +277,8 @@ class CCA:
     def _warn_about_use(self, call: Call) -> None:
         if call.training:
             self._foreign = False  # it is being trained with the method now
+            if torch.is_grad_enabled():
+                self._training.add(id(call.view))
         elif self._foreign:
             self._warn(
                 "foreign",
