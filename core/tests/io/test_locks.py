@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -137,3 +139,26 @@ def test_the_number_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("RANK", "3")
     with pytest.raises(DataError, match="RANK is 3"):
         launched()
+
+
+def test_a_process_that_comes_before_the_first_has_written_its_name_waits(tmp_path: Path, monkeypatch) -> None:
+    """Processes that have just met, as for the digest of a sharded model, come at the same moment."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    pwrite, began = os.pwrite, threading.Event()
+
+    def late(*args) -> int:
+        began.set()
+        time.sleep(0.5)
+        return pwrite(*args)
+
+    monkeypatch.setattr(os, "pwrite", late)
+    one, two = FolderLock(tmp_path), FolderLock(tmp_path)
+    first = threading.Thread(target=one.acquire)
+    first.start()
+    assert began.wait(5)
+    assert not two.acquire()
+    first.join()
+    assert one.first
+    two.release()
+    one.release()

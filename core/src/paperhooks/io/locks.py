@@ -139,8 +139,9 @@ class FolderLock:
                 raise DataError(f"{self.folder / LOCK_FILE} is no lock of a run; move it away, or use another folder")
             self._write({})
         elif self.holder().get("launch") != self._launch():
-            time.sleep(_PAUSE)  # it may be about to write its name
-            if self.holder().get("launch") != self._launch() and not try_lock(descriptor):
+            time.sleep(_PAUSE)
+            found = self.holder()  # empty: it is about to write its name, and two that come together wait for that
+            if found and found.get("launch") != self._launch() and not try_lock(descriptor):
                 raise self._refused()
             return None
         # Between the two locks somebody else may have come first: who stands in the file is the one.
