@@ -10,6 +10,7 @@ STAGES = {2: 0.5, 4: 0.25}
 
 class TestPreserve(MethodContract):
     vision = True
+    prefill_waits = 1
     recompute = False  # the last token of the prompt decides; a longer prompt decides anew
 
     def make(self):

@@ -5,13 +5,14 @@ They skip where torch is older than 2.10, which cannot emulate one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from paperhooks.models.view import ModelView
 from paperhooks.sessions.session import attach
 from paperhooks.testing import compat
 from paperhooks.testing.contract_generation import ASK, GenerationChecks
@@ -20,6 +21,24 @@ from paperhooks.testing.emulated import emulated_accelerator
 from paperhooks.testing.waits import HostWaits, host_waits
 
 __all__ = ["DeviceChecks"]
+
+
+def _device_map(
+    model: nn.Module, later: Sequence[nn.Module], first: torch.device, second: torch.device
+) -> dict[str, torch.device]:
+    """Modules by name, as accelerate takes them: those ``later`` on the second device, all others on the first."""
+    found = {name: first for name, _ in model.named_parameters(recurse=False)}
+    found |= {name: first for name, _ in model.named_buffers(recurse=False)}
+    for name, child in model.named_children():
+        inside = {id(part) for part in child.modules()}
+        if any(child is layer for layer in later):
+            found[name] = second
+        elif any(id(layer) in inside for layer in later):
+            below = _device_map(child, later, first, second)
+            found |= {f"{name}.{inner}": place for inner, place in below.items()}
+        else:
+            found[name] = first
+    return found
 
 
 class DeviceChecks(GenerationChecks, TrainingChecks):
@@ -85,6 +104,20 @@ class DeviceChecks(GenerationChecks, TrainingChecks):
         gradients = {n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}
         torch.optim.SGD(model.parameters(), lr=0.1).step()
         return gradients | {f"{n} (weights)": p.detach().cpu() for n, p in model.named_parameters()}
+
+    def test_layers_on_two_devices(self, device: torch.device) -> None:
+        """Of a model that accelerate spreads over two devices, logits and tokens are those on the CPU."""
+        accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+        model, other = self.model(), self.model()
+        layers = ModelView.from_model(other).layers
+        places = _device_map(other, layers[len(layers) // 2 :], device, torch.device(device.type, 1))
+        accelerate.dispatch_model(other, places, main_device=device)
+        with attach(model, self.make()):
+            expected, tokens = self._forwards(model), self.generate(model, self.inputs(model)).tolist()
+        with attach(other, self.make()):
+            for found, known in zip(self._forwards(other), expected, strict=True):
+                self.assert_same(found.cpu(), known, "logits of layers on two devices are not those on the CPU")
+            assert self.generate(other, self.inputs(other)).tolist() == tokens, "layers on two devices, other tokens"
 
     def test_the_host_seldom_waits(self, device: torch.device) -> None:
         """No more waits for the device, beyond those of the model alone, than the class allows: see its flags."""

@@ -263,7 +263,7 @@ def _wrapped(value: Any, index: int, adrift: bool, known: dict[int, EmulatedTens
         if found is None:
             return EmulatedTensor(value, index=index, adrift=adrift)
         if found.shape != value.shape or found.stride() != value.stride():  # such as an output that was made empty
-            Tensor.data.__set__(found, EmulatedTensor(value))  # type: ignore[attr-defined]
+            Tensor.data.__set__(found, EmulatedTensor(value, adrift=True))  # type: ignore[attr-defined]
         found.ordinal, found.adrift = index, adrift
         return found
     return type(value)(_wrapped(v, index, adrift, known) for v in value) if type(value) in (list, tuple) else value

@@ -80,12 +80,16 @@ class TokenTrack:
         return cls(index, None, length, past, None, maskless)
 
     def narrowed(self, index: Tensor, valid: Tensor | None, padding_mask: Tensor | None) -> TokenTrack:
-        """The track after keeping only rows ``index`` [B, K] of the tokens now alive."""
+        """The track after keeping only rows ``index`` [B, K] of the tokens now alive, on the device of ``index``.
+
+        The next layer may be on another device than the one before it.
+        """
         if self.valid is not None:
-            survived = self.valid.gather(1, index)
+            survived = self.valid.to(index.device).gather(1, index)
             valid = survived if valid is None else valid & survived
         real = padding_mask[:, -self.length :].to(index.device, torch.bool) if padding_mask is not None else None
-        return TokenTrack(self.index.gather(1, index), valid, self.length, self.past, real, self.maskless)
+        alive = self.index.to(index.device).gather(1, index)
+        return TokenTrack(alive, valid, self.length, self.past, real, self.maskless)
 
     def alive(self) -> Tensor:
         """int64 [B, n]: 1 for every slot that holds a real token, 0 for empty slots and padding."""
@@ -108,11 +112,14 @@ class TokenTrack:
     def restore(self, hidden_states: Tensor) -> Tensor:
         """Put [B, n, D] back at full length [B, T, D]; rows that were dropped are zeros. Differentiable."""
         index = self.index.to(hidden_states.device)
-        if self.valid is not None:  # empty slots go to a row behind the last, which is cut off
-            index = index.masked_fill(~self.valid.to(index.device), self.length)
         batch, width = hidden_states.shape[0], hidden_states.shape[-1]
-        full = hidden_states.new_zeros(batch, self.length + 1, width)
-        return full.scatter(1, index[..., None].expand(batch, index.shape[1], width), hidden_states)[:, : self.length]
+        full = hidden_states.new_zeros(batch, self.length, width)
+        # The result is no view of anything: FSDP2 hangs its hooks on what a layer returns.
+        if self.valid is None:
+            return full.scatter(1, index[..., None].expand(batch, index.shape[1], width), hidden_states)
+        empty = ~self.valid.to(index.device)  # empty slots add nothing, to the first row
+        rows = index.masked_fill(empty, 0)[..., None].expand(batch, index.shape[1], width)
+        return full.scatter_add(1, rows, hidden_states.masked_fill(empty[..., None], 0))
 
 
 def compact_labels(labels: Tensor, track: TokenTrack, ignore_index: int = -100) -> Tensor:

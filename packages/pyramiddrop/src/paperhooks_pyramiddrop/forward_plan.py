@@ -37,6 +37,12 @@ class Census:
     segments: Counts
     protected: Counts
 
+    def trimmed(self) -> Census:
+        """Without the numbers of segments behind the last that there is."""
+        used = max((i for row in self.segments for i, count in enumerate(row) if count), default=1) + 1
+        segments, protected = ([row[: max(2, used)] for row in rows] for rows in (self.segments, self.protected))
+        return Census(self.text, self.queries, segments, protected)
+
     def alive_counts(self, keep: Counts) -> list[int]:
         """Tokens alive in each row after keeping ``keep`` of each segment, and all that are protected."""
         rows = zip(self.text, keep, self.protected, strict=True)
@@ -159,7 +165,7 @@ def make_plan(
     predicts = last_of(prompt) if targets is None else preceding(targets)
     protected = (marked | preceding(targets) if targets is not None else marked) & visual & protect
     segments = visual.long() if scope == "sample" else _runs(visual)
-    columns = 2 if scope == "sample" else int(segments.max()) + 1
+    columns = 2 if scope == "sample" else _columns(segments)
     moves = marked & visual & ~protected if ranking is None else (marked & ~protected | ranking) & visual
     flags = (
         _restarts(call, real),
@@ -168,6 +174,7 @@ def make_plan(
         real[:, :1].any(1) & ~real[:, -1:].any(1),
     )
     census, (packed, moving, exposed, right_padded) = _counted(real, marked, protected, segments, columns, *flags)
+    census = census.trimmed()
     if packed:
         raise DataError(
             "pyramiddrop: position_ids restart inside a row, so several samples are packed into one; give each sample "
@@ -213,6 +220,11 @@ def _runs(visual: Tensor) -> Tensor:
     """Number the contiguous runs of True in each row from 1; 0 elsewhere. int64 [B, T]."""
     starts = visual & ~torch.nn.functional.pad(visual[:, :-1], (1, 0), value=False)
     return starts.long().cumsum(1) * visual
+
+
+def _columns(segments: Tensor) -> int:
+    """How many numbers of segments there are, with 0; at most so many, where the host would have to wait for it."""
+    return int(segments.max()) + 1 if segments.device.type == "cpu" else (segments.shape[1] + 1) // 2 + 1
 
 
 def _restarts(call: Call, real: Tensor) -> Tensor:

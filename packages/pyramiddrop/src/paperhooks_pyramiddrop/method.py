@@ -177,6 +177,16 @@ class PyramidDrop:
             return site.index >= schedule.layers[0]
         return site.index in schedule.layers
 
+    # -- going on where a run stopped ------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The state of the generator that random policies draw from; a checkpoint of a training run keeps it."""
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Draw on from what :meth:`state_dict` gave."""
+        self._generator.set_state(state["generator"].cpu())
+
     # -- every forward ---------------------------------------------------------------------------------------------
 
     @hookimpl
@@ -213,7 +223,8 @@ class PyramidDrop:
     def _visual(self, call: Call) -> Tensor | None:
         if self.visual_token_ids is None or call.input_ids is None or call.visual_mask is not None:
             return call.image_mask
-        return torch.isin(call.input_ids, torch.tensor(self.visual_token_ids, device=call.input_ids.device))
+        ids = torch.tensor(self.visual_token_ids).to(call.input_ids.device, non_blocking=True)
+        return torch.isin(call.input_ids, ids)
 
     def _drop(self, site: Site, call: Call, plan: ForwardPlan, inputs: LayerInputs, stage: int) -> LayerInputs | None:
         state = call.state(self)
@@ -223,7 +234,7 @@ class PyramidDrop:
         if counts == now.census.segments:
             return None
         scores = ranked(self._policy, self._ranking(site, inputs, now)).to(now.real.device)
-        limits = torch.tensor(counts, device=now.real.device)
+        limits = torch.tensor(counts).to(now.real.device, non_blocking=True)
         keep = choose(scores, now.segments, now.protected, limits) & now.real
         alive = now.census.alive_counts(counts)
         index, valid = compact(keep, max(1, *alive), plan.align)

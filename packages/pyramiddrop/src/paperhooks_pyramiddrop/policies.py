@@ -67,7 +67,7 @@ def last_token(ranking: Ranking) -> Tensor:
 def random(ranking: Ranking) -> Tensor:
     """A control: every visual token is as likely to stay as any other. Seeded by the method's ``seed``."""
     scores = torch.rand(ranking.visual.shape, generator=ranking.generator)
-    return scores.to(ranking.hidden_states.device)
+    return scores.to(ranking.hidden_states.device, non_blocking=True)
 
 
 def mean_text(ranking: Ranking) -> Tensor:
