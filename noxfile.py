@@ -261,6 +261,18 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def parallel(session: nox.Session) -> None:
+    """Models spread over two and four processes (gloo, CPU), and offloaded ones; ``-- --full`` runs all combinations.
+
+    The session ``tests`` runs the chosen ones too.
+    """
+    python = development(session, "models", "model-files")
+    given = [argument for argument in session.posargs if argument != "--full"]
+    marked = ["-m", "not cuda and not network"] if len(given) < len(session.posargs) else []
+    run(session, python, "-m", "pytest", "tests/parallel", *pytest_arguments([*marked, *given]))
+
+
+@nox.session(venv_backend="none")
 def wheels(session: nox.Session) -> None:
     """Build every wheel; install each with what it needs alone, and run some of its tests outside the source tree.
 

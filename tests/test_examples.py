@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from paperhooks.testing import run_python
+from paperhooks.testing import run_python, run_ranks
 from repository import ROOT
 
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = [*sorted((ROOT / "examples").glob("*.py")), ROOT / "examples" / "several_gpus" / "serve_device_map.py"]
+LAUNCHED = ("train_fsdp2.py", "evaluate_replicas.py")
 
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.name)
@@ -17,5 +18,13 @@ def test_examples_run(script: Path, tmp_path: Path) -> None:
     assert done.stdout.strip(), "an example shows something"
 
 
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_examples_for_several_processes_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_ranks(ROOT / "examples" / "several_gpus" / name, launcher="torchrun", limit=120)
+
+
 def test_there_are_examples() -> None:
     assert {script.name for script in EXAMPLES} >= {"use_a_plugin.py", "compose.py", "write_a_plugin.py"}
+    several = {script.name for script in (ROOT / "examples" / "several_gpus").glob("*.py")}
+    assert several == {*LAUNCHED, "serve_device_map.py"}

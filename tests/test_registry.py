@@ -9,7 +9,12 @@ import shlex
 import pytest
 from packaging.requirements import Requirement
 from paperhooks.authoring import check_claims, check_registry, load_claims
-from paperhooks.plugins import load_registry, plugin_table_markdown, replace_between_markers
+from paperhooks.plugins import (
+    load_registry,
+    plugin_table_markdown,
+    replace_between_markers,
+    spread_table_markdown,
+)
 from repository import CORE, PACKAGES, PAPERS, PLUGINS, ROOT, TESTBED, TOOLKITS, Package
 
 REGISTRY = load_registry(ROOT / "registry.toml")
@@ -23,6 +28,12 @@ def test_registry_metadata_plugin_info_and_traits_agree() -> None:
 def test_the_readme_has_the_generated_table() -> None:
     """Write it again with: paperhooks registry table --write README.md"""
     assert replace_between_markers(README, "paperhooks-plugins", plugin_table_markdown(REGISTRY)) == README
+
+
+def test_the_page_of_several_gpus_has_the_table_of_spreads() -> None:
+    """Write it again with: paperhooks registry table --write docs/several-gpus.md"""
+    page = (ROOT / "docs" / "several-gpus.md").read_text(encoding="utf-8")
+    assert replace_between_markers(page, "paperhooks-spreads", spread_table_markdown(REGISTRY)) == page
 
 
 def test_every_plugin_of_the_registry_is_a_package_and_the_other_way_round() -> None:

@@ -8,7 +8,13 @@ from typing import Annotated
 import typer
 
 from paperhooks.cli.output import say
-from paperhooks.plugins.registry import find_registry, load_registry, plugin_table_markdown, replace_between_markers
+from paperhooks.plugins.registry import (
+    find_registry,
+    load_registry,
+    plugin_table_markdown,
+    replace_between_markers,
+    spread_table_markdown,
+)
 
 __all__ = ["add_commands"]
 
@@ -62,12 +68,20 @@ def table(
     path: Registry = None,
     write: Annotated[Path | None, typer.Option("--write", help="Put it between the markers of this file.")] = None,
 ) -> None:
-    """Print the table of plugins, or write it between the markers paperhooks-plugins:start and :end of a file."""
+    """Print the table of plugins, or write it between the markers of a file: paperhooks-plugins:start and :end.
+
+    Markers paperhooks-spreads get the table of the ways to spread a model.
+    """
     from paperhooks.io.files import write_text
 
     file = path if path is not None else find_registry(Path.cwd())
-    content = plugin_table_markdown(load_registry(file / "registry.toml" if file.is_dir() else file))
+    found = load_registry(file / "registry.toml" if file.is_dir() else file)
     if write is None:
-        say(content)
-    else:
-        write_text(write, replace_between_markers(write.read_text(encoding="utf-8"), "paperhooks-plugins", content))
+        say(plugin_table_markdown(found))
+        return
+    text = write.read_text(encoding="utf-8")
+    if "paperhooks-spreads:start" in text:
+        text = replace_between_markers(text, "paperhooks-spreads", spread_table_markdown(found))
+    if "paperhooks-plugins:start" in text or "paperhooks-spreads:start" not in text:
+        text = replace_between_markers(text, "paperhooks-plugins", plugin_table_markdown(found))
+    write_text(write, text)
