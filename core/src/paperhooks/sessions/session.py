@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Self
 
 from torch import nn
@@ -180,6 +180,29 @@ class Session:
     def note_asked(self) -> None:
         """A training loop has asked for the loss with this session's hooks."""
         self._flags.asked = True
+
+    # -- going on where a run stopped ------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint of a training run needs of the methods: for each that has ``state_dict()``, what it gives.
+
+        Such as the state of a random generator. ``accelerator.register_for_checkpointing(session)`` keeps it.
+        """
+        return {name: m.state_dict() for name, m in self.methods.items() if hasattr(m, "state_dict")}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave.
+
+        :raises PluginConflict: it is of other methods; names both.
+        """
+        own = [name for name, method in self.methods.items() if hasattr(method, "state_dict")]
+        if own != list(state):
+            raise PluginConflict(
+                f"the state is of {', '.join(state) or 'no method'}, and the session has {', '.join(own) or 'none'} "
+                "with a state; attach the methods of the run that is to go on"
+            )
+        for name in own:
+            self.methods[name].load_state_dict(state[name])  # type: ignore[attr-defined]
 
     # -- closing ---------------------------------------------------------------------------------------------------
 

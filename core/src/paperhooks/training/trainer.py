@@ -10,12 +10,15 @@ count sequences.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from transformers.trainer_utils import get_last_checkpoint
 
 from paperhooks.errors import PluginConflict
 from paperhooks.hooks.loss import (
@@ -34,6 +37,9 @@ else:
     _Trainer = object
 
 __all__ = ["HooksTrainerMixin"]
+
+#: The file of a checkpoint that holds the methods' state, one a process: as the Trainer keeps states of generators.
+_STATE: Final = "paperhooks_state_{}.pt"
 
 
 def _counts(batch: Mapping[str, Any]) -> list[int]:
@@ -57,6 +63,9 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
     accumulated batch equal those of one big batch, also with unequal token counts or micro-batches without any target;
     only an optimiser step without one raises DataError. In evaluation such batches are left out of the mean. Without an
     open session, or with one that has no loss hooks, this is the stock Trainer.
+
+    Checkpoints hold what a method goes on from (``state_dict``, such as the state of a generator), so that a run that
+    was interrupted equals one that was not.
 
     All processes have to train with the same methods and options: PluginConflict names one that does not.
     """
@@ -112,6 +121,40 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
             if (session := find_session(cast(nn.Module, self.model))) is not None:
                 session.fail(exc)
             raise
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, or go on from a checkpoint, with the methods as they were then. See ``Trainer.train``."""
+        if resume_from_checkpoint:
+            found = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else None
+            self._resume(Path(found or str(resume_from_checkpoint)))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _resume(self, folder: Path) -> None:
+        session = find_session(cast(nn.Module, self.model))
+        if session is None or not session.state_dict():
+            return
+        file = folder / _STATE.format(self.args.process_index)
+        if file.is_file():
+            session.load_state_dict(torch.load(file, weights_only=True))
+        else:
+            warnings.warn(
+                f"{folder} says nothing of {', '.join(session.state_dict())} (it was saved without a session, or by "
+                "fewer processes), which begins anew: the run will not be the one that was interrupted",
+                stacklevel=3,
+            )
+
+    def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """Save the model; in a checkpoint also what the methods go on from, and the config beside sharded weights."""
+        super().save_model(output_dir, *args, **kwargs)
+        session = find_session(cast(nn.Module, self.model))
+        if session is None:
+            return
+        folder = Path(output_dir or self.args.output_dir or ".")
+        if self.is_fsdp_enabled and self.args.should_save and not (folder / "config.json").exists():
+            session.view.config.save_pretrained(folder)
+        if any((*args, *kwargs.values())) and (state := session.state_dict()):  # called by the Trainer itself
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(state, folder / _STATE.format(self.args.process_index))
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Loss, logits and labels of a batch; no loss where nothing is predicted, which has no part in the mean."""
