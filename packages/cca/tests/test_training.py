@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from oracle_cca import reference_logits
 from paperhooks import attach
 from paperhooks.testing import fingerprint, tiny_vlm, vlm_inputs
+from paperhooks.training import HooksTrainerMixin
 from paperhooks_cca import CCA, mark, read_mark
 from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration, Trainer, TrainingArguments
@@ -227,3 +229,20 @@ def test_compiled_without_one_graph_gives_the_same():
         expected = model(**inputs).logits
         torch.testing.assert_close(torch.compile(model, backend="eager")(**inputs).logits, expected)
     torch.compiler.reset()
+
+
+def test_the_mark_lies_beside_a_sharded_checkpoint(tmp_path):
+    """Where the Trainer leaves the model to its shards, it writes no config at all."""
+
+    class HooksTrainer(HooksTrainerMixin, Trainer):
+        pass
+
+    model = tiny_vlm("llava", layers=2)
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    with attach(model, CCA()):
+        trainer = HooksTrainer(model=model, args=arguments)
+        trainer.is_fsdp_enabled = True
+        trainer.accelerator.state.fsdp_plugin = SimpleNamespace(state_dict_type="SHARDED_STATE_DICT")
+        trainer.save_model(str(tmp_path / "shards"))
+    assert [file.name for file in (tmp_path / "shards").iterdir()] == ["config.json"]
+    assert type(model.config).from_pretrained(tmp_path / "shards").paperhooks == {"cca": CCA().settings}
