@@ -130,7 +130,8 @@ def _on_device(batch: Mapping[str, Any], model: Any) -> dict[str, Any]:
     device = getattr(model, "device", torch.device("cpu"))
     if device.type == "meta":  # offloaded: accelerate moves the inputs
         return dict(batch)
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    moved = (v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in batch.values())
+    return dict(zip(batch, moved, strict=True))
 
 
 def _mask(inputs: Mapping[str, Any]) -> Tensor | None:

@@ -7,11 +7,13 @@ may lengthen the sequence before the model sees it. Methods belong to the model 
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from paperhooks.compat import PreTrainedModel
 from paperhooks.errors import UnsupportedModel
+from paperhooks.models.engines import flat_sharded
 
-__all__ = ["running_model"]
+__all__ = ["refuse_replicator", "running_model"]
 
 
 def running_model(model: object) -> nn.Module:
@@ -31,6 +33,28 @@ def running_model(model: object) -> nn.Module:
             f"{type(model).__name__} wraps several models: {places}; give the one that the method is for"
         )
     return found[0][1] if found else model
+
+
+def refuse_replicator(model: nn.Module, inner: nn.Module) -> None:
+    """Refuse what DistributedDataParallel has made of a model, or anything around that, and a model that FSDP1 wraps.
+
+    Some callers use the wrapper and others the model inside: which object is meant has to be plain. FSDP1 hides
+    parameters from everything that looks at a model before it runs.
+
+    :param inner: the transformers model in it. :raises UnsupportedModel: names the object to attach to.
+    """
+    for place, module in model.named_modules():
+        if isinstance(module, DistributedDataParallel) and module is not inner:
+            path = ".".join(filter(None, ("model", place, "module")))
+            raise UnsupportedModel(
+                f"this is a {type(module).__name__} around {type(inner).__name__}; attach to the model itself, before "
+                f"it is wrapped or through the wrapper: attach({path}, ...), and go on calling the wrapper"
+            )
+        if flat_sharded(module):
+            raise UnsupportedModel(
+                f"{type(inner).__name__} is wrapped by {type(module).__name__} (FSDP1); attach before wrapping, or use "
+                "fully_shard (accelerate: fsdp_version 2), before or after attaching"
+            )
 
 
 def _outermost(module: nn.Module, place: str) -> list[tuple[str, nn.Module]]:

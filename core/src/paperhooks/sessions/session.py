@@ -24,7 +24,7 @@ from paperhooks.hooks.call import Site
 from paperhooks.hooks.inputs import shape_text
 from paperhooks.hooks.specs import LOSS_HOOKS
 from paperhooks.models.view import ModelView
-from paperhooks.models.wrappers import running_model
+from paperhooks.models.wrappers import refuse_replicator, running_model
 from paperhooks.sessions.agreement import Agreement
 from paperhooks.sessions.chain import Flags
 from paperhooks.sessions.installer import Installer
@@ -312,8 +312,9 @@ class Session:
 def attach(model: nn.Module, *methods: str | Method) -> Session:
     """Attach methods to a stock transformers model.
 
-    :param model: any supported model, on any device, before ``torch.compile``; or a wrapper of one (PEFT,
-        DistributedDataParallel, a value head): the methods go to the model inside, whoever calls it.
+    :param model: any supported model, on any device, before ``torch.compile``; or a wrapper of one (PEFT, a value
+        head): the methods go to the model inside, whoever calls it. What is to be replicated or sharded may be so
+        already or become it afterwards; give the model itself, and not its DistributedDataParallel.
     :param methods: plugin names (``"pyramiddrop"``, ``"plugin/method"``) or configured method instances, in the order
         in which their hooks shall run.
     :return: the open session; close it, or use it as a context manager.
@@ -325,6 +326,7 @@ def attach(model: nn.Module, *methods: str | Method) -> Session:
     """
     warn_untested()
     inner = running_model(model)
+    refuse_replicator(model, inner)
     chosen = MethodSet(methods)
     chosen.check_attachable()
     with _LOCK:
