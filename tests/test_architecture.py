@@ -228,7 +228,7 @@ THEIRS = {
     *("_forward_pre_hooks", "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"),
     *("_forward_hooks_always_called", "_model_mapping", "_from_config", "_apply_gate", "_attn_implementation"),
     *("_current_frames", "_getframe", "_version", "_hf_hook", "_is_protocol", "_replace", "_asdict", "_fingerprint"),
-    *("_active_ddp_module", "_get_default_store"),
+    *("_active_ddp_module", "_get_default_store", "_exit", "_reset_state"),
 }
 
 
