@@ -76,7 +76,11 @@ class ModelView:
         if getattr(config, "is_encoder_decoder", False):
             raise UnsupportedModel(f"{type(model).__name__} is an encoder-decoder model; only decoders are supported")
         decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
-        layers = compat.find_layers(decoder)
+        try:
+            layers = compat.find_layers(decoder)
+        except UnsupportedModel:
+            spread_of(model)  # a stage of a pipeline says so
+            raise
         text_config = config.get_text_config(decoder=True)
         return cls(
             model=model,
