@@ -12,16 +12,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
@@ -48,7 +44,6 @@ __all__ = [
     "find_layers",
     "full_attention",
     "generate_arguments",
-    "in_backward",
     "is_cache",
     "key_count",
     "keyword_parameters",
@@ -59,7 +54,6 @@ __all__ = [
     "new_layer",
     "origin",
     "preallocated",
-    "recomputed",
     "returned_cache",
     "revision",
     "set_attention_kernel",
@@ -69,7 +63,6 @@ __all__ = [
     "times_written",
     "token_count",
     "version",
-    "without_selective_checkpoint",
 ]
 
 #: The argument names under which a model, a decoder, a layer or ``generate`` has taken its cache, newest first.
@@ -331,47 +324,9 @@ def anyres_tiles(size: tuple[int, int], pinpoints: Any, tile: int) -> tuple[int,
     return int(rows), int(columns)
 
 
-# -- checkpoints of torch ----------------------------------------------------------------------------------------------
-
-#: The hooks of :class:`torch.autograd.graph.saved_tensors_hooks` that are in force; older torch does not tell them.
-_saved_tensors_hooks: Callable[[bool], Any] | None = getattr(
-    torch._C._autograd, "_top_saved_tensors_default_hooks", None
-)
-_graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
-
-
-def in_backward() -> bool:
-    """Whether this thread is inside a backward pass."""
-    return _graph_task() != -1
-
-
-def recomputed() -> bool:
-    """Whether what runs now with gradient is computed again in the backward pass, or is being so."""
-    if _saved_tensors_hooks is None:
-        return in_backward() or _in_stack(sys.modules[checkpoint.__module__].__file__)
-    hooks = _saved_tensors_hooks(False)
-    return _graph_task() != -1 if hooks is None else hooks[0].__module__ == checkpoint.__module__ or in_backward()
-
-
-def _in_stack(file: str | None) -> bool:
-    """Whether this thread is inside a function of a source file."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_code.co_filename != file:
-        frame = frame.f_back
-    return frame is not None
-
-
 def times_written(tensor: Tensor) -> int:
     """How often a tensor was written in place: torch counts for its gradients. 0 where it does not."""
     return int(getattr(tensor, "_version", 0))
-
-
-def without_selective_checkpoint() -> AbstractContextManager[Any]:
-    """A context in which a selective checkpoint (``context_fn`` of torch's) neither keeps nor replaces results."""
-    from torch.utils import _python_dispatch as dispatch
-
-    selective = type(dispatch._get_current_dispatch_mode()).__module__ == checkpoint.__module__
-    return dispatch._pop_mode_temporarily() if selective else nullcontext()
 
 
 # -- generate ----------------------------------------------------------------------------------------------------------

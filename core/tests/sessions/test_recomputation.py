@@ -11,6 +11,7 @@ import pytest
 import torch
 from methods import Damp, Observer
 from paperhooks import HookError, Traits, UnsupportedModel, attach, compat, hookimpl
+from paperhooks.hooks import compat as checkpoints
 from paperhooks.testing import tiny_llama
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     CheckpointImpl,
@@ -377,7 +378,7 @@ def test_older_torch_is_asked_by_the_stack(monkeypatch):
     model = model_of()
     with attach(model, Noisy()):
         expected = backward(model)
-    monkeypatch.setattr(compat, "_saved_tensors_hooks", None)
+    monkeypatch.setattr(checkpoints, "_saved_tensors_hooks", None)
     for reentrant in (False, True):
         model = model_of()
         with attach(model, Noisy()):

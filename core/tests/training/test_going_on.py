@@ -70,6 +70,7 @@ def test_accelerate_keeps_it(tmp_path):
 def test_the_trainer_goes_on_or_says_that_it_does_not(tmp_path):
     with attach(tiny_llama(), Count()):
         trainer(tiny_llama(), tmp_path / "without").train()
+    assert not list((tmp_path / "without").rglob("paperhooks_state_*")), "another model's session"
     with attach(model := tiny_llama(), Count()):
         trainer(model, tmp_path / "with").train()
     shutil.rmtree(tmp_path / "with" / "checkpoint-2")
@@ -80,4 +81,3 @@ def test_the_trainer_goes_on_or_says_that_it_does_not(tmp_path):
         shutil.rmtree(tmp_path / "with" / "checkpoint-2")
     with attach(model := tiny_llama(), Count()), pytest.warns(UserWarning, match="says nothing of count"):
         trainer(model, tmp_path / "without").train(resume_from_checkpoint=True)
-    assert not list((tmp_path / "without").rglob("paperhooks_state_*"))

@@ -18,7 +18,6 @@ from paperhooks.errors import DataError
 from paperhooks.tokens.row_state import Attendance, Ending, RowState, attend, cache_states, noted_states, row_states
 
 if TYPE_CHECKING:
-    from paperhooks.hooks.recomputation import Kept
     from paperhooks.models.view import ModelView
     from paperhooks.tokens.track import TokenTrack
 
@@ -142,7 +141,7 @@ class Call:
         self.attendance = Attendance(session)
         #: Whether there may be a backward pass, and what hooks made in layers that are computed again in it.
         self.graded = torch.is_grad_enabled()
-        self.remembered: dict[Hashable, Kept] = {}
+        self.remembered: dict[Hashable, Any] = {}
         self._image_mask: Tensor | None = None
         self.mask_prepared = False
         self._states: dict[object, dict[str, Any]] = {}

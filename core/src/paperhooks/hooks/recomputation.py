@@ -13,19 +13,23 @@ results are joined to the graph that the hooks have made of their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.compiler import is_compiling
 
-from paperhooks.compat import recomputed, without_selective_checkpoint
+from paperhooks.hooks.compat import recomputed, without_selective_checkpoint
 
-if TYPE_CHECKING:
-    from paperhooks.hooks.call import Call
+__all__ = ["in_checkpoint", "once"]
 
-__all__ = ["Kept", "in_checkpoint", "once"]
+
+class Forward(Protocol):
+    """What of a :class:`~paperhooks.Call` is needed here: whether hooks look for checkpoints, and what they made."""
+
+    graded: bool
+    remembered: dict[Hashable, Any]
 
 
 def in_checkpoint() -> bool:
@@ -36,7 +40,7 @@ def in_checkpoint() -> bool:
     return not is_compiling() and (not torch.is_grad_enabled() or recomputed())
 
 
-def once(call: Call, place: Hashable, hidden: Tensor, run: Callable[[Tensor], Any]) -> Any:
+def once(call: Forward, place: Hashable, hidden: Tensor, run: Callable[[Tensor], Any]) -> Any:
     """``run(hidden)`` at the first call of a place in a forward; at later ones what it returned then.
 
     :param place: which hook it is. :param run: takes hidden states and returns tensors, alone or in tuples and dicts.
@@ -52,7 +56,7 @@ def once(call: Call, place: Hashable, hidden: Tensor, run: Callable[[Tensor], An
             result = run(hidden if start is None else start)
     finally:
         call.graded = True
-    kept = call.remembered[place] = Kept(start, result, hidden)
+    kept = call.remembered[place] = _Kept(start, result, hidden)
     return result if start is None else kept.again(hidden)
 
 
@@ -77,7 +81,7 @@ class _Part:
         self.source = tensor if start is not None else None
 
 
-class Kept:
+class _Kept:
     """What the hooks of one place made in the first call.
 
     start
@@ -117,7 +121,7 @@ class _Again(torch.autograd.Function):
     """Values that are known already; the gradient goes through the graph that made them."""
 
     @staticmethod
-    def forward(ctx: Any, kept: Kept, hidden: Tensor, anchor: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, kept: _Kept, hidden: Tensor, anchor: Tensor) -> tuple[Tensor, ...]:
         ctx.kept = kept
         return tuple(part.value.detach() for part in kept.parts())
 

@@ -16,13 +16,12 @@ from paperhooks.hooks.call import Site
 from paperhooks.models.view import ModelView
 from paperhooks.sessions.chain import Flags, Hook
 from paperhooks.sessions.generate_guard import CacheGuard, GuardedGenerate, MaskNotes
+from paperhooks.sessions.layer_hooks import LayerEnter, LayerExit
 from paperhooks.sessions.method_set import MethodSet
 from paperhooks.sessions.torch_hooks import (
     CompactLoss,
     DecoderEnter,
     DecoderExit,
-    LayerEnter,
-    LayerExit,
     ModelEnter,
     TrainingWatch,
 )

@@ -186,7 +186,8 @@ class Session:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint of a training run needs of the methods: for each that has ``state_dict()``, what it gives.
 
-        Such as the state of a random generator. ``accelerator.register_for_checkpointing(session)`` keeps it.
+        Tensors by name, such as the state of a random generator. ``accelerator.register_for_checkpointing(session)``
+        keeps it.
         """
         return {name: m.state_dict() for name, m in self.methods.items() if hasattr(m, "state_dict")}
 
@@ -196,7 +197,7 @@ class Session:
         :raises PluginConflict: it is of other methods; names both.
         """
         own = [name for name, method in self.methods.items() if hasattr(method, "state_dict")]
-        if own != list(state):
+        if set(own) != set(state):
             raise PluginConflict(
                 f"the state is of {', '.join(state) or 'no method'}, and the session has {', '.join(own) or 'none'} "
                 "with a state; attach the methods of the run that is to go on"

@@ -29,6 +29,7 @@ from paperhooks.hooks.loss import (
     no_target,
     predicts_nothing,
 )
+from paperhooks.io.tensors import read_tensors, write_tensors
 from paperhooks.training.loss import compute_loss, find_session, has_loss_hooks
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ else:
 __all__ = ["HooksTrainerMixin"]
 
 #: The file of a checkpoint that holds the methods' state, one a process: as the Trainer keeps states of generators.
-_STATE: Final = "paperhooks_state_{}.pt"
+_STATE: Final = "paperhooks_state_{}.safetensors"
 
 
 def _counts(batch: Mapping[str, Any]) -> list[int]:
@@ -135,7 +136,10 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
             return
         file = folder / _STATE.format(self.args.process_index)
         if file.is_file():
-            session.load_state_dict(torch.load(file, weights_only=True))
+            state: dict[str, dict[str, Tensor]] = {}
+            for name, tensor in read_tensors(file, "what methods go on from")[1].items():
+                state.setdefault(name.rpartition("/")[0], {})[name.rpartition("/")[2]] = tensor
+            session.load_state_dict(state)
         else:
             warnings.warn(
                 f"{folder} says nothing of {', '.join(session.state_dict())} (it was saved without a session, or by "
@@ -154,7 +158,8 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
             session.view.config.save_pretrained(folder)
         if any((*args, *kwargs.values())) and (state := session.state_dict()):  # called by the Trainer itself
             folder.mkdir(parents=True, exist_ok=True)
-            torch.save(state, folder / _STATE.format(self.args.process_index))
+            tensors = {f"{method}/{name}": value for method, own in state.items() for name, value in own.items()}
+            write_tensors(folder / _STATE.format(self.args.process_index), tensors, {})
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Loss, logits and labels of a batch; no loss where nothing is predicted, which has no part in the mean."""
