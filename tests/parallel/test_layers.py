@@ -16,14 +16,15 @@ CHOSEN = {
     ("noisy", "fsdp2", "before"),
     ("dice", "fsdp2-reentrant", "after"),
     ("dice", "fsdp2-then-wrapped", "after"),
-    ("dice", "fsdp1", "after"),
-    ("noisy", "fsdp1-wrapped", "after"),
+    ("dice", "fsdp1", "before"),
+    ("noisy", "fsdp1-wrapped", "before"),
 }
 
 
 def cases() -> list[Any]:
     found = itertools.product(METHODS, WAYS, ("before", "after"))
-    marks = {case: () if case in CHOSEN else (pytest.mark.slow,) for case in found}
+    allowed = (case for case in found if not (case[1].startswith("fsdp1") and case[2] == "after"))  # refused by name
+    marks = {case: () if case in CHOSEN else (pytest.mark.slow,) for case in allowed}
     return [pytest.param(*case, marks=marks[case], id="-".join(case)) for case in marks]
 
 
