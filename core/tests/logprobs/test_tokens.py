@@ -11,8 +11,19 @@ from paperhooks import DataError, ModelView, UnsupportedModel
 from paperhooks.logprobs import Head, divergence_of, next_token_labels, sequence_logprobs, token_logprobs
 from paperhooks.logprobs.divergence import kl_divergence
 from paperhooks.models import last_hidden_state
-from paperhooks.testing import TEXT_FAMILIES, VLM_FAMILIES, LargestTensor, tiny_llama, tiny_text, tiny_vlm, vlm_inputs
+from paperhooks.testing import (
+    TEXT_FAMILIES,
+    VLM_FAMILIES,
+    LargestTensor,
+    host_waits,
+    tiny_llama,
+    tiny_text,
+    tiny_vlm,
+    vlm_inputs,
+)
 from torch import nn
+
+pytest_plugins = ["paperhooks.testing.accelerator_fixtures"]
 
 PADDED = torch.tensor([[1, 1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0, 0, 0]])
 
@@ -382,17 +393,15 @@ def test_hidden_states_of_an_attached_model_are_those_after_its_hooks() -> None:
     torch.testing.assert_close(found.tokens.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_gpu_gives_the_sums_of_the_cpu(dtype: torch.dtype) -> None:
+def test_a_gpu_gives_the_sums_of_the_cpu(accelerator, dtype: torch.dtype) -> None:
     model, inputs = tiny_llama(), {"input_ids": random_ids(), "attention_mask": PADDED}
     with torch.no_grad():
         wanted = sequence_logprobs(model, inputs)
-        placed = {name: value.cuda() for name, value in inputs.items()}
-        found = sequence_logprobs(model.to("cuda", dtype), placed, chunk=3)
+        placed = {name: value.to(accelerator) for name, value in inputs.items()}
+        found = sequence_logprobs(model.to(accelerator, dtype), placed, chunk=3)
     tolerance = 1e-4 if dtype == torch.float32 else 5e-2
-    assert found.sum.device.type == "cuda"
+    assert found.sum.device == found.count.device == accelerator
     torch.testing.assert_close(found.sum.cpu(), wanted.sum, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(found.count.cpu(), wanted.count)
 
@@ -409,3 +418,30 @@ def test_training_memory_on_a_gpu_is_bounded_by_the_chunk() -> None:
     token_logprobs(hidden, head, labels, chunk=chunk).sum().backward()
     peak = torch.cuda.max_memory_allocated() - before
     assert peak < 0.5 * rows * vocabulary * 4, "half of one full float32 logit tensor"
+
+
+def test_the_host_waits_once_for_log_probabilities(emulated) -> None:
+    model = tiny_llama().to(emulated)
+    inputs = {"input_ids": random_ids().to(emulated), "attention_mask": PADDED.to(emulated)}
+    head = Head.from_model(model)
+    with torch.no_grad(), host_waits() as waits:
+        sequence_logprobs(model, inputs, head=head)
+    assert waits.total - waits.at("transformers/") == 1, str(waits)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "jsd", "cross_entropy"])
+@pytest.mark.parametrize("place", ["emulated:0", "emulated:1", "cpu"])
+def test_divergences_from_a_teacher_on_any_device(emulated, place: str, direction: str) -> None:
+    found = []
+    for own, other in (("cpu", "cpu"), (emulated, place)):
+        torch.manual_seed(0)
+        student, teacher = nn.Linear(6, 20), nn.Linear(4, 20)
+        h, g = torch.randn(2, 5, 6).to(own).requires_grad_(), torch.randn(2, 5, 4).to(other)
+        mask = torch.tensor([[1, 1, 0, 1, 0], [0, 1, 1, 1, 1]]).to(own)
+        heads = Head(student.to(own)), Head(teacher.to(other))
+        values = kl_divergence(h, heads[0], g, heads[1], mask=mask, direction=direction, chunk=3)
+        values.sum().backward()
+        assert values.device == h.grad.device == h.device
+        found.append((values.detach().cpu(), h.grad.cpu(), student.weight.grad.cpu()))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)

@@ -33,12 +33,15 @@ IDS = torch.arange(3, 13)[None]
 
 
 class TestDamp(MethodContract):
+    prefill_waits = 0
+
     def make(self):
         return Damp()
 
 
 class TestQuiet(MethodContract):
     changes_outputs = False
+    prefill_waits = 0
 
     def make(self):
         return Quiet()

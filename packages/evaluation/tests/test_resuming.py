@@ -25,6 +25,8 @@ from paperhooks_evaluation import evaluate
 from paperhooks_evaluation.samples import prompt_hash
 from PIL import Image
 
+pytest_plugins = ["paperhooks.testing.accelerator_fixtures"]
+
 quick = partial(evaluate, report=False)
 
 
@@ -366,15 +368,13 @@ def test_broken_images_are_errors_of_their_document(tmp_path: Path) -> None:
 # -- on a GPU ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_responses_on_cuda_are_those_on_the_cpu(model, tokenizer) -> None:
+def test_responses_on_a_gpu_are_those_on_the_cpu(accelerator, model, tokenizer) -> None:
     requests = [Request(prompt=f"w{i} w{i + 1}", max_new_tokens=8) for i in range(6)]
     expected = ask(TransformersBackend(model, tokenizer), *requests)
     try:
-        backend = TransformersBackend(model.cuda(), tokenizer)
+        backend = TransformersBackend(model.to(accelerator), tokenizer)
         assert ask(backend, *requests) == expected
-        assert backend.about()["device"].startswith("cuda")
+        assert backend.about()["device"] == str(accelerator)
     finally:
         model.cpu()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from paperhooks.errors import DataError, HookError
 from paperhooks.io.processes import Ranks
+from paperhooks.tokens.host import on_host
 
 if TYPE_CHECKING:
     from paperhooks.models.view import ModelView
@@ -76,6 +78,16 @@ class LossContext:
     state: dict[str, Any] = field(default_factory=dict)
     stock: Callable[[], tuple[Tensor, Any]] | None = field(default=None, repr=False)
     _forward: tuple[Tensor, Any] | None = field(default=None, repr=False)
+
+    @cached_property
+    def host_inputs(self) -> Mapping[str, Any]:
+        """The batch with its tensors of whole numbers (ids, masks, labels) on the CPU.
+
+        What a loss must know of them is looked at here, so that the host of an accelerator waits once for all of it.
+        """
+        tensors = {name: value for name, value in self.inputs.items() if isinstance(value, Tensor)}
+        whole = {n: v for n, v in tensors.items() if not (v.is_floating_point() or v.is_complex())}
+        return {**self.inputs, **dict(zip(whole, on_host(*whole.values()), strict=True))}
 
     @property
     def outputs(self) -> Any:
@@ -161,7 +173,7 @@ class LossContext:
     def _run(self) -> tuple[Tensor, Any]:
         if self._forward is None:
             loss, outputs = (self.stock or self._plain)()
-            if predicts_nothing(self.inputs) and not bool(loss.isfinite()):  # a mean of nothing
+            if predicts_nothing(self.host_inputs) and not bool(loss.isfinite()):  # a mean of nothing
                 loss = outputs.logits[..., :0].float().sum()  # 0, with a graph that reaches every parameter
             self._forward = (loss, outputs)
         return self._forward

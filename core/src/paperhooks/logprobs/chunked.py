@@ -43,8 +43,8 @@ def sum_in_chunks(
     faster than :func:`in_chunks` and takes as little memory, but for one gradient of each parameter.
 
     :param function: gives [n, K] for n rows of ``rows`` and of each of ``others``.
-    :param weights, factors: the sum is sum_k factors[k] sum_i weights[i] values[i, k], weights float32 [N]; a factor of
-        0 leaves its column out, also where it is infinite.
+    :param weights, factors: the sum is sum_k factors[k] sum_i weights[i] values[i, k], weights float32 [N], which best
+        are on the CPU: their maximum is looked at; a factor of 0 leaves its column out, also where it is infinite.
     :param rows: [N, D]; gradients flow to them. :param others: [N, ...]; none flow to them.
     :param parameters: tensors that ``function`` uses and gradients flow to.
     :return: the sum, a scalar that can be differentiated once, and the values, [N, K], without gradient.
@@ -54,7 +54,7 @@ def sum_in_chunks(
         raise ValueError(f"chunk is {chunk}; it must be at least 1 row")
     if not torch.is_grad_enabled():
         values = in_chunks(function, chunk, rows, *others)
-        return (weights.to(values.device) @ _columns(values, factors)).sum(), values
+        return weights.to(values.device, non_blocking=True) @ _combined(values, factors), values
     wanted = tuple(p for p in parameters if p.requires_grad)
     found: tuple[Tensor, Tensor] = _Sum.apply(  # type: ignore[no-untyped-call]
         function, chunk, weights, tuple(factors), others, rows, *wanted
@@ -70,7 +70,8 @@ class _Sum(torch.autograd.Function):
         ctx: Any, function: Any, chunk: int, weights: Tensor, factors: Any, others: Any, rows: Tensor, *parameters: Any
     ) -> tuple[Tensor, Tensor]:
         # Weights near 1, so that gradients in half precision do not vanish; a power of two changes no digit.
-        largest = float(weights.max()) if len(weights) else 0.0
+        largest = float(weights.max()) if len(weights) else 0.0  # no wait for weights that are on the CPU
+        weights = weights.to(rows.device, non_blocking=True)
         scale = 2.0 ** -math.floor(math.log2(largest)) if largest > 0 else 1.0
         sums = [torch.zeros_like(p, dtype=_exact(p)) for p in parameters]
         grads, values = torch.zeros(rows.shape, dtype=torch.float32, device=rows.device), []
@@ -80,13 +81,13 @@ class _Sum(torch.autograd.Function):
             piece = rows[part].detach().requires_grad_()
             with torch.enable_grad():
                 found = function(piece, *(other[part] for other in others))
-                weighted = (weights[part].to(found.device) * scale) @ _columns(found, factors)
-                made = torch.autograd.grad(weighted.sum(), [piece, *parameters], allow_unused=True)
+                weighted = (weights[part].to(found.device) * scale) @ _combined(found, factors)
+                made = torch.autograd.grad(weighted, [piece, *parameters], allow_unused=True)
             grads[part] = 0.0 if made[0] is None else made[0].float()
             for one, more in zip(sums, made[1:], strict=True):
                 if more is not None:
                     one += more.to(one.dtype)
-            total += weighted.detach().sum().to(total.device)
+            total += weighted.detach().to(total.device)
             values.append(found.detach())
         ctx.scale, ctx.dtypes = scale, [rows.dtype, *(p.dtype for p in parameters)]
         ctx.grads = [grads, *sums]
@@ -109,9 +110,10 @@ def _exact(parameter: Tensor) -> torch.dtype:
     return torch.float32 if parameter.dtype in (torch.float16, torch.bfloat16) else parameter.dtype
 
 
-def _columns(values: Tensor, factors: Sequence[float]) -> Tensor:
-    kept = [k for k, factor in enumerate(factors) if factor != 0]
-    return values[:, kept] * torch.tensor([factors[k] for k in kept], dtype=values.dtype, device=values.device)
+def _combined(values: Tensor, factors: Sequence[float]) -> Tensor:
+    """The columns of [n, K] times their factors, added up: [n]."""
+    kept = [values[:, k] * factor for k, factor in enumerate(factors) if factor != 0]
+    return sum(kept[1:], kept[0]) if kept else values[:, :0].sum(1)
 
 
 def target_rows(wanted: Tensor) -> Tensor:
@@ -122,4 +124,4 @@ def target_rows(wanted: Tensor) -> Tensor:
 def scatter_rows(values: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
     """``values`` [n] put at flat positions ``rows`` of zeros of ``shape``. Differentiable."""
     flat = torch.zeros(shape.numel(), dtype=values.dtype, device=values.device)
-    return flat.index_copy(0, rows.to(values.device), values).reshape(shape)
+    return flat.index_copy(0, rows.to(values.device, non_blocking=True), values).reshape(shape)

@@ -21,6 +21,7 @@ from paperhooks.errors import DataError
 from paperhooks.logprobs.chunked import in_chunks, scatter_rows, target_rows
 from paperhooks.logprobs.head import Head
 from paperhooks.models.view import ModelView
+from paperhooks.tokens.host import on_host
 
 __all__ = ["LogProbs", "next_token_labels", "sequence_logprobs", "token_logprobs"]
 
@@ -57,15 +58,16 @@ def token_logprobs(hidden: Tensor, head: Head, labels: Tensor, *, chunk: int = 5
     """
     if hidden.shape[:-1] != labels.shape:
         raise DataError(f"labels are {list(labels.shape)}, but hidden states {list(hidden.shape)}; expected [..., D]")
-    rows = target_rows(labels != ignore_index)
-    targets = labels.reshape(-1)[rows]
+    known: Any = on_host(labels)[0]  # one wait for the device, or none
+    rows = target_rows(known != ignore_index)
+    targets = known.reshape(-1)[rows]
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < head.vocabulary:
         wrong = int(targets.min()) if int(targets.min()) < 0 else int(targets.max())
         raise DataError(f"label {wrong} is outside the {head.vocabulary} entries of the head's vocabulary")
 
-    # Labels that are not on the device of the hidden states were looked at without waiting for it.
-    flat = hidden.reshape(-1, hidden.shape[-1])[rows.to(hidden.device)]
-    return scatter_rows(in_chunks(head.logprobs, chunk, flat, targets.to(hidden.device)), rows, labels.shape)
+    flat = hidden.reshape(-1, hidden.shape[-1])[rows.to(hidden.device, non_blocking=True)]
+    targets = targets.to(hidden.device, non_blocking=True)
+    return scatter_rows(in_chunks(head.logprobs, chunk, flat, targets), rows, labels.shape)
 
 
 def next_token_labels(view: ModelView, batch: Mapping[str, Any], *, ignore_index: int = -100) -> Tensor:

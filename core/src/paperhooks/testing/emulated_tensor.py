@@ -40,6 +40,10 @@ _NUMBERS: Final = frozenset({"aten.masked_fill", "aten.masked_fill_", "aten.fill
 _ASKED: Final = threading.local()
 
 
+#: What a GPU's kernels take and the CPU's do not: histograms of whole numbers, by which experts are counted.
+_ELSEWHERE: Final = {"aten.histc": lambda x, *args, **kwargs: torch.histc(x.float(), *args, **kwargs).to(x.dtype)}
+
+
 class EmulatedTensor(Tensor):
     """A tensor of ``emulated:ordinal`` around the CPU tensor ``raw``.
 
@@ -228,6 +232,7 @@ def execute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     index, adrift = _destination(name, ours, kwargs)
     if index is not None and kwargs.get("generator") is not None:
         raise RuntimeError(f"Expected a '{DEVICE}' device type for generator but found 'cpu'")
+    func = _ELSEWHERE.get(name, func)
     out = func(*_plain(args), **{key: _plain(value) for key, value in kwargs.items()})
     return out if index is None else _wrapped(out, index, adrift, {id(t.raw): t for t in ours})
 

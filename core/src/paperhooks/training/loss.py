@@ -46,7 +46,7 @@ def compute_loss(session: Session, context: LossContext) -> Tensor:
 
 
 def _with_hooks(session: Session, context: LossContext) -> Tensor:
-    context.check_targets(not predicts_nothing(context.inputs))
+    context.check_targets(not predicts_nothing(context.host_inputs))
     loss = None
     for hook in session.implementations("compute_loss"):
         with _blame("compute_loss", hook):

@@ -38,7 +38,7 @@ def squared_norms(inputs: Tensor, counted: Tensor) -> Tensor:
     """
     wide = inputs.float()
     if not bool(counted.all()):
-        wide = wide.masked_fill(~counted.to(inputs.device)[..., None], 0.0)
+        wide = wide.masked_fill(~counted.to(inputs.device, non_blocking=True)[..., None], 0.0)
     return wide.square().sum(1)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 from paperhooks import ModelError, ModelView
 from paperhooks.io import choice, optional, pattern
 from paperhooks.models import Experts
+from paperhooks.weights import ordinary
 from torch import Tensor, nn
 
 __all__ = ["Coverage", "HeadChoice", "Matrix", "Uncovered", "find_matrices", "plain_weight"]
@@ -136,7 +137,8 @@ def plain_weight(view: ModelView, matrix: Matrix) -> Tensor:
     """
     parameter: Any = view.model.get_parameter(matrix.parameter)
     kind = type(parameter.data)
-    if parameter.is_meta or not parameter.is_floating_point() or parameter.element_size() < 2 or kind is not Tensor:
+    plain = ordinary(parameter) and parameter.is_floating_point() and parameter.element_size() > 1
+    if parameter.is_meta or not plain:
         raise ModelError(
             f"{matrix.parameter} is {kind.__name__} {parameter.dtype} on {parameter.device}, not plain floating point: "
             "statistics can be collected from this model, but to select and edit load it unquantised and not offloaded"

@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from paperhooks import DataError
 from paperhooks.models import CalibrationBatch, Experts
+from paperhooks.tokens import on_host
 from torch import Tensor, nn
 
 from paperhooks_mathneuro.algorithm import squared_norms
@@ -115,8 +116,8 @@ class NormRecorder:
         if experts is None:
             raise DataError(f"the experts of {name} cannot be read")
         self._experts[name] = experts
-        samples = torch.arange(len(mask)).repeat_interleave(mask.shape[1]).to(hidden.device)
-        counted = mask.reshape(-1).to(hidden.device)
+        samples = torch.arange(len(mask)).repeat_interleave(mask.shape[1]).to(hidden.device, non_blocking=True)
+        counted = mask.reshape(-1).to(hidden.device, non_blocking=True)
         named = {(matrix.parameter.rpartition(".")[2], matrix.expert): matrix.name for matrix in self._routed[name]}
         for expert, rows, first, last in experts.inputs(hidden, index):
             for own, given in ((experts.up, first), (experts.down, last)):
@@ -125,7 +126,7 @@ class NormRecorder:
                     self._squares.setdefault(named[own, expert], []).append(squares)
 
     def finish(self, samples: Sequence[str]) -> Norms:
-        """Norms of the batch, on the CPU; zero for inputs that were not reached.
+        """Norms of the batch, on the CPU, in one copy; zero for inputs that were not reached.
 
         :param samples: what to call the batch's samples in errors.
         :raises DataError: a norm that is NaN or infinite, naming module and sample.
@@ -137,9 +138,13 @@ class NormRecorder:
             own = first.setdefault(tuple(map(id, parts)), matrix.name) if parts else matrix.name
             inputs[matrix.name] = own
             if own == matrix.name:
-                values[own] = _norms(matrix, parts, samples, self.group)
+                values[own] = _norms(matrix, parts, len(samples), self.group)
         self._recent.clear()
-        return Norms(inputs, values)
+        found: Any = dict(zip(values, on_host(*values.values()), strict=True))
+        for matrix in self.matrices:
+            if matrix.name in found:
+                _check_finite(matrix, found[matrix.name], samples)
+        return Norms(inputs, found)
 
     def _known(self, hidden: Tensor) -> Tensor | None:
         for seen in self._recent:
@@ -164,20 +169,22 @@ class NormRecorder:
         return self._mask
 
 
-def _norms(matrix: Matrix, parts: Sequence[Tensor], samples: Sequence[str], group: Any) -> Tensor:
+def _norms(matrix: Matrix, parts: Sequence[Tensor], samples: int, group: Any) -> Tensor:
     if not parts:
-        return torch.zeros(len(samples), matrix.channels)
+        return torch.zeros(samples, matrix.channels)
     total = parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)
     if total.shape[-1] != matrix.channels:
         total = _whole(matrix, total, group)
-    norms = total.sqrt().cpu()
+    return total.sqrt()
+
+
+def _check_finite(matrix: Matrix, norms: Tensor, samples: Sequence[str]) -> None:
     bad = (~norms.isfinite()).any(1).nonzero().flatten().tolist()
     if bad:
         raise DataError(
             f"the input of {matrix.module} is NaN or infinite for {samples[bad[0]]}: look at that text, or load "
             "the model in float32 or bfloat16 if this is an overflow of float16"
         )
-    return norms
 
 
 def _whole(matrix: Matrix, squares: Tensor, group: Any) -> Tensor:

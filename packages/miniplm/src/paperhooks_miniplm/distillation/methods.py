@@ -105,9 +105,9 @@ class _Distillation:
         teacher = self._known_teacher()
         view = self._other_head().view_of(teacher)
         accepted = inspect.signature(view.model.forward).parameters
-        if isinstance(ids := context.inputs.get("input_ids"), Tensor):
+        if isinstance(context.inputs.get("input_ids"), Tensor):
             model: Any = view.model
-            check_ids(ids, len(model.get_input_embeddings().weight), "id", "teacher")
+            check_ids(context.host_inputs["input_ids"], len(model.get_input_embeddings().weight), "id", "teacher")
         given = {name: _moved(value, view.model) for name, value in context.inputs.items() if name in accepted}
         graded, training = torch.is_grad_enabled(), [m for m in context.model.modules() if m.training]
 
@@ -122,16 +122,19 @@ class _Distillation:
             return self._other_head().run(teacher, given, inside)
 
     def _row_weights(self, context: LossContext, counted: Tensor) -> Tensor:
-        """What each position counts in the reduced loss, float32 [B, T]: the reduction is linear in them."""
+        """What each position counts in the reduced loss, float32 [B, T]: the reduction is linear in them.
+
+        On the CPU, like ``counted``.
+        """
         with torch.enable_grad():
             values = torch.zeros(counted.shape, requires_grad=True)
-            reduced = self._reduced(context, values, counted.cpu())
+            reduced = self._reduced(context, values, counted)
             return torch.autograd.grad(reduced, values)[0]
 
     def _labels(self, context: LossContext) -> Tensor:
-        """What every position is to predict, int64 [B, T], -100 where nothing counts."""
-        labels = next_token_labels(context.view, context.inputs)
-        ids = context.inputs.get("input_ids")
+        """What every position is to predict, int64 [B, T] on the CPU, -100 where nothing counts."""
+        labels = next_token_labels(context.view, context.host_inputs)
+        ids = context.host_inputs.get("input_ids")
         if self.official_mask:
             if not isinstance(ids, Tensor):
                 raise DataError("the batch has no input_ids to find ends of documents in; pass official_mask=False")
@@ -247,7 +250,7 @@ class Distil(_Distillation):
             )  # fmt: skip
         else:
             loss, values = self._student(context, rows, lambda h, head: self._summed(weights, h, head, targets))
-        for name, term in zip(("lm", "kd"), weights.to(values.device) @ values, strict=False):
+        for name, term in zip(("lm", "kd"), weights.to(values.device, non_blocking=True) @ values, strict=False):
             context.terms[f"loss/{self._name(context)}/{name}"] = term
         return loss
 
@@ -255,8 +258,7 @@ class Distil(_Distillation):
         self, weights: Tensor, student: Tensor, head: Head, targets: Tensor, *taught: Any
     ) -> tuple[Tensor, Tensor]:
         """The loss, and both terms at every position; ``taught`` are the teacher's rows and its head."""
-        parameters, targets = list(head.module.parameters()), targets.to(student.device)
-        weights = weights.to(student.device)
+        parameters, targets = list(head.module.parameters()), targets.to(student.device, non_blocking=True)
         if not taught:
             return sum_in_chunks(
                 lambda h, t: negative_log_likelihood(head.logits(h), t)[:, None],
@@ -322,13 +324,12 @@ class DistilTerm(_Distillation):
             return measure(logits, known.to(logits.device))[:, None]
 
         parameters = [] if head is None else list(head.module.parameters())
-        weights = weights.to(student.device)
         return sum_in_chunks(divergence, self.chunk, weights, (self.weight,), student, g, parameters=parameters)[0]
 
 
 def _picked(states: Tensor, rows: Tensor) -> Tensor:
     """The flat positions ``rows`` of [B, T, D]: [n, D]."""
-    return states.reshape(-1, states.shape[-1])[rows.to(states.device)]
+    return states.reshape(-1, states.shape[-1])[rows.to(states.device, non_blocking=True)]
 
 
 def _token_ids(name: str, value: Any) -> int | list[int]:

@@ -194,8 +194,8 @@ class LogLikelihood:
                 found, count[batch] = self._batch([pieces[i] for i in batch])
                 sums.append((batch, found))
         # Only now wait for a GPU: it is never idle while the next batch is made.
-        for batch, found in sums:
-            nll[batch] = found.cpu().numpy()
+        if sums:
+            nll[[i for batch, _ in sums for i in batch]] = torch.cat([found for _, found in sums]).cpu().numpy()
         return nll, count
 
     def _batches(self, pieces: Sequence[Array]) -> Iterator[list[int]]:
@@ -226,7 +226,7 @@ class LogLikelihood:
             del inputs["attention_mask"]  # kernels are faster without one
         device = getattr(self.view.model, "device", torch.device("cpu"))
         if device.type != "meta":  # offloaded: accelerate moves the inputs
-            inputs = {name: each.to(device) for name, each in inputs.items()}
+            inputs = {name: each.to(device, non_blocking=True) for name, each in inputs.items()}
         tokens = self._logprobs(inputs, labels)
         exact = torch.float32 if tokens.device.type == "mps" else torch.float64
         return -tokens.to(exact).sum(-1), (labels != IGNORED).sum(-1).numpy()
@@ -240,7 +240,7 @@ class LogLikelihood:
         for row in range(len(labels)):  # one at a time: these logits stand in memory in full
             own = {name: each[row : row + 1] for name, each in inputs.items()}
             logits = self.view.model(**own, use_cache=False).logits[0].float()
-            wanted = labels[row].to(logits.device)
+            wanted = labels[row].to(logits.device, non_blocking=True)
             nll = negative_log_likelihood(logits, wanted.clamp(min=0))
             found.append(-nll.masked_fill(wanted < 0, 0.0)[None])
         return torch.cat(found)
