@@ -76,12 +76,15 @@ class EmulatedTensor(Tensor):
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
+        """The device with its index."""
         return _device(self.ordinal)
 
     def get_device(self) -> int:
+        """The index, as of CUDA's tensors."""
         return self.ordinal
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
+        """On another device, or in another dtype; a gradient goes back to where the tensor lay."""
         device, options = _parsed(args, kwargs)
         if device is not None and torch.device(device).type != "meta":
             index = emulated_index(device)
@@ -93,32 +96,39 @@ class EmulatedTensor(Tensor):
         return super().to(**options) if options else self
 
     def cpu(self, **options: Any) -> Any:  # type: ignore[override]
+        """On the CPU: the host waits."""
         return self.to("cpu", **options)
 
     @property
     def data(self) -> Any:
+        """Without gradient."""
         return super().data
 
     @data.setter
     def data(self, new: Any) -> None:
+        """Take over another tensor of this device."""
         if not isinstance(new, EmulatedTensor):
             raise TypeError(f"the data of a tensor of {self.device} must be one of that device, not of {new.device}")
         Tensor.data.__set__(self, new)  # type: ignore[attr-defined]
         self.raw, self.ordinal, self.adrift = new.raw, new.ordinal, new.adrift
 
     def data_ptr(self) -> int:
+        """The address of the values."""
         return self.raw.data_ptr()
 
     def untyped_storage(self) -> Any:
+        """The memory of the values."""
         return self.raw.untyped_storage()
 
     # -- what leaves the device ------------------------------------------------------------------------------------
 
     def tolist(self) -> Any:
+        """Plain numbers: the host waits."""
         note("tolist")
         return self.raw.detach().tolist()
 
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused, as by a GPU."""
         raise TypeError(f"can't convert {self.device} tensor to numpy; use Tensor.cpu() to copy it to the host first")
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
@@ -133,6 +143,7 @@ class EmulatedTensor(Tensor):
     # -- copies of it ----------------------------------------------------------------------------------------------
 
     def new_tensor(self, data: Any, **options: Any) -> Any:  # type: ignore[override]
+        """A tensor on this device, of this dtype."""
         return torch.tensor(data, **{"dtype": self.dtype, "device": self.device, **options})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

@@ -93,7 +93,11 @@ class MathNeuro:
     batch_size: int = 8
 
     traits: ClassVar[Traits] = Traits(
-        writes=frozenset({"weights"}), dtypes=("float32", "bfloat16", "float16"), parallel=("ddp",), shared_work=True
+        writes=frozenset({"weights"}),
+        devices=("cpu", "emulated"),
+        dtypes=("float32", "bfloat16", "float16"),
+        parallel=("ddp",),
+        shared_work=True,
     )
 
     def __post_init__(self) -> None:

@@ -65,7 +65,10 @@ class MiniPLM:
     chunk: int = 512
 
     traits: ClassVar[Traits] = Traits(
-        dtypes=("float32", "bfloat16", "float16"), parallel=("ddp", "fsdp2", "tp", "offload"), shared_work=True
+        devices=("cpu", "emulated"),
+        dtypes=("float32", "bfloat16", "float16"),
+        parallel=("ddp", "fsdp2", "tp", "offload"),
+        shared_work=True,
     )
     _known: dict[str, LogLikelihood] = field(default_factory=dict, init=False, repr=False)
 
