@@ -374,3 +374,20 @@ def test_edits_on_a_gpu_are_undone_also_after_a_move(accelerator, dtype: torch.d
     module.cpu()
     journal.undo()
     assert bits(module.weight) == before
+
+
+def test_an_artefact_made_on_a_gpu_is_that_of_the_cpu(accelerator, tmp_path) -> None:
+    made = []
+    for place in ("cpu", accelerator):
+        model = tiny_llama(layers=2).to(place)
+        journal = WeightJournal(model)
+        journal.scale_sparse(NAME, torch.tensor([3, 40]), 0.5, method="halve")
+        journal.write("lm_head.weight", torch.zeros_like(model.lm_head.weight), method="halve")
+        made.append(Artefact.from_journal(journal, method="halve"))
+        made[-1].save(tmp_path / torch.device(place).type)
+    files = [next((tmp_path / torch.device(place).type).glob("*.safetensors")) for place in ("cpu", accelerator)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    fresh = tiny_llama(layers=2).to(accelerator)
+    before = fingerprint(fresh)
+    Artefact.load(tmp_path / "cpu").apply(fresh).undo()
+    assert fingerprint(fresh) == before
