@@ -203,12 +203,12 @@ def _paligemma(family: str, text: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     }
 
 
-def _vlm_config(family: str, layers: int, kv_heads: int) -> tuple[Any, str]:
+def _vlm_config(family: str, layers: int, heads: int, kv_heads: int) -> tuple[Any, str]:
     if family not in VLM_FAMILIES:
         raise ValueError(f"no tiny model of family {family!r}; known: {', '.join(VLM_FAMILIES)}")
     makers = {"llava": _llava, "qwen": _qwen, "paligemma": _paligemma}
     make = next((maker for prefix, maker in makers.items() if family.startswith(prefix)), _tiled)
-    name, options = make(family, _decoder_options(layers, 4, kv_heads))
+    name, options = make(family, _decoder_options(layers, heads, kv_heads))
     config = getattr(transformers, f"{name}Config")(**options, tie_word_embeddings=False)
     return config, f"{name}ForConditionalGeneration"
 
@@ -217,12 +217,13 @@ def tiny_vlm(
     family: str = "llava",
     *,
     layers: int = 6,
+    heads: int = 4,
     kv_heads: int = 2,
     seed: int = 0,
     attn_implementation: str = "sdpa",
 ) -> Any:
     """A tiny vision-language model of ``family`` (one of :data:`VLM_FAMILIES`), float32, in eval mode."""
-    config, model_class = _vlm_config(family, layers, kv_heads)
+    config, model_class = _vlm_config(family, layers, heads, kv_heads)
     return _build(taking_features(getattr(transformers, model_class)), config, seed, attn_implementation)
 
 
