@@ -52,7 +52,7 @@ def test_half_precision_agrees_with_float32(accelerator, dtype):
 @_on_cuda
 @torch.no_grad()
 def test_flex_attention_prefill_equals_sdpa():
-    """Experimental: the library's own flex path decides what works beyond a prefill. Its heads have 16 numbers at least."""
+    """Experimental: the library's own flex path decides what works beyond a prefill. Heads have to be 16 wide."""
     model = tiny_vlm("llava", heads=2).cuda()
     with attach(model, CCA()):
         want = model(**placed(vlm_inputs(model, MIXED), "cuda"), use_cache=False).logits
