@@ -147,14 +147,15 @@ class _EntryCheck:
         """What the code decides is what the entry says."""
         process_wide = self.load("the process-wide hooks", info.hooks) if info.hooks else None
         found = described(info, classes, process_wide)
+        said = {"shared_work": False, **self.entry.data, "kind": self.entry.kind}
         if "paper" in self.entry.data and "paper" not in found:
             self.fault("paper", "the registry names a paper, PluginInfo.paper is None", "paper")
         for key, value in found.items():
             if isinstance(value, dict):
                 for inner, each in value.items():
-                    self.equal(inner, self.entry.data.get(key, {}).get(inner), each, key)
+                    self.equal(inner, said.get(key, {}).get(inner), each, key)
             else:
-                self.equal(key, self.entry.kind if key == "kind" else self.entry.data.get(key), value)
+                self.equal(key, said.get(key), value)
 
     def equal(self, key: str, said: Any, found: Any, table: str = "") -> None:
         """Note a difference between the entry and the code."""
