@@ -92,7 +92,10 @@ def test_waits_are_those_of_a_gpu(emulated) -> None:
         "unique": lambda: x.unique(),
         "equal": lambda: torch.equal(x, x),
         "bincount": lambda: x.bincount(),
+        "mask on the host": lambda: x[torch.tensor([True, False, True, False])],
+        "number in a list": lambda: torch.tensor([x[1], 2]),
         "repeat": lambda: x.repeat_interleave(x),
+        "repeat rows": lambda: x.repeat_interleave(x, 0),
         "list": lambda: x[[0, 1]],
         "from a list": lambda: torch.tensor([1, 2], device=emulated),
         "from the host": lambda: torch.ones(2).to(emulated),
@@ -110,6 +113,7 @@ def test_waits_are_those_of_a_gpu(emulated) -> None:
         "number under a mask": lambda: x.__setitem__(mask, 0),
         "gather": lambda: x.gather(0, x % 4),
         "not blocking": lambda: torch.ones(2).to(emulated, non_blocking=True),
+        "pinned": lambda: torch.ones(2).pin_memory().to(emulated, non_blocking=True),
         "nothing": lambda: torch.tensor([], device=emulated),
         "repeat, length known": lambda: x.repeat_interleave(torch.ones_like(x), output_size=4),
         "device to device": lambda: x.to(OTHER),
@@ -119,6 +123,28 @@ def test_waits_are_those_of_a_gpu(emulated) -> None:
         with host_waits() as waits:
             action()
         assert waits.total == 0, (name, str(waits))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
+def test_numbers_of_the_device_in_a_list(emulated, dtype: torch.dtype) -> None:
+    x = torch.tensor([0, 1], dtype=dtype, device=emulated)
+    for make in (torch.tensor, torch.as_tensor, torch.ones(1, dtype=dtype).new_tensor):
+        with host_waits() as waits:
+            made = make([x[0], x[1]])
+        assert (made.device.type, made.dtype, made.tolist()) == ("cpu", dtype, [0, 1])
+        assert waits.total == waits.at("test_emulated.py") == 2, str(waits)
+        there = make([[x[0]], [1]], device=OTHER)
+        assert there.device == torch.device(OTHER)
+        assert there.tolist() == [[0], [1]]
+
+
+def test_memory_that_is_to_be_pinned(emulated) -> None:
+    host = torch.ones(2)
+    assert host.pin_memory() is host
+    assert torch.ones(2, pin_memory=True).to(emulated, non_blocking=True).tolist() == [1, 1]
+    assert [batch.tolist() for batch in torch.utils.data.DataLoader([1, 2], pin_memory=True)] == [[1], [2]]
+    with pytest.raises(RuntimeError, match="cannot pin a tensor of emulated:0"):
+        host.to(emulated).pin_memory()
 
 
 def test_the_report_names_places_and_subtracts(emulated) -> None:

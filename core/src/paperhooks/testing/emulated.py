@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from paperhooks.testing import compat
 from paperhooks.testing.compat import DEVICE
-from paperhooks.testing.emulated_tensor import COUNT, asked_for, copied_from, emulated_index, execute
+from paperhooks.testing.emulated_tensor import COUNT, asked_for, copied_from, emulated_index, execute, number_of
 from paperhooks.testing.waits import note
 
 __all__ = ["emulated_accelerator"]
@@ -120,6 +120,10 @@ class _Devices(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.pin_memory:
+            return _pinned(args[0])
+        if kwargs.get("pin_memory"):
+            kwargs = {**kwargs, "pin_memory": False}
         device = kwargs.get("device")
         if device is None and func is Tensor.to and len(args) > 1:
             device = args[1] if isinstance(args[1], str | int | torch.device) else getattr(args[1], "device", None)
@@ -128,6 +132,16 @@ class _Devices(TorchFunctionMode):
             return func(*args, **kwargs)
         with asked_for(index):
             return func(*args, **kwargs)
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """The tensor itself: all memory is the CPU's, so none is pinned.
+
+    :raises RuntimeError: it lies on the device, as for a GPU's tensors.
+    """
+    if tensor.device.type != "cpu":
+        raise RuntimeError(f"cannot pin a tensor of {tensor.device}; only dense CPU tensors can be pinned")
+    return tensor
 
 
 def _register() -> None:
@@ -144,6 +158,7 @@ def _register() -> None:
         kernels.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
         casts = torch.library.Library("aten", "IMPL")
         casts.impl("_copy_from", copied_from, "PrivateUse1")
+        casts.impl("_local_scalar_dense", number_of, "PrivateUse1")
         for names, lower in ((_LOWER, True), (_HIGHER, False)):
             for name in names:
                 packet, _, overload = name.partition(".")

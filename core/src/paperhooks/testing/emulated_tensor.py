@@ -20,7 +20,7 @@ from paperhooks.testing import compat
 from paperhooks.testing.compat import DEVICE
 from paperhooks.testing.waits import note
 
-__all__ = ["COUNT", "EmulatedTensor", "asked_for", "copied_from", "emulated_index", "execute"]
+__all__ = ["COUNT", "EmulatedTensor", "asked_for", "copied_from", "emulated_index", "execute", "number_of"]
 
 #: How many emulated devices there are.
 COUNT: Final = 2
@@ -253,6 +253,11 @@ def copied_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> T
     return execute(_aten.copy_.default, (target, source, non_blocking), {})  # type: ignore[no-any-return]
 
 
+def number_of(tensor: Tensor) -> bool | int | float | complex:
+    """What torch's own code calls for the numbers in a list of which it makes a tensor: the host waits for each."""
+    return execute(_aten._local_scalar_dense.default, (tensor,), {})  # type: ignore[no-any-return]
+
+
 def _gather(value: Any, ours: list[EmulatedTensor], others: list[Tensor]) -> None:
     if isinstance(value, EmulatedTensor):
         ours.append(value)
@@ -351,11 +356,13 @@ def _note_waits(name: str, args: Sequence[Any], kwargs: dict[str, Any], others: 
 
 
 def _note_indexing(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """A mask must be counted before its positions are known, and positions on the host are copied first."""
+    """A mask must be counted before its positions are known, by the host alone where it lies there; what lies on the
+    host is copied first.
+    """
     indices = [index for index in args[1] if isinstance(index, Tensor)]
     if any(index.dim() and not isinstance(index, EmulatedTensor) for index in indices):
         note("index on the host")
-    masks = any(index.dtype in (torch.bool, torch.uint8) for index in indices)
+    masks = any(isinstance(index, EmulatedTensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)
     filled = name != "aten.index" and args[2].dim() == 0 and not (len(args) > 3 and args[3])
     if masks and not filled:
         note("index by a mask")
