@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 from unittest import mock
 
@@ -61,6 +62,35 @@ def evaluated(kind: str, folder: str, data: str, out: str, fails: str = "") -> l
             raise
         return [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]
     return [result.answered, result.headline.value, getattr(backend, "asked", [])]
+
+
+class Uneven(Echo):
+    """Rank 1 cannot make one request, rank 0 another one, and a third is not the same on both."""
+
+    def request(self, document: Any) -> Any:
+        if (Ranks().index, document.id) in ((0, "q1"), (1, "q4")):
+            raise OSError(f"rank {Ranks().index} has no image")
+        made = super().request(document)
+        return dataclasses.replace(made, max_new_tokens=2) if (Ranks().index, document.id) == (1, "q6") else made
+
+
+def asked_unevenly(folder: str, data: str, out: str, batch_size: int) -> list[Any]:
+    """What was answered, and the errors of the others, by document."""
+    backend = TransformersBackend(spread("tp", folder), word_tokenizer())
+    found = evaluate(backend, None, Uneven(), data=data, out=out, batch_size=batch_size, report=False).first
+    return [{record.document.id: record.response for record in found.records}, dict(found.failures)]
+
+
+def called_unlike(folder: str, calls: list[int]) -> str:
+    """The error of a tensor-parallel group, each rank of which calls the model for so many tokens, 0 for not at all."""
+    model, count = spread("tp", folder), calls[Ranks().index]
+    try:
+        with torch.no_grad(), in_step(model):
+            if count:
+                model(input_ids=torch.arange(1, 1 + abs(count))[None] + (count < 0))
+    except PaperhooksError as error:
+        return str(error)
+    return ""
 
 
 def with_images_on_one_rank() -> list[Any]:

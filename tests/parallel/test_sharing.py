@@ -103,6 +103,37 @@ def test_an_error_in_the_middle_of_a_call_hangs_nobody(kind: str, folder: Path, 
     assert "paperhooks: rank 1 failed: RuntimeError: lost its device" in told
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_tensor_parallel_group_asks_what_all_of_it_can_ask(
+    ranks: RankPool, batch_size: int, folder: Path, data: Path, whole: Path, tmp_path: Path
+) -> None:
+    told = ranks.run(cases_sharing.asked_unevenly, folder, data, tmp_path / "run", batch_size)
+    answers, failures = told[0]
+    assert told == [told[0]] * 2
+    replies = {row["id"]: row["reply"] for row in rows_of(whole)}
+    assert answers == {name: replies[name] for name in IDS - {"q1", "q4", "q6"}}
+    assert failures == {
+        "q1": "request: OSError: rank 0 has no image",
+        "q4": "request: OSError: rank 1 has no image",
+        "q6": "prompt: rank 1 has made another prompt than rank 0",
+    }
+
+
+@pytest.mark.parametrize(
+    ("calls", "expected"),
+    [
+        ([5, 7], "rank 1 calls the model with other inputs than rank 0 (input_ids [1, 7]; input_ids [1, 5]), though"),
+        ([5, -5], "rank 1 calls the model with other inputs than rank 0 (input_ids [1, 5]), though"),
+        ([0, 5], "rank 1 calls the model and rank 0 has no work left, though"),
+    ],
+)
+def test_a_tensor_parallel_group_calls_the_model_alike(
+    ranks: RankPool, calls: list[int], expected: str, folder: Path
+) -> None:
+    for told in ranks.run(cases_sharing.called_unlike, folder, calls):
+        assert told.startswith(expected)
+
+
 def test_units_that_not_every_call_passes_are_not_waited_for(ranks: RankPool) -> None:
     told = ranks.run(cases_sharing.with_images_on_one_rank)
     assert [len(each) for each in told] == [5, 3]

@@ -111,6 +111,10 @@ class Backend:
         """The processes that share the work, by replicas of what answers."""
         return Ranks()
 
+    def gathered(self, value: Any) -> list[Any]:
+        """What the processes that hold one replica together give, in their order; called while it is opened."""
+        return [value]
+
     def prompt(self, document_id: str, request: Request) -> Prompt:
         """The prompt of a request; called in a worker thread ahead of :meth:`answer`."""
         return Prompt(document_id, request.prompt, request)

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import gc
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, Final
@@ -54,6 +54,7 @@ class TransformersBackend(Backend):
         # Padding is a state of the tokenizer, which a thread that makes prompts ahead must not meet.
         self._tokenizing = threading.Lock()
         self._image_tokens: dict[tuple[tuple[int, int], ...], int] = {}
+        self._give: Callable[[Any], list[Any]] = super().gathered
 
     def describe(self) -> dict[str, Any]:
         """Hashes of weights and chat template, all settings of what is involved (see ``settings``), and methods."""
@@ -92,8 +93,12 @@ class TransformersBackend(Backend):
             stack.enter_context(torch.no_grad())
             if self.methods:
                 stack.enter_context(attach(self.model, *self.methods))
-            stack.enter_context(in_step(self.model))
+            self._give = stack.enter_context(in_step(self.model))
             yield
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What the ranks of a tensor-parallel group give, in their order."""
+        return self._give(value)
 
     def ranks(self) -> Ranks:
         """The processes that hold the model, by its replicas."""

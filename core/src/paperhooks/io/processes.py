@@ -83,7 +83,14 @@ class Ranks:
         :raises PaperhooksError: another process failed; its rank and its error are named. This process' own error is
             raised as it is.
         """
-        told = [(working, "" if error is None else f"{type(error).__name__}: {error}")]
+        return any(self.gathered(working, error, group=group).values())
+
+    def gathered(self, value: Any, error: BaseException | None = None, *, group: Any = None) -> dict[int, Any]:
+        """What each process of the group gives, by rank in the group's order; all wait for all, as in :meth:`meet`.
+
+        :raises PaperhooksError: see :meth:`meet`.
+        """
+        told = [(value, "" if error is None else f"{type(error).__name__}: {error}")]
         members = [self.index]
         if self._distributed is not None:
             try:
@@ -98,4 +105,4 @@ class Ranks:
         for rank, (_, message) in zip(members, told, strict=True):
             if message:
                 raise PaperhooksError(f"rank {rank} failed: {message}")
-        return any(works for works, _ in told)
+        return {rank: given for rank, (given, _) in zip(members, told, strict=True)}

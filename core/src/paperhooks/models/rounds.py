@@ -1,14 +1,15 @@
 """Ranks that hold parts of one model, each at work of its own: they call it equally often, or wait for ever.
 
 Before every call of the model they tell one another whether they still have work, and whether one has failed. A rank
-that is done calls it for one token, whose result is thrown away, until all are done.
+that is done calls it for one token, whose result is thrown away, until all are done. Ranks that hold one replica
+together by tensor parallelism have the same work: before a call they compare what they give the model.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from paperhooks.errors import PaperhooksError
+from paperhooks.io.hashing import tensor_digest
 from paperhooks.io.processes import Ranks
 from paperhooks.models.engines import fully_sharded, shared_store
 from paperhooks.models.forward import view_of
@@ -31,6 +33,11 @@ log = logging.getLogger("paperhooks.models")
 _GRACE: Final = 3.0
 _PAUSE: Final = 0.02
 
+#: What a rank tells the others that it is about to do.
+_CALL: Final = "calls the model"
+_DONE: Final = "has no work left"
+_GIVE: Final = "waits for what the others give"
+
 
 def ranks_of(model: nn.Module) -> Ranks:
     """The processes of a launch as ``model`` is spread over them: a tensor-parallel group counts once."""
@@ -41,27 +48,31 @@ def ranks_of(model: nn.Module) -> Ranks:
 
 
 @contextmanager
-def in_step(model: nn.Module) -> Iterator[None]:
+def in_step(model: nn.Module) -> Iterator[Callable[[Any], list[Any]]]:
     """Around work that calls ``model``, on every rank that holds a part of it (FSDP2, tensor parallelism).
 
-    Inside, each rank calls it as often and with what it likes, or never. An error of one rank is raised by all at their
-    next call, or at the end. Plain, replicated and offloaded models are left alone.
+    Inside, each replica calls it as often and with what it likes, or never; the ranks of one tensor-parallel group call
+    it alike. An error of one rank is raised by all at their next call, or at the end. Plain, replicated and offloaded
+    models are left alone.
 
-    :raises PaperhooksError: another rank failed, which is named.
+    :return: of the context: a function that takes a value of this rank, and returns those of all ranks that hold this
+        replica, in their order. They call it equally often, between the same calls of the model.
+    :raises PaperhooksError: another rank failed, which is named; or ranks of one tensor-parallel group call the model
+        with different inputs, or one of them does not call it.
     """
     view = view_of(model)
     spread = view.spread
     if not spread.in_step:
-        yield
+        yield lambda value: [value]
         return
-    # Tensor-parallel groups do not wait for one another.
-    rounds = _Rounds(None if "fsdp2" in spread.kinds else spread.tensor_mesh.get_group())
+    together = None if spread.tensor_mesh is None else spread.tensor_mesh.get_group()
+    rounds = _Rounds(together, sharded="fsdp2" in spread.kinds)
     with ExitStack() as stack:
         stack.enter_context(_whole_units(view))
-        stack.callback(view.model.register_forward_pre_hook(rounds.begin, prepend=True).remove)
+        stack.callback(view.model.register_forward_pre_hook(rounds.begin, prepend=True, with_kwargs=True).remove)
         stack.callback(view.model.register_forward_hook(rounds.end).remove)
         try:
-            yield
+            yield rounds.give
             while rounds.others_work():
                 _call(view.model)
         except Exception as error:
@@ -70,28 +81,36 @@ def in_step(model: nn.Module) -> Iterator[None]:
 
 
 class _Rounds:
-    def __init__(self, group: Any) -> None:
-        self.ranks, self.group, self.store = Ranks(), group, shared_store()
-        self.members = torch.distributed.get_process_group_ranks(group)
+    """:param together: the tensor-parallel group, or None. :param sharded: whether all processes wait for all."""
+
+    def __init__(self, together: Any, *, sharded: bool) -> None:
+        self.ranks, self.together, self.sharded, self.store = Ranks(), together, sharded, shared_store()
+        self.replica = Ranks(alone=together is None)
+        # Without FSDP2, tensor-parallel groups do not wait for one another.
+        self.members = torch.distributed.get_process_group_ranks(None if sharded else together)
         place = f"paperhooks/rounds/{','.join(map(str, self.members))}"
         self.place = f"{place}/{self.store.add(f'{place} of {self.ranks.index}', 1)}"
         self._done = self._calling = False
         self._heard: Exception | None = None
 
-    def begin(self, *_: object) -> None:
+    def begin(self, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A call of the model begins."""
         if not self._done:
-            self._tell(True)
+            self._tell(_CALL, None if self.together is None else _inputs(args, kwargs))
         self._calling = True
 
     def end(self, *_: object) -> None:
         """A call of the model has succeeded."""
         self._calling = False
 
+    def give(self, value: Any) -> list[Any]:
+        """What the ranks of this replica give, in their order."""
+        return self._tell(_GIVE, value)[0]
+
     def others_work(self) -> bool:
         """Whether another rank begins a call; this one has no work left."""
         self._done = True
-        return self._tell(False)
+        return self._tell(_DONE)[1]
 
     def fail(self, error: Exception) -> None:
         """Tell the others of an error, unless it came from them: then nobody listens any more."""
@@ -100,15 +119,31 @@ class _Rounds:
         if self._calling or self._heard is not None:
             self._part(error)
         else:
-            self.ranks.meet(error, group=self.group)
+            self._tell("", error=error)
 
-    def _tell(self, working: bool) -> bool:
-        if self._heard is None:
-            try:
-                return self.ranks.meet(working=working, group=self.group)
-            except Exception as error:
-                self._heard = error
-        raise self._heard
+    def _tell(self, act: str, value: Any = None, error: Exception | None = None) -> tuple[list[Any], bool]:
+        """What the ranks of this replica give, and whether any rank begins a call."""
+        if self._heard is not None:
+            raise self._heard
+        try:
+            return self._told(act, value, error)
+        except Exception as raised:
+            self._heard = raised
+            raise
+
+    def _told(self, act: str, value: Any, error: Exception | None) -> tuple[list[Any], bool]:
+        try:
+            told = self.replica.gathered((act, value), error, group=self.together)
+            _check_alike(told)
+        except Exception as raised:
+            # All ranks of this replica have it now, and other replicas wait for them.
+            if self.sharded and (raised is error or isinstance(raised, PaperhooksError)):
+                self.ranks.meet(raised)
+            raise
+        working = act == _CALL
+        if self.sharded and act != _GIVE:
+            working = self.ranks.meet(working=working)
+        return [given for _, given in told.values()], working
 
     def _part(self, error: Exception) -> None:
         """In the middle of a call the others wait for parts of this rank: they fail likewise, or it leaves them.
@@ -128,6 +163,35 @@ class _Rounds:
                     torch.distributed.destroy_process_group()
                     break
                 time.sleep(_PAUSE)
+
+
+def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, list[int], str]]:
+    """Names, shapes and, of tokens and masks, digests of what the model is called with."""
+    named = {**{f"argument {place}": value for place, value in enumerate(args)}, **kwargs}
+    return [
+        (name, list(value.shape), "" if value.is_floating_point() else tensor_digest(value))
+        for name, value in sorted(named.items()) if isinstance(value, torch.Tensor)
+    ]  # fmt: skip
+
+
+def _check_alike(told: dict[int, tuple[str, Any]]) -> None:
+    """Whether ranks of one tensor-parallel group are about to do the same.
+
+    :param told: by rank, what it does, and with what. :raises PaperhooksError: names a rank that does not.
+    """
+    (first, (act, value)), *others = told.items()
+    for rank, (its_act, its_value) in others:
+        if its_act != act:
+            what = f"rank {rank} {its_act} and rank {first} {act}"
+        elif act == _CALL and its_value != value:
+            each = [[f"{name} {shape}" for name, shape, _ in one] for one in (its_value, value)]
+            what = f"rank {rank} calls the model with other inputs than rank {first} ({', '.join(each[0])}"
+            what += ")" if each[0] == each[1] else f"; {', '.join(each[1])})"
+        else:
+            continue
+        raise PaperhooksError(
+            f"{what}, though they hold one model together by tensor parallelism; give both the same data and settings"
+        )
 
 
 def _call(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from paperhooks.errors import DataError, LibraryBroken, MissingExtra, PaperhooksError
 from paperhooks.generation import Backend, Prompt, Request, Response, separate_reasoning
-from paperhooks.io import error_text
+from paperhooks.io import Ranks, error_text
 
 from paperhooks_evaluation.plan import AskOptions, Plan
 from paperhooks_evaluation.samples import SampleFile, prompt_hash, sample_row
@@ -89,7 +89,8 @@ class Asker:
         bar = {"total": len(documents), "initial": len(answered), "disable": None if progress else True}
         try:
             with self.backend.opened(), tqdm(unit="docs", **bar) as self._progress:
-                for window in self._windows(worker, waiting, answered):
+                windows = self._windows(worker, waiting, answered)
+                while window := self._agreed(windows):
                     self._ask_window(window)
         finally:
             worker.shutdown(cancel_futures=True)
@@ -148,6 +149,36 @@ class Asker:
         for one in self._prepare(list(documents)):
             if one.digest is not None:
                 self.file.check_prompt(one.document.id, one.digest)
+
+    def _agreed(self, windows: Iterator[list[_Open]]) -> list[_Open]:
+        """The next window, empty at the end: the same documents on all processes that hold one replica together.
+
+        What fails on one of them, or has another prompt there, fails on all.
+        """
+        failure: Exception | None = None
+        window: list[_Open] = []
+        try:
+            window = next(windows, [])
+        except Exception as error:
+            failure = error
+        told = self.backend.gathered(
+            (
+                Ranks().index,
+                [(one.document.id, one.digest, one.error) for one in window],
+                "" if failure is None else f"{type(failure).__name__}: {failure}",
+            )
+        )
+        if failure is not None:
+            raise failure
+        for rank, _, message in told:
+            if message:
+                raise PaperhooksError(f"rank {rank} failed: {message}")
+        if any([row[0] for row in rows] != [one.document.id for one in window] for _, rows, _ in told):
+            raise PaperhooksError(
+                f"ranks {[rank for rank, *_ in told]}, which hold one model together, have different documents left; "
+                "give them the same data and the same folder"
+            )
+        return [_settled(one, [(rank, *rows[place][1:]) for rank, rows, _ in told]) for place, one in enumerate(window)]
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
@@ -226,6 +257,20 @@ class Asker:
     def _running(self) -> str:
         n = len(self._scores)
         return f"score {sum(self._scores) / n:.3f}, unparsable {self._unparsable / n:.1%}" if n else ""
+
+
+def _settled(one: _Open, told: Sequence[tuple[int, str | None, str]]) -> _Open:
+    """A document as all have it: with the first error of any rank, or where one has made another prompt.
+
+    :param told: rank, hash of the prompt and error, each.
+    """
+    if error := next((error for _, _, error in told if error), ""):
+        return _Open(one.document, error=error)
+    first, digest, _ = told[0]
+    for rank, its_digest, _ in told:
+        if its_digest != digest:
+            return _Open(one.document, error=f"prompt: rank {rank} has made another prompt than rank {first}")
+    return one
 
 
 def _spread(documents: Sequence[Document], most: int) -> Sequence[Document]:
