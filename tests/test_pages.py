@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from paperhooks.testing import MethodContract, tiny_llama, tiny_vlm, vlm_inputs
+from paperhooks.authoring.template import create_project
+from paperhooks.testing import ChildError, MethodContract, tiny_llama, tiny_vlm, vlm_inputs
 from repository import ROOT
+
+pytest_plugins = ["paperhooks.testing.fixtures"]
 
 FENCE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 #: What a page takes for granted.
@@ -113,6 +118,54 @@ def test_methods_of_a_page_keep_the_contract(
 def test_state_of_a_page_follows_the_cache(page: types.ModuleType, check: str) -> None:
     contract = type("Contract", (MethodContract,), {"make": lambda self: page.Gap(), "recompute": False})()
     getattr(contract, check)()
+
+
+def _example(page: str, holding: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """The one block of a page that holds these words, as a module in a file."""
+    (block,) = (b for b in FENCE.findall((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")) if holding in b)
+    name = f"example_of_{page.replace('-', '_')}"
+    (folder / f"{name}.py").write_text(block, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setitem(sys.modules, name, None)  # forgotten after the test
+    del sys.modules[name]
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize("waits", [1, 2])
+def test_the_example_of_a_test_with_an_accelerator(
+    emulated: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: int
+) -> None:
+    module = _example("devices", "pytest_plugins", tmp_path, monkeypatch)
+    module.MyMethod.traits = module.Traits(layers=range(2, 2 + waits))
+    if waits == 1:
+        module.test_my_method_waits_once_a_prefill(emulated)
+    else:
+        with pytest.raises(AssertionError, match="waits of the host"):
+            module.test_my_method_waits_once_a_prefill(emulated)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_the_example_of_a_test_with_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: bool
+) -> None:
+    """With a generated project, and the line in it that declares DDP."""
+    source = create_project("my-method", tmp_path) / "src"
+    file = source / "paperhooks_my_method" / "method.py"
+    if declared:
+        text = file.read_text(encoding="utf-8")
+        assert text.count("# parallel=") == 1
+        file.write_text(text.replace("# parallel=", "parallel="), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(source))
+    try:
+        module = _example("write-a-plugin", "run_ranks(", tmp_path, monkeypatch)
+        if declared:
+            module.test_ddp_equals_one_process()
+        else:
+            with pytest.raises(ChildError, match="UnsupportedModel"):
+                module.test_ddp_equals_one_process()
+    finally:
+        for name in [name for name in sys.modules if name.startswith("paperhooks_my_method")]:
+            del sys.modules[name]
 
 
 def test_messages_on_the_page_of_errors_are_those_of_the_code() -> None:
