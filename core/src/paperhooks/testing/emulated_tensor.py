@@ -255,7 +255,7 @@ def copied_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> T
 
 def number_of(tensor: Tensor) -> bool | int | float | complex:
     """What torch's own code calls for the numbers in a list of which it makes a tensor: the host waits for each."""
-    return execute(_aten._local_scalar_dense.default, (tensor,), {})  # type: ignore[no-any-return]
+    return execute(_aten.item.default, (tensor,), {})  # type: ignore[no-any-return]
 
 
 def _gather(value: Any, ours: list[EmulatedTensor], others: list[Tensor]) -> None:
