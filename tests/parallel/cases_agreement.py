@@ -25,10 +25,15 @@ from torch.distributed import get_rank
 from transformers import Trainer, TrainingArguments
 
 __all__ = [
+    "a_session_closed_on_one_rank_is_named",
+    "an_error_in_the_backward_pass_reaches_the_other_rank",
     "an_error_reaches_the_other_rank",
     "an_error_that_all_have_is_raised_by_all",
+    "an_error_that_nobody_waits_for_ends_nobody",
+    "another_order_is_named",
     "other_options_are_named",
     "sessions_on_some_ranks_are_named",
+    "terms_of_ranks_without_targets_do_not_count",
     "terms_of_some_ranks_are_logged",
     "trainers_agree",
     "undeclared_spreads_are_refused",
@@ -128,7 +133,7 @@ def other_options_are_named(spread: str, folder: str) -> None:
 
 def sessions_on_some_ranks_are_named(spread: str, folder: str) -> None:
     """Rank 1 has no session. Rank 0 writes its error, and ends as a script would."""
-    agreement.PATIENCE[:] = [0.5, 2.0]
+    agreement.PATIENCE[:] = [0.5, 2.0, 300.0]
     model = tiny_text().train()
     called = SPREADS[spread].spread(model, folder)
     if get_rank() == 1:
@@ -161,14 +166,93 @@ def undeclared_spreads_are_refused(spread: str, folder: str) -> None:
             paperhooks.attach(model, Plain())
 
 
+class More:
+    """Another method, for the order of two."""
+
+    traits = Terms.traits
+
+    @hookimpl
+    def post_layer(self, site, call, hidden_states):
+        return None
+
+
+def another_order_is_named(spread: str, folder: str) -> None:
+    model = tiny_text().train()
+    called = SPREADS[spread].spread(model, folder)
+    methods = [Terms(), More()] if get_rank() == 0 else [More(), Terms()]
+    with (
+        paperhooks.attach(model, *methods) as session,
+        pytest.raises(PluginConflict, match="in the same order"),
+    ):
+        step(called, session)
+
+
+def a_session_closed_on_one_rank_is_named(spread: str, folder: str) -> None:
+    """Rank 0 goes on with its session, and is told; rank 1 then ends as a script would."""
+    model = tiny_text().train()
+    called = SPREADS[spread].spread(model, folder)
+    session = paperhooks.attach(model, Terms())
+    step(called, session)
+    if get_rank() == 1:
+        session.close()
+        called(**batch()).loss.backward()
+        time.sleep(20)
+        return
+    time.sleep(2)
+    try:
+        for _ in range(3):
+            called(**batch()).loss.backward()
+    except PluginConflict as error:
+        Path(folder, "error").write_text(str(error))
+    os._exit(7)
+
+
+def an_error_that_nobody_waits_for_ends_nobody(folder: str) -> None:
+    """In evaluation under DDP each rank goes its own way: rank 1 handles an error, and rank 0 works on."""
+    model = tiny_text().train()
+    called = SPREADS["ddp"].spread(model, folder)
+    method = Terms()
+    with paperhooks.attach(model, method) as session:
+        step(called, session)
+        model.eval()
+        with torch.no_grad():
+            if get_rank() == 1:
+                method.fails_in, method.fails_on = "post_layer", 1
+                with pytest.raises(RuntimeError, match="no post_layer"):
+                    model(**batch())
+                method.fails_in = ""
+                time.sleep(9)
+            model(**batch())
+        distributed.barrier()
+
+
+def an_error_in_the_backward_pass_reaches_the_other_rank(folder: str) -> None:
+    """A hook of a tensor raises on rank 0, which lives on."""
+    model = tiny_text().train()
+    called = SPREADS["ddp"].spread(model, folder)
+
+    def fails(gradient: torch.Tensor) -> None:
+        raise RuntimeError("no gradient")
+
+    try:
+        with paperhooks.attach(model, Terms()) as session:
+            step(called, session)
+            loss = compute_loss(session, LossContext(called, batch(), session=session))
+            if get_rank() == 0:
+                loss.register_hook(fails)
+            loss.backward()
+    except RuntimeError:
+        time.sleep(30)
+
+
 class TermsTrainer(HooksTrainerMixin, Trainer):
     """The stock Trainer with hooks."""
 
 
-def _trainer(model: Any, folder: str) -> TermsTrainer:
+def _trainer(model: Any, folder: str, **further: Any) -> TermsTrainer:
     options = TrainingArguments(
         str(Path(folder, str(get_rank()))), max_steps=4, per_device_train_batch_size=1, logging_steps=2, use_cpu=True,
-        report_to=[], save_strategy="no", disable_tqdm=True,
+        report_to=[], save_strategy="no", disable_tqdm=True, **further,
     )  # fmt: skip
     rows = [{name: value[0].tolist() for name, value in batch().items()} for _ in range(8)]
     return TermsTrainer(
@@ -187,6 +271,30 @@ def terms_of_some_ranks_are_logged(folder: str) -> None:
     for entry in logged:
         assert entry["loss/terms/all"] == pytest.approx(4.5)
         assert entry["loss/terms/last"] == pytest.approx(100.0)
+
+
+def terms_of_ranks_without_targets_do_not_count(folder: str, averages: bool) -> list[float]:
+    """Rank 1 has no target in any step; returns what is logged of a term that is a mean over targets."""
+
+    class Kind(Terms):
+        @hookimpl
+        def loss_terms(self, context):
+            mask = (context.labels != -100)[:, 1:]
+            return {"mean": context.token_mean(torch.full(mask.shape, 3.0), mask)}
+
+    model = tiny_text().train()
+    with paperhooks.attach(model, Kind()):
+        run = _trainer(model, folder, average_tokens_across_devices=averages)
+        rows, collate = run.train_dataset, run.data_collator
+
+        def blank(examples: list[Any]) -> Any:
+            made = collate(examples)
+            return {**made, "labels": made["labels"].fill_(-100)} if get_rank() == 1 else made
+
+        assert rows
+        run.data_collator = blank
+        run.train()
+    return [entry["loss/kind/mean"] for entry in run.state.log_history if "loss" in entry]
 
 
 def trainers_agree(folder: str, way: str) -> None:

@@ -56,6 +56,29 @@ def test_a_session_on_some_ranks_only_is_named(ranks: RankPool, tmp_path: Path, 
     assert (tmp_path / "error").read_text().startswith("rank 1 has not called its model with a session")
 
 
+@pytest.mark.parametrize("spread", ["ddp", "fsdp2-root"])
+def test_another_order_is_named(ranks: RankPool, tmp_path: Path, spread: str) -> None:
+    ranks.run(cases.another_order_is_named, spread, tmp_path)
+
+
+@pytest.mark.parametrize("spread", ["ddp", "fsdp2-root"])
+def test_a_session_closed_on_one_rank_is_named(ranks: RankPool, tmp_path: Path, spread: str) -> None:
+    with pytest.raises(ChildError, match="rank 0 of 2 ended with status 7"):
+        ranks.run(cases.a_session_closed_on_one_rank_is_named, spread, tmp_path, limit=30)
+    assert (tmp_path / "error").read_text().startswith("rank 1 has closed its session, and rank 0 goes on with terms(")
+
+
+def test_an_error_that_nobody_waits_for_ends_nobody(ranks: RankPool, tmp_path: Path) -> None:
+    ranks.run(cases.an_error_that_nobody_waits_for_ends_nobody, tmp_path)
+
+
+def test_an_error_in_the_backward_pass_reaches_the_other_rank(ranks: RankPool, tmp_path: Path) -> None:
+    with pytest.raises(
+        ChildError, match="rank 1 ends: it waits for rank 0, which failed with RuntimeError: no gradient"
+    ):
+        ranks.run(cases.an_error_in_the_backward_pass_reaches_the_other_rank, tmp_path, limit=28)
+
+
 @pytest.mark.parametrize("spread", ["ddp", "fsdp2-root", "tp"])
 def test_undeclared_spreads_are_refused(ranks: RankPool, tmp_path: Path, spread: str) -> None:
     ranks.run(cases.undeclared_spreads_are_refused, spread, tmp_path)
@@ -63,6 +86,12 @@ def test_undeclared_spreads_are_refused(ranks: RankPool, tmp_path: Path, spread:
 
 def test_a_term_of_one_rank_is_logged_under_its_name(ranks: RankPool, tmp_path: Path) -> None:
     ranks.run(cases.terms_of_some_ranks_are_logged, tmp_path)
+
+
+@pytest.mark.parametrize("averages", [True, False])
+def test_a_rank_without_targets_does_not_count_in_a_term(ranks: RankPool, tmp_path: Path, averages: bool) -> None:
+    for logged in ranks.run(cases.terms_of_ranks_without_targets_do_not_count, tmp_path, averages):
+        assert logged == pytest.approx([3.0, 3.0])
 
 
 @pytest.mark.parametrize("way", ["options", "nothing"])

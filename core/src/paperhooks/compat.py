@@ -257,7 +257,7 @@ def _inside(module: nn.Module) -> nn.Module:
 
 def attention_module(layer: nn.Module) -> nn.Module | None:
     """The self-attention module of a decoder layer, or None."""
-    return next((m for n, m in layer.named_children() if n in _ATTENTION_NAMES), None)
+    return next((_inside(m) for n, m in layer.named_children() if n in _ATTENTION_NAMES), None)
 
 
 def layer_types(text_config: Any, layers: tuple[nn.Module, ...]) -> tuple[str, ...]:

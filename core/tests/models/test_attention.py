@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from paperhooks import HookError, Traits, attach, hookimpl
+from paperhooks import HookError, Traits, UnsupportedModel, attach, hookimpl
 from paperhooks.hooks import attention_from
 from paperhooks.models import full_precision
 from paperhooks.models.storage import compute_dtype, device_of
 from paperhooks.testing import tiny_llama
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 IDS = torch.tensor([[0, 5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 16, 17, 18, 19]])
 MASK = (IDS != 0).long()
@@ -135,6 +136,54 @@ def test_what_modules_tell():
     assert compute_dtype(nn.Linear(2, 2).half()) == torch.float16
     assert compute_dtype(Packed(nn.Linear(2, 2))) is None
     assert compute_dtype(nn.Identity()) is None
+
+
+def test_attention_is_looked_for_inside_of_a_checkpoint_wrapper():
+    """The function that rotates stands beside the attention's class, and not beside its wrapper's."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    model, seen = tiny_llama(), []
+    for _ in range(2):
+        with attach(model, rank := Rank()), torch.no_grad():
+            model(IDS, attention_mask=MASK)
+        seen.append(rank.seen)
+        for layer in model.model.layers:
+            layer.self_attn = checkpoint_wrapper(layer.self_attn)
+    for plain, wrapped in zip(*seen, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(plain, wrapped, strict=True))
+
+
+class Subclass(LlamaAttention):
+    """A user's own, far from the module that has the function."""
+
+
+class Around(nn.Module):
+    """Somebody's attention that shows its parts, but not how it rotates."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        for name in ("q_proj", "k_proj", "head_dim", "scaling"):
+            setattr(self, name, getattr(inner, name))
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+def test_a_rotation_is_found_by_inheritance_or_refused():
+    model = tiny_llama()
+    with attach(model, plain := Rank()), torch.no_grad():
+        model(IDS, attention_mask=MASK)
+    for layer in model.model.layers:
+        layer.self_attn.__class__ = Subclass
+    with attach(model, rank := Rank()), torch.no_grad():
+        model(IDS, attention_mask=MASK)
+    for one, other in zip(plain.seen, rank.seen, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    for layer in model.model.layers:
+        layer.self_attn = Around(layer.self_attn)
+    with attach(model, Rank()), pytest.raises(UnsupportedModel, match="no apply_rotary_pos_emb"):
+        model(IDS, attention_mask=MASK)
 
 
 def test_rows_that_are_none_are_refused():

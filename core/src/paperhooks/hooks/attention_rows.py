@@ -21,8 +21,8 @@ def attention_from(site: Site, inputs: LayerInputs, rows: Tensor) -> Tensor:
     """How much attention some tokens pay to every token alive in the layer that is about to run, averaged over heads.
 
     What a method ranks tokens by, in the coordinates of this layer: rows and columns count the tokens alive
-    (``inputs.image_mask`` tells which of them are visual). Under tensor parallelism the average is over the heads of all
-    processes, each of which has to call this.
+    (``inputs.image_mask`` tells which of them are visual). Under tensor parallelism the average is over the heads of
+    all processes, each of which has to call this.
 
     :param rows: int64 [B, m], the tokens that look.
     :return: float32 [B, m, n] without gradient; each row sums to 1 over the real tokens up to itself.

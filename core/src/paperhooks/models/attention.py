@@ -105,12 +105,18 @@ def attention_parts(view: ModelView, index: int) -> AttentionParts:
         k_proj=found["k_proj"],
         q_norm=getattr(attention, "q_norm", None),
         k_norm=getattr(attention, "k_norm", None),
-        rotate=getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None),
+        rotate=_rotation(attention),
         head_dim=head_dim,
         scaling=float(found["scaling"]),
         query_heads=_head_count(found["q_proj"], head_dim, config.num_attention_heads),
         key_heads=_head_count(found["k_proj"], head_dim, config.num_key_value_heads),
     )
+
+
+def _rotation(attention: nn.Module) -> Any:
+    """The function that rotates queries and keys: it stands beside the class of the attention, or one it comes from."""
+    modules = (sys.modules[base.__module__] for base in type(attention).__mro__)
+    return next((found for m in modules if (found := getattr(m, "apply_rotary_pos_emb", None)) is not None), None)
 
 
 def _head_count(projection: nn.Module, head_dim: int, default: int) -> int:
@@ -158,8 +164,13 @@ def _rotated(
     parts: AttentionParts, q: Tensor, k: Tensor, tables: tuple[Tensor, Tensor] | None, rows: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Rotated in float32, before softmax, so that ties and rounding do not depend on the model's dtype."""
-    if tables is None or parts.rotate is None:
+    if tables is None:
         return q, k
+    if parts.rotate is None:
+        raise UnsupportedModel(
+            "the decoder has rotary positions, but its attention's module has no apply_rotary_pos_emb, so queries and "
+            "keys cannot be made as the layer makes them; rank by something else"
+        )
     cos, sin = (t.to(k.device).float().expand(k.shape[0], -1, -1) for t in tables)
     picked = rows[..., None].expand(-1, -1, cos.shape[-1])
     # The models' function rotates a pair; no heads in the other place means no work for it.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
 
@@ -37,6 +37,7 @@ _PAUSE: Final = 0.02
 _CALL: Final = "calls the model"
 _DONE: Final = "has no work left"
 _GIVE: Final = "waits for what the others give"
+_AGAIN: Final = "had too little memory, and asks again for less"
 
 
 def ranks_of(model: nn.Module) -> Ranks:
@@ -47,23 +48,41 @@ def ranks_of(model: nn.Module) -> Ranks:
     )  # fmt: skip
 
 
+class Company:
+    """The ranks that hold parts of one model, between their calls of it: here, this process has it alone."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether a call of the model has failed in its middle, where the others wait for parts of this rank."""
+        return False
+
+    def give(self, value: Any) -> list[Any]:
+        """What the ranks of this replica give, in their order; all of them give, between the same calls."""
+        return [value]
+
+    def again(self) -> None:
+        """This rank had too little memory for what it was about to do with the model, and does less.
+
+        The other ranks of its replica get a MemoryError at their next call.
+        """
+
+
 @contextmanager
-def in_step(model: nn.Module) -> Iterator[Callable[[Any], list[Any]]]:
+def in_step(model: nn.Module) -> Iterator[Company]:
     """Around work that calls ``model``, on every rank that holds a part of it (FSDP2, tensor parallelism).
 
     Inside, each replica calls it as often and with what it likes, or never; the ranks of one tensor-parallel group call
     it alike. An error of one rank is raised by all at their next call, or at the end. Plain, replicated and offloaded
     models are left alone.
 
-    :return: of the context: a function that takes a value of this rank, and returns those of all ranks that hold this
-        replica, in their order. They call it equally often, between the same calls of the model.
+    :return: of the context: the ranks' :class:`Company`.
     :raises PaperhooksError: another rank failed, which is named; or ranks of one tensor-parallel group call the model
         with different inputs, or one of them does not call it.
     """
     view = view_of(model)
     spread = view.spread
     if not spread.in_step:
-        yield lambda value: [value]
+        yield Company()
         return
     together = None if spread.tensor_mesh is None else spread.tensor_mesh.get_group()
     rounds = _Rounds(together, sharded="fsdp2" in spread.kinds)
@@ -72,7 +91,7 @@ def in_step(model: nn.Module) -> Iterator[Callable[[Any], list[Any]]]:
         stack.callback(view.model.register_forward_pre_hook(rounds.begin, prepend=True, with_kwargs=True).remove)
         stack.callback(view.model.register_forward_hook(rounds.end).remove)
         try:
-            yield rounds.give
+            yield rounds
             while rounds.others_work():
                 _call(view.model)
         except Exception as error:
@@ -80,7 +99,7 @@ def in_step(model: nn.Module) -> Iterator[Callable[[Any], list[Any]]]:
             raise
 
 
-class _Rounds:
+class _Rounds(Company):
     """:param together: the tensor-parallel group, or None. :param sharded: whether all processes wait for all."""
 
     def __init__(self, together: Any, *, sharded: bool) -> None:
@@ -92,6 +111,11 @@ class _Rounds:
         self.place = f"{place}/{self.store.add(f'{place} of {self.ranks.index}', 1)}"
         self._done = self._calling = False
         self._heard: Exception | None = None
+        self._withdrawn = False
+
+    @property
+    def waits(self) -> bool:
+        return self._calling or self._heard is not None
 
     def begin(self, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A call of the model begins."""
@@ -104,8 +128,12 @@ class _Rounds:
         self._calling = False
 
     def give(self, value: Any) -> list[Any]:
-        """What the ranks of this replica give, in their order."""
         return self._tell(_GIVE, value)[0]
+
+    def again(self) -> None:
+        if not self._withdrawn:
+            self._tell(_AGAIN)
+        self._withdrawn = False
 
     def others_work(self) -> bool:
         """Whether another rank begins a call; this one has no work left."""
@@ -116,7 +144,7 @@ class _Rounds:
         """Tell the others of an error, unless it came from them: then nobody listens any more."""
         if isinstance(self._heard, PaperhooksError):
             return
-        if self._calling or self._heard is not None:
+        if self.waits:
             self._part(error)
         else:
             self._tell("", error=error)
@@ -127,6 +155,9 @@ class _Rounds:
             raise self._heard
         try:
             return self._told(act, value, error)
+        except MemoryError:
+            self._withdrawn = True
+            raise
         except Exception as raised:
             self._heard = raised
             raise
@@ -141,7 +172,7 @@ class _Rounds:
                 self.ranks.meet(raised)
             raise
         working = act == _CALL
-        if self.sharded and act != _GIVE:
+        if self.sharded and act not in (_GIVE, _AGAIN):
             working = self.ranks.meet(working=working)
         return [given for _, given in told.values()], working
 
@@ -177,8 +208,15 @@ def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, li
 def _check_alike(told: dict[int, tuple[str, Any]]) -> None:
     """Whether ranks of one tensor-parallel group are about to do the same.
 
-    :param told: by rank, what it does, and with what. :raises PaperhooksError: names a rank that does not.
+    :param told: by rank, what it does, and with what.
+    :raises PaperhooksError: names a rank that does not.
+    :raises MemoryError: on all that are about to call the model, where one had too little memory.
     """
+    acts = [act for act, _ in told.values()]
+    if set(acts) == {_CALL, _AGAIN}:
+        if told[Ranks().index][0] == _CALL:
+            raise MemoryError(f"out of memory on rank {list(told)[acts.index(_AGAIN)]}")
+        return
     (first, (act, value)), *others = told.items()
     for rank, (its_act, its_value) in others:
         if its_act != act:

@@ -143,11 +143,12 @@ class Spread:
         for name, traits in methods.items():
             for kind in self.kinds:
                 if kind not in traits.parallel:
-                    declared = ", ".join(traits.parallel) or "none"
+                    declared = ", ".join(traits.parallel)
+                    ways = f"spread the model in one of the ways it declares ({declared})" if declared else ""
                     raise UnsupportedModel(
                         f"{name} has not declared {kind!r}, and {type(self.model).__name__} is {_WORDS[kind]}"
-                        f"{_WHY.get(kind, '')}; its traits declare (Traits.parallel): {declared}. Detach it, or spread "
-                        "the model in one of these ways"
+                        f"{_WHY.get(kind, '')}. Detach it, or {ways or 'use the model as it is in one process'}; who "
+                        f"has tested the method so adds Traits(parallel=({kind!r}, ...)) to it"
                     )
 
     def __str__(self) -> str:

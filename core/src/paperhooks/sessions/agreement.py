@@ -26,8 +26,9 @@ __all__ = ["PATIENCE", "Agreement"]
 
 log = logging.getLogger("paperhooks.session")
 
-#: Seconds until a rank that has shown no session is named in the log, and until it is an error.
-PATIENCE: Final = [10.0, 300.0]
+#: Seconds until a rank that has not come here is named in the log, until it is an error where it has attached nothing,
+#: and until it is one where it has, and has not called its model yet.
+PATIENCE: Final = [10.0, 60.0, 300.0]
 #: Seconds that a rank has to fail likewise when another one has failed, before it is taken to wait for that.
 _GRACE: Final = 3.0
 _PAUSE: Final = 0.02
@@ -51,7 +52,15 @@ class Agreement:
         self._met: set[tuple[int, ...]] = set()
         self._base = ""
         self._failures = 0
+        self._in_step = False
         self._over = threading.Event()
+        #: A rank that has closed its session, as far as this one has noticed.
+        self.left: int | None = None
+
+    def announce(self) -> None:
+        """A session opens on this rank: the others may wait longer for its first call."""
+        if Ranks().count > 1:
+            shared_store().add(_attached(Ranks().index), 1)
 
     def meet(self, spread: Spread, training: bool) -> None:
         """Compare the methods of all ranks whose calls wait for one another; once a session and a group of ranks.
@@ -61,10 +70,18 @@ class Agreement:
         :raises PaperhooksError: another rank has failed before it came here.
         """
         group = spread.group if training or spread.in_step else ()
-        if len(group) < 2 or group in self._met:
+        if len(group) < 2:
+            return
+        rank = Ranks().index
+        if self.left is not None:
+            raise PluginConflict(
+                f"rank {self.left} has closed its session, and rank {rank} goes on with {_told(self.methods)}; close "
+                "it on every rank, before the next call of the model"
+            )
+        if group in self._met:
             return
         self._met.add(group)
-        rank, store = Ranks().index, shared_store()
+        store, self._in_step = shared_store(), spread.in_step
         self._base, self._group = _base(store.add(_count(rank), 1)), group
         store.set(f"{self._base}/{rank}", json.dumps(self.methods))
         if len(self._met) == 1:
@@ -72,7 +89,7 @@ class Agreement:
         for other in group:
             self._wait(store, other)
             there = json.loads(store.get(f"{self._base}/{other}"))
-            if there != self.methods:
+            if list(there.items()) != list(self.methods.items()):
                 raise PluginConflict(
                     f"rank {other} has attached {_told(there)}, and rank {rank} {_told(self.methods)}; ranks that "
                     "share one model attach the same methods with the same options, in the same order"
@@ -84,15 +101,20 @@ class Agreement:
         threading.Thread(target=self._watch, args=(caller,), name=name, daemon=True).start()
 
     def _wait(self, store: Any, other: int) -> None:
-        begun, rank, (named, given_up) = time.monotonic(), Ranks().index, PATIENCE
+        begun, rank, (named, without, given_up) = time.monotonic(), Ranks().index, PATIENCE
         warned = False
         while not store.check([f"{self._base}/{other}"]):
             waited = time.monotonic() - begun
+            if not store.add(_attached(other), 0):
+                given_up = without
             if waited > _GRACE and (found := self._failed(store, other, 0)):
                 raise PaperhooksError(f"rank {other} failed before its first call of the model, with {found[1]}")
             if waited > named and not warned:
                 warned = True
-                log.warning("rank %d has called no model with a session, and rank %d waits for it", other, rank)
+                log.warning(
+                    "rank %d has called no model with a session, and rank %d waits for it; attach the same methods on "
+                    "every rank", other, rank,
+                )  # fmt: skip
             if waited > given_up:
                 raise PluginConflict(
                     f"rank {other} has not called its model with a session of paperhooks within {given_up:g} s, and "
@@ -102,12 +124,14 @@ class Agreement:
 
     # -- failures ----------------------------------------------------------------------------------------------------
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException, training: bool = True) -> None:
         """This rank's call of the model raises ``error``: let the others learn of it, who may wait for this rank.
 
         An error that another rank's end has caused gets a note that names that rank.
+
+        :param training: whether the call was in training mode with gradient; DDP's ranks wait for no other.
         """
-        if Ranks().count == 1 or getattr(error, _TOLD, False):
+        if Ranks().count == 1 or getattr(error, _TOLD, False) or not (training or self._in_step):
             return
         setattr(error, _TOLD, True)
         rank = Ranks().index
@@ -129,8 +153,11 @@ class Agreement:
                     error.add_note(note)
 
     def end(self) -> None:
-        """The session is closed: nobody is told anything any more."""
+        """The session is closed: the others are told that, and nothing any more."""
         self._over.set()
+        if self._group:
+            with contextlib.suppress(Exception):  # the group has ended
+                shared_store().set(f"{self._base}/closed {Ranks().index}", "")
 
     def _first(self, store: Any, number: int) -> tuple[int, str] | None:
         """The other rank that failed first in the ``number``-th failure, and its error."""
@@ -156,6 +183,8 @@ class Agreement:
         with contextlib.suppress(Exception):  # the group has ended
             while not self._over.wait(_LOOK):
                 found = self._first(shared_store(), number)
+                gone = [r for r in self._group if shared_store().check([f"{self._base}/closed {r}"])]
+                self.left = gone[0] if gone else None
                 if found is None:
                     continue
                 if self._over.wait(_GRACE):
@@ -182,6 +211,10 @@ class Agreement:
 
 def _count(rank: int) -> str:
     return f"paperhooks/meetings of {rank}"
+
+
+def _attached(rank: int) -> str:
+    return f"paperhooks/sessions of {rank}"
 
 
 def _base(number: int) -> str:

@@ -68,5 +68,9 @@ class Owner(Protocol):
     def close(self) -> None:
         """Undo everything."""
 
+    @property
+    def deserted(self) -> bool:
+        """Whether another rank of the model has closed its session."""
+
     def meet(self, training: bool) -> None:
         """The model is called for the first time since it was spread otherwise, with or without training."""

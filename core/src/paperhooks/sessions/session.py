@@ -23,6 +23,7 @@ from paperhooks.errors import PluginConflict, UnsupportedGeneration
 from paperhooks.hooks.call import Site
 from paperhooks.hooks.inputs import shape_text
 from paperhooks.hooks.specs import LOSS_HOOKS
+from paperhooks.models.spread import Spread
 from paperhooks.models.view import ModelView
 from paperhooks.models.wrappers import refuse_replicator, running_model
 from paperhooks.sessions.agreement import Agreement
@@ -78,6 +79,7 @@ class Session:
         self._undo = UndoStack()
         self._agreement = Agreement(methods.words())
         self._watched = False
+        self._called: Spread | None = None  # how the model was spread in its last call: only there DDP shows
         self._installer = Installer(self.view, methods, self._flags, self._undo)
         #: Methods whose teardown is still to run, in the order of their setup.
         self._begun: list[str] = []
@@ -88,6 +90,7 @@ class Session:
     def _open(self) -> None:
         try:
             self.view.spread.check(self._set.traits())
+            self._agreement.announce()
             in_forward = bool(self._set.in_forward())
             names = keyword_parameters(self.view.model) if in_forward else ()
             # First of all and undone last: by it a session whose opening or closing was interrupted can be found.
@@ -127,7 +130,9 @@ class Session:
     def describe(self) -> str:
         """A table of decoder layers against methods: which hooks run where. One line a run of equal layers."""
         state = "closed" if self.closed else "attached"
-        spread = f"{self.view.spread}; declared: {', '.join(self._set.spreads()) or 'plain models only'}"
+        now = self.view.spread
+        found = self._called if self._called is not None and not now.kinds else now
+        spread = f"{found}; declared: {', '.join(self._set.spreads()) or 'plain models only'}"
         head = f"{type(self.view.model).__name__} ({self.view.family}), {state}\nspread: {spread}"
         return f"{head}\n{self._set.table(self.view)}"
 
@@ -161,12 +166,17 @@ class Session:
         :raises UnsupportedModel: a method has not declared the way in which the model is spread.
         :raises PluginConflict: other ranks of the model have attached something else.
         """
-        spread = self.view.spread
+        spread = self._called = self.view.spread
         spread.check(self._set.traits())
         if len(spread.group) > 1 and not self._watched:
             self._watched = True
             self._installer.hook(self.view.model, "forward", ModelExit(self._agreement.fail), always=True)
         self._agreement.meet(spread, training)
+
+    @property
+    def deserted(self) -> bool:
+        """Whether another rank of the model has closed its session, and this one has noticed."""
+        return self._agreement.left is not None
 
     def fail(self, error: BaseException) -> None:
         """Let the ranks that call the model in step learn of ``error``, or note on it which rank failed before."""
@@ -296,7 +306,7 @@ class Session:
         if exc is None:
             self.close()
             return
-        self._agreement.explain(exc)
+        self._agreement.fail(exc)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:

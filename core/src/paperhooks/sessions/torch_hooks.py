@@ -83,7 +83,7 @@ class ModelEnter(Hook):
         if self.session is not None and not torch.compiler.is_compiling():
             training = module.training and torch.is_grad_enabled()
             mark = training, *spread_mark(module, self.view.layers)
-            if mark != self.mark:
+            if mark != self.mark or self.session.deserted:
                 self.session.meet(training)
                 self.mark = mark
         if module.training and torch.is_grad_enabled():
@@ -246,7 +246,7 @@ class DecoderExit(Hook):
 class ModelExit(Hook):
     """Forward hook of a model that ranks call in step, called after errors: lets them learn of this rank's error."""
 
-    def __init__(self, fail: Callable[[BaseException], None]) -> None:
+    def __init__(self, fail: Callable[[BaseException, bool], None]) -> None:
         self.fail = fail
 
     def __getstate__(self) -> dict[str, Any]:
@@ -254,10 +254,10 @@ class ModelExit(Hook):
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if output is None and (error := sys.exc_info()[1]) is not None:
-            self.fail(error)
+            self.fail(error, module.training and torch.is_grad_enabled())
 
 
-def _alone(error: BaseException) -> None:
+def _alone(error: BaseException, training: bool) -> None:
     """Nobody is told: a copy of a model is in no session."""
 
 

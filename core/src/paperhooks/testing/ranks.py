@@ -148,12 +148,8 @@ class _Ranks(Processes):
         return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
     def unfinished(self) -> list[str]:
-        return self.undone() or super().unfinished()
-
-    def undone(self) -> list[str]:
-        """The names of the ranks that have left neither a value nor an error."""
         left = [(name, self._left(n, "value"), self._left(n, "error")) for n, name in enumerate(self.names)]
-        return [name for name, *files in left if not any(file.exists() for file in files)]
+        return [name for name, *files in left if not any(file.exists() for file in files)] or super().unfinished()
 
     def failures(self) -> list[Failure]:
         found = {}
@@ -186,7 +182,9 @@ class _Pool(_Ranks):
         return self.folder / f"turn-{self.turns}"
 
     def unfinished(self) -> list[str]:
-        return self.undone()
+        """Those that have left the group neither in order nor by an error."""
+        left = [(name, self._left(n, "done"), self._left(n, "error")) for n, name in enumerate(self.names)]
+        return [name for name, *files in left if not any(file.exists() for file in files)]
 
     def turn(self, target: Callable[..., Any], arguments: tuple[Any, ...], limit: float) -> list[Any]:
         self.turns, self.limit = self.turns + 1, limit
@@ -227,6 +225,7 @@ def _serve(folder: Path, rank: str) -> None:
         while not (place / "order.json").exists():
             time.sleep(_PAUSE)
         _work(place, rank)
+        _write(place / f"rank-{rank}.done", "")
         if (state := sys.modules.get("accelerate.state")) is not None:
             state.AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -99,7 +99,8 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
             nothing = torch.full((), torch.nan, device=self.args.device)
             return (nothing, context.outputs) if return_outputs else nothing
         loss = compute_loss(session, context) * steps  # what training_step divides by
-        if model.training:
+        # Where a step is normalised by this process' own counts, one without targets has nothing to say of a term.
+        if model.training and (getattr(self, "_targets_here", True) or self.args.average_tokens_across_devices):
             self._note_terms(context.terms)
         if not return_outputs:
             return loss
@@ -176,7 +177,9 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
 
     def _counted(self, batches: list[dict[str, Any]]) -> Tensor:
         """Counts of a step, of this process or a mean of all; DataError where nothing is predicted in any."""
-        counts = torch.tensor([_counts(b) for b in batches], device=self.args.device).sum(0)
+        found = [_counts(batch) for batch in batches]
+        self._targets_here = sum(targets for targets, *_ in found)
+        counts = torch.tensor(found, device=self.args.device).sum(0)
         total = self.accelerator.reduce(counts, "sum") if self.args.world_size > 1 else counts
         # A process that has no target may wait for others: only all together can tell.
         if not total[0] and all(map(predicts_nothing, batches)):
@@ -237,6 +240,7 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
 
     def _take_terms(self) -> dict[str, float]:
         sums: dict[str, Tensor] = getattr(self, "_term_sums", {})
+        seen: dict[str, set[int]] = getattr(self, "_term_steps", {})
         names = sorted(sums)
         if self.args.world_size > 1 and has_loss_hooks(find_session(cast(nn.Module, self.model))):
             # A process that had no target has no terms, or others: all have to agree on what is added up.
@@ -245,7 +249,7 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
             return {}
         device = self.args.device
         totals = torch.stack([sums.get(name, torch.zeros(())).to(device) for name in names])
-        steps = torch.tensor([float(len(self._term_steps.get(name, ()))) for name in names], device=device)
+        steps = torch.tensor([float(len(seen.get(name, ()))) for name in names], device=device)
         if self.args.world_size > 1:
             totals, steps = self.accelerator.reduce(torch.stack([totals, steps]), "sum")
         self._term_sums, self._term_steps = {}, {}
