@@ -64,6 +64,35 @@ def evaluated(kind: str, folder: str, data: str, out: str, fails: str = "") -> l
     return [result.answered, result.headline.value, getattr(backend, "asked", [])]
 
 
+class Narrow(TransformersBackend):
+    """Rank 1 has no memory for more than one document, ``before`` the model is called or ``between`` two calls."""
+
+    where, asked = "", ()
+
+    def answer(self, prompts: Any) -> Any:
+        self.asked = [*self.asked, len(prompts)]
+        if Ranks().index == 0 or len(prompts) == 1:
+            return super().answer(prompts)
+        if self.where == "before":
+            self.lack()
+        hook = self.model.register_forward_hook(self.lack)
+        try:
+            return super().answer(prompts)
+        finally:
+            hook.remove()
+
+    def lack(self, *_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: out of memory")
+
+
+def asked_with_little_memory(kind: str, folder: str, data: str, out: str, where: str) -> list[Any]:
+    """Documents answered, the headline, and the sizes of this rank's batches."""
+    backend = Narrow(spread(kind, folder), word_tokenizer())
+    backend.where = where
+    result = evaluate(backend, None, Echo(), data=data, out=out, batch_size=2, report=False)
+    return [result.answered, result.headline.value, list(backend.asked)]
+
+
 class Uneven(Echo):
     """Rank 1 cannot make one request, rank 0 another one, and a third is not the same on both."""
 

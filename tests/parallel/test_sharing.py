@@ -134,6 +134,19 @@ def test_a_tensor_parallel_group_calls_the_model_alike(
         assert told.startswith(expected)
 
 
+@pytest.mark.parametrize("where", ["before", "between"])
+@pytest.mark.parametrize("kind", ["fsdp2", "tp"])
+def test_a_batch_that_held_nobody_up_is_halved(
+    ranks: RankPool, kind: str, where: str, folder: Path, data: Path, whole: Path, tmp_path: Path
+) -> None:
+    """By one rank where replicas are sharded, and by all of a tensor-parallel group."""
+    told = ranks.run(cases_sharing.asked_with_little_memory, kind, folder, data, tmp_path / "run", where)
+    assert [each[:2] for each in told] == [[10, 0.5]] * 2
+    assert told[1][2][:3] == [2, 1, 1]
+    assert told[0][2][:2] == ([2, 1] if kind == "tp" else [2])  # two documents are its own
+    assert untimed(tmp_path / "run") == untimed(whole)
+
+
 def test_units_that_not_every_call_passes_are_not_waited_for(ranks: RankPool) -> None:
     told = ranks.run(cases_sharing.with_images_on_one_rank)
     assert [len(each) for each in told] == [5, 3]

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import gc
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, Final
@@ -28,7 +28,7 @@ from paperhooks.generation.thoughts import REASONING_TAGS
 from paperhooks.io.hashing import class_name, hash_json, model_digest
 from paperhooks.io.processes import Ranks
 from paperhooks.models.forward import evaluation_mode
-from paperhooks.models.rounds import in_step, ranks_of
+from paperhooks.models.rounds import Company, in_step, ranks_of
 from paperhooks.plugins.methods import describe_method
 from paperhooks.sessions.session import active_session, attach
 
@@ -54,7 +54,7 @@ class TransformersBackend(Backend):
         # Padding is a state of the tokenizer, which a thread that makes prompts ahead must not meet.
         self._tokenizing = threading.Lock()
         self._image_tokens: dict[tuple[tuple[int, int], ...], int] = {}
-        self._give: Callable[[Any], list[Any]] = super().gathered
+        self._company = Company()
 
     def describe(self) -> dict[str, Any]:
         """Hashes of weights and chat template, all settings of what is involved (see ``settings``), and methods."""
@@ -93,12 +93,12 @@ class TransformersBackend(Backend):
             stack.enter_context(torch.no_grad())
             if self.methods:
                 stack.enter_context(attach(self.model, *self.methods))
-            self._give = stack.enter_context(in_step(self.model))
+            self._company = stack.enter_context(in_step(self.model))
             yield
 
     def gathered(self, value: Any) -> list[Any]:
         """What the ranks of a tensor-parallel group give, in their order."""
-        return self._give(value)
+        return self._company.give(value)
 
     def ranks(self) -> Ranks:
         """The processes that hold the model, by its replicas."""
@@ -134,10 +134,11 @@ class TransformersBackend(Backend):
         """Also the errors of torch, which has one class for accelerators and none for the CPU."""
         told = isinstance(error, RuntimeError) and ("out of memory" in str(error) or "allocate memory" in str(error))
         # Ranks that wait for parts of a call have lost it, whatever is asked next.
-        return (told or super().too_large(error)) and not self.ranks().in_step
+        return (told or super().too_large(error)) and not self._company.waits
 
     def recover(self) -> None:
-        """Hand freed tensors back to the accelerator."""
+        """Hand freed tensors back to the accelerator; a tensor-parallel group asks for less together."""
+        self._company.again()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
