@@ -91,7 +91,7 @@ class CCA:
         beams=True,
         assisted=True,
         training=True,
-        devices=("cpu", "emulated"),
+        devices=("cpu", "cuda", "emulated"),
         dtypes=("float32", "bfloat16", "float16"),
         parallel=("ddp", "fsdp2", "tp", "offload"),
     )

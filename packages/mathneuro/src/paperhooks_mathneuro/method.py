@@ -94,7 +94,7 @@ class MathNeuro:
 
     traits: ClassVar[Traits] = Traits(
         writes=frozenset({"weights"}),
-        devices=("cpu", "emulated"),
+        devices=("cpu", "cuda", "emulated"),
         dtypes=("float32", "bfloat16", "float16"),
         parallel=("ddp",),
         shared_work=True,

@@ -65,7 +65,7 @@ class MiniPLM:
     chunk: int = 512
 
     traits: ClassVar[Traits] = Traits(
-        devices=("cpu", "emulated"),
+        devices=("cpu", "cuda", "emulated"),
         dtypes=("float32", "bfloat16", "float16"),
         parallel=("ddp", "fsdp2", "tp", "offload"),
         shared_work=True,

@@ -99,7 +99,7 @@ class PyramidDrop:
         beams=True,
         assisted=True,
         training=True,
-        devices=("cpu", "emulated"),
+        devices=("cpu", "cuda", "emulated"),
         dtypes=("float32", "bfloat16", "float16"),
         parallel=("ddp", "fsdp2", "tp", "offload"),
     )

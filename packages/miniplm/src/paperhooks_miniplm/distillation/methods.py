@@ -40,7 +40,8 @@ _T = TypeVar("_T")
 #: Nothing happens inside the forward, so every way to generate and to compile stays what it is.
 _TRAITS: Final = Traits(
     training=True, compile=True, beams=True, assisted=True, static_cache=True, chunked_prefill=True,
-    devices=("cpu", "emulated"), dtypes=("float32", "bfloat16", "float16"), parallel=("ddp", "fsdp2", "tp", "offload"),
+    devices=("cpu", "cuda", "emulated"), dtypes=("float32", "bfloat16", "float16"),
+    parallel=("ddp", "fsdp2", "tp", "offload"),
 )  # fmt: skip
 
 
