@@ -197,3 +197,17 @@ def test_the_state_of_the_process_forgives_what_libraries_load():
     torch.rand(1)
     assert state.changes() == ["torch's random state was changed"]
     assert state.changes(settings=False) == []
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_forward_of_an_offloaded_model_leaves_its_fingerprint(tied: bool) -> None:
+    """accelerate makes what stands in for the weights anew at every forward, and parts what was tied."""
+    from accelerate import cpu_offload
+
+    model = tiny_text("llama", tie_word_embeddings=tied)
+    ids = torch.tensor([[3, 4, 5]])
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    model(ids)
+    before = fingerprint(model)
+    model(ids)
+    assert fingerprint(model).differences(before) == []

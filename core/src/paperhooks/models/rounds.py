@@ -19,7 +19,7 @@ from torch import nn
 from paperhooks.errors import PaperhooksError
 from paperhooks.io.hashing import tensor_digest
 from paperhooks.io.processes import Ranks
-from paperhooks.models.engines import fully_sharded, shared_store
+from paperhooks.models.engines import fully_sharded, is_spread, shared_store
 from paperhooks.models.forward import view_of
 from paperhooks.models.spread import spread_of
 from paperhooks.models.view import ModelView
@@ -248,12 +248,14 @@ def _whole_units(view: ModelView) -> Iterator[None]:
         module for module in view.model.modules()
         if fully_sharded(module) and id(module) not in passed and all(m is not view.decoder for m in module.modules())
     ]  # fmt: skip
-    for unit in units:
+    # torch does not tell what was chosen for a unit; one that is whole now was told to stay so after its forward.
+    given_up = [unit for unit in units if all(map(is_spread, unit.parameters()))]
+    for unit in given_up:
         unit.unshard()
         unit.set_reshard_after_forward(False, recurse=False)
     try:
         yield
     finally:
-        for unit in units:
+        for unit in given_up:
             unit.set_reshard_after_forward(True, recurse=False)
             unit.reshard()

@@ -43,7 +43,8 @@ def fingerprint(model: nn.Module) -> Fingerprint:
         entries[f"{name}:class"] = f"{type(module).__qualname__}@{id(type(module))}"
         for key, value in vars(module).items():
             if key in ("_parameters", "_buffers", "_modules"):
-                members = {k: id(v) for k, v in value.items()}
+                # What stands in for offloaded weights is made anew at every forward, apart where weights are tied.
+                members = {k: "kept elsewhere" if getattr(v, "is_meta", False) else id(v) for k, v in value.items()}
                 entries[f"{name}.{key}"] = str(members)
             elif key.endswith("_hooks") or "_hooks_" in key:
                 entries[f"{name}.{key}"] = str([(k, id(v)) for k, v in value.items()]) if value else "{}"
@@ -53,7 +54,8 @@ def fingerprint(model: nn.Module) -> Fingerprint:
                 entries[f"{name}.{key}"] = f"{value.device} {tensor_digest(value)}"
             else:
                 entries[f"{name}.{key}"] = f"{type(value).__name__}@{id(value)}"
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    held = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in held:
         entries[f"{name}:bits"] = f"{tensor.device} {tensor_digest(held_tensor(model, name, tensor))}"
     config = getattr(model, "config", None)
     if config is not None:
