@@ -111,17 +111,18 @@ class TrainingChecks(Material):
 
     def _loss(self, model: Any, attached: bool = True) -> Tensor:
         """The model's own loss on a right-padded batch, with the method or without."""
+        if not attached:
+            return self._called(model)
+        with attach(model, self.make()):
+            return self._called(model)
+
+    def _called(self, model: Any) -> Tensor:
+        """The loss of a model as it stands."""
         inputs = self.inputs(model, pad="right")
         labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
         if self.vision:
             labels = labels.masked_fill(labels == IMAGE_TOKEN, -100)
         labels[:, :2] = -100
-        if not attached:
-            return self._called(model, inputs, labels)
-        with attach(model, self.make()):
-            return self._called(model, inputs, labels)
-
-    def _called(self, model: Any, inputs: dict[str, Any], labels: Tensor) -> Tensor:
         loss: Tensor = model(**inputs, labels=labels, use_cache=False).loss
         return loss
 
