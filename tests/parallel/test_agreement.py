@@ -17,6 +17,9 @@ ERRORS = [
     pytest.param("fsdp2-root", "post_layer", marks=pytest.mark.slow),
 ]
 
+#: The two ways in which ranks that train wait for one another.
+BOTH = pytest.mark.parametrize("spread", ["ddp", "fsdp2-root"])
+
 
 @pytest.mark.parametrize(("spread", "where"), ERRORS)
 def test_an_error_reaches_the_other_rank_within_seconds(
@@ -39,29 +42,29 @@ def test_a_rank_that_lives_on_after_an_error_does_not_hang_the_other(
         ranks.run(cases.an_error_reaches_the_other_rank, spread, where, tmp_path, True, limit=28)
 
 
-@pytest.mark.parametrize("spread", ["ddp", "fsdp2-root"])
+@BOTH
 def test_an_error_that_all_have_is_raised_by_all(ranks: RankPool, tmp_path: Path, spread: str) -> None:
     ranks.run(cases.an_error_that_all_have_is_raised_by_all, spread, tmp_path)
 
 
-@pytest.mark.parametrize("spread", ["ddp", "fsdp2-root"])
+@BOTH
 def test_other_options_are_named_at_the_first_step(ranks: RankPool, tmp_path: Path, spread: str) -> None:
     ranks.run(cases.other_options_are_named, spread, tmp_path)
 
 
-@pytest.mark.parametrize("spread", ["ddp", "fsdp2-root"])
+@BOTH
 def test_a_session_on_some_ranks_only_is_named(ranks: RankPool, tmp_path: Path, spread: str) -> None:
     with pytest.raises(ChildError, match="rank 0 of 2 ended with status 7"):
         ranks.run(cases.sessions_on_some_ranks_are_named, spread, tmp_path, limit=30)
     assert (tmp_path / "error").read_text().startswith("rank 1 has not called its model with a session")
 
 
-@pytest.mark.parametrize("spread", ["ddp", "fsdp2-root"])
+@BOTH
 def test_another_order_is_named(ranks: RankPool, tmp_path: Path, spread: str) -> None:
     ranks.run(cases.another_order_is_named, spread, tmp_path)
 
 
-@pytest.mark.parametrize("spread", ["ddp", "fsdp2-root"])
+@BOTH
 def test_a_session_closed_on_one_rank_is_named(ranks: RankPool, tmp_path: Path, spread: str) -> None:
     with pytest.raises(ChildError, match="rank 0 of 2 ended with status 7"):
         ranks.run(cases.a_session_closed_on_one_rank_is_named, spread, tmp_path, limit=30)
