@@ -95,12 +95,23 @@ def test_an_error_of_one_rank_between_calls_ends_the_run_for_all(
 
 @pytest.mark.parametrize("kind", ["fsdp2", "tp"])
 def test_an_error_in_the_middle_of_a_call_hangs_nobody(kind: str, folder: Path, data: Path, tmp_path: Path) -> None:
-    """The other rank waits for a part of this one's, which leaves the group within seconds."""
+    """The other rank waits for a part of this one's, and is told why that does not come."""
     with pytest.raises(ChildError) as caught:
         run_ranks(cases_sharing.evaluated, kind, folder, data, tmp_path / "run", "within", limit=60)
     told = str(caught.value)
     assert told.startswith("rank 1 of 2 failed: RuntimeError: lost its device")
-    assert "paperhooks: rank 1 failed: RuntimeError: lost its device" in told
+    assert "paperhooks: rank 1 failed before, with RuntimeError: lost its device" in told
+
+
+@pytest.mark.parametrize("kind", ["fsdp2", "tp"])
+def test_nobody_waits_for_a_rank_that_lives_on_after_an_error(
+    kind: str, folder: Path, data: Path, tmp_path: Path
+) -> None:
+    """Without a session too; the wrapper's groups are of no use to whoever waits in them."""
+    words = "paperhooks: rank 0 ends: it waits for rank 1, which failed with RuntimeError: lost its device"
+    arguments = (kind, folder, data, tmp_path / "run", "within, and lives on")
+    with pytest.raises(ChildError, match=words):
+        run_ranks(cases_sharing.evaluated, *arguments, limit=28)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

@@ -8,7 +8,6 @@ together by tensor parallelism have the same work: before a call they compare wh
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
@@ -20,6 +19,7 @@ from paperhooks.errors import PaperhooksError
 from paperhooks.io.hashing import tensor_digest
 from paperhooks.io.processes import Ranks
 from paperhooks.models.engines import fully_sharded, is_spread, shared_store
+from paperhooks.models.failures import Failures
 from paperhooks.models.forward import view_of
 from paperhooks.models.spread import spread_of
 from paperhooks.models.view import ModelView
@@ -28,10 +28,6 @@ from paperhooks.models.wrappers import running_model
 __all__ = ["in_step", "ranks_of"]
 
 log = logging.getLogger("paperhooks.models")
-
-#: Seconds that the other ranks have to fail likewise, before they are taken to wait for one that failed.
-_GRACE: Final = 3.0
-_PAUSE: Final = 0.02
 
 #: What a rank tells the others that it is about to do.
 _CALL: Final = "calls the model"
@@ -90,6 +86,8 @@ def in_step(model: nn.Module) -> Iterator[Company]:
         stack.enter_context(_whole_units(view))
         stack.callback(view.model.register_forward_pre_hook(rounds.begin, prepend=True, with_kwargs=True).remove)
         stack.callback(view.model.register_forward_hook(rounds.end).remove)
+        rounds.failures.watch()
+        stack.callback(rounds.failures.stop)
         try:
             yield rounds
             while rounds.others_work():
@@ -103,12 +101,12 @@ class _Rounds(Company):
     """:param together: the tensor-parallel group, or None. :param sharded: whether all processes wait for all."""
 
     def __init__(self, together: Any, *, sharded: bool) -> None:
-        self.ranks, self.together, self.sharded, self.store = Ranks(), together, sharded, shared_store()
+        self.ranks, self.together, self.sharded = Ranks(), together, sharded
         self.replica = Ranks(alone=together is None)
         # Without FSDP2, tensor-parallel groups do not wait for one another.
-        self.members = torch.distributed.get_process_group_ranks(None if sharded else together)
-        place = f"paperhooks/rounds/{','.join(map(str, self.members))}"
-        self.place = f"{place}/{self.store.add(f'{place} of {self.ranks.index}', 1)}"
+        members = torch.distributed.get_process_group_ranks(None if sharded else together)
+        place = f"paperhooks/rounds/{','.join(map(str, members))}"
+        self.failures = Failures(f"{place}/{shared_store().add(f'{place} of {self.ranks.index}', 1)}", members)
         self._done = self._calling = False
         self._heard: Exception | None = None
         self._withdrawn = False
@@ -179,21 +177,13 @@ class _Rounds(Company):
     def _part(self, error: Exception) -> None:
         """In the middle of a call the others wait for parts of this rank: they fail likewise, or it leaves them.
 
-        Who fails because another one left has a note of that one's error.
+        What they wait for must not be paired with what this rank gives later on, in the same groups.
         """
-        told = f"rank {self.ranks.index} failed: {type(error).__name__}: {error}"
-        with suppress(Exception):  # a session has left already, and must not have its error hidden
-            first = self.store.compare_set(f"{self.place}/first", "", told).decode()
-            if first != told:
-                error.add_note(f"paperhooks: {first}")
-            key, end = f"{self.place}/failed", time.monotonic() + _GRACE
-            self.store.add(key, 1)
-            while self.store.add(key, 0) < len(self.members):
-                if time.monotonic() > end:
-                    log.error("%s; it leaves its process groups, so that the others do not wait", told)
-                    torch.distributed.destroy_process_group()
-                    break
-                time.sleep(_PAUSE)
+        self.failures.tell(error)
+        if self.failures.lonely():
+            log.error("rank %d failed in the middle of a call; it leaves its process groups", self.ranks.index)
+            with suppress(Exception):  # it has left already
+                torch.distributed.destroy_process_group()
 
 
 def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, list[int], str]]:

@@ -8,17 +8,14 @@ call that an interrupt has ended.
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 from collections.abc import Iterable
 from types import FrameType
 
-__all__ = ["in_stack", "still_inside", "waiting_place"]
+__all__ = ["in_stack", "still_inside"]
 
 #: Functions whose ``self`` is what is being called: torch's dispatch of hooks, ``generate``, and what stands in for it.
 _CALLS = ("_call_impl", "generate", "__call__")
-#: Where torch's own Python code stands while a collective runs: a call of one, a wrapper's, or the backward pass.
-_COLLECTIVES = tuple(f"/torch/{place}" for place in ("distributed", "nn/parallel", "autograd", "_ops.py"))
 _SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
@@ -52,12 +49,3 @@ def _outside(frame: FrameType) -> bool:
             return not at.f_code.co_flags & _SUSPENDABLE
         at = above
     return False
-
-
-def waiting_place(thread: int) -> tuple[int, int] | None:
-    """Where a thread stands that may wait for other processes in torch: equal as long as it stays; None elsewhere."""
-    frame = sys._current_frames().get(thread)
-    file = "" if frame is None else frame.f_code.co_filename.replace(os.sep, "/")
-    if frame is None or not any(place in file for place in _COLLECTIVES):
-        return None
-    return id(frame), frame.f_lasti
