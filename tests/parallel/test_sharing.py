@@ -103,7 +103,7 @@ def test_an_error_in_the_middle_of_a_call_hangs_nobody(kind: str, folder: Path, 
     assert "paperhooks: rank 1 failed before, with RuntimeError: lost its device" in told
 
 
-@pytest.mark.parametrize("kind", ["fsdp2", "tp"])
+@pytest.mark.parametrize("kind", ["fsdp2", pytest.param("tp", marks=pytest.mark.slow)])
 def test_nobody_waits_for_a_rank_that_lives_on_after_an_error(
     kind: str, folder: Path, data: Path, tmp_path: Path
 ) -> None:

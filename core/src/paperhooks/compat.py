@@ -168,6 +168,17 @@ class LayerCall:
             )
         return cls(names, cache_parameter(layer.forward))
 
+    @classmethod
+    def of_each(cls, layers: Iterable[nn.Module]) -> list[LayerCall]:
+        """As :meth:`of`, for every layer; what layers of one class share is read once."""
+        read: dict[object, LayerCall] = {}
+        found = []
+        for layer in layers:
+            key = layer if "forward" in vars(layer) else type(layer)
+            read[key] = read.get(key) or cls.of(layer)
+            found.append(read[key])
+        return found
+
 
 # -- caches ------------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,8 +18,9 @@ __all__ = [
     "given_up_again",
     "is_spread",
     "meshes",
+    "missing_layer",
     "offloads",
-    "pipelined",
+    "one_of_each",
     "shared_store",
 ]
 
@@ -61,25 +62,30 @@ def is_spread(tensor: object) -> bool:
     return isinstance(tensor, Tensor) and hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
 
 
-def meshes(model: nn.Module) -> Iterator[Any]:
-    """The device meshes that a model's parameters lie on, each once."""
+def one_of_each(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """A module of every class among ``modules``: enough to look at where the class alone tells."""
+    return list({type(module): module for module in modules}.values())
+
+
+def meshes(parameters: Iterable[Tensor]) -> Iterator[Any]:
+    """The device meshes that parameters lie on, each once."""
     seen: list[Any] = []
-    for parameter in model.parameters():
-        mesh = getattr(parameter, "device_mesh", None)
-        if mesh is not None and mesh not in seen:
+    for parameter in filter(is_spread, parameters):
+        mesh: Any = parameter.device_mesh  # type: ignore[attr-defined]
+        if mesh not in seen:
             seen.append(mesh)
             yield mesh
 
 
 def offloads(module: nn.Module) -> bool:
     """Whether accelerate keeps this module's weights elsewhere between forwards."""
-    hook = getattr(module, "_hf_hook", None)
-    return any(getattr(each, "offload", False) for each in getattr(hook, "hooks", (hook,)))
+    hook = vars(module).get("_hf_hook")
+    return hook is not None and any(getattr(each, "offload", False) for each in getattr(hook, "hooks", (hook,)))
 
 
-def pipelined(model: nn.Module) -> bool:
-    """Whether a model has a part of its layers only, as a stage of a pipeline."""
-    return any(type(module).__name__ == "PipelineIdentityLayer" for module in model.modules())
+def missing_layer(module: nn.Module) -> bool:
+    """Whether a module stands in for a layer that another process has, as in a stage of a pipeline."""
+    return type(module).__name__ == "PipelineIdentityLayer"
 
 
 def dealt_sequence(model: nn.Module) -> bool:
@@ -88,7 +94,7 @@ def dealt_sequence(model: nn.Module) -> bool:
     Of accelerate by its parallelism config, of transformers by the plan that it has spread the model by.
     """
     plan = getattr(model, "tp_plan", None) or {}
-    if any("sequence_parallel" in str(style) for style in plan.values()) and any(meshes(model)):
+    if any("sequence_parallel" in str(style) for style in plan.values()) and any(meshes(model.parameters())):
         return True
     state: Any = sys.modules.get("accelerate.state")
     if state is None or not state.is_initialized():

@@ -6,13 +6,13 @@ rank of a model reads the same. Letters: W processes, t processes that hold one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from paperhooks.compat import attention_module
 from paperhooks.errors import UnsupportedModel
@@ -21,12 +21,12 @@ from paperhooks.io.processes import Ranks
 from paperhooks.models.engines import (
     active_replicator,
     dealt_sequence,
-    flat_sharded,
     fully_sharded,
     is_spread,
     meshes,
+    missing_layer,
     offloads,
-    pipelined,
+    one_of_each,
 )
 
 __all__ = ["Spread", "spread_mark", "spread_of"]
@@ -57,15 +57,12 @@ class Spread:
     group
         Ranks whose calls of the model wait for one another, this one included; empty where each goes on alone. Under
         DDP that is so in training only.
-    flat
-        Sharded by FullyShardedDataParallel (FSDP1), whose parameters can be seen inside of its forward alone.
     """
 
     model: nn.Module
     kinds: tuple[str, ...] = ()
     tensor_mesh: Any = None
     group: tuple[int, ...] = ()
-    flat: bool = False
 
     @property
     def in_step(self) -> bool:
@@ -173,19 +170,20 @@ def spread_of(model: nn.Module) -> Spread:
     :raises UnsupportedModel: it is spread in a way that nobody has run: DeepSpeed ZeRO-3, pipelines, a mesh of several
         dimensions none of which is named "tp".
     """
-    _refuse_untried(model)
-    sharded = any(map(fully_sharded, model.modules()))
-    mesh = _tensor_mesh(model, sharded)
+    modules, parameters = list(model.modules()), list(model.parameters())
+    classes = one_of_each(modules)
+    _refuse_untried(model, classes, parameters)
+    sharded = any(map(fully_sharded, classes))
+    mesh = _tensor_mesh(parameters, sharded)
     kinds = {
         "ddp": _replicated(model),
         "fsdp2": sharded,
         "tp": mesh is not None,
         "cp": dealt_sequence(model),
-        "offload": any(map(offloads, model.modules())),
+        "offload": any(map(offloads, modules)),
     }
-    flat = any(map(flat_sharded, model.modules()))
     found = tuple(kind for kind in PARALLEL if kinds[kind])
-    return Spread(model, found, mesh, _group(model, found, mesh), flat)
+    return Spread(model, found, mesh, _group(parameters, found, mesh))
 
 
 def _replicated(model: nn.Module) -> bool:
@@ -193,15 +191,15 @@ def _replicated(model: nn.Module) -> bool:
     return wrapper is not None and any(module is model for module in wrapper.modules())
 
 
-def _tensor_mesh(model: nn.Module, sharded: bool) -> Any:
+def _tensor_mesh(parameters: Sequence[Tensor], sharded: bool) -> Any:
     """The 1-D mesh of tensor parallelism, or None."""
-    for mesh in meshes(model):
+    for mesh in meshes(parameters):
         names = mesh.mesh_dim_names or ()
         if _TENSOR in names:
             part = mesh[_TENSOR] if mesh.ndim > 1 else mesh
         elif mesh.ndim == 1:
             part = None if sharded else mesh
-        elif sharded and _hybrid(model, mesh):
+        elif sharded and _hybrid(parameters, mesh):
             part = None
         else:
             raise UnsupportedModel(
@@ -213,17 +211,17 @@ def _tensor_mesh(model: nn.Module, sharded: bool) -> Any:
     return None
 
 
-def _hybrid(model: nn.Module, mesh: Any) -> bool:
+def _hybrid(parameters: Sequence[Tensor], mesh: Any) -> bool:
     """Whether a mesh of two dimensions replicates shards (HSDP): no parameter is split over its first dimension."""
-    there: list[Any] = [p for p in model.parameters() if getattr(p, "device_mesh", None) == mesh]
+    there: list[Any] = [p for p in parameters if getattr(p, "device_mesh", None) == mesh]
     return mesh.ndim == 2 and all(type(p.placements[0]).__name__ == "Replicate" for p in there)
 
 
-def _group(model: nn.Module, kinds: tuple[str, ...], tensor_mesh: Any) -> tuple[int, ...]:
+def _group(parameters: Sequence[Tensor], kinds: tuple[str, ...], tensor_mesh: Any) -> tuple[int, ...]:
     """Ranks whose calls wait for one another."""
     if "fsdp2" in kinds:
         ranks: set[int] = set()
-        for mesh in meshes(model):
+        for mesh in meshes(parameters):
             ranks |= set(_ranks(mesh)) | set(_ranks(tensor_mesh))
         return tuple(sorted(ranks or range(Ranks().count)))  # inside the forward of a root that shards everything
     if "ddp" in kinds:
@@ -236,14 +234,14 @@ def _ranks(mesh: Any) -> Iterable[int]:
     return () if mesh is None else (int(rank) for rank in mesh.mesh.flatten().tolist())
 
 
-def _refuse_untried(model: nn.Module) -> None:
-    """What nobody has run with hooks yet."""
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+def _refuse_untried(model: nn.Module, modules: Sequence[nn.Module], parameters: Sequence[Tensor]) -> None:
+    """What nobody has run with hooks yet; of every class of modules one is enough."""
+    if any(hasattr(parameter, "ds_id") for parameter in parameters):
         raise UnsupportedModel(
             f"{type(model).__name__} is partitioned by DeepSpeed ZeRO-3, which nobody has run with paperhooks; use "
             "FSDP2 (accelerate: fsdp_version 2), or ZeRO-1 or 2"
         )
-    if pipelined(model):
+    if any(map(missing_layer, modules)):
         raise UnsupportedModel(
             f"{type(model).__name__} is a stage of a pipeline, which nobody has run with paperhooks; use FSDP2 or "
             "tensor parallelism"

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from paperhooks.compat import PreTrainedModel
 from paperhooks.errors import UnsupportedModel
-from paperhooks.models.engines import flat_sharded
+from paperhooks.models.engines import flat_sharded, one_of_each
 
 __all__ = ["refuse_replicator", "running_model"]
 
@@ -43,6 +43,8 @@ def refuse_replicator(model: nn.Module, inner: nn.Module) -> None:
 
     :param inner: the transformers model in it. :raises UnsupportedModel: names the object to attach to.
     """
+    if not any(flat_sharded(m) or isinstance(m, DistributedDataParallel) for m in one_of_each(model.modules())):
+        return
     for place, module in model.named_modules():
         if isinstance(module, DistributedDataParallel) and module is not inner:
             path = ".".join(filter(None, ("model", place, "module")))

@@ -82,8 +82,7 @@ class Installer:
 
     def _install_layers(self, sites: list[Site]) -> None:
         hooked = entries = False
-        for site in sites:
-            names = LayerCall.of(site.layer)
+        for site, names in zip(sites, LayerCall.of_each(site.layer for site in sites), strict=True):
             entry, leaving = self.methods.chain("pre_attention", site), self.methods.chain("post_layer", site)
             restores = site.selects and site.index == site.n_layers - 1
             if entry or site.selects:

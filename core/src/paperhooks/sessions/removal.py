@@ -17,7 +17,7 @@ __all__ = ["open_session", "own_hooks", "strip", "strip_hooks"]
 
 def own_hooks(model: nn.Module) -> list[Any]:
     """The torch hooks of paperhooks on ``model`` and all modules in it."""
-    tables = (t for m in model.modules() for t in (m._forward_pre_hooks, m._forward_hooks))
+    tables = (table for m in model.modules() for table in (m._forward_pre_hooks, m._forward_hooks) if table)
     return [hook for table in tables for hook in table.values() if isinstance(hook, Hook)]
 
 
