@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cases import METHODS, equals_one_process
 from paperhooks.testing import RankPool
+from selection import selected
 from spreads import SPREADS
 
 #: Every spread once and every method once; the others are marked slow.
@@ -31,20 +31,15 @@ CHOSEN = {
 }
 
 
-def cases() -> list[Any]:
-    found = []
-    for case in itertools.product(METHODS, SPREADS, ("before", "after")):
-        method, spread, when = case
-        if SPREADS[spread].loads and when == "before":
-            continue
-        if not SPREADS[spread].trains and method.startswith("distil"):
-            continue
-        marks = () if case in CHOSEN else (pytest.mark.slow,)
-        found.append(pytest.param(*case, marks=marks, id="-".join(case)))
-    return found
+def possible(method: str, spread: str, when: str) -> bool:
+    way = SPREADS[spread]
+    return not (way.loads and when == "before") and (way.trains or not method.startswith("distil"))
 
 
-@pytest.mark.parametrize(("method", "spread", "when"), cases())
+CASES = [case for case in itertools.product(METHODS, SPREADS, ("before", "after")) if possible(*case)]
+
+
+@pytest.mark.parametrize(("method", "spread", "when"), selected(CASES, CHOSEN))
 def test_equals_one_process(ranks: RankPool, tmp_path: Path, method: str, spread: str, when: str) -> None:
     limit = 280 if "compiled" in spread else 60  # a method that picks tokens compiles for every length
     ranks.run(equals_one_process, method, spread, when, tmp_path, limit=limit)

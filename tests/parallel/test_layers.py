@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 from cases_layers import METHODS, WAYS, train
 from paperhooks.testing import RankPool
+from selection import selected
 
 #: Every way once; the others are marked slow.
 CHOSEN = {
@@ -21,13 +21,13 @@ CHOSEN = {
 }
 
 
-def cases() -> list[Any]:
-    found = itertools.product(METHODS, WAYS, ("before", "after"))
-    allowed = (case for case in found if not (case[1].startswith("fsdp1") and case[2] == "after"))  # refused by name
-    marks = {case: () if case in CHOSEN else (pytest.mark.slow,) for case in allowed}
-    return [pytest.param(*case, marks=marks[case], id="-".join(case)) for case in marks]
+#: FSDP1 after attaching is refused by name.
+CASES = [
+    case for case in itertools.product(METHODS, WAYS, ("before", "after"))
+    if not (case[1].startswith("fsdp1") and case[2] == "after")
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("method", "way", "when"), cases())
+@pytest.mark.parametrize(("method", "way", "when"), selected(CASES, CHOSEN))
 def test_training_equals_one_process_without_wrappers(ranks: RankPool, method: str, way: str, when: str) -> None:
     ranks.run(train, method, way, when)
