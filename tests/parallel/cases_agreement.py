@@ -5,8 +5,12 @@ Every function at the top runs in one rank.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
+import re
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +20,37 @@ import paperhooks
 import pytest
 import torch
 from paperhooks import LossContext, PaperhooksError, PluginConflict, Traits, UnsupportedModel, hookimpl
+from paperhooks.models import in_step
 from paperhooks.sessions import agreement
 from paperhooks.testing import tiny_text
 from paperhooks.training import HooksTrainerMixin, compute_loss
 from spreads import SPREADS
 from torch import distributed
 from torch.distributed import get_rank
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainingArguments
 
 __all__ = [
+    "a_conflict_is_raised_by_every_call",
+    "a_handled_error_ends_nobody",
+    "a_second_error_is_told_as_well",
     "a_session_closed_on_one_rank_is_named",
+    "a_session_that_ended_early_is_not_waited_for",
+    "an_error_before_the_first_call_is_told",
     "an_error_in_the_backward_pass_reaches_the_other_rank",
+    "an_error_of_an_earlier_session_is_no_news",
     "an_error_reaches_the_other_rank",
     "an_error_that_all_have_is_raised_by_all",
     "an_error_that_nobody_waits_for_ends_nobody",
+    "an_interrupt_reaches_the_other_rank",
+    "an_own_error_is_blamed_on_nobody",
     "another_order_is_named",
+    "groups_meet_apart",
     "other_options_are_named",
     "sessions_on_some_ranks_are_named",
     "terms_of_ranks_without_targets_do_not_count",
     "terms_of_some_ranks_are_logged",
+    "threads_end_with_their_session",
     "trainers_agree",
     "undeclared_spreads_are_refused",
 ]
@@ -47,6 +63,7 @@ class Terms:
     factor: float = 1.0
     fails_in: str = ""
     fails_on: int = -1
+    shares: Any = None
 
     traits = Traits(training=True, parallel=("ddp", "fsdp2", "tp"))
 
@@ -120,13 +137,27 @@ def an_error_that_all_have_is_raised_by_all(spread: str, folder: str) -> None:
     assert int(total) == 2
 
 
-def other_options_are_named(spread: str, folder: str) -> None:
+#: Values that differ on the two ranks, and how they are told.
+SHARES: dict[str, tuple[Any, Any, str, str]] = {
+    "number": (0.5, 0.25, "0.5", "0.25"),
+    "dict": ({2: 0.5}, {2: 0.25}, "{2: 0.5}", "{2: 0.25}"),
+    "set": ({1, 2}, {1}, "[1, 2]", "[1]"),
+    "dicts": ([{"a": 1}], [{"b": 1}], "[{'a': 1}]", "[{'b': 1}]"),
+    "tensor": (torch.zeros(2), torch.ones(2), "tensor [2] ", "tensor [2] "),
+}
+
+
+def other_options_are_named(spread: str, folder: str, kind: str) -> None:
     model = tiny_text().train()
     called = SPREADS[spread].spread(model, folder)
-    other = 1 - get_rank()
+    here, other = get_rank(), 1 - get_rank()
+    told = [re.escape(text) for text in SHARES[kind][2:]]
+    words = (
+        rf"rank {other} has attached terms\(shares={told[other]}.*\), and rank {here} terms\(shares={told[here]}.*\);"
+    )
     with (
-        paperhooks.attach(model, Terms(factor=1.0 + get_rank())) as session,
-        pytest.raises(PluginConflict, match=rf"rank {other} has attached terms\(factor={1.0 + other}, "),
+        paperhooks.attach(model, Terms(shares=SHARES[kind][here])) as session,
+        pytest.raises(PluginConflict, match=words),
     ):
         step(called, session)
 
@@ -205,6 +236,173 @@ def a_session_closed_on_one_rank_is_named(spread: str, folder: str) -> None:
     except PluginConflict as error:
         Path(folder, "error").write_text(str(error))
     os._exit(7)
+
+
+def a_conflict_is_raised_by_every_call(spread: str, folder: str) -> None:
+    model = tiny_text().train()
+    called = SPREADS[spread].spread(model, folder)
+    with paperhooks.attach(model, Terms(factor=1.0 + get_rank())) as session:
+        for _ in range(3):
+            with pytest.raises(PluginConflict, match="has attached terms"):
+                step(called, session)
+
+
+def an_error_of_an_earlier_session_is_no_news(folder: str) -> None:
+    """Rank 0 fails before its first call and handles that; in the next session it is late twice."""
+    model = tiny_text().train()
+    called = SPREADS["ddp"].spread(model, folder)
+    with contextlib.suppress(ValueError), paperhooks.attach(model, Terms()):
+        if get_rank() == 0:
+            raise ValueError("old")
+    with paperhooks.attach(model, Terms()) as session:
+        time.sleep(5 * (get_rank() == 0))
+        loss = compute_loss(session, LossContext(called, batch(), session=session))
+        time.sleep(8 * (get_rank() == 0))
+        loss.backward()
+
+
+def an_error_before_the_first_call_is_told(folder: str) -> None:
+    """And those who were told meet again in the next session."""
+    model = tiny_text().train()
+    called = DistributedDataParallel(model, broadcast_buffers=False)
+    begun, told = time.monotonic(), ""
+    try:
+        with paperhooks.attach(model, Terms()) as session:
+            if get_rank() == 0:
+                raise ValueError("of its own")
+            step(called, session)
+    except (ValueError, PaperhooksError) as error:
+        told = str(error)
+    text = "rank 0 failed before its first call of the model, with ValueError: of its own"
+    assert told == ("of its own" if get_rank() == 0 else text)
+    assert time.monotonic() - begun < 10
+    distributed.barrier()
+    with paperhooks.attach(model, Terms()) as session:
+        step(called, session)
+
+
+def a_handled_error_ends_nobody(folder: str) -> None:
+    """Rank 0 skips a bad batch and is busy for a while, as with a checkpoint; the others wait where it will come."""
+    model = tiny_text().train()
+    called = DistributedDataParallel(model, broadcast_buffers=False)
+    method = Terms()
+    with paperhooks.attach(model, method) as session:
+        step(called, session)
+        method.fails_in, method.fails_on = "post_layer", 0
+        with called.no_sync(), contextlib.suppress(RuntimeError):
+            step(called, session)
+        time.sleep(6 * (get_rank() == 0))
+        distributed.barrier()
+        method.fails_in = ""
+        step(called, session)
+
+    def examples() -> Any:
+        with paperhooks.attach(model, Terms()) as session:
+            for _ in range(2):
+                step(called, session)
+                yield
+
+    for number, _ in enumerate(examples()):
+        if get_rank() == 0 and number == 0:
+            break  # a generator that is left is closed in order
+        if number == 0:
+            break
+    time.sleep(6 * (get_rank() == 0))
+    distributed.barrier()
+
+
+def a_second_error_is_told_as_well(folder: str) -> None:
+    """Rank 0 handles its first error and lives on after the second one."""
+    model = tiny_text().train()
+    called = DistributedDataParallel(model, broadcast_buffers=False)
+    method = Terms()
+    try:
+        with paperhooks.attach(model, method) as session:
+            step(called, session)
+            method.fails_in, method.fails_on = "post_layer", 0
+            with called.no_sync(), contextlib.suppress(RuntimeError):
+                step(called, session)
+            time.sleep(5)
+            method.fails_in = ""
+            step(called, session)
+            method.fails_in = "compute_loss"
+            step(called, session)
+    except RuntimeError:
+        time.sleep(30 * (get_rank() == 0))
+
+
+def an_own_error_is_blamed_on_nobody(folder: str) -> None:
+    """Rank 0 has handled an error in its second call, rank 1 fails in its fourth by itself."""
+    model = tiny_text().train()
+    called = SPREADS["ddp"].spread(model, folder)
+    method = Terms()
+    with paperhooks.attach(model, method) as session, called.no_sync():
+        for number in range(1, 5):
+            method.fails_in, method.fails_on = "post_layer", {2: 0, 4: 1}.get(number, -1)
+            if get_rank() != method.fails_on:
+                step(called, session)
+                continue
+            with pytest.raises(RuntimeError, match="no post_layer") as caught:
+                step(called, session)
+            assert not any("failed before" in note for note in caught.value.__notes__)
+    distributed.barrier()
+
+
+def groups_meet_apart(folder: str) -> None:
+    """Two ranks of four train a model together, and then all four another one."""
+    pair = distributed.new_group([0, 1])
+    if get_rank() < 2:
+        model = tiny_text().train()
+        called = DistributedDataParallel(model, process_group=pair)
+        with paperhooks.attach(model, Terms(factor=2.0)) as session:
+            step(called, session)
+    model = tiny_text().train()
+    called = DistributedDataParallel(model)
+    with paperhooks.attach(model, Terms()) as session:
+        step(called, session)
+
+
+def a_session_that_ended_early_is_not_waited_for(folder: str) -> None:
+    agreement.PATIENCE[:] = [0.5, 2.0, 300.0]
+    model = tiny_text().train()
+    called = DistributedDataParallel(model, broadcast_buffers=False)
+    session = paperhooks.attach(model, Terms())
+    if get_rank() == 0:
+        session.close()
+        time.sleep(6)
+        os._exit(7)
+    try:
+        step(called, session)
+    except PluginConflict as error:
+        Path(folder, "error").write_text(str(error))
+    os._exit(7)
+
+
+def an_interrupt_reaches_the_other_rank(folder: str) -> None:
+    """Rank 0 is interrupted in the middle of a call, in work without a session, and lives on."""
+    model = SPREADS["fsdp2-root"].spread(tiny_text(), folder).eval()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if get_rank() == 0:
+        model.model.layers[1].register_forward_pre_hook(interrupt)
+    try:
+        with torch.no_grad(), in_step(model):
+            model(input_ids=batch()["input_ids"])
+    except KeyboardInterrupt:
+        time.sleep(30)
+
+
+def threads_end_with_their_session(folder: str) -> None:
+    """Also with one that nobody closes."""
+    called = SPREADS["ddp"].spread(model := tiny_text().train(), folder)
+    step(called, paperhooks.attach(model, Terms()))
+    assert [each for each in threading.enumerate() if each.name == "paperhooks-failures"]
+    del called, model
+    gc.collect()
+    time.sleep(1.2)
+    assert not [each for each in threading.enumerate() if each.name == "paperhooks-failures"]
 
 
 def an_error_that_nobody_waits_for_ends_nobody(folder: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from typing import Any
@@ -20,7 +21,7 @@ from paperhooks_mathneuro import collect
 from paperhooks_miniplm import LogLikelihood, MemoryRows, MiniPLM
 from paperhooks_miniplm import score as scores_of
 from torch.distributed.fsdp import fully_shard
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.distributed import DistributedConfig
 
 
@@ -125,6 +126,50 @@ def called_unlike(folder: str, calls: list[int]) -> str:
                 model(input_ids=torch.arange(1, 1 + abs(count))[None] + (count < 0))
     except PaperhooksError as error:
         return str(error)
+    return ""
+
+
+def called_with(folder: str, kind: str) -> str:
+    """The error of a tensor-parallel group whose ranks give the model other floats, caches or numbers."""
+    model, rank = spread("tp", folder), Ranks().index
+    tokens = {"input_ids": torch.arange(1, 6)[None]}
+    cache = DynamicCache(config=model.config)
+    if kind == "cache" and rank:
+        cache.update(torch.ones(1, 2, 1, 8), torch.ones(1, 2, 1, 8), 0)
+    given: dict[str, dict[str, Any]] = {
+        "embeddings": {"inputs_embeds": torch.full((1, 5, model.config.hidden_size), 1.0 + rank)},
+        "mask": {**tokens, "attention_mask": torch.full((1, 1, 5, 5), -1.0 - rank)},
+        "number": {**tokens, "logits_to_keep": 1 + rank},
+        "cache": {**tokens, "past_key_values": cache},
+    }
+    try:
+        with torch.no_grad(), in_step(model):
+            model(**given[kind])
+    except PaperhooksError as error:
+        return str(error)
+    return ""
+
+
+def goes_on_after_a_failed_call(kind: str, folder: str) -> str:
+    """Rank 1 handles an error in the middle of a call, and calls the model again."""
+    model, rank = spread(kind, folder), Ranks().index
+    fails = rank == 1
+
+    def lose(*_: object) -> None:
+        if fails:
+            raise RuntimeError("lost its device")
+
+    model.model.layers[1].register_forward_pre_hook(lose)
+    try:
+        with torch.no_grad(), in_step(model):
+            with contextlib.suppress(RuntimeError):
+                model(input_ids=torch.arange(1, 6)[None])
+            fails = False
+            model(input_ids=torch.arange(1, 6)[None])
+    except PaperhooksError:
+        if rank == 1:
+            time.sleep(30)
+        raise
     return ""
 
 

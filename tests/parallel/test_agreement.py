@@ -47,9 +47,9 @@ def test_an_error_that_all_have_is_raised_by_all(ranks: RankPool, tmp_path: Path
     ranks.run(cases.an_error_that_all_have_is_raised_by_all, spread, tmp_path)
 
 
-@BOTH
-def test_other_options_are_named_at_the_first_step(ranks: RankPool, tmp_path: Path, spread: str) -> None:
-    ranks.run(cases.other_options_are_named, spread, tmp_path)
+@pytest.mark.parametrize(("spread", "kind"), [("ddp", "dict"), *(("fsdp2-root", kind) for kind in cases.SHARES)])
+def test_other_options_are_named_at_the_first_step(ranks: RankPool, tmp_path: Path, spread: str, kind: str) -> None:
+    ranks.run(cases.other_options_are_named, spread, tmp_path, kind)
 
 
 @BOTH
@@ -69,6 +69,47 @@ def test_a_session_closed_on_one_rank_is_named(ranks: RankPool, tmp_path: Path, 
     with pytest.raises(ChildError, match="rank 0 of 2 ended with status 7"):
         ranks.run(cases.a_session_closed_on_one_rank_is_named, spread, tmp_path, limit=30)
     assert (tmp_path / "error").read_text().startswith("rank 1 has closed its session, and rank 0 goes on with terms(")
+
+
+@BOTH
+def test_a_conflict_is_raised_by_every_call(ranks: RankPool, tmp_path: Path, spread: str) -> None:
+    ranks.run(cases.a_conflict_is_raised_by_every_call, spread, tmp_path)
+
+
+CALM = (
+    "a_handled_error_ends_nobody",
+    "an_error_before_the_first_call_is_told",
+    pytest.param("an_error_of_an_earlier_session_is_no_news", marks=pytest.mark.slow),
+    "an_own_error_is_blamed_on_nobody",
+    "threads_end_with_their_session",
+)
+
+
+@pytest.mark.parametrize("case", CALM)
+def test_nobody_is_ended_or_blamed_for_what_is_over(ranks: RankPool, tmp_path: Path, case: str) -> None:
+    ranks.run(getattr(cases, case), tmp_path)
+
+
+def test_a_second_error_is_told_as_well(ranks: RankPool, tmp_path: Path) -> None:
+    with pytest.raises(
+        ChildError, match="rank 1 ends: it waits for rank 0, which failed with RuntimeError: no compute"
+    ):
+        ranks.run(cases.a_second_error_is_told_as_well, tmp_path, limit=40)
+
+
+def test_groups_of_ranks_meet_apart(four_ranks: RankPool, tmp_path: Path) -> None:
+    four_ranks.run(cases.groups_meet_apart, tmp_path)
+
+
+def test_a_session_that_ended_early_is_not_waited_for(ranks: RankPool, tmp_path: Path) -> None:
+    with pytest.raises(ChildError, match="ended with status 7"):
+        ranks.run(cases.a_session_that_ended_early_is_not_waited_for, tmp_path, limit=30)
+    assert (tmp_path / "error").read_text().startswith("rank 0 has not called its model with a session")
+
+
+def test_an_interrupt_reaches_the_other_rank(ranks: RankPool, tmp_path: Path) -> None:
+    with pytest.raises(ChildError, match="rank 1 ends: it waits for rank 0, which failed with KeyboardInterrupt"):
+        ranks.run(cases.an_interrupt_reaches_the_other_rank, tmp_path, limit=28)
 
 
 def test_an_error_that_nobody_waits_for_ends_nobody(ranks: RankPool, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import cases_sharing
@@ -100,7 +101,8 @@ def test_an_error_in_the_middle_of_a_call_hangs_nobody(kind: str, folder: Path, 
         run_ranks(cases_sharing.evaluated, kind, folder, data, tmp_path / "run", "within", limit=60)
     told = str(caught.value)
     assert told.startswith("rank 1 of 2 failed: RuntimeError: lost its device")
-    assert "paperhooks: rank 1 failed before, with RuntimeError: lost its device" in told
+    ways = "rank 1 failed before,|rank 0 ends: it waits for rank 1, which failed"
+    assert re.search(f"paperhooks: ({ways}) with RuntimeError: lost its device", told)
 
 
 @pytest.mark.parametrize("kind", ["fsdp2", pytest.param("tp", marks=pytest.mark.slow)])
@@ -143,6 +145,29 @@ def test_a_tensor_parallel_group_calls_the_model_alike(
 ) -> None:
     for told in ranks.run(cases_sharing.called_unlike, folder, calls):
         assert told.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("embeddings", "inputs_embeds [1, 5, "),
+        ("mask", "attention_mask [1, 1, 5, 5]"),
+        ("number", "logits_to_keep = 2"),
+        ("cache", "past_key_values of 1 tokens"),
+    ],
+)
+def test_a_tensor_parallel_group_gives_the_model_the_same(ranks: RankPool, kind: str, said: str, folder: Path) -> None:
+    for told in ranks.run(cases_sharing.called_with, folder, kind):
+        assert told.startswith("rank 1 calls the model with other inputs than rank 0 (")
+        assert said in told
+
+
+@pytest.mark.parametrize("kind", ["fsdp2", pytest.param("tp", marks=pytest.mark.slow)])
+def test_a_call_that_failed_in_its_middle_is_the_last_one(kind: str, folder: Path) -> None:
+    with pytest.raises(
+        ChildError, match="rank 0 ends: it waits for rank 1, which failed with PaperhooksError: rank 1 calls"
+    ):
+        run_ranks(cases_sharing.goes_on_after_a_failed_call, kind, folder, limit=28)
 
 
 @pytest.mark.parametrize("where", ["before", "between"])

@@ -50,7 +50,7 @@ def test_what_a_method_has_not_declared_is_refused_when_attaching_and_in_the_fir
     words = r"look has not declared 'offload', and LlamaForCausalLM is offloaded by accelerate\. Detach it"
     model = tiny_llama()
     with paperhooks.attach(model, Look()) as session:
-        assert "spread: plain; declared: plain models only" in session.describe()
+        assert "spread: plain; declared for these methods: plain models only" in session.describe()
         model(IDS)
         cpu_offload(model, execution_device=torch.device("cpu"))
         with pytest.raises(UnsupportedModel, match=words):
@@ -65,7 +65,7 @@ def test_what_is_declared_is_shown() -> None:
         traits = Traits(parallel=("offload", "ddp"))
 
     with paperhooks.attach(tiny_llama(), Both()) as session:
-        assert "spread: plain; declared: ddp, offload" in session.describe()
+        assert "spread: plain; declared for these methods: ddp, offload" in session.describe()
         session.view.model(IDS)
 
 

@@ -274,6 +274,8 @@ def test_unknown_names_get_a_hint(site: FakeSite) -> None:
         found.method_class("t-ohne")
     with pytest.raises(PluginNotFound, match="did you mean 't-one'"):
         found.method_class("t-one/t-onee")
+    with pytest.raises(PluginNotFound, match=r"form that the command line takes; .*create_method\('t-one', \.\.\.\)"):
+        found.method_class("t-one:factor=2")
     with pytest.raises(PluginNotFound, match="no plugin is called 'nobody'"):
         found.method_class("nobody/x")
 

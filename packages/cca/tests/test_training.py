@@ -10,9 +10,15 @@ import pytest
 import torch
 from oracle_cca import reference_logits
 from paperhooks import attach
+from paperhooks.errors import UnsupportedGeneration
 from paperhooks.testing import fingerprint, tiny_vlm, vlm_inputs
 from paperhooks.training import HooksTrainerMixin
 from paperhooks_cca import CCA, mark, read_mark
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
 from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration, Trainer, TrainingArguments
 
@@ -71,6 +77,33 @@ def test_gradients_equal_those_of_explicit_positions_and_mask_and_survive_checkp
         torch.testing.assert_close(checkpointed[name], value, atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(value, by_hand[name], atol=1e-4, rtol=1e-3)
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), abs=1e-4)
+
+
+@pytest.mark.parametrize("impl", list(CheckpointImpl))
+def test_wrapped_layers_that_fill_a_cache_train_alike(impl):
+    """Stock models make a cache in training; the second call of a layer finds it filled by the first."""
+    model = tiny_vlm("llava", layers=3).train()
+    inputs = vlm_inputs(model, PARTS, pad="right")
+    labels = labelled(inputs)
+    with attach(model, CCA()):
+        model(**inputs, labels=labels, use_cache=False).loss.backward()
+        plain = gradients(model)
+        model.zero_grad()
+        model.get_input_embeddings().weight.requires_grad_(True)
+        layers = set(model.get_decoder().layers)
+        apply_activation_checkpointing(
+            model, lambda layer: checkpoint_wrapper(layer, impl), check_fn=lambda module: module in layers
+        )
+        output = model(**inputs, labels=labels)
+        output.loss.backward()
+    wrapped = {name.replace("_checkpoint_wrapped_module.", ""): value for name, value in gradients(model).items()}
+    assert wrapped.keys() == plain.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(wrapped[name], value, atol=1e-6, rtol=1e-5)
+    with attach(model, CCA()):
+        again = model(inputs["input_ids"][:, :2], past_key_values=output.past_key_values)
+        with pytest.raises(UnsupportedGeneration, match=r"reads a cache that was filled before .* use_cache=False"):
+            again.logits.sum().backward()
 
 
 def test_the_stock_trainer_trains_and_the_checkpoint_says_how(tmp_path):

@@ -11,18 +11,14 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["in_backward", "recomputed", "without_selective_checkpoint"]
+from paperhooks.tokens.compat import in_backward
+
+__all__ = ["recomputed", "without_selective_checkpoint"]
 
 #: The hooks of :class:`torch.autograd.graph.saved_tensors_hooks` that are in force; older torch does not tell them.
 _saved_tensors_hooks: Callable[[bool], Any] | None = getattr(
     torch._C._autograd, "_top_saved_tensors_default_hooks", None
 )
-_graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
-
-
-def in_backward() -> bool:
-    """Whether this thread is inside a backward pass."""
-    return _graph_task() != -1
 
 
 def recomputed() -> bool:
@@ -30,7 +26,7 @@ def recomputed() -> bool:
     if _saved_tensors_hooks is None:
         return in_backward() or _in_stack(sys.modules[checkpoint.__module__].__file__)
     hooks = _saved_tensors_hooks(False)
-    return _graph_task() != -1 if hooks is None else hooks[0].__module__ == checkpoint.__module__ or in_backward()
+    return in_backward() if hooks is None else hooks[0].__module__ == checkpoint.__module__ or in_backward()
 
 
 def _in_stack(file: str | None) -> bool:

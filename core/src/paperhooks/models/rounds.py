@@ -8,15 +8,16 @@ together by tensor parallelism have the same work: before a call they compare wh
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
 
 import torch
 from torch import nn
 
+from paperhooks.compat import is_cache, token_count
 from paperhooks.errors import PaperhooksError
-from paperhooks.io.hashing import tensor_digest
+from paperhooks.io.hashing import hash_json, tensor_digest
 from paperhooks.io.processes import Ranks
 from paperhooks.models.engines import fully_sharded, is_spread, shared_store
 from paperhooks.models.failures import Failures
@@ -86,13 +87,15 @@ def in_step(model: nn.Module) -> Iterator[Company]:
         stack.enter_context(_whole_units(view))
         stack.callback(view.model.register_forward_pre_hook(rounds.begin, prepend=True, with_kwargs=True).remove)
         stack.callback(view.model.register_forward_hook(rounds.end).remove)
-        rounds.failures.watch()
+        rounds.failures.watch(everywhere=True)
         stack.callback(rounds.failures.stop)
         try:
             yield rounds
             while rounds.others_work():
                 _call(view.model)
-        except Exception as error:
+        except GeneratorExit:
+            raise
+        except BaseException as error:
             rounds.fail(error)
             raise
 
@@ -106,9 +109,11 @@ class _Rounds(Company):
         # Without FSDP2, tensor-parallel groups do not wait for one another.
         members = torch.distributed.get_process_group_ranks(None if sharded else together)
         place = f"paperhooks/rounds/{','.join(map(str, members))}"
-        self.failures = Failures(f"{place}/{shared_store().add(f'{place} of {self.ranks.index}', 1)}", members)
+        self._calls = 0
+        place = f"{place}/{shared_store().add(f'{place} of {self.ranks.index}', 1)}"
+        self.failures = Failures(place, members, lambda: self._calls)
         self._done = self._calling = False
-        self._heard: Exception | None = None
+        self._heard: BaseException | None = None
         self._withdrawn = False
 
     @property
@@ -116,7 +121,16 @@ class _Rounds(Company):
         return self._calling or self._heard is not None
 
     def begin(self, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A call of the model begins."""
+        """A call of the model begins.
+
+        :raises PaperhooksError: the one before it failed in its middle, where the others wait for this rank.
+        """
+        if self._calling:
+            raise PaperhooksError(
+                f"rank {self.ranks.index} calls the model again after a call that failed in its middle, where the "
+                "other ranks wait for it; let the error end the work on this rank"
+            )
+        self._calls += 1
         if not self._done:
             self._tell(_CALL, None if self.together is None else _inputs(args, kwargs))
         self._calling = True
@@ -138,7 +152,7 @@ class _Rounds(Company):
         self._done = True
         return self._tell(_DONE)[1]
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Tell the others of an error, unless it came from them: then nobody listens any more."""
         if isinstance(self._heard, PaperhooksError):
             return
@@ -147,7 +161,7 @@ class _Rounds(Company):
         else:
             self._tell("", error=error)
 
-    def _tell(self, act: str, value: Any = None, error: Exception | None = None) -> tuple[list[Any], bool]:
+    def _tell(self, act: str, value: Any = None, error: BaseException | None = None) -> tuple[list[Any], bool]:
         """What the ranks of this replica give, and whether any rank begins a call."""
         if self._heard is not None:
             raise self._heard
@@ -156,11 +170,11 @@ class _Rounds(Company):
         except MemoryError:
             self._withdrawn = True
             raise
-        except Exception as raised:
+        except BaseException as raised:
             self._heard = raised
             raise
 
-    def _told(self, act: str, value: Any, error: Exception | None) -> tuple[list[Any], bool]:
+    def _told(self, act: str, value: Any, error: BaseException | None) -> tuple[list[Any], bool]:
         try:
             told = self.replica.gathered((act, value), error, group=self.together)
             _check_alike(told)
@@ -174,25 +188,35 @@ class _Rounds(Company):
             working = self.ranks.meet(working=working)
         return [given for _, given in told.values()], working
 
-    def _part(self, error: Exception) -> None:
+    def _part(self, error: BaseException) -> None:
         """In the middle of a call the others wait for parts of this rank: they fail likewise, or it leaves them.
 
         What they wait for must not be paired with what this rank gives later on, in the same groups.
         """
-        self.failures.tell(error)
+        self.failures.tell(error, final=True)
         if self.failures.lonely():
             log.error("rank %d failed in the middle of a call; it leaves its process groups", self.ranks.index)
             with suppress(Exception):  # it has left already
                 torch.distributed.destroy_process_group()
 
 
-def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, list[int], str]]:
-    """Names, shapes and, of tokens and masks, digests of what the model is called with."""
+def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What the model is called with: name, what it is in words, and a digest of what it holds."""
     named = {**{f"argument {place}": value for place, value in enumerate(args)}, **kwargs}
-    return [
-        (name, list(value.shape), "" if value.is_floating_point() else tensor_digest(value))
-        for name, value in sorted(named.items()) if isinstance(value, torch.Tensor)
-    ]  # fmt: skip
+    return [(name, *_told(value)) for name, value in sorted(named.items()) if value is not None]
+
+
+def _told(value: Any) -> tuple[str, str]:
+    if isinstance(value, torch.Tensor):
+        return str(list(value.shape)), tensor_digest(value)
+    if is_cache(value):
+        return f"of {int(token_count(value))} tokens", ""
+    if isinstance(value, Mapping):
+        value = sorted(value.items(), key=str)
+    if isinstance(value, tuple | list):
+        parts = [_told(item) for item in value]
+        return f"of {len(parts)} parts", hash_json(parts)
+    return (f"= {value!r}", "") if isinstance(value, bool | int | float | str) else ("", "")
 
 
 def _check_alike(told: dict[int, tuple[str, Any]]) -> None:
@@ -212,7 +236,7 @@ def _check_alike(told: dict[int, tuple[str, Any]]) -> None:
         if its_act != act:
             what = f"rank {rank} {its_act} and rank {first} {act}"
         elif act == _CALL and its_value != value:
-            each = [[f"{name} {shape}" for name, shape, _ in one] for one in (its_value, value)]
+            each = [[f"{name} {text}".strip() for name, text, _ in one] for one in (its_value, value)]
             what = f"rank {rank} calls the model with other inputs than rank {first} ({', '.join(each[0])}"
             what += ")" if each[0] == each[1] else f"; {', '.join(each[1])})"
         else:

@@ -89,6 +89,11 @@ class Catalog:
         change what an address means. Raises PluginNotFound with the nearest address, or PluginConflict naming both
         distributions for the bare name of a method that several plugins offer.
         """
+        if ":" in name:
+            raise PluginNotFound(
+                f"{name!r} is of the form that the command line takes; in Python give an object of the method's class "
+                f"with its options, or paperhooks.plugins.catalog().create_method({name.partition(':')[0]!r}, ...)"
+            )
         plugin_name, slash, method = name.partition("/")
         if slash:
             return self._exact(plugin_name, method)

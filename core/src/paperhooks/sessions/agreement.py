@@ -10,7 +10,8 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Final
 
 from paperhooks.errors import PaperhooksError, PluginConflict
@@ -18,6 +19,7 @@ from paperhooks.io.processes import Ranks
 from paperhooks.models.engines import shared_store
 from paperhooks.models.failures import GRACE, Failures
 from paperhooks.models.spread import Spread
+from paperhooks.sessions.method_options import OptionTexts, unlike, words
 
 __all__ = ["PATIENCE", "Agreement"]
 
@@ -27,6 +29,8 @@ log = logging.getLogger("paperhooks.session")
 #: and until it is one where it has, and has not called its model yet.
 PATIENCE: Final = [10.0, 60.0, 300.0]
 _PAUSE: Final = 0.02
+#: Where errors stand that left a session before its first call; and how many there are.
+_EARLY: Final = "paperhooks/early failures"
 
 
 class Agreement:
@@ -34,24 +38,42 @@ class Agreement:
 
     A rank's n-th meeting is the others' n-th.
 
-    :param methods: the attached methods by name, each with its options as a text.
+    :param methods: tells the options of the attached methods, in the order of attaching; asked where there is somebody
+        to agree with.
+    :param calls: how many calls of the model have begun in this session.
     """
 
-    def __init__(self, methods: Mapping[str, str]) -> None:
-        self.methods = dict(methods)
+    def __init__(self, methods: Callable[[], OptionTexts], calls: Callable[[], int]) -> None:
+        self._tell, self._calls = methods, calls
+        self._announced = False
+        self._early = 0
+        self._refused: dict[tuple[int, ...], str] = {}
         self._met: set[tuple[int, ...]] = set()
         self._failures = Failures("paperhooks/no meeting")
         self._in_step = False
+
+    @cached_property
+    def methods(self) -> OptionTexts:
+        """The options of the attached methods."""
+        return self._tell()
 
     @property
     def left(self) -> int | None:
         """A rank that has closed its session, as far as this one has noticed."""
         return self._failures.left
 
+    @property
+    def disturbed(self) -> bool:
+        """Whether the next call needs another meeting: this rank's last one has failed, or another rank has left."""
+        return self._failures.stands or self._failures.left is not None
+
     def announce(self) -> None:
         """A session opens on this rank: the others may wait longer for its first call."""
         if Ranks().count > 1:
-            shared_store().add(_attached(Ranks().index), 1)
+            store, self._announced = shared_store(), True
+            for name in (_opened, _attached):
+                store.add(name(Ranks().index), 1)
+            self._early = store.add(_EARLY, 0)
 
     def meet(self, spread: Spread, training: bool) -> None:
         """Compare the methods of all ranks whose calls wait for one another; once a session and a group of ranks.
@@ -65,27 +87,39 @@ class Agreement:
             return
         rank = Ranks().index
         if self.left is not None:
+            failure = self._failures.of(self.left)
             raise PluginConflict(
-                f"rank {self.left} has closed its session, and rank {rank} goes on with {_told(self.methods)}; close "
-                "it on every rank, before the next call of the model"
+                f"rank {self.left} has closed its session{f' with {failure.error}' if failure else ''}, and rank "
+                f"{rank} goes on with {words(self.methods)}; close it on every rank, before the next call of the model"
             )
+        if self._failures.stands:
+            self._failures.go_on()
+        if group in self._refused:
+            raise PluginConflict(self._refused[group])
         if group in self._met:
             return
-        self._met.add(group)
         store, self._in_step = shared_store(), spread.in_step
-        base = _base(store.add(_count(rank), 1))
+        base = _base(group, store.add(_count(group, rank), 1))
         store.set(f"{base}/{rank}", json.dumps(self.methods))
+        try:
+            for other in group:
+                self._wait(store, base, other)
+                there = json.loads(store.get(f"{base}/{other}"))
+                if (both := unlike(there, self.methods)) is not None:
+                    self._refused[group] = (
+                        f"rank {other} has attached {both[0]}, and rank {rank} {both[1]}; ranks that share one model "
+                        "attach the same methods with the same options, in the same order"
+                    )
+                    raise PluginConflict(self._refused[group])
+        except _NotCome:
+            # The other rank's next meeting is this one, if it comes: this rank's must not stand before it.
+            store.add(_count(group, rank), -1)
+            store.delete_key(f"{base}/{rank}")
+            raise
+        self._met.add(group)
         self._failures.stop()
-        self._failures = Failures(base, group)
+        self._failures = Failures(base, group, self._calls)
         self._failures.watch()
-        for other in group:
-            self._wait(store, base, other)
-            there = json.loads(store.get(f"{base}/{other}"))
-            if list(there.items()) != list(self.methods.items()):
-                raise PluginConflict(
-                    f"rank {other} has attached {_told(there)}, and rank {rank} {_told(self.methods)}; ranks that "
-                    "share one model attach the same methods with the same options, in the same order"
-                )
 
     def _wait(self, store: Any, base: str, other: int) -> None:
         begun, rank, (named, without, given_up) = time.monotonic(), Ranks().index, PATIENCE
@@ -94,8 +128,8 @@ class Agreement:
             waited = time.monotonic() - begun
             if not store.add(_attached(other), 0):
                 given_up = without
-            if waited > GRACE and (found := self._failures.of(other)):
-                raise PaperhooksError(f"rank {other} failed before its first call of the model, with {found[1]}")
+            if waited > GRACE and (error := self._failed_early(store, other)):
+                raise _NotCome(f"rank {other} failed before its first call of the model, with {error}")
             if waited > named and not warned:
                 warned = True
                 log.warning(
@@ -105,41 +139,63 @@ class Agreement:
             if waited > given_up:
                 raise PluginConflict(
                     f"rank {other} has not called its model with a session of paperhooks within {given_up:g} s, and "
-                    f"rank {rank} has attached {_told(self.methods)}; attach the same methods on every rank"
+                    f"rank {rank} has attached {words(self.methods)}; attach the same methods on every rank"
                 )
             time.sleep(_PAUSE)
 
-    def fail(self, error: BaseException, training: bool = True) -> None:
+    def _failed_early(self, store: Any, other: int) -> str:
+        """The error with which a rank has left its session since this one was opened, without having come here."""
+        for number in range(self._early, store.add(_EARLY, 0)):
+            rank, opened, error = json.loads(store.get(f"{_EARLY} {number}"))
+            if rank == other and opened == store.add(_opened(other), 0):  # it has opened no other session since
+                return str(error)
+        return ""
+
+    def fail(self, error: BaseException, training: bool = True, *, final: bool = False) -> None:
         """This rank's call of the model raises ``error``: let the others learn of it, who may wait for this rank.
 
         An error that another rank's end has caused gets a note that names that rank.
 
         :param training: whether the call was in training mode with gradient; DDP's ranks wait for no other.
+        :param final: whether it leaves the session.
         """
-        if Ranks().count == 1 or not (training or self._in_step):
+        if not self._announced or not (training or self._in_step):
             return
-        if not self._met:  # the others learn of it at their next meeting
+        if self._met:
+            self._failures.tell(error, final=final)
+        elif final:
             with contextlib.suppress(Exception):  # a store that is gone must not hide the error
-                self._failures = Failures(_base(shared_store().add(_count(Ranks().index), 0) + 1))
-        self._failures.tell(error)
+                store, rank = shared_store(), Ranks().index
+                told = [rank, store.add(_opened(rank), 0), f"{type(error).__name__}: {error}"]
+                store.set(f"{_EARLY} {store.add(_EARLY, 0)}", json.dumps(told))
+                store.add(_EARLY, 1)
 
     def end(self) -> None:
         """The session is closed: the others are told that, and nothing any more."""
+        if self._announced:
+            with contextlib.suppress(Exception):  # the group has ended
+                shared_store().add(_attached(Ranks().index), -1)
         if self._met:
             self._failures.leave()
 
 
-def _count(rank: int) -> str:
-    return f"paperhooks/meetings of {rank}"
+class _NotCome(PaperhooksError):
+    """Another rank does not come to a meeting."""
+
+
+def _count(group: tuple[int, ...], rank: int) -> str:
+    return f"paperhooks/meetings {group} of {rank}"
 
 
 def _attached(rank: int) -> str:
+    """Where it stands how many sessions a rank has open."""
     return f"paperhooks/sessions of {rank}"
 
 
-def _base(number: int) -> str:
-    return f"paperhooks/meeting {number}"
+def _opened(rank: int) -> str:
+    """Where it stands how many sessions a rank has opened so far."""
+    return f"paperhooks/sessions so far of {rank}"
 
 
-def _told(methods: Mapping[str, str]) -> str:
-    return ", ".join(methods.values()) or "nothing"
+def _base(group: tuple[int, ...], number: int) -> str:
+    return f"paperhooks/meeting {group} {number}"

@@ -37,11 +37,13 @@ class Flags:
         was said that they were not.
     inside
         Threads in whose decoder a forward is under way, and how many.
+    calls
+        How many calls of the model have begun.
     closing, closed
         The session is being closed: calls that begin now run without it; and it is closed.
     """
 
-    __slots__ = ("arrived", "asked", "checked", "closed", "closing", "fired", "inside", "trained", "warned")
+    __slots__ = ("arrived", "asked", "calls", "checked", "closed", "closing", "fired", "inside", "trained", "warned")
 
     def __init__(self) -> None:
         self.fired = False
@@ -52,6 +54,7 @@ class Flags:
         self.warned = False
         self.closing = False
         self.closed = False
+        self.calls = 0
         self.inside: dict[int, int] = {}
 
 
@@ -69,8 +72,8 @@ class Owner(Protocol):
         """Undo everything."""
 
     @property
-    def deserted(self) -> bool:
-        """Whether another rank of the model has closed its session."""
+    def disturbed(self) -> bool:
+        """Whether this rank's last call has failed, or another rank of the model has closed its session."""
 
     def meet(self, training: bool) -> None:
         """The model is called for the first time since it was spread otherwise, with or without training."""

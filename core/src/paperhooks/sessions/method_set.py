@@ -20,6 +20,7 @@ from paperhooks.hooks.specs import CHAINED, PROJECT, OfflineHooks, RuntimeHooks
 from paperhooks.info import PARALLEL, Traits
 from paperhooks.models.view import ModelView
 from paperhooks.sessions.chain import Chain
+from paperhooks.sessions.method_options import option_texts
 
 __all__ = ["Implementation", "Method", "MethodSet", "traits_of"]
 
@@ -109,9 +110,9 @@ class MethodSet:
         """How a model may be spread for all methods alike."""
         return [kind for kind in PARALLEL if all(kind in each.parallel for each in self.traits().values())]
 
-    def words(self) -> dict[str, str]:
-        """Every method with its options as a text that is equal in all processes."""
-        return {name: _options_text(name, method) for name, method in self.methods.items()}
+    def options(self) -> dict[str, dict[str, str]]:
+        """Every method's options, as texts that are equal in all processes which attached the same."""
+        return {name: option_texts(method) for name, method in self.methods.items()}
 
     def implementations(self, hook: str) -> tuple[Implementation, ...]:
         """The implementations of ``hook`` in call order.
@@ -241,20 +242,6 @@ def traits_of(method: Method) -> Traits:
             f"{type(traits).__name__}"
         )
     return traits
-
-
-def _options_text(name: str, method: Method) -> str:
-    """Options that are plain values; what else a method holds is different in every process."""
-    fields = [f.name for f in dataclasses.fields(method)] if dataclasses.is_dataclass(method) else sorted(vars(method))
-    values = {field: getattr(method, field, None) for field in fields if not field.startswith("_")}
-    plain = [f"{field}={value!r}" for field, value in values.items() if _plain(value)]
-    return f"{name}({', '.join(plain)})"
-
-
-def _plain(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return all(map(_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _manager(methods: dict[str, Method]) -> pluggy.PluginManager:

@@ -75,9 +75,9 @@ class Session:
         self.methods: dict[str, Method] = methods.methods
         self.closed = False
         self._set = methods
-        self._flags = Flags()
+        self._flags = flags = Flags()
         self._undo = UndoStack()
-        self._agreement = Agreement(methods.words())
+        self._agreement = Agreement(methods.options, lambda: flags.calls)
         self._watched = False
         self._called: Spread | None = None  # how the model was spread in its last call: only there DDP shows
         self._installer = Installer(self.view, methods, self._flags, self._undo)
@@ -132,7 +132,7 @@ class Session:
         state = "closed" if self.closed else "attached"
         now = self.view.spread
         found = self._called if self._called is not None and not now.kinds else now
-        spread = f"{found}; declared: {', '.join(self._set.spreads()) or 'plain models only'}"
+        spread = f"{found}; declared for these methods: {', '.join(self._set.spreads()) or 'plain models only'}"
         head = f"{type(self.view.model).__name__} ({self.view.family}), {state}\nspread: {spread}"
         return f"{head}\n{self._set.table(self.view)}"
 
@@ -174,18 +174,18 @@ class Session:
         self._agreement.meet(spread, training)
 
     @property
-    def deserted(self) -> bool:
-        """Whether another rank of the model has closed its session, and this one has noticed."""
-        return self._agreement.left is not None
+    def disturbed(self) -> bool:
+        """Whether this rank's last call has failed, or another rank has closed its session and this one has noticed."""
+        return self._agreement.disturbed
 
     def fail(self, error: BaseException) -> None:
         """Let the ranks that call the model in step learn of ``error``, or note on it which rank failed before."""
         self._agreement.fail(error)
 
     @property
-    def options(self) -> dict[str, str]:
-        """Every method's name to a text of its options, equal in all processes that attached the same."""
-        return self._set.words()
+    def options(self) -> dict[str, dict[str, str]]:
+        """Every method's options as texts, equal in all processes that attached the same."""
+        return self._set.options()
 
     def note_asked(self) -> None:
         """A training loop has asked for the loss with this session's hooks."""
@@ -303,10 +303,10 @@ class Session:
         return self
 
     def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
-        if exc is None:
+        if exc is None or isinstance(exc, GeneratorExit):
             self.close()
             return
-        self._agreement.fail(exc)
+        self._agreement.fail(exc, final=True)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:

@@ -23,7 +23,6 @@ from paperhooks.compat import (
 )
 from paperhooks.errors import HookError, UnsupportedModel
 from paperhooks.hooks.call import CALL, OWN_ARGUMENTS, Call
-from paperhooks.hooks.compat import in_backward
 from paperhooks.hooks.inputs import DecoderInputs
 from paperhooks.hooks.recomputation import in_checkpoint
 from paperhooks.models.spread import spread_mark
@@ -31,6 +30,7 @@ from paperhooks.sessions.chain import Chain, Flags, Function, Hook, Owner
 from paperhooks.sessions.layer_check import unknown_call
 from paperhooks.sessions.layer_hooks import expect, named_arguments
 from paperhooks.sessions.threads import in_stack
+from paperhooks.tokens.compat import in_backward
 from paperhooks.tokens.row_state import bound_owners, left_alone
 from paperhooks.tokens.track import compact_labels
 
@@ -82,8 +82,9 @@ class ModelEnter(Hook):
             return None
         if self.session is not None and not torch.compiler.is_compiling():
             training = module.training and torch.is_grad_enabled()
+            self.flags.calls += 1
             mark = training, *spread_mark(module, self.view.layers)
-            if mark != self.mark or self.session.deserted:
+            if mark != self.mark or self.session.disturbed:
                 self.session.meet(training)
                 self.mark = mark
         if module.training and torch.is_grad_enabled():

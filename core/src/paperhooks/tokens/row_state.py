@@ -19,6 +19,7 @@ from torch import Tensor
 
 from paperhooks.compat import CACHE_CHANGES, token_count
 from paperhooks.errors import DataError, UnsupportedGeneration
+from paperhooks.tokens.compat import in_backward
 
 __all__ = [
     "Attendance",
@@ -243,8 +244,20 @@ class _Attended(_OnCache):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         attendance = getattr(self.cache, _ROWS).attendance
         if (attendance is None or not attendance.open) and (owners := bound_owners(self.cache)):
+            if in_backward():
+                return self._again(*args, **kwargs)
             raise left_alone(self.cache, owners)
         return self.call(*args, **kwargs)
+
+    def _again(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """In a layer that a checkpoint computes again: the first call has filled the cache, and saw what it put in."""
+        held = int(token_count(self.cache, layer_idx))
+        if held != key_states.shape[-2]:
+            raise UnsupportedGeneration(
+                f"layer {layer_idx} is under a checkpoint and reads a cache that was filled before ({held} tokens, of "
+                f"which this call brought {key_states.shape[-2]}); call the model with use_cache=False"
+            )
+        return key_states, value_states
 
 
 def left_alone(cache: Any, owners: list[str]) -> UnsupportedGeneration:

@@ -30,6 +30,7 @@ from paperhooks.hooks.loss import (
     predicts_nothing,
 )
 from paperhooks.io.tensors import read_tensors, write_tensors
+from paperhooks.sessions.method_options import unlike
 from paperhooks.training.loss import compute_loss, find_session, has_loss_hooks
 
 if TYPE_CHECKING:
@@ -195,13 +196,13 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
             return
         self._agreed_run = self.state
         session = find_session(cast(nn.Module, self.model))
-        here = list(session.options.values()) if session is not None else []
+        here = session.options if session is not None else {}
         for rank, there in enumerate(gather_object([here])):
-            if there != here:
+            if (both := unlike(there, here)) is not None:
+                others, own = (text if text != "nothing" else "no session" for text in both)
                 raise PluginConflict(
-                    f"process {rank} trains with {', '.join(there) or 'no session'}, and process "
-                    f"{self.args.process_index} with {', '.join(here) or 'no session'}; attach the same methods with "
-                    "the same options in all of them"
+                    f"process {rank} trains with {others}, and process {self.args.process_index} with {own}; attach "
+                    "the same methods with the same options in all of them"
                 )
 
     # -- one micro-batch ---------------------------------------------------------------------------------------------
