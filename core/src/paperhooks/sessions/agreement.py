@@ -46,7 +46,7 @@ class Agreement:
     def __init__(self, methods: Callable[[], OptionTexts], calls: Callable[[], int]) -> None:
         self._tell, self._calls = methods, calls
         self._announced = False
-        self._early = 0
+        self._number = self._early = 0
         self._refused: dict[tuple[int, ...], str] = {}
         self._met: set[tuple[int, ...]] = set()
         self._failures = Failures("paperhooks/no meeting")
@@ -71,9 +71,8 @@ class Agreement:
         """A session opens on this rank: the others may wait longer for its first call."""
         if Ranks().count > 1:
             store, self._announced = shared_store(), True
-            for name in (_opened, _attached):
-                store.add(name(Ranks().index), 1)
-            self._early = store.add(_EARLY, 0)
+            store.add(_attached(Ranks().index), 1)
+            self._number, self._early = store.add(_opened(Ranks().index), 1), store.add(_EARLY, 0)
 
     def meet(self, spread: Spread, training: bool) -> None:
         """Compare the methods of all ranks whose calls wait for one another; once a session and a group of ranks.
@@ -144,10 +143,11 @@ class Agreement:
             time.sleep(_PAUSE)
 
     def _failed_early(self, store: Any, other: int) -> str:
-        """The error with which a rank has left its session since this one was opened, without having come here."""
-        for number in range(self._early, store.add(_EARLY, 0)):
+        """The error with which a rank has left its session without having come here: this very one, or one since."""
+        for number in range(store.add(_EARLY, 0)):
             rank, opened, error = json.loads(store.get(f"{_EARLY} {number}"))
-            if rank == other and opened == store.add(_opened(other), 0):  # it has opened no other session since
+            ours = opened == self._number or number >= self._early
+            if rank == other and ours and opened == store.add(_opened(other), 0):  # it has opened no other one since
                 return str(error)
         return ""
 
