@@ -145,6 +145,8 @@ class Agreement:
     def _failed_early(self, store: Any, other: int) -> str:
         """The error with which a rank has left its session without having come here: this very one, or one since."""
         for number in range(store.add(_EARLY, 0)):
+            if not store.check([f"{_EARLY} {number}"]):
+                continue  # it is being written
             rank, opened, error = json.loads(store.get(f"{_EARLY} {number}"))
             ours = opened == self._number or number >= self._early
             if rank == other and ours and opened == store.add(_opened(other), 0):  # it has opened no other one since
@@ -167,8 +169,7 @@ class Agreement:
             with contextlib.suppress(Exception):  # a store that is gone must not hide the error
                 store, rank = shared_store(), Ranks().index
                 told = [rank, store.add(_opened(rank), 0), f"{type(error).__name__}: {error}"]
-                store.set(f"{_EARLY} {store.add(_EARLY, 0)}", json.dumps(told))
-                store.add(_EARLY, 1)
+                store.set(f"{_EARLY} {store.add(_EARLY, 1) - 1}", json.dumps(told))
 
     def end(self) -> None:
         """The session is closed: the others are told that, and nothing any more."""
