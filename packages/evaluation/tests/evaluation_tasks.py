@@ -69,7 +69,7 @@ class Echo(Task):
 
     def documents(self, source: str) -> Sequence[Document]:
         rows = json.loads(Path(source).read_text())
-        return [Document(row["id"], row.get("group", ""), row) for row in rows]
+        return [Document(row["id"], {"kind": row.get("group", "")}, row) for row in rows]
 
     def request(self, document: Document) -> Request:
         return Request(prompt=document.data["prompt"], max_new_tokens=LIMIT)

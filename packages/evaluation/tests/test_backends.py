@@ -208,6 +208,6 @@ def test_a_task_is_run_during_training_and_logged(tmp_path: Path) -> None:
     assert sorted(logged) == [2, 4]
     saved = json.loads((tmp_path / "runs" / "step-000004" / "results.json").read_text())
     assert logged[4]["eval/echo/accuracy"] == saved["results"]["echo"]["accuracy,official"]
-    assert {"eval/echo/accuracy/even", "eval/echo/accuracy/odd"} <= set(logged[4])
+    assert {"eval/echo/accuracy/kind/even", "eval/echo/accuracy/kind/odd"} <= set(logged[4])
     with pytest.raises(DataError, match="every = 0"):
         EvaluationCallback(trainer, tokenizer, Grouped(), data=data, out=tmp_path, every=0)

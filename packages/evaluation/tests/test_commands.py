@@ -27,11 +27,12 @@ def evaluation_tasks():
 class Count(Task):
     version = "1"
     modes = ("official", "never")
+    scoring_options = ("worth",)
     worth: float = 1.0
     fails_at: str = ""
 
     def documents(self, source):
-        return [Document(str(i), "ab"[i % 2]) for i in range(int(source))]
+        return [Document(str(i), {"kind": "ab"[i % 2]}) for i in range(int(source))]
 
     def request(self, document):
         if document.id == self.fails_at:
@@ -64,7 +65,7 @@ def test_evaluate_runs_a_task_with_methods(task: Path, cli, tmp_path: Path) -> N
     assert "n = 3" in out
     inputs = json.loads((tmp_path / "run" / "result.json").read_text())["inputs"]
     assert inputs["methods"] == [{"class": "dist_one_method:Scale", "options": {"factor": 1.0, "first_layer": 0}}]
-    code, _, err = cli(*arguments, "--option", "worth=0.5")
+    code, _, err = cli(*arguments, "--option", "fails_at='9'")
     assert (code, "inputs.options" in err) == (1, True)
     code, out, err = cli(*arguments, "--option", "worth=0.5", "--force-new", "--stop", "w0", "--layout", "text-only")
     assert (code, "score 50.0%" in out) == (0, True), err
@@ -90,14 +91,21 @@ def test_rescore_compare_and_tasks(task: Path, cli, tmp_path: Path) -> None:
     for name, worth in (("a", 0.0), ("b", 1.0)):
         arguments = ("evaluate", str(task), "count", "--data", "4", "--out", str(tmp_path / name))
         assert cli(*arguments, "--option", f"worth={worth}")[0] == 0
-    code, out, err = cli("compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "ab"))
+    both = ("compare", str(tmp_path / "a"), str(tmp_path / "b"))
+    code, _, err = cli(*both)
+    assert (code, "worth: 0.0 in a, 1.0 in b" in err) == (1, True)
+    code, out, err = cli(*both, "--allow", "worth", "--out", str(tmp_path / "ab"))
     assert code == 0, err
     assert "4 better, 0 worse, p = 0.125" in out
     assert (tmp_path / "ab" / "report.html").exists()
     code, out, err = cli("rescore", str(tmp_path / "a"), "--mode", "official", "--option", "worth=0.25")
     assert (code, "score 25.0%" in out) == (0, True), err
     code, out, _ = cli("rescore", str(tmp_path / "a"))
-    assert "score 0.0%" in out  # with the options of the run
+    assert "score 25.0%" in out  # as it was scored last
+    code, _, err = cli("rescore", str(tmp_path / "a"), "--option", "fails_at='1'")
+    assert (code, "the run was made with fails_at = ''" in err) == (1, True)
+    code, out, _ = cli(*arguments[:-1], str(tmp_path / "a"), "--option", "worth=0.5")
+    assert (code, "score 50.0%" in out) == (0, True)  # goes on, and asks nothing again
     code, out, _ = cli("tasks")
     assert (code, "text, image" in out) == (0, True)
     rows = json.loads(cli("tasks", "--json")[1])
@@ -115,7 +123,7 @@ def test_rescore_compare_and_tasks(task: Path, cli, tmp_path: Path) -> None:
         (("--stop", ""), 1, "must be a list of strings"),
         (("--shard", "3/2"), 2, "INDEX below COUNT"),
         (("-p", "t-on"), 1, "did you mean 't-one'"),
-        (("--option", "worth=0.5", "--out", "OLD"), 1, "inputs.options.worth = 1.0, not 0.5"),
+        (("--option", "fails_at=2", "--out", "OLD"), 1, "inputs.options.fails_at = '', not 2"),
         (("--layout", "text-only", "--out", "OLD"), 1, "inputs.layout = 'prepend', not 'text-only'"),
         (("--seed", "3", "--out", "OLD"), 1, "seed = 0, not 3"),
     ],

@@ -61,7 +61,7 @@ def test_scores_intervals_groups_and_files(model, tokenizer, data: Path, tmp_pat
     assert [row["id"] for row in rows] == [f"q{i}" for i in range(10)]
     keys = {
         "id",
-        "group",
+        "groups",
         "doc_hash",
         "prompt_hash",
         "reply",

@@ -102,7 +102,7 @@ def test_stored_responses_are_read_either_way(data: Path, tmp_path: Path) -> Non
     assert quick(backend, None, Echo(), data=data, out=tmp_path / "b").records == apart.records
     assert quick(backend, None, Echo(), data=data, out=tmp_path / "b", keep_reasoning=True).records == whole.records
     assert len(asked) == 6
-    with pytest.raises(DataError, match="scored with the reasoning in front of answers, the other without"):
+    with pytest.raises(DataError, match="keep_reasoning: False in a, True in b"):
         compare(tmp_path / "a", tmp_path / "b")
 
 

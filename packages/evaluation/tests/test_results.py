@@ -251,7 +251,7 @@ def test_runs_that_do_not_belong_together_are_refused(data: Path, tmp_path: Path
         version: ClassVar[str] = "2"
 
     quick(right_on(0), None, Newer(), data=data, out=tmp_path / "newer")
-    with pytest.raises(DataError, match=r"has the version '1' and .* '2'"):
+    with pytest.raises(DataError, match=r"version: 1 in a, 2 in b"):
         compare(tmp_path / "a", tmp_path / "newer")
     with pytest.raises(DataError, match="holds no run; expected the folder of one of 'evaluate'"):
         compare(tmp_path / "a", tmp_path / "none")
@@ -265,7 +265,34 @@ def test_runs_that_do_not_belong_together_are_refused(data: Path, tmp_path: Path
     rows[0]["extra"] = "in another language"
     data.write_text(json.dumps(rows))
     quick(right_on(0), None, Echo(), data=data, out=tmp_path / "d", limit=4)
-    assert compare(tmp_path / "a", tmp_path / "d").changed == 1
+    with pytest.raises(DataError, match="documents: 1 of the common ids in a, say something else in b"):
+        compare(tmp_path / "a", tmp_path / "d")
+    assert compare(tmp_path / "a", tmp_path / "d", allow=["documents"]).changed == 1
+
+
+LIKE = {"layout": "interleave", "max_new_tokens": 9, "stop": ["."], "max_pixels": 100}
+
+
+@pytest.mark.parametrize("name", LIKE)
+def test_runs_that_were_asked_otherwise_are_refused_unless_that_is_meant(data: Path, tmp_path: Path, name: str) -> None:
+    quick(right_on(0), None, Echo(), data=data, out=tmp_path / "a")
+    quick(right_on(0), None, Echo(), data=data, out=tmp_path / "b", **{name: LIKE[name]})
+    with pytest.raises(DataError, match=rf"\n  {name}: .* in a, .* in b\nmake both runs alike.*: allow=\['{name}'\]"):
+        compare(tmp_path / "a", tmp_path / "b")
+    found = compare(tmp_path / "a", tmp_path / "b", allow=[name], resamples=50)
+    assert [(one.name, one.comparable) for one in found.differences] == [(name, False)]
+
+
+def test_what_answers_may_differ_and_is_told(data: Path, tmp_path: Path) -> None:
+    quick(CallableBackend(lambda request: "w", name="one"), None, Echo(), data=data, out=tmp_path / "a")
+    quick(CallableBackend(lambda request: "v", name="two"), None, Echo(), data=data, out=tmp_path / "b")
+    found = compare(tmp_path / "a", tmp_path / "b", out=tmp_path / "report", resamples=50)
+    assert list(map(str, found.differences)) == ["name: one in a, two in b"]
+    assert "| name | one | two |" in (tmp_path / "report" / "report.md").read_text()
+    with pytest.raises(DataError, match="allow names 'nam', in which the runs do not differ; did you mean 'name'"):
+        compare(tmp_path / "a", tmp_path / "b", allow=["nam"])
+    with pytest.raises(DataError, match="allow names 'layout'"):
+        compare(tmp_path / "a", tmp_path / "b", allow="layout")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from .figures import new_figure as new_figure
 from .figures import save_figure as save_figure
 from .figures import style_axes as style_axes
 from .intervals import bootstrap_interval as bootstrap_interval
+from .intervals import holm as holm
 from .intervals import mcnemar as mcnemar
 from .intervals import mean_interval as mean_interval
 from .intervals import paired_p as paired_p

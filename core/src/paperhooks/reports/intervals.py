@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["bootstrap_interval", "mcnemar", "mean_interval", "paired_p", "smallest_p", "wilson_interval"]
+__all__ = ["bootstrap_interval", "holm", "mcnemar", "mean_interval", "paired_p", "smallest_p", "wilson_interval"]
 
 #: Up to how many differences all sign flips are tried.
 _EXACT: Final = 20
@@ -112,6 +112,22 @@ def mcnemar(only_a: int, only_b: int) -> float:
     n = only_a + only_b
     tail: int = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
     return min(1.0, float(Fraction(2 * tail, 2**n)))  # integers up to here: 2**n overflows a float
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values corrected for testing all of them (Holm 1979): the chance that any of them is wrong stays at the level.
+
+    The k-th smallest of n, k from 1, becomes the largest of (n - j + 1) p_(j) over j <= k, and at most 1.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    corrected, largest = [0.0] * len(order), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, (len(order) - rank) * p_values[place])
+        corrected[place] = min(1.0, largest)
+    return corrected
 
 
 def paired_p(differences: Sequence[float] | np.ndarray[Any, Any], *, seed: int = 0, resamples: int = _FLIPS) -> float:

@@ -2,6 +2,7 @@ from .callback import EvaluationCallback as EvaluationCallback
 from .comparison import Comparison as Comparison
 from .comparison import PairedDifference as PairedDifference
 from .comparison import compare as compare
+from .differences import Difference as Difference
 from .evaluator import evaluate as evaluate
 from .evaluator import rescore as rescore
 from .results import EvaluationResult as EvaluationResult
@@ -14,6 +15,8 @@ from .task import Record as Record
 from .task import Summary as Summary
 from .task import Task as Task
 from .task import available_tasks as available_tasks
+from .task import grouped as grouped
 from .task import load_task as load_task
+from .task import mean_metrics as mean_metrics
 
 __version__: str

@@ -25,7 +25,7 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     >>> trainer = Trainer(model, arguments, train_dataset=rows)  # doctest: +SKIP
     >>> trainer.add_callback(EvaluationCallback(trainer, processor, "pope", data="pope/", out="runs/", every=500))
 
-    Metrics of a group are logged as ``eval/<task>/<metric>/<group>``. Every evaluation is a run folder
+    Metrics of a group are logged as ``eval/<task>/<metric>/<grouping>/<group>``. Every evaluation is a run folder
     ``out/step-000500``. What :func:`paperhooks.evaluate` takes goes through as ``options``; reports are off unless
     asked for. In distributed training the processes share the documents.
 
@@ -57,7 +57,7 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         result = evaluate(self.trainer.model, self.processor, self.task, data=self.data, out=folder, **self.options)
         log.info("step %d: %s", state.global_step, result)
         self.trainer.log({
-            f"eval/{result.task}/{metric.name}" + (f"/{metric.group}" if metric.group else ""): metric.value
+            "/".join(filter(None, (f"eval/{result.task}/{metric.name}", metric.grouping, metric.group))): metric.value
             for metric in result.summary.metrics
             if metric.value is not None
         })  # fmt: skip

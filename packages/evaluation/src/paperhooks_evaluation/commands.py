@@ -56,7 +56,7 @@ def evaluate(
     option: Options = None,
     mode: Modes = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first documents.")] = None,
-    group: Annotated[list[str] | None, typer.Option("--group", help="Only documents of this group.")] = None,
+    group: Annotated[list[str] | None, typer.Option("--group", help="Only this group: subset=CA.")] = None,
     batch_size: BatchSize = 1,
     batch_tokens: Annotated[
         int | None, typer.Option("--batch-tokens", min=1, help="Tokens of a batch with padding; 16384 without it.")
@@ -114,12 +114,15 @@ def compare(
         Path | None,
         typer.Option("--out", "-o", callback=writable_folder, help="Folder for a report and comparison.json."),
     ] = None,
+    allow: Annotated[list[str] | None, typer.Option("--allow", help="Input that may differ, such as layout.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the bootstrap.")] = 0,
 ) -> None:
-    """Compare two runs of a task, paired by document: difference, interval, exact McNemar test."""
+    """Compare two runs, paired by document: what differs, difference, interval, exact McNemar test."""
     from paperhooks_evaluation.comparison import compare as paired
 
-    result = paired(a, b, metric, mode=mode, out=out, seed=seed)
+    result = paired(a, b, metric, mode=mode, out=out, allow=allow or (), seed=seed)
+    for one in result.differences:
+        say(str(one))
     say(str(result))
     if out is not None:
         say(f"report: {out / 'report.html'}")

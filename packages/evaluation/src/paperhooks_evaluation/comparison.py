@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from paperhooks.errors import DataError, did_you_mean
 from paperhooks.io import hash_file, plain, read_json, write_json
-from paperhooks.reports import Heading, Paragraph, RunFolder, Table, bootstrap_interval, mcnemar
+from paperhooks.reports import Heading, Paragraph, RunFolder, Table, bootstrap_interval, holm, mcnemar
 
+from paperhooks_evaluation.differences import Difference, check_allowed, differences
+from paperhooks_evaluation.plan import COLUMNS
 from paperhooks_evaluation.result_files import checked_file, open_evaluation, read_scores
 from paperhooks_evaluation.samples import document_hash, read_documents
 
@@ -21,13 +23,15 @@ __all__ = ["Comparison", "PairedDifference", "compare"]
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
-    """Mean scores of the documents both runs have, over all (``group`` empty) or one group.
+    """Mean scores of the documents both runs have, over all (``group`` and ``grouping`` empty) or one group.
 
     :param delta, low, high: b - a with its 95 % interval: percentile bootstrap over units (see ``Task.unit``), paired.
     :param better, worse: documents with a higher and with a lower score in b.
     :param p: exact McNemar p of ``better`` against ``worse``; for scores other than 0 and 1 this is the sign test.
+    :param corrected_p: the same, corrected by Holm's method for the groups of its grouping.
     """
 
+    grouping: str
     group: str
     n: int
     a: float
@@ -38,16 +42,23 @@ class PairedDifference:
     better: int
     worse: int
     p: float
+    corrected_p: float
+
+    @property
+    def part(self) -> str:
+        """The part of the data in one text: ``"subset=CA"``, or ``""`` for all."""
+        return f"{self.grouping}={self.group}" if self.grouping else self.group
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """The outcome of :func:`compare`.
 
-    :param overall, groups: paired differences of the scores.
-    :param metrics: metric, group, value in a, value in b: what the task itself reports, such as F1.
+    :param overall, groups: paired differences of the scores; groups of every grouping.
+    :param metrics: metric, part of the data, value in a, value in b: what the task itself reports, such as F1.
     :param only_a, only_b, changed: documents of one run alone, and documents whose content differs (two languages,
         say); the latter are paired.
+    :param differences: every input that the runs do not share.
     """
 
     task: str
@@ -58,6 +69,7 @@ class Comparison:
     only_a: int
     only_b: int
     changed: int
+    differences: Sequence[Difference]
 
     def __str__(self) -> str:
         one = self.overall
@@ -84,35 +96,33 @@ def compare(
     *,
     mode: str | None = None,
     out: str | Path | None = None,
+    allow: Collection[str] = (),
     seed: int = 0,
     resamples: int = 2000,
 ) -> Comparison:
-    """Compare two finished runs of one task, paired by document.
+    """Compare two finished runs, paired by document.
+
+    Runs that differ in more than what answers (model, methods, backend) are refused unless that is allowed by name: in
+    layout, limits, stop strings, the task, its version or options, how responses were scored, or what the documents
+    say.
 
     :param metric: show only this one of the task's metrics; all without it. Intervals and tests are about the
         documents' scores.
     :param mode: the mode in which both were scored; the first one of run a without it.
     :param out: A folder for ``comparison.json`` and a report.
+    :param allow: names of inputs that may differ, such as ``["language"]``; the message names them.
     :param seed, resamples: of the bootstrap.
-    :raises DataError: folders without results, runs of other tasks or versions, and runs without a common document.
+    :raises DataError: folders without results, runs that differ in what is not allowed, and runs without a common
+        document.
     """
     opened_a, opened_b = open_evaluation(run_a), open_evaluation(run_b)
     block_a, block_b = _block(opened_a), _block(opened_b)
-    if block_a["reasoning"]["kept"] != block_b["reasoning"]["kept"]:
-        raise DataError(
-            f"one of {run_a} and {run_b} was scored with the reasoning in front of answers, the other without; score "
-            "one of them again with paperhooks.rescore(..., keep_reasoning=...)"
-        )
-    for name in ("task", "version"):
-        if block_a[name] != block_b[name]:
-            raise DataError(
-                f"{run_a} has the {name} {block_a[name]!r} and {run_b} {block_b[name]!r}; only runs of one task and "
-                "version can be compared"
-            )
     chosen = _chosen_mode(mode, block_a, block_b)
     a = _Scored(opened_a.path, block_a, read_scores(opened_a, chosen), _document_hashes(opened_a))
     b = _Scored(opened_b.path, block_b, read_scores(opened_b, chosen), _document_hashes(opened_b))
-    result = _compared(a, b, chosen, metric, seed, resamples)
+    found = _differences(opened_a, opened_b, a, b, chosen)
+    check_allowed(found, allow, f"{run_a} and {run_b}")
+    result = _compared(a, b, chosen, metric, found, seed, resamples)
     if out is not None:
         _write(RunFolder(out), a, b, result, seed, resamples)
     return result
@@ -132,26 +142,45 @@ def _chosen_mode(mode: str | None, *blocks: Mapping[str, Any]) -> str:
     return common[0] if mode is None else mode
 
 
-def _compared(a: _Scored, b: _Scored, mode: str, metric: str | None, seed: int, resamples: int) -> Comparison:
+def _differences(opened_a: RunFolder, opened_b: RunFolder, a: _Scored, b: _Scored, mode: str) -> list[Difference]:
+    """Every input that differs, with how responses were scored and what the documents of both runs say."""
+    scoring_a, scoring_b = (one.block["modes"][mode]["scoring"] for one in (a, b))
+    further = {name: (scoring_a.get(name), scoring_b.get(name)) for name in [*scoring_a, *scoring_b]}
+    further["keep_reasoning"] = a.block["reasoning"]["kept"], b.block["reasoning"]["kept"]
+    changed = sum(a.hashes.get(key) != b.hashes.get(key) for key in a.rows if key in b.rows)
+    if changed:
+        further["documents"] = f"{changed} of the common ids", "say something else"
+    return differences(opened_a.result["inputs"], opened_b.result["inputs"], further)
+
+
+def _compared(
+    a: _Scored, b: _Scored, mode: str, metric: str | None, found: Sequence[Difference], seed: int, resamples: int
+) -> Comparison:
     common = [key for key in a.rows if key in b.rows]
     if not common:
         raise DataError(f"{a.path} and {b.path} have no scored document in common")
-    groups: dict[str, list[str]] = {}
-    for key in common:
-        groups.setdefault(a.rows[key]["group"], []).append(key)
 
-    def difference(group: str, keys: Sequence[str]) -> PairedDifference:
-        return _difference(group, [(a.rows[key], b.rows[key]) for key in keys], seed, resamples)
+    def difference(grouping: str, group: str, keys: Sequence[str]) -> PairedDifference:
+        return _difference(grouping, group, [(a.rows[key], b.rows[key]) for key in keys], seed, resamples)
 
+    lines: list[PairedDifference] = []
+    for grouping in [name for name in a.rows[common[0]] if name not in COLUMNS]:
+        groups: dict[str, list[str]] = {}
+        for key in common:
+            groups.setdefault(a.rows[key][grouping], []).append(key)
+        own = [difference(grouping, group, groups[group]) for group in sorted(groups) if group]
+        corrected = holm([one.p for one in own])
+        lines += [dataclasses.replace(one, corrected_p=p) for one, p in zip(own, corrected, strict=True)]
     return Comparison(
         task=a.block["task"],
         mode=mode,
-        overall=difference("", common),
-        groups=[difference(group, groups[group]) for group in sorted(groups) if group],
+        overall=difference("", "", common),
+        groups=lines,
         metrics=_metrics(a.block, b.block, mode, metric),
         only_a=len(a.rows) - len(common),
         only_b=len(b.rows) - len(common),
         changed=sum(a.hashes.get(key) != b.hashes.get(key) for key in common),
+        differences=found,
     )
 
 
@@ -161,7 +190,7 @@ def _document_hashes(run: RunFolder) -> dict[str, str]:
 
 
 def _difference(
-    group: str, pairs: Sequence[tuple[Mapping[str, str], Mapping[str, str]]], seed: int, resamples: int
+    grouping: str, group: str, pairs: Sequence[tuple[Mapping[str, str], Mapping[str, str]]], seed: int, resamples: int
 ) -> PairedDifference:
     units: dict[str, tuple[float, float, int]] = {}
     better = worse = 0
@@ -176,7 +205,7 @@ def _difference(
     n = len(pairs)
     a, b, _ = (float(total) / n for total in clusters.sum(0))
     p = mcnemar(worse, better)
-    return PairedDifference(group, n, a, b, _mean_delta(clusters), low, high, better, worse, p)
+    return PairedDifference(grouping, group, n, a, b, _mean_delta(clusters), low, high, better, worse, p, p)
 
 
 def _mean_delta(clusters: np.ndarray[Any, Any]) -> float:
@@ -188,12 +217,16 @@ def _metrics(
     a: Mapping[str, Any], b: Mapping[str, Any], mode: str, metric: str | None
 ) -> list[tuple[str, str, float | None, float | None]]:
     found_a, found_b = (
-        {(one["name"], one["group"]): one["value"] for one in block["modes"][mode]["metrics"]} for block in (a, b)
+        {(one["name"], _part(one)): one["value"] for one in block["modes"][mode]["metrics"]} for block in (a, b)
     )
     names = {name for name, _ in found_a}
     if metric is not None and metric not in names:
         raise DataError(f"the runs have no metric {metric!r}; {did_you_mean(metric, names)}")
     return [(*key, found_a[key], found_b.get(key)) for key in found_a if metric in (None, key[0])]
+
+
+def _part(metric: Mapping[str, Any]) -> str:
+    return f"{metric['grouping']}={metric['group']}" if metric["grouping"] else str(metric["group"])
 
 
 def _write(run: RunFolder, a: _Scored, b: _Scored, result: Comparison, seed: int, resamples: int) -> None:
@@ -216,16 +249,27 @@ def _write(run: RunFolder, a: _Scored, b: _Scored, result: Comparison, seed: int
 
 def _blocks(a: _Scored, b: _Scored, result: Comparison) -> list[Heading | Paragraph | Table]:
     lines = [result.overall, *result.groups]
-    rows = [(d.group or "all", d.n, d.a, d.b, d.delta, d.low, d.high, d.better, d.worse, d.p) for d in lines]
-    header = ("group", "n", "a", "b", "b - a", "low", "high", "better", "worse", "p")
-    caption = "95 % intervals: paired bootstrap. p: exact McNemar test, two-sided, not corrected for several groups."
+    rows = [
+        (d.part or "all", d.n, d.a, d.b, d.delta, d.low, d.high, d.better, d.worse, d.p, d.corrected_p) for d in lines
+    ]
+    header = ("group", "n", "a", "b", "b - a", "low", "high", "better", "worse", "p", "corrected p")
+    caption = (
+        "95 % intervals: paired bootstrap. p: exact McNemar test, two-sided; corrected by Holm's method for the groups "
+        "of a grouping."
+    )
     metrics = [
         (name, group or "all", x, y, None if x is None or y is None else y - x) for name, group, x, y in result.metrics
     ]
     left_out = f"Left out: {result.only_a} documents that only a has, {result.only_b} that only b has."
     changed = f" {result.changed} of the paired documents differ in content." if result.changed else ""
+    inputs = [(one.name, one.a, one.b, "" if one.comparable else "allowed") for one in result.differences]
+    told: list[Heading | Paragraph | Table] = (
+        [Table(("input", "a", "b", ""), inputs)] if inputs else [Paragraph("All inputs are the same.")]
+    )
     return [
         Paragraph(f"a: {a.path}\nb: {b.path}\nMode: {result.mode}. {left_out}{changed}"),
+        Heading("What differs"),
+        *told,
         Heading("Scores, paired by document"),
         Table(header, rows, caption),
         Heading("Metrics of the task"),

@@ -3,7 +3,8 @@
 A run folder holds ``result.json`` (what determines the responses), ``samples.jsonl`` (one line a response),
 ``documents.jsonl``, ``results.json`` (the figures; a superset of what lm-eval and lmms-eval write), ``scores.csv`` and
 a report. Killing the process loses at most the batch that was being answered; calling again with the same arguments
-goes on. ``limit``, ``groups``, ``modes`` and ``batch_size`` may change from call to call.
+goes on, also where the data were moved. ``limit``, ``groups``, ``modes``, ``batch_size`` and a task's options that
+change scores only may change from call to call.
 """
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ def evaluate(
     :param data: what the task takes: a folder, a file, a name on the hub.
     :param methods: plugin names or method instances to attach for the run, as in :func:`paperhooks.attach`.
     :param modes: ways of reading responses, the first one for the headline; all of the task's by default.
-    :param limit, groups: only the first documents, of these groups only.
+    :param limit, groups: only the first documents, of these groups only: ``["subset=CA"]``, or ``["CA"]`` where one
+        grouping alone has such a group. Of several, those of one grouping are taken together, and a document has to
+        be of one group of each grouping that is named.
     :param batch_size, batch_tokens: how many documents are asked at a time at most, and how many tokens their prompts
         may have with padding (the longest prompt times the documents, image tokens included; 16,384 without it), so
         that a long one among short ones is asked apart.
@@ -165,18 +168,22 @@ def rescore(
 
     Rewrites ``results.json``, ``scores.csv`` and the report.
 
-    :param task, options: without them, the task and options that the run was made with. A task must have the name of
-        the run's.
+    :param task: without it, the run's own; it must have the name of that.
+    :param options: options that change scores only; others are as the run was made, and so are these where they are
+        not given. A task that is given by name or not at all takes them.
     :param keep_reasoning: see :func:`evaluate`; without it, as the run was scored last.
-    :raises DataError: when the folder holds no evaluation, or one of another task.
+    :raises DataError: when the folder holds no evaluation, or one of another task, or an option changes responses.
     """
     run = open_evaluation(out)
     recorded = run.result["inputs"]
     if task is None:
-        task, options = _recorded_task(recorded), recorded["options"] if options is None else options
+        task = _recorded_task(recorded)
+    if not isinstance(task, Task):
+        options = {**recorded["options"], **run.result["results"]["scoring"], **(options or {})}
     name, loaded = load_task(task, options)
     if name != recorded["task"]:
         raise DataError(f"{out} holds a run of the task {recorded['task']!r}, not {name!r}")
+    _check_responses_hold(loaded, recorded["options"])
     chosen = check_modes(name, loaded, modes)
     with run:
         run.start("evaluate", inputs=recorded, seed=run.result["seed"])
@@ -319,7 +326,10 @@ def _finish(
     write_documents(run.path / "documents.jsonl", plan.wanted)
     reasoned = sum(bool(file.rows[one.id].get("reasoning")) for one in plan.wanted)
     reasoning = {"kept": plan.keep_reasoning, "responses": reasoned}
-    run.record(data=plan.about, about=dict(about), modes=list(plan.modes), reasoning=reasoning)
+    scoring = {name: getattr(plan.task, name) for name in plan.task.scoring_options}
+    run.record(
+        data=plan.about, about=dict(about), modes=list(plan.modes), reasoning=reasoning, scoring=plain(scoring)
+    )  # fmt: skip
     write_results(run, plan.task, result)
     run.record(files={name: content_digest(run.path / name) for name in CHECKED_FILES}, scored=state)
     if report:
@@ -341,7 +351,18 @@ def _state(plan: Plan, result: EvaluationResult) -> str:
         [mode, found.counts(), found.summary.metrics, [(one.document.id, one.score) for one in found.records]]
         for mode, found in result.modes.items()
     ]
-    return hash_json([plan.inputs(), plan.about, plan.keep_reasoning, modes])
+    return hash_json([plan.inputs(), plan.scoring(), plan.about, plan.keep_reasoning, modes])
+
+
+def _check_responses_hold(task: Task, recorded: Mapping[str, Any]) -> None:
+    """Raise DataError where an option that changes responses is another one than in the run."""
+    for name, value in plain(task.options()).items():
+        if name in recorded and recorded[name] != value:
+            may = ", ".join(task.scoring_options) or "none"
+            raise DataError(
+                f"the run was made with {name} = {recorded[name]!r}, and scoring it again with {value!r} would not "
+                f"change its responses; evaluate with this option (options that change scores only: {may})"
+            )
 
 
 def _recorded_task(inputs: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from paperhooks_evaluation.task import Document, Task, load_task
 
 __all__ = [
     "BATCH_TOKENS",
+    "COLUMNS",
     "AskOptions",
     "Plan",
     "ask_options",
@@ -28,6 +29,8 @@ __all__ = [
     "share",
 ]
 
+#: The columns of ``scores.csv`` beside those of the groupings.
+COLUMNS: Final = ("id", "unit", "mode", "score", "value", "rule", "fallback", "truncated")
 #: Tokens of a batch, with padding, unless the user says otherwise: 64 prompts of 256, or four of 4,096.
 BATCH_TOKENS: Final = 16_384
 
@@ -77,20 +80,24 @@ class Plan:
         about = {
             "source": source,
             "documents": len(documents),
-            "fingerprint": hash_json([[one.id, one.group, one.data] for one in documents]),
+            "fingerprint": hash_json([[one.id, one.groups, one.data] for one in documents]),
         }
         wanted = _of_groups(name, documents, groups)[:limit]
         chosen = check_modes(name, loaded, modes)
         return cls(name, loaded, chosen, source, documents, wanted, about, keep_reasoning)
 
     def inputs(self) -> dict[str, Any]:
-        """What of it determines the responses and their scores."""
+        """What of it determines the responses; what decides their scores as well is told by :meth:`scoring`."""
         return {
             "task": self.name,
             "version": str(self.task.version),
             "options": plain(self.task.options()),
             "fingerprint": self.task.fingerprint(),
         }
+
+    def scoring(self) -> dict[str, Any]:
+        """What decides the scores of each mode, besides the responses."""
+        return {mode: plain(self.task.scoring(mode)) for mode in self.modes}
 
 
 def checked_documents(name: str, documents: Sequence[Document]) -> list[Document]:
@@ -99,24 +106,67 @@ def checked_documents(name: str, documents: Sequence[Document]) -> list[Document
         raise DataError(f"the data of task {name!r} has no documents")
     seen: set[str] = set()
     for document in documents:
-        for text in (document.id, document.group):
+        _check_groups(name, document)
+        for text in (document.id, *document.groups.values()):
             if not isinstance(text, str) or "\0" in text or text.encode(errors="replace").decode() != text:
                 raise DataError(f"the data of task {name!r} has the id or group {text!r}; expected a text")
         if document.id in seen:
             raise DataError(f"the data of task {name!r} has two documents with the id {document.id!r}")
         seen.add(document.id)
     # Scoring again reads documents from a file; tuples and the like must not make a difference then.
-    return [dataclasses.replace(one, data=json.loads(json.dumps(plain(one.data)))) for one in documents]
+    return [
+        dataclasses.replace(
+            one,
+            groups={grouping: group for grouping, group in one.groups.items() if group},
+            data=json.loads(json.dumps(plain(one.data))),
+        )
+        for one in documents
+    ]
+
+
+def _check_groups(name: str, document: Document) -> None:
+    """Raise DataError unless the groups are by grouping, under names that can head a column of ``scores.csv``."""
+    if not isinstance(document.groups, Mapping):
+        raise DataError(
+            f"the data of task {name!r} has groups {document.groups!r} at {document.id!r}; expected them by grouping, "
+            "such as {'subject': 'Design'}"
+        )
+    for grouping in document.groups:
+        if not isinstance(grouping, str) or not grouping.isidentifier() or grouping in COLUMNS:
+            raise DataError(
+                f"the data of task {name!r} has the grouping {grouping!r}; expected a name as of a variable, other "
+                f"than {', '.join(COLUMNS)}"
+            )
 
 
 def _of_groups(name: str, documents: Sequence[Document], groups: Sequence[str] | None) -> list[Document]:
-    if not groups:
-        return list(documents)
-    known = {document.group for document in documents}
-    for group in groups:
-        if group not in known:
-            raise DataError(f"the data of task {name!r} has no group {group!r}; {did_you_mean(group, known)}")
-    return [document for document in documents if document.group in set(groups)]
+    """The documents of the wanted groups: of any group of one grouping, and of all groupings that are named."""
+    known: dict[str, set[str]] = {}
+    for document in documents:
+        for grouping, group in document.groups.items():
+            known.setdefault(grouping, set()).add(group)
+    wanted: dict[str, set[str]] = {}
+    for text in [groups] if isinstance(groups, str) else groups or ():
+        grouping, group = _named_group(name, text, known)
+        wanted.setdefault(grouping, set()).add(group)
+    return [one for one in documents if all(one.groups.get(key) in names for key, names in wanted.items())]
+
+
+def _named_group(name: str, text: str, known: Mapping[str, set[str]]) -> tuple[str, str]:
+    """Grouping and group of ``"subset=CA"``, or of ``"CA"`` where one grouping alone has such a group."""
+    grouping, equals, group = text.partition("=")
+    if equals and group in known.get(grouping, ()):
+        return grouping, group
+    having = [each for each, names in known.items() if text in names]
+    if len(having) == 1:
+        return having[0], text
+    every = [f"{each}={one}" for each, names in known.items() for one in sorted(names)]
+    if having:
+        both = " or ".join(f"{each}={text}" for each in having)
+        raise DataError(f"several groupings of the data of task {name!r} have the group {text!r}; say {both}")
+    alone = sorted(set().union(*known.values()))
+    near = did_you_mean(text, every if equals else alone)
+    raise DataError(f"the data of task {name!r} has no group {text!r}; {near}")
 
 
 def check_numbers(**numbers: int | None) -> None:

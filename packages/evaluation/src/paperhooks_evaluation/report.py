@@ -51,27 +51,41 @@ def _mode_blocks(mode: str, found: ModeResult, several: bool) -> list[Block]:
     metrics = found.summary.metrics
     kinds = sorted({_INTERVALS.get(metric.interval, metric.interval) for metric in metrics if metric.interval})
     caption = f"95 % intervals: {', '.join(kinds)}." if kinds else ""
-    rows = [(one.group or "all", one.name, one.n, one.value, one.low, one.high) for one in metrics]
+    rows = [(one.part or "all", one.name, one.n, one.value, one.low, one.high) for one in metrics]
     heading = f"Scores in mode {mode}" if several else "Scores"
     table = Table(("group", "metric", "n", "value", "low", "high"), rows, caption)
     return [Heading(heading), table, *found.summary.tables]
 
 
 def _bars(result: EvaluationResult) -> list[FigureSpec]:
-    """The headline metric of all and of each group; nothing where that is one bar and the task has figures."""
+    """The headline metric of all and of each group, a figure a grouping; nothing where the task has its own.
+
+    A single bar says nothing beside figures of the task.
+    """
     name = result.headline.name
     lines = [one for one in result.summary.metrics if one.name == name and one.value is not None]
-    if len(lines) < 2 and result.summary.figures:
-        return []
-    alt = f"{name} of all documents and of each group"
-    return [FigureSpec("groups", alt, "Whiskers: 95 % intervals.", lambda: _draw(name, lines))]
+    every, groupings = lines[:1], list(dict.fromkeys(one.grouping for one in lines[1:]))
+    if not groupings:
+        return [] if result.summary.figures else [_bar_figure("groups", name, "", every)]
+    return [
+        _bar_figure(
+            f"groups-{grouping}" if number else "groups", name, grouping,
+            [*every, *(one for one in lines[1:] if one.grouping == grouping)],
+        )
+        for number, grouping in enumerate(groupings)
+    ]  # fmt: skip
 
 
-def _draw(name: str, lines: Sequence[Metric]) -> Any:
-    from paperhooks.reports import bar_figure
+def _bar_figure(file: str, name: str, grouping: str, lines: Sequence[Metric]) -> FigureSpec:
+    def draw() -> Any:
+        from paperhooks.reports import bar_figure
 
-    groups, values = [one.group or "all" for one in lines], [one.value or 0.0 for one in lines]
-    return bar_figure(groups, values, intervals=[one.bounds for one in lines], title="By group", x=name)
+        groups, values = [one.group or "all" for one in lines], [one.value or 0.0 for one in lines]
+        title = f"By {grouping or 'group'}"
+        return bar_figure(groups, values, intervals=[one.bounds for one in lines], title=title, x=name)
+
+    of_each = f" and of each {grouping or 'group'}" if len(lines) > 1 else ""
+    return FigureSpec(file, f"{name} of all documents{of_each}", "Whiskers: 95 % intervals.", draw)
 
 
 def _figures(run: RunFolder, specs: Sequence[FigureSpec]) -> list[Block]:

@@ -7,7 +7,8 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from paperhooks.io import (
 )
 from paperhooks.reports import RunFolder
 
+from paperhooks_evaluation.plan import COLUMNS
 from paperhooks_evaluation.results import EvaluationResult
 from paperhooks_evaluation.scoring import ModeResult
 from paperhooks_evaluation.task import Metric, Record, Task
@@ -44,7 +46,6 @@ _PASSING: Final = ("date", "total_evaluation_time_seconds")
 #: Files of a finished run whose SHA-256 stands in its result.json.
 CHECKED_FILES: Final = ("documents.jsonl", "results.json", "scores.csv")
 
-_COLUMNS: Final = ("id", "group", "unit", "mode", "score", "value", "rule", "fallback", "truncated")
 _Z: Final = 1.959964  # of a two-sided 95 % interval
 
 
@@ -117,9 +118,10 @@ def _harness(run: RunFolder, task: Task, result: EvaluationResult) -> dict[str, 
     """What lm-eval's own readers look for: a task for the whole and one for every group."""
     name, inputs = result.task, run.result["inputs"]
     results: dict[str, dict[str, Any]] = {}
+    named = _short_names([metric for found in result.modes.values() for metric in found.summary.metrics])
     for mode, found in result.modes.items():
         for metric in found.summary.metrics:
-            entry = f"{name}_{metric.group}" if metric.group else name
+            entry = f"{name}_{named[metric.part]}" if metric.part else name
             line = results.setdefault(entry, {"alias": f" - {metric.group}" if metric.group else name, "samples": 0})
             line["samples"] = max(line["samples"], metric.n)
             line[f"{metric.name},{mode}"] = metric.value
@@ -145,6 +147,13 @@ def _harness(run: RunFolder, task: Task, result: EvaluationResult) -> dict[str, 
         "n-samples": {name: {"original": result.original, "effective": result.documents}},
         "config": _run_config(run),
     }
+
+
+def _short_names(metrics: Sequence[Metric]) -> dict[str, str]:
+    """Parts of the data to their names in the harness's form: the group alone where no other grouping has it."""
+    parts = {metric.part: metric for metric in metrics}
+    count = Counter(metric.group for metric in parts.values())
+    return {part: one.group if count[one.group] == 1 else f"{one.grouping}_{one.group}" for part, one in parts.items()}
 
 
 def _run_config(run: RunFolder) -> dict[str, Any]:
@@ -181,7 +190,7 @@ def _own(run: RunFolder, task: Task, result: EvaluationResult) -> dict[str, Any]
         "reasoning": run.result["results"]["reasoning"],
         "documents": result.documents,
         "answered": result.answered,
-        "modes": {mode: _mode(found) for mode, found in result.modes.items()},
+        "modes": {mode: {"scoring": plain(task.scoring(mode)), **_mode(found)} for mode, found in result.modes.items()},
     }
 
 
@@ -201,14 +210,17 @@ def _write_scores(run: RunFolder, task: Task, result: EvaluationResult) -> None:
         temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_COLUMNS)
+        documents = (record.document for found in result.modes.values() for record in found.records)
+        groupings = list(dict.fromkeys(grouping for document in documents for grouping in document.groups))
+        writer.writerow([*COLUMNS, *groupings])
         for mode, found in result.modes.items():
-            writer.writerows(_line(task, mode, record) for record in found.records)
+            writer.writerows(_line(task, mode, record, groupings) for record in found.records)
 
 
-def _line(task: Task, mode: str, record: Record) -> list[Any]:
+def _line(task: Task, mode: str, record: Record, groupings: Sequence[str]) -> list[Any]:
     document, parsed = record.document, record.parsed
     value = json.dumps(plain(parsed.value), ensure_ascii=False)
     score = repr(record.score)  # so that it reads back as the same number
-    cells = (document.id, document.group, task.unit(document), mode, score, value, parsed.rule)
-    return [*map(csv_cell, cells), int(parsed.fallback), int(record.truncated)]
+    cells = (document.id, task.unit(document), mode, score, value, parsed.rule)
+    groups = (csv_cell(document.groups.get(grouping, "")) for grouping in groupings)
+    return [*map(csv_cell, cells), int(parsed.fallback), int(record.truncated), *groups]

@@ -62,16 +62,27 @@ class EvaluationResult:
         """The first metric of the headline mode."""
         return self.summary.metrics[0]
 
-    def metric(self, name: str | None = None, *, group: str = "", mode: str | None = None) -> Metric:
-        """A metric by name (the headline's without one), group and mode; raises DataError when there is none."""
+    def metric(
+        self, name: str | None = None, *, group: str = "", grouping: str | None = None, mode: str | None = None
+    ) -> Metric:
+        """A metric by name (the headline's without one), group and mode.
+
+        :param grouping: of the group, where several groupings have one of this name.
+        :raises DataError: there is none, or there are several.
+        """
         if mode is not None and mode not in self.modes:
             raise DataError(f"the run was not scored in the mode {mode!r}; {did_you_mean(mode, self.modes)}")
         metrics = (self.first if mode is None else self.modes[mode]).summary.metrics
         wanted = metrics[0].name if name is None else name
-        for metric in metrics:
-            if (metric.name, metric.group) == (wanted, group):
-                return metric
-        known = [f"{metric.name} of {metric.group}" if metric.group else metric.name for metric in metrics]
+        found = [
+            one for one in metrics
+            if (one.name, one.group) == (wanted, group) and grouping in (None, one.grouping)
+        ]  # fmt: skip
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise DataError(f"several groupings have the group {group!r}: {', '.join(one.part for one in found)}")
+        known = [f"{metric.name} of {metric.part}" if metric.group else metric.name for metric in metrics]
         raise DataError(f"there is no metric {wanted!r} of group {group!r}; {did_you_mean(wanted, known)}")
 
     def __str__(self) -> str:

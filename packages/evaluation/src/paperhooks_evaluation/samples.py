@@ -1,9 +1,9 @@
 """The responses of a run: ``samples.jsonl``, or ``samples-0-of-2.jsonl`` for a process that does a share of the work.
 
-One line a document, appended with a checksum and forced to the disk after every batch: ``id``, ``group``, ``doc_hash``,
-``prompt_hash``, ``reply`` (the response; users' files and scripts know it by this key), ``reasoning`` (what the model
-wrote in front of it), ``finish``, ``tokens``, ``seconds``, ``error``. Scores are not here,
-since they can be made again from what is.
+One line a document, appended with a checksum and forced to the disk after every batch: ``id``, ``groups``,
+``doc_hash``, ``prompt_hash``, ``reply`` (the response; users' files and scripts know it by this key), ``reasoning``
+(what the model wrote in front of it), ``finish``, ``tokens``, ``seconds``, ``error``. Scores are not here, since they
+can be made again from what is.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from paperhooks_evaluation.task import Document
 __all__ = ["SampleFile", "document_hash", "prompt_hash", "read_documents", "sample_row", "write_documents"]
 
 #: What every row has; another file is none of ours.
-_KEYS: Final = ("id", "group", "doc_hash", "prompt_hash", "reply", "error", "run")
+_KEYS: Final = ("id", "groups", "doc_hash", "prompt_hash", "reply", "error", "run")
 _NAME: Final = re.compile(r"samples(-\d+-of-\d+)?\.jsonl")
 
 
 def document_hash(document: Document) -> str:
-    """SHA-256 of a document's id, group and data."""
-    return hash_json([document.id, document.group, document.data])
+    """SHA-256 of a document's id, groups and data; not of its place."""
+    return hash_json([document.id, document.groups, document.data])
 
 
 def prompt_hash(prompt: Prompt) -> str:
@@ -53,7 +53,7 @@ def sample_row(
     """A line of the file; ``prompt`` is the prompt's hash where there was one."""
     return {
         "id": document.id,
-        "group": document.group,
+        "groups": dict(document.groups),
         "doc_hash": document_hash(document),
         "prompt_hash": prompt,
         "reply": None if response.error else response.text,
@@ -136,7 +136,7 @@ class SampleFile:
 
 def write_documents(path: Path, documents: Sequence[Document]) -> None:
     """Keep the documents of a run beside its responses, so that both can be scored again without the data."""
-    lines = [{"id": one.id, "group": one.group, "data": one.data} for one in documents]
+    lines = [{"id": one.id, "groups": one.groups, "data": one.data} for one in documents]
     # Data may hold NaN, which a strict writer of JSON refuses.
     write_text(path, "".join(json.dumps(plain(line), ensure_ascii=False) + "\n" for line in lines))
 
@@ -144,6 +144,6 @@ def write_documents(path: Path, documents: Sequence[Document]) -> None:
 def read_documents(path: Path) -> list[Document]:
     """What :func:`write_documents` wrote; raises DataError when it cannot be read."""
     try:
-        return [Document(row["id"], row["group"], row["data"]) for _, row in read_records(path)]
+        return [Document(row["id"], row["groups"], row["data"]) for _, row in read_records(path)]
     except (KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error!r}); it is written by paperhooks.evaluate") from error

@@ -32,6 +32,7 @@ __all__ = [
     "Summary",
     "Task",
     "available_tasks",
+    "grouped",
     "load_task",
     "mean_metrics",
 ]
@@ -39,11 +40,20 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One question: a unique id, the group it is reported under, and plain JSON data (no pixels: paths or indices)."""
+    """One question.
+
+    :param id: unique among the documents of the data.
+    :param groups: the groups it is reported under, by grouping, such as ``{"subject": "Design", "subset": "CA"}``.
+        Groupings are names as of a Python variable; a document may lack any of them.
+    :param data: plain JSON data: what the question is. It is hashed, and written beside the responses.
+    :param place: where what belongs to it lies in the source, such as the file of an image. It is neither hashed nor
+        written, so that a run goes on where the data were moved; empty when a run is scored again.
+    """
 
     id: str
-    group: str = ""
+    groups: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
+    place: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +89,8 @@ class Metric:
     :param n: how many documents (or images, captions, ...) it rests on.
     :param low, high, interval: 95 % interval and how it was made: ``"wilson"``, ``"wilson over clusters"`` (n counts
         units that belong together), ``"normal"``, ``"bootstrap"``, or ``""`` without one.
-    :param group: the part of the data it is about; ``""`` for all.
+    :param group, grouping: the part of the data it is about, such as ``"CA"`` of the grouping ``"subset"``; both
+        ``""`` for all.
     :param scale: the largest possible value: 1 for shares, 200 for a category of MME.
     """
 
@@ -92,6 +103,12 @@ class Metric:
     interval: str = ""
     scale: float = 1.0
     higher_is_better: bool = True
+    grouping: str = ""
+
+    @property
+    def part(self) -> str:
+        """The part of the data in one text: ``"subset=CA"``, or ``""`` for all."""
+        return f"{self.grouping}={self.group}" if self.grouping else self.group
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -128,7 +145,10 @@ class Task:
 
     :cvar version: changes whenever prompts or scores change; runs of other versions are neither continued nor
         compared.
-    :cvar modes: ways of reading responses; the first is the default. All are scored from the same responses.
+    :cvar modes: ways of reading responses; the first is the default. All are scored from the same responses. A property
+        where they depend on the options.
+    :cvar scoring_options: names of the options that change scores and never responses, such as a parser or the seed of
+        a guess: they may change from call to call, and when a run is scored again.
     :cvar layout: where images go unless the user says otherwise, see :func:`paperhooks.evaluate`.
     :cvar metric: name of the mean score that the default :meth:`aggregate` reports.
     """
@@ -137,6 +157,7 @@ class Task:
     modes: ClassVar[tuple[str, ...]] = ("official",)
     layout: ClassVar[str] = "prepend"
     metric: ClassVar[str] = "score"
+    scoring_options: ClassVar[tuple[str, ...]] = ()
 
     def documents(self, source: str) -> Sequence[Document]:
         """The questions in a folder, file or hub name, in a fixed order; raises DataError naming what is wrong."""
@@ -171,12 +192,19 @@ class Task:
         return document.id
 
     def fingerprint(self) -> str:
-        """SHA-256 of what the task is: class, version and options."""
+        """SHA-256 of what the task asks: class, version, and the options that change responses."""
         return hash_json([type(self).__module__, type(self).__qualname__, self.version, self.options()])
 
     def options(self) -> dict[str, Any]:
-        """The values of the fields, as they go into the record of a run."""
-        return {name: getattr(self, name) for name in _option_names(type(self))}
+        """The values of the fields that change responses, as they go into the record of a run."""
+        return {name: getattr(self, name) for name in _option_names(type(self)) if name not in self.scoring_options}
+
+    def scoring(self, mode: str) -> dict[str, Any]:
+        """What else than the responses decides the scores of a mode, as plain data: recorded, and compared.
+
+        By default the values of all ``scoring_options``.
+        """
+        return {name: getattr(self, name) for name in self.scoring_options}
 
 
 def _option_names(cls: type) -> list[str]:
@@ -188,24 +216,32 @@ def _missing(task: Task, method: str) -> PluginBroken:
 
 
 def mean_metrics(name: str, records: Sequence[Record]) -> list[Metric]:
-    """The mean score of all records, then of each named group in alphabetical order, each with its 95 % interval.
+    """The mean score of all records, then of the groups of each grouping, each with its 95 % interval.
 
-    Wilson's interval where all scores are 0 or 1, the normal one otherwise; None and n = 0 without records.
+    Groupings in the order in which they first occur, their groups in alphabetical order. Wilson's interval where all
+    scores are 0 or 1, the normal one otherwise; None and n = 0 without records.
     """
-    groups: dict[str, list[float]] = {}
+    metrics = [_mean_metric(name, [record.score for record in records])]
+    for (grouping, group), members in grouped(records).items():
+        metrics.append(_mean_metric(name, [record.score for record in members], group, grouping))
+    return metrics
+
+
+def grouped(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
+    """The records of every group, by grouping and group, in the order of :func:`mean_metrics`."""
+    found: dict[str, dict[str, list[Record]]] = {}
     for record in records:
-        groups.setdefault(record.document.group, []).append(record.score)
-    everything = [score for scores in groups.values() for score in scores]
-    metrics = [_mean_metric(name, everything, "")]
-    return metrics + [_mean_metric(name, groups[group], group) for group in sorted(groups) if group]
+        for grouping, group in record.document.groups.items():
+            found.setdefault(grouping, {}).setdefault(group, []).append(record)
+    return {(grouping, group): groups[group] for grouping, groups in found.items() for group in sorted(groups)}
 
 
-def _mean_metric(name: str, scores: Sequence[float], group: str) -> Metric:
+def _mean_metric(name: str, scores: Sequence[float], group: str = "", grouping: str = "") -> Metric:
     if not scores:
-        return Metric(name, None, 0, group=group)
+        return Metric(name, None, 0, group=group, grouping=grouping)
     low, high = mean_interval(scores)
     kind = "wilson" if all(score in (0, 1) for score in scores) else "normal"
-    return Metric(name, fmean(scores), len(scores), low, high, group, kind)
+    return Metric(name, fmean(scores), len(scores), low, high, group, kind, grouping=grouping)
 
 
 def available_tasks() -> dict[str, TaskInfo]:
@@ -264,6 +300,10 @@ def _checked(task: Task, where: str) -> Task:
         missing.append("modes")
     if missing:
         raise PluginBroken(f"the task {where} lacks {', '.join(missing)}")
+    known = _option_names(type(task))
+    for name in task.scoring_options:
+        if name not in known:
+            raise PluginBroken(f"scoring_options of the task {where} names {name!r}, which is no option of it")
     return task
 
 

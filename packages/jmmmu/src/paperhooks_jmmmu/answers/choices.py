@@ -8,7 +8,7 @@ of the same kind.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Final, NamedTuple
 
@@ -110,16 +110,16 @@ def first_rule(response: str, options: Sequence[str], marks: str, rules: Sequenc
     letters = letters_of(options)
     for rule in rules:
         if found := rule(text, letters):
-            needle = "({})" if rule is bracket else " {} "
-            return _last(found, rule.__name__, lambda x: text.rfind(needle.format(x)))
+            left, right = "()" if rule is bracket else "  "
+            return _last(found, rule.__name__, text, {x: f"{left}{x}{right}" for x in found})
     if len(response.split(maxsplit=_FEW_TOKENS)) > _FEW_TOKENS:
         text, words = text.lower(), {x: option.lower() for x, option in zip(letters, options, strict=True)}
         if found := [x for x in letters if words[x] in text]:
-            return _last(found, "option_text", lambda x: text.rfind(words[x]))
+            return _last(found, "option_text", text, words)
     return Choice(None, FALLBACK)
 
 
-def _last(found: list[str], rule: str, place: Callable[[str], int]) -> Choice:
+def _last(found: list[str], rule: str, text: str, needles: Mapping[str, str]) -> Choice:
     if len(found) == 1:
         return Choice(found[0], rule)
-    return Choice(max(found, key=place), rule + "+last")
+    return Choice(max(found, key=lambda x: text.rfind(needles[x])), f"{rule}+last")

@@ -1,7 +1,7 @@
 """How the published JMMMU scores read and judge the reply to an open question.
 
-Exact to the digit, with what it gets wrong: ``答えは1.06です。`` is cut at its full stop and read as 1, and an empty gold
-answer is in every reply. ``robust_opens`` reads what a human reads.
+Exact to the digit, with what it gets wrong: ``答えは1.06です。`` is cut at its full stop and read as 1, and an empty
+gold answer is in every reply. ``robust_opens`` reads what a human reads.
 """
 
 from __future__ import annotations

@@ -1,0 +1,90 @@
+"""What differs between two runs besides their responses, and what of it makes their scores incomparable."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from paperhooks.errors import DataError, did_you_mean
+
+__all__ = ["Difference", "check_allowed", "differences"]
+
+#: What answers and how it computes: two runs are made to compare these. All other inputs make scores incomparable.
+_COMPARED: Final = frozenset({
+    "backend", "model", "dtype", "config", "processor", "tokenizer", "chat_template", "generation", "methods",
+    "name", "url", "query", "parameters", "replies",
+})  # fmt: skip
+#: What follows from other inputs.
+_DERIVED: Final = frozenset({"fingerprint", "options"})
+_NOTHING: Final = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """An input that two runs do not share.
+
+    :param name: as it is allowed by: ``"layout"``, ``"max_new_tokens"``, an option of the task, ``"documents"``, ...
+    :param a, b: its values, shortened.
+    :param comparable: whether scores can be compared in spite of it: it is what answers, such as the model.
+    """
+
+    name: str
+    a: str
+    b: str
+    comparable: bool
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.a} in a, {self.b} in b"
+
+
+def differences(
+    inputs_a: Mapping[str, Any], inputs_b: Mapping[str, Any], further: Mapping[str, tuple[Any, Any]]
+) -> list[Difference]:
+    """Every input that differs.
+
+    :param inputs_a, inputs_b: of the runs' ``result.json``. :param further: name to the values in both of what is not
+        among the inputs, such as how responses were scored.
+    """
+    pairs = {name: (inputs_a.get(name), inputs_b.get(name)) for name in [*inputs_a, *inputs_b] if name not in _DERIVED}
+    options_a, options_b = inputs_a["options"], inputs_b["options"]
+    pairs |= {name: (options_a.get(name), options_b.get(name)) for name in [*options_a, *options_b]}
+    pairs |= further
+    return [
+        Difference(name, _short(name, a, b), _short(name, b, a), name in _COMPARED and name not in further)
+        for name, (a, b) in pairs.items() if a != b
+    ]  # fmt: skip
+
+
+def check_allowed(found: Collection[Difference], allow: Collection[str], where: str) -> None:
+    """Raise DataError for differences that make scores incomparable and are not allowed, and for unknown names.
+
+    :param where: the runs, for the message.
+    """
+    names = [one.name for one in found]
+    for name in [allow] if isinstance(allow, str) else allow:
+        if name not in names:
+            raise DataError(f"allow names {name!r}, in which the runs do not differ; {did_you_mean(name, names)}")
+    refused = [one for one in found if not one.comparable and one.name not in allow]
+    if refused:
+        listed = "".join(f"\n  {one}" for one in refused)
+        names = [one.name for one in refused]
+        raise DataError(
+            f"{where} differ in what makes their scores incomparable:{listed}\nmake both runs alike, or allow by "
+            f"name what is meant to differ: allow={names}"
+        )
+
+
+def _short(name: str, value: Any, other: Any) -> str:
+    """A value as a text; of two mappings only what differs."""
+    if value is None:
+        return _NOTHING
+    if isinstance(value, Mapping) and isinstance(other, Mapping):
+        own = {key: item for key, item in value.items() if other.get(key) != item or key not in other}
+        return ", ".join(f"{key} {_clipped(item)}" for key, item in own.items()) or _NOTHING
+    return _clipped(value)
+
+
+def _clipped(value: Any, most: int = 60) -> str:
+    text = value if isinstance(value, str) and value else repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."

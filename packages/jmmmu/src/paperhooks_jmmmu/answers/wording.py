@@ -1,0 +1,140 @@
+"""What Japanese and English sentences say of a letter: the words before it and the clause behind it.
+
+Patterns are matched at one place, or searched in a few dozen characters around a letter; none can blow up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+__all__ = ["NO", "STRONG", "UNSURE", "WEAK", "YES", "cue_before", "said_behind"]
+
+#: Strength of a cue before a letter.
+STRONG: Final = 2
+WEAK: Final = 1
+#: What is said of a letter: it is the answer, it is not, or that is only supposed.
+YES: Final = "yes"
+NO: Final = "no"
+UNSURE: Final = "unsure"
+
+
+def _ends(words: str) -> re.Pattern[str]:
+    """One of ``words`` at the end of a text, English ones not as the end of a longer word."""
+    each = sorted(words.split(), key=len, reverse=True)
+    japanese = "|".join(re.escape(word) for word in each if not word.isascii())
+    english = "|".join(re.escape(word) for word in each if word.isascii())
+    return re.compile(rf"(?:{japanese}|(?<![a-z'])(?:{english}))$", re.IGNORECASE)
+
+
+#: What may stand between a cue and its letter.
+_OPENERS: Final = " \t\n\"'“‘「『(【[<{〈《〔:=→、,-–—~>…_"
+_FILLER: Final = _ends(
+    "は が を も こそ として 選択肢 記号 番号 アルファベット 肢 option choice letter the is be are would should must will was "
+    "likely most probably clearly definitely therefore thus it it's that that's to indeed as only of"
+)
+_STRONG_CUE: Final = _ends(
+    "答え 答 回答 解答 正解 正答 結論 正しくは 訂正 訂正します いや 失礼 正しい 正しいもの 適切なもの 適切な 最適な "
+    "answer ans ans. answers solution correct final wait actually sorry rather instead best right appropriate accurate"
+)
+_WEAK_CUE: Final = _ends(
+    "の なの したがって よって ゆえに 故に 従って 以上より 以上から ことから これより そのため つまり すなわち 結局 "
+    "最終的に おそらく 恐らく たぶん 多分 やはり きっと 消去法で 消去法により ので ため "
+    "choose chose chosen pick select selected selecting with think believe guess say so thus hence therefore "
+    "conclude finally but leaving leaves mark must"
+)
+_DENIED: Final = _ends(
+    "not n't except neither nor than without eliminate eliminated eliminating exclude excluding out cannot isn't aren't"
+)
+_SUPPOSED: Final = re.compile(r"\b(?:if|suppose|assum(?:e|ing)|whether|unless)\b[^.\n]*$|もし[^。\n]*$", re.IGNORECASE)
+
+
+def cue_before(text: str) -> int:
+    """How strongly the words at the end of ``text`` announce an answer: STRONG, WEAK, 0, or -1 where they deny it.
+
+    >>> cue_before("よって、正解は「"), cue_before("したがって"), cue_before("図の"), cue_before("it is not ")
+    (2, 1, 1, -1)
+    """
+    text = text.rstrip(_OPENERS)
+    strength = 0
+    for _ in range(5):
+        if not text:
+            return strength
+        if _DENIED.search(text):
+            return -1
+        if _STRONG_CUE.search(text):
+            return 0 if _SUPPOSED.search(text) else STRONG
+        if not strength and _WEAK_CUE.search(text):
+            strength = WEAK
+        filler = _FILLER.search(text)
+        if not filler:
+            break
+        text = text[: filler.start()].rstrip(_OPENERS)
+    return 0 if strength and _SUPPOSED.search(text) else strength
+
+
+_CLOSERS: Final = "[\\s\"'”’」』)】\\]>}〉》〕_]*"
+_DENIAL: Final = re.compile(
+    rf"{_CLOSERS}(?:で\s?は\s?(?:な|あり|ござ)|じゃな|でも?な[いく]|以外|を除|より(?!明)|isn't|is not|cannot|can't|does)",
+    re.IGNORECASE,
+)
+_SUPPOSITION: Final = re.compile(
+    rf"{_CLOSERS}(?:が(?:正しい|正解|答え))?(?:な\s?ら(?!な)|だ?と\s?(?:すると|すれば|したら|仮定)|の場合|だった場合)"
+)
+_STATEMENT: Final = re.compile(
+    rf"{_CLOSERS}(?:です(?!か)|であ(?:る|り)|でし(?:た|ょう)|だ(?!か|け)|"
+    r"に\s?(?:な[るり]|該当|当て|当た|相当|違いな|決|し(?:ます|た))|"
+    r"と\s?(?:な[るり]|考え|思|判断|言え|いえ|わか|分か|推|す|結論|答え|回答|特定)|"
+    r"を\s?(?:選|回答|答え|推)|が\s?選)"
+)
+_SUBJECT: Final = re.compile(
+    rf"{_CLOSERS}(?:は|が|も|の(?:方|ほう)|こそ|のみ|だけ|[:.、,→=(–—-]|\s|(?<=\s)(?:is|are|was|would|should|must|seems|"
+    r"appears|can|fits|matches|best)\b|最|正|適|案)"
+)
+_NOT_A_TOPIC: Final = r"(?!\s?(?:の[はが]|選択肢[はを]|答え[はを]|もの[はを]|とは|なのは|な選択肢|なもの))"
+_JUDGEMENT: Final = re.compile(
+    rf"(?P<yes>(?:誤り|間違い)で\s?は\s?な|正し\s?い{_NOT_A_TOPIC}|正解(?!\s*[はが:]|で\s?は\s?な)|"
+    rf"(?<!不)(?:適切|適当|最適|妥当)(?!で\s?は?\s?な){_NOT_A_TOPIC}|該当(?:す|し(?!な|ま))|[当あ](?:て|)はま[るり](?!ま)|"
+    r"ふさわしい|一致(?:す|し(?!な|ま|て(?:いな|おら)))|合致(?:す|し(?!な|ま|て(?:いな|おら)))|"
+    r"答え(?![はが:]|で\s?は?\s?な)|[○✓✔✅◯]|選[びぶ択]|"
+    r"\b(?:correct|right|best|answer|true|appropriate|accurate|matches|fits|consistent)\b)|"
+    r"(?P<no>誤|間違|違[いうっ]|不(?:適|正解|十分|可能|一致)|除外|正し\s?く\s?(?:な|あり)|"
+    r"(?:適切|適当|最適|妥当|正解|正答|答え)で\s?は?\s?(?:な|あり)|(?:該当|一致|合致|関係|存在)(?:し(?:な|ま|て)|な)|"
+    r"[当あ]て?はまら|ふさわしく|[×✗✘❌]|あり(?:得|え)な|考えにく|異な|とは言え|ではありま|ではない|見られな|含まれな|"
+    r"\b(?:incorrect|wrong|false|not|cannot|eliminated?|exclude[ds]?|unlikely|inaccurate|irrelevant|nor)\b|n't\b)",
+    re.IGNORECASE,
+)
+_CLAUSE: Final = re.compile(r"[^。\n;!?]*?(?=[。\n;!?]|\.(?:\s|$)|しかし|一方|なお|$)")
+
+
+def said_behind(text: str) -> str | None:
+    """What the clause at the beginning of ``text``, behind a letter, says of it: YES, NO, UNSURE or None.
+
+    In Japanese the last word decides, in English the first: "is not correct" is a denial, "is correct, the others are
+    not" none.
+
+    >>> [said_behind(text) for text in ("が正しい。", ")は誤り", "ではなく", " is wrong", "です。", "なら", "の")]
+    ['yes', 'no', 'no', 'no', 'yes', 'unsure', None]
+    """
+    if _DENIAL.match(text):
+        return NO
+    if _SUPPOSITION.match(text):
+        return UNSURE
+    if _STATEMENT.match(text):
+        return YES
+    subject = _SUBJECT.match(text)
+    if not subject:
+        return None
+    clause = _CLAUSE.match(text, max(0, subject.end() - 1))
+    return _judgement(clause[0]) if clause else None
+
+
+def _judgement(clause: str) -> str | None:
+    found: Iterable[re.Match[str]] = _JUDGEMENT.finditer(clause)
+    verdict = None
+    for each in found:
+        verdict = YES if each["yes"] else NO
+        if each[0].isascii():
+            break
+    return verdict
