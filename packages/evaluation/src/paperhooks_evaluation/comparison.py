@@ -120,8 +120,8 @@ def compare(
     chosen = _chosen_mode(mode, block_a, block_b)
     a = _Scored(opened_a.path, block_a, read_scores(opened_a, chosen), _document_hashes(opened_a))
     b = _Scored(opened_b.path, block_b, read_scores(opened_b, chosen), _document_hashes(opened_b))
-    found = _differences(opened_a, opened_b, a, b, chosen)
-    check_allowed(found, allow, f"{run_a} and {run_b}")
+    found, known = _differences(opened_a, opened_b, a, b, chosen)
+    check_allowed(found, allow, known, f"{run_a} and {run_b}")
     result = _compared(a, b, chosen, metric, found, seed, resamples)
     if out is not None:
         _write(RunFolder(out), a, b, result, seed, resamples)
@@ -142,14 +142,15 @@ def _chosen_mode(mode: str | None, *blocks: Mapping[str, Any]) -> str:
     return common[0] if mode is None else mode
 
 
-def _differences(opened_a: RunFolder, opened_b: RunFolder, a: _Scored, b: _Scored, mode: str) -> list[Difference]:
-    """Every input that differs, with how responses were scored and what the documents of both runs say."""
+def _differences(
+    opened_a: RunFolder, opened_b: RunFolder, a: _Scored, b: _Scored, mode: str
+) -> tuple[list[Difference], list[str]]:
+    """Every input that differs, with how responses were scored and what the documents say; and the names of all."""
     scoring_a, scoring_b = (one.block["modes"][mode]["scoring"] for one in (a, b))
     further = {name: (scoring_a.get(name), scoring_b.get(name)) for name in [*scoring_a, *scoring_b]}
     further["keep_reasoning"] = a.block["reasoning"]["kept"], b.block["reasoning"]["kept"]
     changed = sum(a.hashes.get(key) != b.hashes.get(key) for key in a.rows if key in b.rows)
-    if changed:
-        further["documents"] = f"{changed} of the common ids", "say something else"
+    further["documents"] = (f"{changed} of the common ids", "say something else") if changed else (0, 0)
     return differences(opened_a.result["inputs"], opened_b.result["inputs"], further)
 
 
@@ -164,10 +165,11 @@ def _compared(
         return _difference(grouping, group, [(a.rows[key], b.rows[key]) for key in keys], seed, resamples)
 
     lines: list[PairedDifference] = []
-    for grouping in [name for name in a.rows[common[0]] if name not in COLUMNS]:
+    columns = [*a.rows[common[0]], *b.rows[common[0]]]
+    for grouping in dict.fromkeys(name for name in columns if name not in COLUMNS):
         groups: dict[str, list[str]] = {}
-        for key in common:
-            groups.setdefault(a.rows[key][grouping], []).append(key)
+        for key in common:  # one of two languages may know of a grouping that the other has no use for
+            groups.setdefault(a.rows[key].get(grouping) or b.rows[key].get(grouping, ""), []).append(key)
         own = [difference(grouping, group, groups[group]) for group in sorted(groups) if group]
         corrected = holm([one.p for one in own])
         lines += [dataclasses.replace(one, corrected_p=p) for one, p in zip(own, corrected, strict=True)]

@@ -40,8 +40,8 @@ class Difference:
 
 def differences(
     inputs_a: Mapping[str, Any], inputs_b: Mapping[str, Any], further: Mapping[str, tuple[Any, Any]]
-) -> list[Difference]:
-    """Every input that differs.
+) -> tuple[list[Difference], list[str]]:
+    """Every input that differs, and the names of all.
 
     :param inputs_a, inputs_b: of the runs' ``result.json``. :param further: name to the values in both of what is not
         among the inputs, such as how responses were scored.
@@ -50,21 +50,22 @@ def differences(
     options_a, options_b = inputs_a["options"], inputs_b["options"]
     pairs |= {name: (options_a.get(name), options_b.get(name)) for name in [*options_a, *options_b]}
     pairs |= further
-    return [
-        Difference(name, _short(name, a, b), _short(name, b, a), name in _COMPARED and name not in further)
-        for name, (a, b) in pairs.items() if a != b
-    ]  # fmt: skip
+    found = [
+        Difference(name, _short(a, b), _short(b, a), name in _COMPARED and name not in further)
+        for name, (a, b) in pairs.items()
+        if a != b
+    ]
+    return found, list(pairs)
 
 
-def check_allowed(found: Collection[Difference], allow: Collection[str], where: str) -> None:
+def check_allowed(found: Collection[Difference], allow: Collection[str], known: Collection[str], where: str) -> None:
     """Raise DataError for differences that make scores incomparable and are not allowed, and for unknown names.
 
-    :param where: the runs, for the message.
+    :param known: the names of all inputs. :param where: the runs, for the message.
     """
-    names = [one.name for one in found]
     for name in [allow] if isinstance(allow, str) else allow:
-        if name not in names:
-            raise DataError(f"allow names {name!r}, in which the runs do not differ; {did_you_mean(name, names)}")
+        if name not in known:
+            raise DataError(f"allow names {name!r}, which is no input of the runs; {did_you_mean(name, known)}")
     refused = [one for one in found if not one.comparable and one.name not in allow]
     if refused:
         listed = "".join(f"\n  {one}" for one in refused)
@@ -75,7 +76,7 @@ def check_allowed(found: Collection[Difference], allow: Collection[str], where: 
         )
 
 
-def _short(name: str, value: Any, other: Any) -> str:
+def _short(value: Any, other: Any) -> str:
     """A value as a text; of two mappings only what differs."""
     if value is None:
         return _NOTHING

@@ -18,17 +18,15 @@ _SEED: Final = 0
 _BY_IMAGE: Final = "wilson over clusters"
 
 
-def share_metric(name: str, hits: int, n: int, group: str = "", higher_is_better: bool = True) -> Metric:
-    """A share of ``n`` with Wilson's interval; 0 without interval for n = 0."""
+def share_metric(name: str, hits: int, n: int, **more: Any) -> Metric:
+    """A share of ``n`` with Wilson's interval; 0 without interval for n = 0. ``more`` are further fields of Metric."""
     if not n:
-        return Metric(name, 0.0, 0, group=group, higher_is_better=higher_is_better)
+        return Metric(name, 0.0, 0, **more)
     low, high = wilson_interval(hits, n)
-    return Metric(name, hits / n, n, low, high, group, "wilson", higher_is_better=higher_is_better)
+    return Metric(name, hits / n, n, low, high, interval="wilson", **more)
 
 
-def cluster_metric(
-    name: str, statistic: Callable[[Any], float], units: Any, *, n: int, group: str = "", **more: Any
-) -> Metric:
+def cluster_metric(name: str, statistic: Callable[[Any], float], units: Any, *, n: int, **more: Any) -> Metric:
     """A figure with the interval that resampling whole images gives (percentile bootstrap).
 
     ``units`` are numbers [images, k]; ``statistic`` turns the sums [k] over a sample of images into the figure.
@@ -37,7 +35,7 @@ def cluster_metric(
     """
     rows = np.asarray(units, dtype=np.float64)
     if not len(rows):
-        return Metric(name, None, 0, group=group, **more)
+        return Metric(name, None, 0, **more)
 
     def of_sample(sample: Any) -> float:
         return float(statistic(np.asarray(sample).sum(axis=0)))
@@ -45,11 +43,11 @@ def cluster_metric(
     value, scale = of_sample(rows), float(more.get("scale", 1.0))
     low, high = bootstrap_interval(of_sample, rows, seed=_SEED, resamples=_RESAMPLES)
     if low < high:
-        return Metric(name, value, n, low, high, group, "bootstrap", **more)
+        return Metric(name, value, n, low, high, interval="bootstrap", **more)
     if value not in (0.0, scale):
-        return Metric(name, value, n, group=group, **more)
+        return Metric(name, value, n, **more)
     bounds = wilson_interval(len(rows) if value else 0, len(rows))
-    return Metric(name, value, n, scale * bounds[0], scale * bounds[1], group, _BY_IMAGE, **more)
+    return Metric(name, value, n, scale * bounds[0], scale * bounds[1], interval=_BY_IMAGE, **more)
 
 
 def with_interval(metric: Metric, digits: int = 3) -> str:

@@ -164,4 +164,4 @@ def _document(number: int, image: _CocoImage | None, places: ImageFolder, faults
         faults.append(f"image {number}: the file {image.file or '(no name)'} {OUTSIDE}")
         return None
     data = {"image": image.file, "categories": sorted(image.categories), "references": image.references}
-    return Document(str(number), "", {**data, "picture": str(found)})
+    return Document(str(number), data={**data, "picture": str(found)})

@@ -32,8 +32,8 @@ def read_questions(source: str) -> list[Document]:
     faults: list[str] = []
     rows = _hub_rows(source, faults) if is_hub_name(source) else _folder_rows(Path(source), faults)
     documents = [document for document in (_document(row, faults) for row in rows) if document is not None]
-    asked = Counter((document.group, document.data["image"]) for document in documents)
-    faults += [f"{image}: has {n} readable questions; expected 2" for (_, image), n in asked.items() if n != 2]
+    asked = Counter(document.data["image"] for document in documents)
+    faults += [f"{image}: has {n} readable questions; expected 2" for image, n in asked.items() if n != 2]
     raise_faults(f"the MME data in {source}", faults)
     if not documents:
         raise DataError(f"{source} holds no questions; expected folders such as existence/ with images and .txt files")
@@ -113,4 +113,4 @@ def _document(row: dict[str, Any], faults: list[str]) -> Document | None:
     if category not in CATEGORIES:
         wrong.append(f"{name}: the category is {category!r}; {did_you_mean(category, CATEGORIES)}")
     faults += wrong
-    return None if wrong else Document(name, category, {**row, "answer": answer})
+    return None if wrong else Document(name, {"category": category}, {**row, "answer": answer})

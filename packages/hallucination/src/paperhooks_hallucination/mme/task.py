@@ -101,7 +101,7 @@ def _scores(records: Sequence[Record]) -> tuple[dict[str, CategoryScore], int]:
     """Categories in MME's order with their complete images, and how many images are incomplete."""
     found: dict[str, dict[str, list[Record]]] = {}
     for record in records:
-        found.setdefault(record.document.group, {}).setdefault(record.document.data["image"], []).append(record)
+        found.setdefault(record.document.groups["category"], {}).setdefault(record.document.data["image"], []).append(record)
     pairs = {category: [pair for pair in images.values() if len(pair) == 2] for category, images in found.items()}
     dropped = sum(len(images) - len(pairs[category]) for category, images in found.items())
     ordered = [category for category in CATEGORIES if pairs.get(category)]
@@ -136,15 +136,16 @@ def _sum_of_means(known: Sequence[float], sums: Any) -> float:
 
 def _category_metrics(category: str, score: CategoryScore) -> list[Metric]:
     n, units = score.n, [(image.score, 1.0) for image in score.images]
+    part = {"group": category, "grouping": "category"}
     right, both = (
         sum(image.right for image in score.images),
         sum(image.right == 2 for image in score.images),
     )
     return [
-        cluster_metric("score", lambda sums: sums[0] / sums[1], units, n=n, group=category, scale=_MOST),
-        share_metric("accuracy", right, 2 * n, category),
-        share_metric("accuracy_plus", both, n, category),
-        share_metric("unparsable", score.unparsable, 2 * n, category, higher_is_better=False),
+        cluster_metric("score", lambda sums: sums[0] / sums[1], units, n=n, scale=_MOST, **part),
+        share_metric("accuracy", right, 2 * n, **part),
+        share_metric("accuracy_plus", both, n, **part),
+        share_metric("unparsable", score.unparsable, 2 * n, higher_is_better=False, **part),
     ]
 
 

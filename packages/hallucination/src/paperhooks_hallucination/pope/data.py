@@ -43,16 +43,12 @@ class _Row:
     hub: tuple[str, int] | None = None
 
     @property
-    def group(self) -> str:
-        return f"{self.source}-{self.split}"
-
-    @property
     def id(self) -> str:
-        return f"{self.group}-{self.number}"
+        return f"{self.source}-{self.split}-{self.number}"
 
 
 def read_questions(source: str, images: str = "") -> list[Document]:
-    """All questions of a folder, a file or a hub data set, grouped by source and split (``"coco-random"``).
+    """All questions of a folder, a file or a hub data set, grouped by split (``"random"``) and source (``"coco"``).
 
     A folder holds files named ``<source>_pope_<split>.json`` (JSON lines, or another form that
     :func:`paperhooks.io.read_records` reads), itself or in folders directly inside it; images lie beside the files, in
@@ -154,7 +150,7 @@ def _document(row: _Row, places: Sequence[ImageFolder], faults: list[str]) -> Do
         wrong += [] if found else [f"{row.where}: the image {row.image} {OUTSIDE}"]
     faults += wrong
     data = {"question": row.question, "label": label, "image": row.image, "source": row.source, **place}
-    return None if wrong else Document(row.id, row.group, data)
+    return None if wrong else Document(row.id, {"split": row.split, "source": row.source}, data)
 
 
 def _double_ids(rows: Iterable[_Row]) -> list[str]:

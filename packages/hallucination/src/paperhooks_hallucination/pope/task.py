@@ -53,7 +53,7 @@ class Pope(Task):
         check_count("max_new_tokens", self.max_new_tokens, 1)
 
     def documents(self, source: str) -> Sequence[Document]:
-        """The questions, grouped as ``"coco-random"``; raises DataError listing all faults of the data."""
+        """The questions, grouped by split and source; raises DataError listing all faults of the data."""
         return read_questions(source, self.images)
 
     def request(self, document: Document) -> Request:
@@ -78,30 +78,41 @@ class Pope(Task):
         return f"{document.data['source']}/{document.data['image']}"
 
     def aggregate(self, records: Sequence[Record], mode: str) -> Summary:
-        """Mean over splits, then over the splits of each source where there are several, then every split."""
-        groups = sorted({record.document.group for record in records})
-        counts = _counts_by_image(self, records, groups)
-        sources = sorted({group.rpartition("-")[0] for group in groups})
-        metrics = _mean_metrics("", groups, groups, counts, records)
-        if len(sources) > 1:
-            for source in sources:
-                members = [group for group in groups if group.rpartition("-")[0] == source]
-                metrics += _mean_metrics(source, members, groups, counts, records)
-        for number, group in enumerate(groups):
-            metrics += _group_metrics(group, counts[:, number], records)
+        """Mean over the splits of all sources, then every split.
+
+        Where there are several sources: then the mean of each source and of each split, then every split of each
+        source, by the grouping ``source_split``.
+        """
+        cells = sorted({_cell(record) for record in records})
+        counts = _counts_by_image(self, records, cells)
+        parts = {(grouping, cell[i]): None for i, grouping in enumerate(("source", "split")) for cell in cells}
+        metrics = _mean_metrics("", "", cells, counts, records)
+        several = len({source for source, _ in cells}) > 1
+        for grouping, group in sorted(parts) if several else ():
+            metrics += _mean_metrics(grouping, group, cells, counts, records)
+        for number, (source, split) in enumerate(cells):
+            own = [record for record in records if _cell(record) == (source, split)]
+            name = {"grouping": "source_split", "group": f"{source}-{split}"} if several else {"grouping": "split", "group": split}
+            metrics += _split_metrics(name, counts[:, number], own)
         return _summary(metrics)
 
 
-def _counts_by_image(task: Pope, records: Sequence[Record], groups: Sequence[str]) -> Any:
-    """tp, fp, tn, fn, unparsable by image and group: float64 [images, groups, 5]."""
+def _cell(record: Record) -> tuple[str, str]:
+    """Source and split."""
+    groups = record.document.groups
+    return groups["source"], groups["split"]
+
+
+def _counts_by_image(task: Pope, records: Sequence[Record], cells: Sequence[tuple[str, str]]) -> Any:
+    """tp, fp, tn, fn, unparsable by image, source and split: float64 [images, cells, 5]."""
     units: dict[str, int] = {}
     for record in records:
         units.setdefault(task.unit(record.document), len(units))
-    counts = np.zeros((len(units), len(groups), _COUNTS))
-    column = {group: number for number, group in enumerate(groups)}
+    counts = np.zeros((len(units), len(cells), _COUNTS))
+    column = {cell: number for number, cell in enumerate(cells)}
     for record in records:
         one = PopeScores.of(record.parsed.value, record.document.data["label"])
-        counts[units[task.unit(record.document)], column[record.document.group]] += one.counts
+        counts[units[task.unit(record.document)], column[_cell(record)]] += one.counts
     return counts
 
 
@@ -115,18 +126,19 @@ _FIGURES: Final[dict[str, Callable[[PopeScores], float]]] = {
 
 
 def _mean_metrics(
-    name: str, members: Sequence[str], groups: Sequence[str], counts: Any, records: Sequence[Record]
+    grouping: str, group: str, cells: Sequence[tuple[str, str]], counts: Any, records: Sequence[Record]
 ) -> list[Metric]:
-    """Means over the splits ``members``; images, which the splits share, are resampled for the intervals."""
-    own = [record for record in records if record.document.group in members]
-    chosen = counts[:, [groups.index(group) for group in members]]
+    """Means over the splits of a group, or of all; images, which splits share, are resampled for the intervals."""
+    own = [record for record in records if not grouping or record.document.groups[grouping] == group]
+    members = {_cell(record) for record in own}
+    chosen = counts[:, [number for number, cell in enumerate(cells) if cell in members]]
     units = chosen[chosen.sum(axis=(1, 2)) > 0].reshape(-1, len(members) * _COUNTS)
+    part = {"grouping": grouping, "group": group}
     metrics = [
-        cluster_metric(figure, partial(_mean_of, read), units, n=len(own), group=name)
-        for figure, read in _FIGURES.items()
+        cluster_metric(figure, partial(_mean_of, read), units, n=len(own), **part) for figure, read in _FIGURES.items()
     ]
     unread = sum(record.parsed.fallback for record in own)
-    return [*metrics, share_metric("unparsable", unread, len(own), name, higher_is_better=False)]
+    return [*metrics, share_metric("unparsable", unread, len(own), higher_is_better=False, **part)]
 
 
 def _mean_of(read: Callable[[PopeScores], float], sums: Any) -> float:
@@ -135,33 +147,33 @@ def _mean_of(read: Callable[[PopeScores], float], sums: Any) -> float:
     return sum(map(read, asked)) / len(asked) if asked else 0.0
 
 
-def _group_metrics(group: str, counts: Any, records: Sequence[Record]) -> list[Metric]:
+def _split_metrics(part: dict[str, str], counts: Any, records: Sequence[Record]) -> list[Metric]:
+    """The figures of one split of one source, from its counts [images, 5] and its records."""
     scores = PopeScores(*(int(total) for total in counts.sum(axis=0)))
-    unread = sum(record.parsed.fallback for record in records if record.document.group == group)
+    unread = sum(record.parsed.fallback for record in records)
     asked = counts[counts.sum(axis=1) > 0]
     return [
-        share_metric("accuracy", scores.tp + scores.tn, scores.n, group),
-        cluster_metric("f1", partial(_mean_of, _FIGURES["f1"]), asked, n=scores.n, group=group),
-        share_metric("precision", scores.tp, scores.tp + scores.fp, group),
-        share_metric("recall", scores.tp, scores.tp + scores.fn, group),
-        share_metric("yes_ratio", scores.tp + scores.fp, scores.n, group),
-        share_metric("unparsable", unread, scores.n, group, higher_is_better=False),
+        share_metric("accuracy", scores.tp + scores.tn, scores.n, **part),
+        cluster_metric("f1", partial(_mean_of, _FIGURES["f1"]), asked, n=scores.n, **part),
+        share_metric("precision", scores.tp, scores.tp + scores.fp, **part),
+        share_metric("recall", scores.tp, scores.tp + scores.fn, **part),
+        share_metric("yes_ratio", scores.tp + scores.fp, scores.n, **part),
+        share_metric("unparsable", unread, scores.n, higher_is_better=False, **part),
     ]
 
 
 def _summary(metrics: Sequence[Metric]) -> Summary:
-    rows: dict[str, dict[str, Metric]] = {}
+    rows: dict[tuple[str, str], dict[str, Metric]] = {}
     for metric in metrics:
-        rows.setdefault(metric.group, {})[metric.name] = metric
-    ordered = [*(group for group in rows if group), ""]
+        rows.setdefault((metric.grouping, metric.group), {})[metric.name] = metric
+    labels = {part: part[1] or "mean over splits" for part in sorted(rows, key=lambda part: not part[1])}
     table = Table(
         ("split", "questions", *_FIGURES, "unparsable"),
-        [_row(group or "mean over splits", rows[group]) for group in ordered],
+        [_row(label, rows[part]) for part, label in labels.items()],
         f"POPE, with 95 % intervals. {CAUTION}",
     )
-    f1 = [rows[group]["f1"] for group in ordered]
-    labels = [group or "mean over splits" for group in ordered]
-    figure = bar_spec("pope-f1", "POPE: F1 by split", f1, labels, "F1")
+    f1 = [rows[part]["f1"] for part in labels]
+    figure = bar_spec("pope-f1", "POPE: F1 by split", f1, list(labels.values()), "F1")
     return Summary(metrics, (table,), (figure,), {"notes": [CAUTION]})
 
 

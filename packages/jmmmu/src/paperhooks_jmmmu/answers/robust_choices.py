@@ -45,8 +45,8 @@ _STATED: Final = re.compile(
 
 #: A letter that is a word of its own: not in a word, a number, A-type, A社 or Aタイプ.
 _LETTER: Final = re.compile(
-    r"(?<![A-Za-z0-9_\\])(?<![A-Za-z0-9]['’/&.-])([A-Z])"
-    r"(?![A-Za-z0-9_^]|['’][A-Za-z]|-[A-Za-z0-9]|[ァ-ヶー々]|(?![正最適選以番案])[一-龥])"
+    r"(?<![A-Za-z0-9_\\])(?<![A-Za-z0-9]['’-])(?<![a-z0-9]/)([A-Z])"
+    r"(?![A-Za-z0-9_^]|['’][A-Za-z]|-[A-Za-z0-9]|/[a-z0-9]|[ァ-ヶー々]|(?![正最適選以番案])[一-龥])"
 )
 _SMALL_LETTER: Final = re.compile(
     r"(?<![A-Za-z0-9_'’/.\\-])([a-z])(?=[)\]:。、」』】]|\.(?!\w)|\s*$|です|だ|である|\s*\n)"
@@ -76,11 +76,10 @@ _SENTENCE_END: Final = re.compile(rf"(?:(?:{_COPULA})[。.]?|[。.、,!])$")
 
 
 class _Mention(NamedTuple):
-    """A letter in a text, and how strongly it is stated there; below 0 where it is denied."""
+    """Letters that a text names together, and how strongly it states them."""
 
-    letter: str
-    start: int
-    end: int
+    letters: frozenset[str]
+    denied: frozenset[str]
     strength: int
 
 
@@ -109,24 +108,210 @@ def _in_range(letter: str, letters: str, rule: str) -> Choice:
 
 
 def _read(text: str, letters: str, options: tuple[str, ...]) -> Choice:
-    text = _without_list(text, letters, options).strip()
-    if not text:
-        return Choice(None, NOTHING)
+    words = _Words.of(options)
+    text = words.without_list(text).strip()
     if found := _WHOLE.fullmatch(text):
         return _in_range(found[1].upper(), letters, "letter")
-    words = _Words.of(options)
     if letter := words.exact(text):
         return Choice(letter, "option")
-    mentions = list(_mentions(text, _LETTER)) or list(_mentions(text, _SMALL_LETTER))
-    named = _named(text, mentions, letters, words)
-    if named and named.letter:
-        return named
-    spoken = words.spoken(text)
-    told = list(_mentions(spoken, _SYMBOL)) if spoken != text else []
-    return (
-        named
-        or _stated(spoken, told, letters, WEAK, "option statement")
-        or _only(told, letters, "option mention")
-        or _only(_plain_mentions(text, mentions), letters, "mention")
-        or Choice(None, NOTHING)
+    mentions = _mentions(text, _LETTER) or _mentions(text, _SMALL_LETTER)
+    stated = _last_stated(mentions, letters)
+    if not stated or stated.strength < STRONG:
+        if (leading := _leading(text, mentions, letters)) and words.owns(leading, text):
+            return Choice(leading, "leading")
+        spoken = words.spoken(text)
+        told = _mentions(spoken, _SYMBOL)
+        by_words = _last_stated(told, letters)
+        if by_words and (not stated or by_words.strength > stated.strength):
+            return _settled(by_words, letters, "option statement")
+        if not stated:
+            short = len(text) <= _SHORT
+            if leading:
+                return Choice(leading, "leading")
+            if letter := _only(told, letters):
+                return Choice(letter, "option mention") if short or words.telling(letter) else Choice(None, NOTHING)
+            if (letter := _only(mentions, letters)) and (short or _labelled(text, letter)):
+                return Choice(letter, "mention")
+            return _nothing(mentions, told, letters)
+    return _settled(stated, letters, "statement")
+
+
+def _settled(mention: _Mention, letters: str, rule: str) -> Choice:
+    if len(mention.letters) > 1:
+        return Choice(None, SEVERAL)
+    return _in_range(min(mention.letters), letters, rule)
+
+
+def _nothing(mentions: Sequence[_Mention], told: Sequence[_Mention], letters: str) -> Choice:
+    named = frozenset().union(*(each.letters for each in (*mentions, *told)))
+    if len(named & set(letters)) > 1:
+        return Choice(None, SEVERAL)
+    return Choice(None, OUTSIDE if named - set(letters) else NOTHING)
+
+
+def _mentions(text: str, pattern: re.Pattern[str]) -> list[_Mention]:
+    """The letters of a text, in order, those that are named together as one."""
+    tokens = [each for each in pattern.finditer(text) if not _is_article(text, each)]
+    if len(tokens) > 2 * _MOST:
+        tokens = tokens[:_MOST] + tokens[-_MOST:]
+    found: list[list[tuple[str, int]]] = []
+    for number, token in enumerate(tokens):
+        previous = tokens[number - 1].end() if number else 0
+        following = tokens[number + 1].start() if number + 1 < len(tokens) else len(text)
+        strength = _strength(text, token, previous, following)
+        if number and _TOGETHER.fullmatch(text, previous, token.start()):
+            found[-1].append((_letter_of(token[1]), strength))
+        else:
+            found.append([(_letter_of(token[1]), strength)])
+    return [_together(each) for each in found]
+
+
+def _together(members: Sequence[tuple[str, int]]) -> _Mention:
+    # "A and B are wrong" denies both; "the answer is A, B is wrong" does not.
+    if members[-1][1] < 0 and members[0][1] <= 0:
+        members = [(letter, -1) for letter, _ in members]
+    return _Mention(
+        frozenset(letter for letter, strength in members if strength >= 0),
+        frozenset(letter for letter, strength in members if strength < 0),
+        max(strength for _, strength in members),
     )
+
+
+def _letter_of(token: str) -> str:
+    return chr(ord("A") + ord(token) - _FIRST_SYMBOL) if ord(token) >= _FIRST_SYMBOL else token.upper()
+
+
+def _is_article(text: str, token: re.Match[str]) -> bool:
+    return (
+        token[1] in "AI"
+        and _ARTICLE.match(text, token.end()) is not None
+        and not _LABEL.search(text, max(0, token.start() - 10), token.start())
+    )
+
+
+def _strength(text: str, token: re.Match[str], previous: int, following: int) -> int:
+    start, end = token.span()
+    cue = cue_before(text[max(previous, start - _NEAR) : start])
+    said = said_behind(text[end : min(following, end + _NEAR)])
+    if cue < 0 or said == NO:
+        return -1
+    if said == UNSURE:
+        return 0
+    return STRONG if cue == STRONG or _stands_alone(text, start, end) else max(cue, WEAK if said == YES else 0)
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    """Whether a letter is the first or last line, or the last sentence."""
+    if not text[end : end + _NEAR].strip(_WRAPPING):
+        before = text[max(0, start - _NEAR) : start].rstrip(_WRAPPING_ALONE)
+        return not before or before[-1] in "\n。.!?"
+    if text[:start].strip(_WRAPPING) if start < _NEAR else True:
+        return False
+    return text[end : end + _NEAR].partition("\n")[0].strip(_WRAPPING) == "" and "\n" in text[end : end + _NEAR]
+
+
+def _last_stated(mentions: Sequence[_Mention], letters: str) -> _Mention | None:
+    """The strongest statement; the last of equal ones, and anything after one of several letters."""
+    best = None
+    for each in mentions:
+        if best and best.strength == WEAK and best.letters <= each.denied:
+            best = None
+        weak_and_outside = each.strength == WEAK and not each.letters & set(letters)
+        if each.strength <= 0 or weak_and_outside or (len(each.letters) > 2 and each.letters >= set(letters)):
+            continue
+        if not best or each.strength >= best.strength or len(best.letters) > 1:
+            best = each
+    return best
+
+
+def _only(mentions: Sequence[_Mention], letters: str) -> str | None:
+    """The only letter that is named and not denied."""
+    denied = frozenset[str]().union(*(each.denied for each in mentions))
+    named = frozenset[str]().union(*(each.letters for each in mentions)) & set(letters)
+    named = named - denied if len(named) > 1 else named
+    return min(named) if len(named) == 1 else None
+
+
+def _leading(text: str, mentions: Sequence[_Mention], letters: str) -> str | None:
+    """The letter that a reply begins with, unless more lines begin with others."""
+    found = _LEADING.match(text)
+    if not found or found[1] not in letters or not mentions or found[1] in mentions[0].denied:
+        return None
+    if found[1] not in mentions[0].letters or len(mentions[0].letters) > 1:
+        return None
+    return found[1] if {found[1]} >= {each[1] for each in _LISTED.finditer(text)} else None
+
+
+def _labelled(text: str, letter: str) -> bool:
+    return any(_LABEL.search(text, max(0, i - 10), i) for i in _places(text, letter))
+
+
+def _places(text: str, letter: str) -> list[int]:
+    return [each.start() for each in _LETTER.finditer(text) if each[1] == letter][:_MOST]
+
+
+class _Words:
+    """The words of a question's options, and where a text has them."""
+
+    def __init__(self, options: tuple[str, ...]) -> None:
+        self._words = [without_markup(plain(option)).strip() for option in options]
+        self._keys = [_key(word) for word in self._words]
+
+    @staticmethod
+    @lru_cache(maxsize=2048)
+    def of(options: tuple[str, ...]) -> _Words:
+        """The words of ``options``, prepared once."""
+        return _Words(options)
+
+    def exact(self, text: str) -> str | None:
+        """The letter of the option that is the text, up to spaces, case and a copula."""
+        key = _key(text)
+        for each in (key, _key(_SENTENCE_END.sub("", text))):
+            if each and self._keys.count(each) == 1:
+                return chr(ord("A") + self._keys.index(each))
+        return None
+
+    def owns(self, letter: str, text: str) -> bool:
+        """Whether the first line is the letter and its option."""
+        line = text.partition("\n")[0]
+        own = self._keys[ord(letter) - ord("A")]
+        return bool(own) and _key(line) in (f"{letter.lower()}{own}", own)
+
+    def telling(self, letter: str) -> bool:
+        """Whether an option is long enough to be an answer wherever it stands."""
+        word = self._words[ord(letter) - ord("A")]
+        return len(word) > 1 and not word.isdigit()
+
+    def spoken(self, text: str) -> str:
+        """The text with a private character in place of each option, the longest first."""
+        text = _WIDE_SPACE.sub("", text)
+        return self._pattern.sub(lambda found: chr(_FIRST_SYMBOL + self._keys.index(_key(found[0]))), text)
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        words = sorted((each for each in self._words if each and not _ONE_LETTER.fullmatch(each)), key=len, reverse=True)
+        return re.compile("|".join(map(_bounded, words)) or "(?!)", re.IGNORECASE)
+
+    def without_list(self, text: str) -> str:
+        """The text without the lines that only repeat two or more of the options."""
+        listed = [each for each in _LISTED.finditer(text) if self._is_option(each)] if "\n" in text else []
+        if len({each[1] for each in listed}) < 2:
+            return text
+        for each in reversed(listed):
+            text = text[: each.start()] + text[each.end() :]
+        return text
+
+    def _is_option(self, line: re.Match[str]) -> bool:
+        number = ord(line[1]) - ord("A")
+        return number < len(self._keys) and _key(line[2]) == self._keys[number]
+
+
+def _key(text: str) -> str:
+    return _NOT_WORD.sub("", text).casefold()
+
+
+def _bounded(word: str) -> str:
+    """A pattern of the word, which is no part of a longer English word or number."""
+    left = r"(?<![A-Za-z0-9])(?<!\d[.,])" if _ALNUM.match(word[0]) else ""
+    right = r"(?![A-Za-z0-9]|[.,]\d)" if _ALNUM.match(word[-1]) else ""
+    return left + r"\s+".join(map(re.escape, word.split())) + right

@@ -6,7 +6,6 @@ Patterns are matched at one place, or searched in a few dozen characters around 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Final
 
 __all__ = ["NO", "STRONG", "UNSURE", "WEAK", "YES", "cue_before", "said_behind"]
@@ -24,28 +23,30 @@ def _ends(words: str) -> re.Pattern[str]:
     """One of ``words`` at the end of a text, English ones not as the end of a longer word."""
     each = sorted(words.split(), key=len, reverse=True)
     japanese = "|".join(re.escape(word) for word in each if not word.isascii())
-    english = "|".join(re.escape(word) for word in each if word.isascii())
+    english = "|".join(re.escape(word.replace("_", " ")) for word in each if word.isascii())
     return re.compile(rf"(?:{japanese}|(?<![a-z'])(?:{english}))$", re.IGNORECASE)
 
 
 #: What may stand between a cue and its letter.
 _OPENERS: Final = " \t\n\"'“‘「『(【[<{〈《〔:=→、,-–—~>…_"
 _FILLER: Final = _ends(
-    "は が を も こそ として 選択肢 記号 番号 アルファベット 肢 option choice letter the is be are would should must will was "
-    "likely most probably clearly definitely therefore thus it it's that that's to indeed as only of"
+    "は が を も こそ として 選択肢 記号 番号 アルファベット 肢 option choice letter the is be are would should will was "
+    "likely most probably clearly definitely it it's that that's to indeed as only of"
 )
 _STRONG_CUE: Final = _ends(
-    "答え 答 回答 解答 正解 正答 結論 正しくは 訂正 訂正します いや 失礼 正しい 正しいもの 適切なもの 適切な 最適な "
-    "answer ans ans. answers solution correct final wait actually sorry rather instead best right appropriate accurate"
+    "答え 答 回答 解答 正解 正答 結論 正しくは 訂正 訂正します いや 失礼 正しいのは 適切なのは 最適なのは 妥当なのは "
+    "当てはまるのは 該当するのは 正しいものは 適切なものは 正しい選択肢は 適切な選択肢は 最適な選択肢は "
+    "answer ans ans. answers correct best appropriate accurate right_option right_choice right_letter right_one "
+    "wait actually sorry"
 )
 _WEAK_CUE: Final = _ends(
-    "の なの したがって よって ゆえに 故に 従って 以上より 以上から ことから これより そのため つまり すなわち 結局 "
-    "最終的に おそらく 恐らく たぶん 多分 やはり きっと 消去法で 消去法により ので ため "
-    "choose chose chosen pick select selected selecting with think believe guess say so thus hence therefore "
-    "conclude finally but leaving leaves mark must"
+    "のは したがって よって ゆえに 故に 従って 以上より 以上から これより そのため つまり すなわち 結局 最終的に おそらく 恐らく "
+    "たぶん 多分 やはり きっと 消去法で 消去法により "
+    "choose chose chosen pick select selected selecting go_with going_with think believe guess say so thus hence "
+    "therefore conclude conclusion finally final solution leaving leaves must"
 )
 _DENIED: Final = _ends(
-    "not n't except neither nor than without eliminate eliminated eliminating exclude excluding out cannot isn't aren't"
+    "not n't except neither nor than without eliminate eliminated eliminating exclude excluding ruled_out rule_out cannot"
 )
 _SUPPOSED: Final = re.compile(r"\b(?:if|suppose|assum(?:e|ing)|whether|unless)\b[^.\n]*$|もし[^。\n]*$", re.IGNORECASE)
 
@@ -54,7 +55,7 @@ def cue_before(text: str) -> int:
     """How strongly the words at the end of ``text`` announce an answer: STRONG, WEAK, 0, or -1 where they deny it.
 
     >>> cue_before("よって、正解は「"), cue_before("したがって"), cue_before("図の"), cue_before("it is not ")
-    (2, 1, 1, -1)
+    (2, 1, 0, -1)
     """
     text = text.rstrip(_OPENERS)
     strength = 0
@@ -89,8 +90,8 @@ _STATEMENT: Final = re.compile(
     r"を\s?(?:選|回答|答え|推)|が\s?選)"
 )
 _SUBJECT: Final = re.compile(
-    rf"{_CLOSERS}(?:は|が|も|の(?:方|ほう)|こそ|のみ|だけ|[:.、,→=(–—-]|\s|(?<=\s)(?:is|are|was|would|should|must|seems|"
-    r"appears|can|fits|matches|best)\b|最|正|適|案)"
+    rf"{_CLOSERS}(?:は|が|も|の(?:方|ほう)|こそ|のみ|だけ|[:.、,→=(–—-]|(?=最|正|適|案)|"
+    r"(?<=\s)(?=(?:is|are|was|would|should|seems|appears|can|fits|matches|best)\b))"
 )
 _NOT_A_TOPIC: Final = r"(?!\s?(?:の[はが]|選択肢[はを]|答え[はを]|もの[はを]|とは|なのは|な選択肢|なもの))"
 _JUDGEMENT: Final = re.compile(
@@ -105,7 +106,11 @@ _JUDGEMENT: Final = re.compile(
     r"\b(?:incorrect|wrong|false|not|cannot|eliminated?|exclude[ds]?|unlikely|inaccurate|irrelevant|nor)\b|n't\b)",
     re.IGNORECASE,
 )
-_CLAUSE: Final = re.compile(r"[^。\n;!?]*?(?=[。\n;!?]|\.(?:\s|$)|しかし|一方|なお|$)")
+#: Where a clause ends, or turns to something else than its letter.
+_CLAUSE_END: Final = re.compile(
+    r"[。\n;!?]|\.(?:\s|$)|しかし|一方|なお|なぜなら|理由|他|ほか|残り|それ以外|\b(?:others?|because|since|while|whereas|rest)\b",
+    re.IGNORECASE,
+)
 
 
 def said_behind(text: str) -> str | None:
@@ -126,14 +131,12 @@ def said_behind(text: str) -> str | None:
     subject = _SUBJECT.match(text)
     if not subject:
         return None
-    clause = _CLAUSE.match(text, max(0, subject.end() - 1))
-    return _judgement(clause[0]) if clause else None
+    return _judgement(_CLAUSE_END.split(text[subject.end() :], maxsplit=1)[0])
 
 
 def _judgement(clause: str) -> str | None:
-    found: Iterable[re.Match[str]] = _JUDGEMENT.finditer(clause)
     verdict = None
-    for each in found:
+    for each in _JUDGEMENT.finditer(clause):
         verdict = YES if each["yes"] else NO
         if each[0].isascii():
             break
