@@ -213,8 +213,8 @@ def test_the_demos_questions_are_a_pope_folder(tmp_path):
 
     write_pope_folder(tmp_path, 6)
     documents = Pope().documents(str(tmp_path))
-    assert {(d.group, d.data["label"]) for d in documents} == {
-        (f"testbed-{split}", label) for split in ("random", "popular", "adversarial") for label in ("yes", "no")
+    assert {(d.groups["split"], d.data["label"]) for d in documents} == {
+        (split, label) for split in ("random", "popular", "adversarial") for label in ("yes", "no")
     }
     assert len(documents) == 18
     assert len(list((tmp_path / "images").iterdir())) < 4

@@ -165,7 +165,7 @@ def _pope(context: DemoContext, folder: RunFolder, model: Any, processor: Any, a
 def _rows(found: dict[str, EvaluationResult]) -> list[tuple[Any, ...]]:
     rows = []
     for name, result in found.items():
-        for group in ("", *(f"testbed-{split}" for split in SPLITS)):
+        for group in ("", *SPLITS):
             for one in (result.metric(metric, group=group) for metric in _METRICS):
                 label = group or "mean over splits"
                 rows.append((name, label, one.name, one.n, one.value, one.low, one.high, one.interval))

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from hallucination_data import REFERENCE, metric, records
 from paperhooks.errors import DataError
+from paperhooks.generation import CallableBackend, Request
 from paperhooks.reports import wilson_interval
+from paperhooks_evaluation import evaluate, rescore
 from paperhooks_hallucination import Chair
 
 CAPTIONS = ["A man with his dogs; a cat and a cat look on.", "A toilet seat.", ""]
@@ -57,7 +59,7 @@ def test_chair_figures_by_hand(coco_folder: Path):
 
 
 def test_chair_takes_the_published_table(coco_folder: Path, tmp_path: Path):
-    """As JSON, or as text in which a second blank stays in front of the word; it is part of the fingerprint."""
+    """As JSON, or as text in which a second blank stays in front of the word; it is part of what decides the scores."""
     rows = json.loads((REFERENCE / "chair_synonyms.json").read_text())["rows"]
     text = tmp_path / "synonyms.txt"
     text.write_text("\n".join(", ".join(row) for row in rows))
@@ -69,11 +71,12 @@ def test_chair_takes_the_published_table(coco_folder: Path, tmp_path: Path):
         ]
         strict = task.parse(document, "a motor bike and a villager", "strict").value["hallucinated"]
         assert [name for _, name, _ in strict] == ["motorcycle", "person"]
-    before = tasks[1].fingerprint()
+    assert tasks[0].fingerprint() == tasks[1].fingerprint() == Chair().fingerprint()
+    assert tasks[0].scoring("strict") == (before := tasks[1].scoring("official")) != Chair().scoring("official")
     text.write_text(text.read_text() + "\n")
-    assert tasks[1].fingerprint() == before
+    assert tasks[1].scoring("official") == before
     text.write_text(text.read_text().replace("villager", "settler"))
-    assert tasks[1].fingerprint() != before
+    assert tasks[1].scoring("official") != before
     assert not tasks[1].parse(document, "a villager", "official").value["hallucinated"]
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(DataError, match="holds no synonym table"):
@@ -105,3 +108,27 @@ def test_chair_lists_all_faults(coco_folder: Path, tmp_path: Path):
         Chair().documents(str(coco_folder))
     with pytest.raises(DataError, match="did you mean 'nltk'"):
         Chair(lemmas="nltkk")
+
+
+def test_captions_are_scored_again_with_another_table(coco_folder: Path, tmp_path: Path):
+    """Lemmas and synonyms change scores only; what decides them is recorded, so that runs are told apart."""
+    table = tmp_path / "synonyms.txt"
+    rows = json.loads((REFERENCE / "chair_synonyms.json").read_text())["rows"]
+    table.write_text("\n".join(", ".join(row) for row in rows))
+    calls: list[str] = []
+
+    def answer(request: Request) -> str:
+        calls.append(request.metadata["id"])
+        return "a villager"
+
+    for name, mentions in (("", 0), (str(table), 3)):
+        result = evaluate(
+            CallableBackend(answer), None, Chair(synonyms=name), data=coco_folder, out=tmp_path / "run", report=False
+        )
+        assert result.metric("chair_i").n == mentions
+        scoring = json.loads((tmp_path / "run" / "results.json").read_text())["paperhooks"]["modes"]["strict"][
+            "scoring"
+        ]
+        assert scoring == Chair(synonyms=name).scoring("strict")
+    assert calls == ["3", "7", "11"]
+    assert rescore(tmp_path / "run", Chair(), report=False).metric("chair_i").n == 0

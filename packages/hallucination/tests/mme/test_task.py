@@ -18,7 +18,9 @@ def test_mme_reads_the_release(mme_folder: Path):
     """Both layouts, in MME's order of categories, also one folder further up; the prompt is LLaVA's."""
     task = Mme()
     documents = task.documents(str(mme_folder))
-    assert list(dict.fromkeys(one.group for one in documents)) == ["existence", "count", "position", "color", "OCR"]
+    assert list(dict.fromkeys(one.groups["category"] for one in documents)) == [
+        *("existence", "count", "position", "color", "OCR")
+    ]
     assert [one.id for one in documents[-2:]] == ["OCR/a.png/1", "OCR/a.png/2"]
     assert len(documents) == 26
     assert [one.id for one in task.documents(str(mme_folder.parent))] == [one.id for one in documents]
@@ -54,7 +56,10 @@ def test_mme_figures_agree_with_the_pure_functions(mme_folder: Path):
     responses = generator.choice(["Yes", "No.", "nothing", "Well, yes"], size=len(documents)).tolist()
     for mode in task.modes:
         summary = task.aggregate(records(task, documents, responses, mode), mode)
-        rows = [(d.group, d.data["image"], r, d.data["answer"]) for d, r in zip(documents, responses, strict=True)]
+        rows = [
+            (one.groups["category"], one.data["image"], response, one.data["answer"])
+            for one, response in zip(documents, responses, strict=True)
+        ]
         scores = mme.mme_scores(rows, mode=mode)
         assert [one.name for one in summary.metrics if not one.group] == ["hallucination"]
         whole = metric(summary, "hallucination")
@@ -105,7 +110,7 @@ def test_mme_reads_hub_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_mme_reports_what_only_looks_like_an_answer():
     """The first four characters of "nothing" and "not sure" hold a no, which is what they count as."""
-    document = Document("count/a.jpg/1", "count", {"answer": "no"})
+    document = Document("count/a.jpg/1", data={"answer": "no"})
     for response, fallback in {
         "nothing": True,
         "not sure": True,

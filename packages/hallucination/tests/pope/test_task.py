@@ -21,7 +21,8 @@ def test_pope_reads_the_published_files(pope_folder: Path):
     task = Pope()
     documents = task.documents(str(pope_folder))
     assert [one.id for one in documents[:2]] == ["coco-adversarial-0", "coco-adversarial-1"]
-    assert {one.group for one in documents} == {f"coco-{split}" for split in SPLITS}
+    assert {one.groups["split"] for one in documents} == set(SPLITS)
+    assert {one.groups["source"] for one in documents} == {"coco"}
     assert len(documents) == 72
     request = task.request(documents[0])
     shown, text = request.messages[0]["content"]
@@ -38,8 +39,8 @@ def test_pope_reads_other_layouts(pope_folder: Path, tmp_path: Path):
     """Other sources, files in folders of their own, images elsewhere, a single file."""
     write_lines(pope_folder / "aokvqa" / "aokvqa_pope_seem_random.json", pope_rows(6))
     write_lines(pope_folder / "gqa" / "gqa_pope_popular.json", pope_rows(6))
-    groups = {one.group for one in Pope().documents(str(pope_folder))}
-    assert groups == {*(f"coco-{split}" for split in SPLITS), "aokvqa-random", "gqa-popular"}
+    groups = {(one.groups["source"], one.groups["split"]) for one in Pope().documents(str(pope_folder))}
+    assert groups == {*(("coco", split) for split in SPLITS), ("aokvqa", "random"), ("gqa", "popular")}
     alone = tmp_path / "alone" / "coco_pope_random.json"
     write_lines(alone, pope_rows(6))
     elsewhere = Pope(images=str(pope_folder / "val2014")).documents(str(alone))
@@ -104,14 +105,13 @@ def test_pope_figures_agree_with_the_pure_functions(pope_folder: Path):
         summary = task.aggregate(records(task, documents, responses, mode), mode)
         by_split = []
         for split in SPLITS:
-            rows = [
-                (r, d.data["label"]) for r, d in zip(responses, documents, strict=True) if d.group == f"coco-{split}"
-            ]
+            pairs = zip(responses, documents, strict=True)
+            rows = [(response, one.data["label"]) for response, one in pairs if one.groups["split"] == split]
             scores = pope.pope_scores(*zip(*rows, strict=True), mode=mode)
             by_split.append(scores)
             for name in ("accuracy", "f1", "precision", "recall", "yes_ratio"):
-                assert metric(summary, name, f"coco-{split}").value == pytest.approx(getattr(scores, name), rel=1e-12)
-            found = metric(summary, "accuracy", f"coco-{split}")
+                assert metric(summary, name, split).value == pytest.approx(getattr(scores, name), rel=1e-12)
+            found = metric(summary, "accuracy", split)
             assert (found.low, found.high) == wilson_interval(scores.tp + scores.tn, 24)
             assert (found.n, found.interval) == (24, "wilson")
         for name in ("accuracy", "f1", "recall"):
@@ -137,7 +137,7 @@ def test_pope_intervals_follow_the_images():
 
     def document(i: int) -> Document:
         data = {"label": "yes" if i % 2 else "no", "image": f"{i // 20}.jpg", "source": "coco", "question": ""}
-        return Document(f"coco-random-{i}", "coco-random", data)
+        return Document(f"coco-random-{i}", {"split": "random", "source": "coco"}, data)
 
     documents = [document(i) for i in range(400)]
     right = [one.data["label"].capitalize() for one in documents]
@@ -159,7 +159,7 @@ def test_perfect_answers_are_no_certainty(pope_folder: Path):
     documents = task.documents(str(pope_folder))
     responses = [one.data["label"].capitalize() for one in documents]
     summary = task.aggregate(records(task, documents, responses, "official"), "official")
-    perfect = metric(summary, "f1", "coco-random")
+    perfect = metric(summary, "f1", "random")
     assert (perfect.low, perfect.high, perfect.interval) == (*wilson_interval(4, 4), "wilson over clusters")
     assert metric(summary, "accuracy").low == wilson_interval(4, 4)[0]
     half = metric(summary, "yes_ratio")
@@ -167,7 +167,7 @@ def test_perfect_answers_are_no_certainty(pope_folder: Path):
 
 
 def test_pope_means_by_source(pope_folder: Path):
-    """With several sources there is a mean for each of them and one over everything."""
+    """With several sources there is a mean of each of them, of each split, and one over everything."""
     write_lines(pope_folder / "gqa" / "gqa_pope_random.json", pope_rows(6))
     task = Pope()
     documents = task.documents(str(pope_folder))
@@ -176,6 +176,13 @@ def test_pope_means_by_source(pope_folder: Path):
     assert metric(summary, "accuracy", "coco").value == 1.0
     assert metric(summary, "accuracy", "gqa").value == metric(summary, "accuracy", "gqa-random").value == 0.5
     assert metric(summary, "accuracy").value == pytest.approx((3 * 1.0 + 0.5) / 4)
+    assert metric(summary, "accuracy", "random").value == pytest.approx((1.0 + 0.5) / 2)
+    assert (metric(summary, "accuracy", "random").n, metric(summary, "accuracy", "popular").value) == (30, 1.0)
+    parts = list(dict.fromkeys(one.part for one in summary.metrics))
+    assert parts == [
+        *("", "source=coco", "source=gqa", "split=adversarial", "split=popular", "split=random"),
+        *(f"source_split={name}" for name in ("coco-adversarial", "coco-popular", "coco-random", "gqa-random")),
+    ]
 
 
 def test_pope_reads_hub_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -232,8 +239,8 @@ def test_the_test_bed_sees_what_is_there(tmp_path: Path):
     said = testbed.answer(model, processor, [q.image() for q in questions], [testbed.prompt(q) for q in questions])
     assert [one.response for one in result.first.records] == said
     expected = pope.pope_scores(said[:12], [question.answer for question in questions[:12]])
-    assert metric(result.summary, "accuracy", "scenes-adversarial").value == pytest.approx(expected.accuracy)
-    assert metric(result.summary, "f1", "scenes-adversarial").value == pytest.approx(expected.f1)
+    assert metric(result.summary, "accuracy", "adversarial").value == pytest.approx(expected.accuracy)
+    assert metric(result.summary, "f1", "adversarial").value == pytest.approx(expected.f1)
     assert metric(result.summary, "accuracy").value > 0.8
     strict = result.modes["strict"].summary
     assert metric(strict, "accuracy").value == metric(result.summary, "accuracy").value
@@ -245,7 +252,7 @@ def test_the_test_bed_sees_what_is_there(tmp_path: Path):
 )
 def test_what_is_no_plain_answer_is_reported_whatever_it_counts_as(response: str):
     """The published reading takes a word that says nothing for a denial; it is counted as unparsable all the same."""
-    document = Document("a", "coco-random", {"label": "no"})
+    document = Document("a", data={"label": "no"})
     found = Pope().parse(document, response, "official")
     assert (found.value, found.fallback) == (pope.parse_official(response), True)
     assert Pope().parse(document, response, "strict").fallback == (response != "NO")

@@ -41,9 +41,9 @@ class Chair(Task):
     :param max_new_tokens: where captions are cut; the paper reports 512 and 64.
     :param images, ids, sample, seed: which images: their folder, a file with their numbers, or how many are drawn (0:
         all), and with which seed.
-    :param lemmas: ``"plain"`` (no other package needed) or ``"nltk"`` (as published).
-    :param synonyms: A file with another synonym table, such as the published one.
     :param prompt: what the model is asked.
+    :param lemmas: ``"plain"`` (no other package needed) or ``"nltk"`` (as published). It changes scores only.
+    :param synonyms: a file with another synonym table, such as the published one. It changes scores only.
     """
 
     max_new_tokens: int = 512
@@ -58,6 +58,7 @@ class Chair(Task):
     version: ClassVar[str] = "1"
     modes: ClassVar[tuple[str, ...]] = MODES
     metric: ClassVar[str] = "without_hallucination"
+    scoring_options: ClassVar[tuple[str, ...]] = ("lemmas", "synonyms")
 
     def __post_init__(self) -> None:
         check_count("max_new_tokens", self.max_new_tokens, 1)
@@ -102,9 +103,10 @@ class Chair(Task):
         notes = [CAUTION] if self.lemmas == "nltk" and self.synonyms else [CAUTION, _OWN_LEMMAS]
         return _summary(metrics, notes)
 
-    def fingerprint(self) -> str:
-        """As for every task, with the contents of the synonym file."""
-        return hash_json([super().fingerprint(), read_synonyms(self.synonyms) if self.synonyms else []])
+    def scoring(self, mode: str) -> dict[str, Any]:
+        """The lemmatiser, and SHA-256 of the rows of the synonym file (``""``: this package's own table)."""
+        rows = hash_json(read_synonyms(self.synonyms)) if self.synonyms else ""
+        return {"lemmas": self.lemmas, "synonyms": rows}
 
 
 def _table(synonyms: str, mode: str) -> ObjectTable:

@@ -101,7 +101,9 @@ def _scores(records: Sequence[Record]) -> tuple[dict[str, CategoryScore], int]:
     """Categories in MME's order with their complete images, and how many images are incomplete."""
     found: dict[str, dict[str, list[Record]]] = {}
     for record in records:
-        found.setdefault(record.document.groups["category"], {}).setdefault(record.document.data["image"], []).append(record)
+        found.setdefault(record.document.groups["category"], {}).setdefault(record.document.data["image"], []).append(
+            record
+        )
     pairs = {category: [pair for pair in images.values() if len(pair) == 2] for category, images in found.items()}
     dropped = sum(len(images) - len(pairs[category]) for category, images in found.items())
     ordered = [category for category in CATEGORIES if pairs.get(category)]

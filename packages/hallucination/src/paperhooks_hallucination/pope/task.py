@@ -85,15 +85,16 @@ class Pope(Task):
         """
         cells = sorted({_cell(record) for record in records})
         counts = _counts_by_image(self, records, cells)
-        parts = {(grouping, cell[i]): None for i, grouping in enumerate(("source", "split")) for cell in cells}
         metrics = _mean_metrics("", "", cells, counts, records)
         several = len({source for source, _ in cells}) > 1
-        for grouping, group in sorted(parts) if several else ():
-            metrics += _mean_metrics(grouping, group, cells, counts, records)
+        if several:
+            for grouping, groups in zip(("source", "split"), map(set, zip(*cells, strict=True)), strict=True):
+                for group in sorted(groups):
+                    metrics += _mean_metrics(grouping, group, cells, counts, records)
         for number, (source, split) in enumerate(cells):
             own = [record for record in records if _cell(record) == (source, split)]
-            name = {"grouping": "source_split", "group": f"{source}-{split}"} if several else {"grouping": "split", "group": split}
-            metrics += _split_metrics(name, counts[:, number], own)
+            grouping, group = ("source_split", f"{source}-{split}") if several else ("split", split)
+            metrics += _split_metrics({"grouping": grouping, "group": group}, counts[:, number], own)
         return _summary(metrics)
 
 
