@@ -13,13 +13,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 from paperhooks.errors import DataError, did_you_mean
 from paperhooks.generation.requests import Request
-from paperhooks.io.images import upright_image
+from paperhooks.io.images import Picture, fitted_image, upright_image
 
 __all__ = ["Layout", "arrange", "check_layout"]
 
@@ -148,15 +147,10 @@ def _side_by_side(images: Sequence[Any]) -> Any:
 
 
 def _ready(images: Sequence[Any], max_pixels: int | None) -> list[Any]:
-    return [_fitted(upright_image(image), max_pixels) if hasattr(image, "getexif") else image for image in images]
+    return [_opened(image, max_pixels) for image in images]
 
 
-def _fitted(image: Any, max_pixels: int | None) -> Any:
-    pixels = image.width * image.height
-    if max_pixels is None or pixels <= max_pixels:
-        return image
-    factor = math.sqrt(max_pixels / pixels)
-    from PIL import Image
-
-    size = max(1, int(image.width * factor)), max(1, int(image.height * factor))
-    return image.resize(size, Image.Resampling.LANCZOS)
+def _opened(image: Any, max_pixels: int | None) -> Any:
+    if isinstance(image, Picture):
+        return image.open(max_pixels)
+    return fitted_image(upright_image(image), max_pixels) if hasattr(image, "getexif") else image

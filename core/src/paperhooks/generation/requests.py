@@ -26,7 +26,8 @@ class Request:
         ``"text"`` behind, if it has any. A text part may hold another wording for a layout under that layout's name,
         such as ``{"type": "text", "text": "<image 1>", "interleave": "image 1"}``.
     :param prompt: the finished prompt with the model's own image placeholders; used as it is, whatever the layout.
-    :param images: PIL images, already opened.
+    :param images: PIL images, already opened; or :class:`paperhooks.io.Picture` for those that the evaluation opens
+        when it is their turn, within its bound of memory and once where several documents show them.
     :param max_new_tokens, stop: where the answer is cut: a number of tokens, and strings that end it and are not part
         of it.
     :param metadata: plain data for callables and servers; never shown to a model.

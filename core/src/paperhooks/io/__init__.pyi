@@ -27,6 +27,9 @@ from .hashing import held_tensor as held_tensor
 from .hashing import model_digest as model_digest
 from .hashing import tensor_digest as tensor_digest
 from .hashing import tensor_digests as tensor_digests
+from .images import Picture as Picture
+from .images import fitted_image as fitted_image
+from .images import fitted_size as fitted_size
 from .images import read_image as read_image
 from .images import upright_image as upright_image
 from .locks import FolderLock as FolderLock
