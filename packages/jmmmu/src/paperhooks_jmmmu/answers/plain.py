@@ -15,6 +15,8 @@ __all__ = ["boxed", "plain", "without_markup", "without_thought"]
 _INVISIBLE: Final = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff\ue000-\uf8ff]")
 #: More marks on one letter than any script has; ordering thousands of them would take its time.
 _PILE: Final = re.compile("([\u0300-\u036f]{4})[\u0300-\u036f]+")
+#: A character that NFKC would write out as eighteen.
+_LONGEST: Final = "\ufdfa"
 #: White and coloured squared letters, which NFKC leaves alone.
 _SQUARED: Final = {first + n: chr(65 + n) for first in (0x1F150, 0x1F170) for n in range(26)}
 
@@ -40,7 +42,7 @@ def plain(text: str) -> str:
     """
     if text.isascii():
         return text
-    text = unicodedata.normalize("NFKC", _PILE.sub(r"\\1", text))
+    text = unicodedata.normalize("NFKC", _PILE.sub(r"\1", text.replace(_LONGEST, " ")))
     return _INVISIBLE.sub("", text).translate(_SQUARED)
 
 

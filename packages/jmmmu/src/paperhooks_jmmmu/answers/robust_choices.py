@@ -11,8 +11,8 @@ wrong", が正しい). An option's words are read as if its letter stood there.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
 from typing import Final, NamedTuple
 
 from paperhooks_jmmmu.answers.choices import Choice, letters_of
@@ -34,14 +34,16 @@ _NEAR: Final = 60
 _COPULA: Final = "です|である|だ|になります|となります|を選びます|だ?と思います|に該当します"
 #: A reply, or a line, that is a letter in any clothes, with a copula at most.
 _WHOLE: Final = re.compile(
-    rf"[\W_]*(?:(?:選択肢|記号|option|choice)[\W_]*)?([a-z])[\W_]*(?:(?:{_COPULA})[\W_]*)?", re.IGNORECASE
+    rf"[\W_]*+(?:(?:選択肢|記号|option|choice)[\W_]*+)?([a-z])[\W_]*+(?:(?:{_COPULA})[\W_]*+)?", re.IGNORECASE
 )
 #: The common reply of one line, told at once: a cue and a letter.
 _STATED: Final = re.compile(
     r"[\s*#]*+(?:(?:よって|したがって|the)[、,]?\s?)?(?:(?:最終|correct |final )?(?:答え|正解|正答|回答|解答|answer)|"
-    rf"選択肢|記号|option)\s?(?:は|is|:|：)?、?\s?[*(（「『\[【]*([A-Z])[*)）」』\]】]*(?:{_COPULA})?[。.]?\s*",
+    rf"選択肢|記号|option)\s?(?:は|is|:|：)?、?\s?[*(（「『\[【]*((?-i:[A-Z]))[*)）」』\]】]*(?:{_COPULA})?[。.]?\s*",
     re.IGNORECASE,
 )
+#: A letter and a text, which may be its option.
+_OWN_OPTION: Final = re.compile(r"\s*[(（]?([A-Z])(?:[.:：．、)）]\s?| )(.*\S)\s*")
 
 #: A letter that is a word of its own: not in a word, a number, A-type, A社 or Aタイプ.
 _LETTER: Final = re.compile(
@@ -57,22 +59,32 @@ _ARTICLE: Final = re.compile(
     r"[ \n](?!(?:is|was|because|since|as|and|or|but|seems|would|should|must|best|correctly|matches|fits|due|for|in|"
     r"which|also|then|are|instead|has|does|shows|represents|describes|to|with|on)\b)[a-z]"
 )
-#: Between two letters that are named together, and between two of which what is said holds for both.
+#: Between two letters that are named together.
 _TOGETHER: Final = re.compile(
     r"[\s,、/・&+~〜()\[\]「」『』【】\"'→-]*(?:(?:と|か|や|and/or|and|or|または|又は|もしくは|あるいは|及び|および|かつ)[\s,、(「\[]*)?"
     r"(?:選択肢|options?|choice|answer)?[\s(「\[]*",
     re.IGNORECASE,
 )
-_BOTH: Final = re.compile(r"\W*(?:と|や|および|及び|and|or)\W*", re.IGNORECASE)
 
 #: A line "A. text", and the beginning of a reply "A. ".
 _LISTED: Final = re.compile(r"^[\s*•・(\[-]{0,9}([A-Z])\s?[.):、】\]]++[ \t]*+(.*)$", re.MULTILINE)
 _LEADING: Final = re.compile(r"[\s\"'“「『(【\[<-]*([A-Z])(?=[\s\"'”」』)】\]>.:、,–—(「-]|$)")
 _LABEL: Final = re.compile(r"(?:選択肢|記号|番号|option|choice|[(「【\[])\s?$", re.IGNORECASE)
-_NOUN: Final = re.compile(r"[一-龥ァ-ヶー々]$")
-_SPACES: Final = re.compile(r"\s+")
+#: Options that are spelt with a space between Japanese words.
+_WIDE_SPACE: Final = re.compile(r"(?<=[^\x00-\x7f])[ \t]+(?=[^\x00-\x7f])")
+_ONE_LETTER: Final = re.compile(r"[A-Za-z]")
+_ALNUM: Final = re.compile(r"[A-Za-z0-9]")
+#: What the comparison of an option with a text passes over, everywhere and at both ends.
+_NO_MATTER: Final = re.compile(r"[\s\"'“”‘’「」『』【】*_]+|,(?=\d{3})")
+_ENDS: Final = "()[]{}<>.,、。:;!?…–—=→"
 #: Behind an option that is the whole reply.
-_SENTENCE_END: Final = re.compile(rf"(?:(?:{_COPULA})[。.]?|[。.、,!])$")
+_SENTENCE_END: Final = re.compile(rf"(?:{_COPULA})[。.]?$")
+_FIRST_SYMBOL: Final = 0xE000
+_OPENING: Final = " \t\"'“‘「『(【[<{"
+_WRAPPING: Final = " \t\"'“”‘’「」『』()【】[]{}<>.,:;!?、。…–—_~-"
+_STOPS: Final = ("。", ".", "!", "?")
+#: Of more letters than twice this, the first and the last are looked at.
+_MOST: Final = 150
 
 
 class _Mention(NamedTuple):
@@ -94,6 +106,9 @@ def parse_choice_robust(response: str, options: Sequence[str]) -> Choice:
     letters = letters_of(options)
     if (found := _WHOLE.fullmatch(response) or _STATED.fullmatch(response)) and found[1].isascii():
         return _in_range(found[1].upper(), letters, "letter")
+    found = _OWN_OPTION.fullmatch(response)
+    if found and found[1] in letters and options[letters.index(found[1])] == found[2]:
+        return Choice(found[1], "leading")
     text = without_thought(plain(response))
     box = boxed(text)
     if box is not None:
@@ -109,7 +124,7 @@ def _in_range(letter: str, letters: str, rule: str) -> Choice:
 
 def _read(text: str, letters: str, options: tuple[str, ...]) -> Choice:
     words = _Words.of(options)
-    text = words.without_list(text).strip()
+    text = words.without_letters(words.without_list(text)).strip()
     if found := _WHOLE.fullmatch(text):
         return _in_range(found[1].upper(), letters, "letter")
     if letter := words.exact(text):
@@ -159,7 +174,8 @@ def _mentions(text: str, pattern: re.Pattern[str]) -> list[_Mention]:
         previous = tokens[number - 1].end() if number else 0
         following = tokens[number + 1].start() if number + 1 < len(tokens) else len(text)
         strength = _strength(text, token, previous, following)
-        if number and _TOGETHER.fullmatch(text, previous, token.start()):
+        near = number and token.start() - previous <= _NEAR // 2
+        if near and _TOGETHER.fullmatch(text, previous, token.start()):
             found[-1].append((_letter_of(token[1]), strength))
         else:
             found.append([(_letter_of(token[1]), strength)])
@@ -202,12 +218,16 @@ def _strength(text: str, token: re.Match[str], previous: int, following: int) ->
 
 def _stands_alone(text: str, start: int, end: int) -> bool:
     """Whether a letter is the first or last line, or the last sentence."""
-    if not text[end : end + _NEAR].strip(_WRAPPING):
-        before = text[max(0, start - _NEAR) : start].rstrip(_WRAPPING_ALONE)
-        return not before or before[-1] in "\n。.!?"
-    if text[:start].strip(_WRAPPING) if start < _NEAR else True:
+    line_start, line_end = text.rfind("\n", 0, start) + 1, text.find("\n", end)
+    line_end = len(text) if line_end < 0 else line_end
+    if text[end:line_end].strip(_WRAPPING):
         return False
-    return text[end : end + _NEAR].partition("\n")[0].strip(_WRAPPING) == "" and "\n" in text[end : end + _NEAR]
+    before = text[line_start:start].rstrip(_WRAPPING)
+    if not before:
+        return line_start == 0 or line_end == len(text)
+    # "B.能面" is no sentence with another behind it.
+    ends_sentence = text[line_start:start].rstrip(_OPENING)[-1:] in _STOPS
+    return line_end == len(text) and ends_sentence and len(before.strip(_WRAPPING)) > 1
 
 
 def _last_stated(mentions: Sequence[_Mention], letters: str) -> _Mention | None:
@@ -254,8 +274,9 @@ class _Words:
     """The words of a question's options, and where a text has them."""
 
     def __init__(self, options: tuple[str, ...]) -> None:
-        self._words = [without_markup(plain(option)).strip() for option in options]
+        self._words = [_WIDE_SPACE.sub("", without_markup(plain(option))).strip() for option in options]
         self._keys = [_key(word) for word in self._words]
+        self._letters = {chr(ord("A") + n): word for n, word in enumerate(self._words) if _ONE_LETTER.fullmatch(word)}
 
     @staticmethod
     @lru_cache(maxsize=2048)
@@ -273,9 +294,8 @@ class _Words:
 
     def owns(self, letter: str, text: str) -> bool:
         """Whether the first line is the letter and its option."""
-        line = text.partition("\n")[0]
         own = self._keys[ord(letter) - ord("A")]
-        return bool(own) and _key(line) in (f"{letter.lower()}{own}", own)
+        return bool(own) and _key(text.partition("\n")[0].partition(letter)[2]) == own
 
     def telling(self, letter: str) -> bool:
         """Whether an option is long enough to be an answer wherever it stands."""
@@ -284,12 +304,16 @@ class _Words:
 
     def spoken(self, text: str) -> str:
         """The text with a private character in place of each option, the longest first."""
-        text = _WIDE_SPACE.sub("", text)
-        return self._pattern.sub(lambda found: chr(_FIRST_SYMBOL + self._keys.index(_key(found[0]))), text)
+        return self._pattern.sub(self._symbol, _WIDE_SPACE.sub("", text))
+
+    def _symbol(self, found: re.Match[str]) -> str:
+        key = _key(found[0])
+        return chr(_FIRST_SYMBOL + self._keys.index(key)) if key in self._keys else found[0]
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        words = sorted((each for each in self._words if each and not _ONE_LETTER.fullmatch(each)), key=len, reverse=True)
+        words = [each for each in self._words if each and not _ONE_LETTER.fullmatch(each)]
+        words.sort(key=len, reverse=True)
         return re.compile("|".join(map(_bounded, words)) or "(?!)", re.IGNORECASE)
 
     def without_list(self, text: str) -> str:
@@ -301,13 +325,26 @@ class _Words:
             text = text[: each.start()] + text[each.end() :]
         return text
 
+    def without_letters(self, text: str) -> str:
+        """The text without options that are letters themselves, where they stand behind their own: "D. C" is D."""
+        return self._own.sub(lambda found: found[found.lastgroup or 0], text) if self._letters else text
+
+    @cached_property
+    def _own(self) -> re.Pattern[str]:
+        return re.compile(
+            "|".join(
+                rf"(?<![A-Za-z])(?P<{letter}>{letter})(?:\)?\s?[.:、)(]\s?|\s){own}(?![A-Za-z0-9])\)?"
+                for letter, own in self._letters.items()
+            )
+        )
+
     def _is_option(self, line: re.Match[str]) -> bool:
         number = ord(line[1]) - ord("A")
         return number < len(self._keys) and _key(line[2]) == self._keys[number]
 
 
 def _key(text: str) -> str:
-    return _NOT_WORD.sub("", text).casefold()
+    return _NO_MATTER.sub("", text).strip(_ENDS).casefold()
 
 
 def _bounded(word: str) -> str:

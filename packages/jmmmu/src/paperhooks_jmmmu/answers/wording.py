@@ -19,36 +19,36 @@ NO: Final = "no"
 UNSURE: Final = "unsure"
 
 
-def _ends(words: str) -> re.Pattern[str]:
-    """One of ``words`` at the end of a text, English ones not as the end of a longer word."""
-    each = sorted(words.split(), key=len, reverse=True)
-    japanese = "|".join(re.escape(word) for word in each if not word.isascii())
-    english = "|".join(re.escape(word.replace("_", " ")) for word in each if word.isascii())
-    return re.compile(rf"(?:{japanese}|(?<![a-z'])(?:{english}))$", re.IGNORECASE)
-
-
+_FILLER: Final = 0
+_DENIED: Final = -1
+#: Words directly before a letter; "_" stands for a space.
+_CUES: Final = {
+    STRONG: """
+        答え 答 回答 解答 正解 正答 結論 正しくは 訂正 訂正します いや 失礼 正しいのは 適切なのは 最適なのは 妥当なのは
+        当てはまるのは 該当するのは 正しいものは 適切なものは 正しい選択肢は 適切な選択肢は 最適な選択肢は
+        answer answers ans ans. correct best appropriate accurate right_option right_choice right_letter right_one
+        wait actually sorry
+        """,
+    WEAK: """
+        のは したがって よって ゆえに 故に 従って 以上より 以上から これより そのため つまり すなわち 結局 最終的に
+        おそらく 恐らく たぶん 多分 やはり きっと 消去法で 消去法により
+        choose chose chosen pick select selected selecting go_with going_with think believe guess say so thus hence
+        therefore conclude conclusion finally final solution leaving leaves must
+        """,
+    _FILLER: """
+        は が を も こそ として 選択肢 記号 番号 アルファベット 肢 option choice letter the is be are would should will
+        was most likely probably clearly definitely it it's that that's to indeed as only of
+        """,
+    _DENIED: """
+        not n't except neither nor than without eliminate eliminated eliminating exclude excluding ruled_out rule_out
+        cannot
+        """,
+}
+_MEANING: Final = {word.replace("_", " "): kind for kind, words in _CUES.items() for word in words.split()}
+_LONGEST: Final = max(map(len, _MEANING))
 #: What may stand between a cue and its letter.
 _OPENERS: Final = " \t\n\"'“‘「『(【[<{〈《〔:=→、,-–—~>…_"
-_FILLER: Final = _ends(
-    "は が を も こそ として 選択肢 記号 番号 アルファベット 肢 option choice letter the is be are would should will was "
-    "likely most probably clearly definitely it it's that that's to indeed as only of"
-)
-_STRONG_CUE: Final = _ends(
-    "答え 答 回答 解答 正解 正答 結論 正しくは 訂正 訂正します いや 失礼 正しいのは 適切なのは 最適なのは 妥当なのは "
-    "当てはまるのは 該当するのは 正しいものは 適切なものは 正しい選択肢は 適切な選択肢は 最適な選択肢は "
-    "answer ans ans. answers correct best appropriate accurate right_option right_choice right_letter right_one "
-    "wait actually sorry"
-)
-_WEAK_CUE: Final = _ends(
-    "のは したがって よって ゆえに 故に 従って 以上より 以上から これより そのため つまり すなわち 結局 最終的に おそらく 恐らく "
-    "たぶん 多分 やはり きっと 消去法で 消去法により "
-    "choose chose chosen pick select selected selecting go_with going_with think believe guess say so thus hence "
-    "therefore conclude conclusion finally final solution leaving leaves must"
-)
-_DENIED: Final = _ends(
-    "not n't except neither nor than without eliminate eliminated eliminating exclude excluding ruled_out rule_out cannot"
-)
-_SUPPOSED: Final = re.compile(r"\b(?:if|suppose|assum(?:e|ing)|whether|unless)\b[^.\n]*$|もし[^。\n]*$", re.IGNORECASE)
+_SUPPOSED: Final = re.compile(r"\b(?:if|suppose|assum(?:e|ing)|whether|unless)\b[^.\n]*$|もし[^。\n]*$")
 
 
 def cue_before(text: str) -> int:
@@ -57,27 +57,36 @@ def cue_before(text: str) -> int:
     >>> cue_before("よって、正解は「"), cue_before("したがって"), cue_before("図の"), cue_before("it is not ")
     (2, 1, 0, -1)
     """
-    text = text.rstrip(_OPENERS)
+    text = text.lower().rstrip(_OPENERS)
     strength = 0
-    for _ in range(5):
-        if not text:
-            return strength
-        if _DENIED.search(text):
+    while word := _last_word(text):
+        kind = _MEANING[word]
+        if kind == _DENIED:
             return -1
-        if _STRONG_CUE.search(text):
-            return 0 if _SUPPOSED.search(text) else STRONG
-        if not strength and _WEAK_CUE.search(text):
-            strength = WEAK
-        filler = _FILLER.search(text)
-        if not filler:
+        text = text[: -len(word)].rstrip(_OPENERS)
+        strength = max(strength, kind)
+        if kind == STRONG:
             break
-        text = text[: filler.start()].rstrip(_OPENERS)
     return 0 if strength and _SUPPOSED.search(text) else strength
+
+
+def _last_word(text: str) -> str:
+    """The longest known word that the text ends with; an English one begins there too."""
+    for length in range(min(_LONGEST, len(text)), 0, -1):
+        word = text[-length:]
+        if word in _MEANING and not (word[0].isascii() and word != "n't" and _goes_on(text[:-length])):
+            return word
+    return ""
+
+
+def _goes_on(text: str) -> bool:
+    return text[-1:].isascii() and text[-1:].isalpha()
 
 
 _CLOSERS: Final = "[\\s\"'”’」』)】\\]>}〉》〕_]*"
 _DENIAL: Final = re.compile(
-    rf"{_CLOSERS}(?:で\s?は\s?(?:な|あり|ござ)|じゃな|でも?な[いく]|以外|を除|より(?!明)|isn't|is not|cannot|can't|does)",
+    rf"{_CLOSERS}(?:で\s?は\s?(?:な|あり|ござ)|じゃな|でも?な[いく]|以外|を除|より(?!明)|"
+    r"isn't|is not|cannot|can't|does)",
     re.IGNORECASE,
 )
 _SUPPOSITION: Final = re.compile(

@@ -1,0 +1,199 @@
+"""Replies to open questions as a human judges them, in Japanese and English, without a model as judge.
+
+A reply counts by what it gives as its answer: the box or ``<answer>``, else the text behind the last words that
+announce one (答えは, "the answer is"), else behind the last よって, "so" or "=", else the whole of a short reply or the
+last line of a long one.
+
+A number x is right for a gold number g if \\|x - g\\| <= min(0.01 \\|g\\|, u / 2), where u is the value of g's last digit:
+within one per cent, and equal to g where g is as precise as it is. So 1.064 is 1.06 and 2/7 is 0.286, but 1 is not
+0.9965, 4.3 is not 4, and nothing but 0 is 0. A fraction as gold has no last digit: one per cent alone counts. A gold
+percentage is met by the percentage, by its share of one, and by the bare figure. Numbers that stand in a row ("3, 4, 5",
+"4~5") must all be right.
+
+A text is right if it is the gold answer after NFKC, case, spaces and ``$`` aside, or has it in a few words as words of
+their own; a gold letter is right where the reply answers that letter.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from paperhooks_jmmmu.answers.amounts import Amount, amounts, in_digits, superscripts
+from paperhooks_jmmmu.answers.plain import boxed, plain, without_markup, without_thought
+from paperhooks_jmmmu.answers.robust_choices import parse_choice_robust
+
+__all__ = ["golds_of", "judge_open_robust", "parse_open_robust"]
+
+_CONNECTOR: Final = (
+    r"(?:\s*(?:は|が|として|以下の(?:通り|とおり)(?:です|である)?|is|are|would be|will be|[:=、。]))*\s*"
+)
+#: Words that announce an answer, and those that conclude with one.
+_ANNOUNCED: Final = re.compile(
+    rf"(?:答え|解答|回答|正解|正答|結論|(?<![一-龥])答(?=[:は])|いや、|訂正|正しくは|\b(?:answers?|ans|result)\b){_CONNECTOR}",
+    re.IGNORECASE,
+)
+_CONCLUDED: Final = re.compile(
+    r"(?:よって|したがって|従って|ゆえに|故に|最終的に|以上より|つまり|すなわち|その結果|[=≈≒]|"
+    r"\b(?:so|thus|therefore|hence|is|equals)\b)[\s、,:]*",
+    re.IGNORECASE,
+)
+_EQUALS: Final = re.compile(r"[=≈≒]|\b(?:is|equals)\b", re.IGNORECASE)
+_SENTENCE_END: Final = re.compile(r"[。\n!?]|\.(?=\s|$)")
+_COPULA: Final = re.compile(
+    r"(?:です|である|でした|であり|だ|とな(?:る|ります)|にな(?:る|ります)|でしょう|と(?:考え|思|言え|いえ)[^、。]{0,12})?"
+    r"[ねよ、,。.]{0,3}$"
+)
+_LEFT: Final = " \t\n\"'“‘「『【<:、。,…~*"
+_RIGHT: Final = " \t\n\"'”’」』】>:、。,.;!?…~*"
+_BRACKETS: Final = ("()", "[]", "{}")
+#: So many cues are looked at, from the last on.
+_MOST: Final = 50
+#: A reply without any cue counts whole if it is as short as this.
+_SHORT: Final = 80
+
+_ASIDE: Final = re.compile(r"\(([^()]{1,60})\)|[「『\"“]([^「」『』\"“”]{1,60})[」』\"”]")
+_IGNORED: Final = re.compile(r"[\s$「」『』\"'“”‘’*`\\{}]+")
+_DASHES: Final = str.maketrans(dict.fromkeys("‐‑‒–—−", "-"))
+_DENIED: Final = re.compile(r"で\s?は\s?な|じゃな|以外|\bnot\b|n't\b|誤り|間違", re.IGNORECASE)
+#: What makes a longer word of a word when it stands beside it.
+_JOINED: Final = "[A-Za-z0-9一-龥ァ-ヶー々]"
+#: Between numbers that are named in a row, units included.
+_ROW: Final = re.compile(r"\s?[^\W\d]{0,3}\s?(?:,|、|~|〜|-|–|と|か|\bor\b|\band\b|または)\s?[¥$]?", re.IGNORECASE)
+#: What a gold number may have beside its digits.
+_UNIT: Final = re.compile(r"[\s$¥€£,%]*(?:[つ個度円人年匹台倍本枚回種点]|[A-Za-zΩμ°/]{1,6})?[\s$.]*")
+_ANY_LETTER: Final = ("",) * 26
+
+
+def parse_open_robust(response: str) -> list[str]:
+    """What a reply gives as its answer; nothing if it gives none.
+
+    >>> parse_open_robust("計算すると 2×0.53 なので、答えは1.06です。"), parse_open_robust(" ")
+    (['1.06'], [])
+    """
+    text = without_thought(plain(superscripts(response)))
+    box = boxed(text)
+    key = _trimmed(without_markup(box)) if box else ""
+    key = key or _key(without_markup(text).strip())
+    return [key] if key else []
+
+
+def judge_open_robust(parsed: Sequence[str], gold: str | Sequence[str]) -> bool:
+    """Whether an answer is right, as the module says.
+
+    :param parsed: what :func:`parse_open_robust` gives.
+    :param gold: an answer, or a list of which any will do; a list may be written out as text.
+
+    >>> judge_open_robust(["約200万円"], "2,000,000"), judge_open_robust(["the cat"], "C")
+    (True, False)
+    """
+    golds = golds_of(gold)
+    numbers = [number for each in golds for number in _number_of(each)]
+    texts = [each for each in golds if not _number_of(each)]
+    return any(_has_number(key, numbers) or any(_has_text(key, text) for text in texts) for key in parsed)
+
+
+def golds_of(gold: str | Sequence[str]) -> list[str]:
+    """The answers that will do, of one, of a list, or of a list that is written out; an empty one never will.
+
+    >>> golds_of("['24/7', '3.429']"), golds_of("0.5"), golds_of("")
+    (['24/7', '3.429'], ['0.5'], [])
+    """
+    if isinstance(gold, str):
+        gold = _written_out(gold) if gold.strip()[:1] in ("[", "(") else [gold]
+    cleaned = (without_markup(plain(superscripts(each))).strip() for each in gold)
+    return [each for each in cleaned if each]
+
+
+def _written_out(gold: str) -> list[str]:
+    try:
+        value = ast.literal_eval(gold.strip())
+    except (ValueError, SyntaxError):
+        return [gold]
+    return [str(each) for each in value] if isinstance(value, list | tuple) else [gold]
+
+
+def _key(text: str) -> str:
+    """The text behind the last cue that has any behind it."""
+    for cue in (_ANNOUNCED, _CONCLUDED):
+        for found in reversed(list(cue.finditer(text))[-_MOST:]):
+            if key := _trimmed(_sentence(text[found.end() :])):
+                return key
+    return _trimmed(text if len(text) <= _SHORT else text.rpartition("\n")[2])
+
+
+def _sentence(text: str) -> str:
+    return _SENTENCE_END.split(text.lstrip(), maxsplit=1)[0]
+
+
+def _trimmed(text: str) -> str:
+    """A text without equation, copula, quotes, brackets and marks around it."""
+    text = _EQUALS.split(text)[-1]
+    for _ in range(2):
+        text = _COPULA.sub("", text.lstrip(_LEFT).rstrip(_RIGHT)).rstrip(_RIGHT)
+        if text[:1] + text[-1:] in _BRACKETS:
+            text = text[1:-1]
+    return text.lstrip(_LEFT).rstrip(_RIGHT)
+
+
+def _number_of(gold: str) -> list[Amount]:
+    """The number that a gold answer is, with its unit at most; nothing of a text."""
+    text = in_digits(gold)
+    found = list(amounts(text))
+    rest = text[: found[0].start] + text[found[0].end :] if len(found) == 1 else None
+    return found if rest is not None and _UNIT.fullmatch(rest) else []
+
+
+def _has_number(key: str, golds: Sequence[Amount]) -> bool:
+    """Whether a number of the text is right, or all of those that stand in a row."""
+    if not golds:
+        return False
+    text = in_digits(key)
+    rows: list[list[Amount]] = []
+    for each in amounts(text):
+        if rows and _ROW.fullmatch(text, rows[-1][-1].end, each.start):
+            rows[-1].append(each)
+        else:
+            rows.append([each])
+    return any(all(any(_equal(each, gold) for gold in golds) for each in row) for row in rows)
+
+
+def _equal(answer: Amount, gold: Amount) -> bool:
+    # A percentage may be given, and be asked for, as its figure or as its share of one.
+    return any(
+        _close(x, y, unit)
+        for x in _readings(answer.value, answer.percent)
+        for y, unit in zip(_readings(gold.value, gold.percent), _readings(gold.unit, gold.percent), strict=True)
+    )
+
+
+def _readings(value: float, percent: bool) -> list[float]:
+    return [value, value * 100] if percent else [value]
+
+
+def _close(answer: float, gold: float, unit: float) -> bool:
+    within = 0.01 * abs(gold)
+    # Half a unit and a hair, since 1.065 has no exact form.
+    return abs(answer - gold) <= (min(within, unit / 2) if unit else within) * (1 + 1e-9) + 1e-12 * abs(gold)
+
+
+def _has_text(key: str, gold: str) -> bool:
+    """Whether a text is the gold answer, or has it as words of their own among a few."""
+    if len(gold) == 1 and gold.isascii() and gold.isalpha():
+        return parse_choice_robust(key, _ANY_LETTER).letter == gold.upper()
+    right = _same(gold)
+    if right in {_same(each) for each in (key, _ASIDE.sub("", key), *_asides(key))}:
+        return True
+    near = len(gold) > 1 and len(key) <= len(gold) + 20 and not _DENIED.search(key)
+    pattern = rf"(?<!{_JOINED}){re.escape(gold.casefold())}(?!{_JOINED})"
+    return near and re.search(pattern, key.casefold()) is not None
+
+
+def _same(text: str) -> str:
+    return _IGNORED.sub("", text.translate(_DASHES)).casefold()
+
+
+def _asides(text: str) -> Iterator[str]:
+    yield from (found[1] or found[2] for found in _ASIDE.finditer(text))
