@@ -68,6 +68,7 @@ def test_scores_intervals_groups_and_files(model, tokenizer, data: Path, tmp_pat
         "reasoning",
         "finish",
         "tokens",
+        "prompt_tokens",
         "seconds",
         "error",
         "run",

@@ -3,6 +3,7 @@ from .layouts import arrange as arrange
 from .layouts import check_layout as check_layout
 from .offline_backends import CallableBackend as CallableBackend
 from .offline_backends import ReplayBackend as ReplayBackend
+from .pending_images import PendingImage as PendingImage
 from .prompts import make_prompt as make_prompt
 from .requests import Backend as Backend
 from .requests import Prompt as Prompt

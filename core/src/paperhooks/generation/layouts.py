@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 from paperhooks.errors import DataError, did_you_mean
+from paperhooks.generation.pending_images import PendingImage, side_by_side
 from paperhooks.generation.requests import Request
 from paperhooks.io.images import Picture, fitted_image, upright_image
 
@@ -34,12 +35,13 @@ def check_layout(layout: str) -> str:
     return layout
 
 
-def arrange(request: Request, layout: str, max_pixels: int | None = None) -> Request:
+def arrange(request: Request, layout: str, max_pixels: int | None = None, *, opened: bool = True) -> Request:
     """The request with its images laid out, upright, in RGB, and no larger than ``max_pixels`` each.
 
     Every message of the result has a list of parts, in which the n-th image part stands for ``images[n]`` and texts
     without an image between them are one part. A request with a finished prompt keeps prompt and order.
 
+    :param opened: False: a :class:`paperhooks.io.Picture` becomes a :class:`PendingImage`, which is opened later.
     :raises DataError: a request without question, a part of unknown type, an image part without image, or images of a
         finished prompt that are to be left out.
     """
@@ -50,16 +52,16 @@ def arrange(request: Request, layout: str, max_pixels: int | None = None) -> Req
     if request.prompt and request.images and layout == "text-only":
         raise DataError("the request has a finished prompt, whose images cannot be left out; use another layout")
     if request.prompt:
-        return dataclasses.replace(request, images=_ready(request.images, max_pixels))
+        return dataclasses.replace(request, images=_ready(request.images, max_pixels, opened))
     numbered = _numbered(request)
     if layout == "joined" and len(request.images) > 1:
-        return _joined(request, numbered, max_pixels)
+        return _joined(request, numbered, max_pixels, opened)
     messages, order = [], []
     for role, parts in numbered:
         placed = _placed(parts, layout)
         order += [part["index"] for part in placed if part["type"] == "image"]
         messages.append({"role": role, "content": _merged(placed)})
-    images = _ready([request.images[index] for index in order], max_pixels)
+    images = _ready([request.images[index] for index in order], max_pixels, opened)
     return dataclasses.replace(request, messages=messages, images=images)
 
 
@@ -121,7 +123,9 @@ def _merged(parts: Sequence[_Part]) -> list[dict[str, Any]]:
     return merged or [{"type": "text", "text": ""}]
 
 
-def _joined(request: Request, numbered: Sequence[tuple[str, Sequence[_Part]]], max_pixels: int | None) -> Request:
+def _joined(
+    request: Request, numbered: Sequence[tuple[str, Sequence[_Part]]], max_pixels: int | None, opened: bool
+) -> Request:
     messages = []
     shown = False
     for role, parts in numbered:
@@ -130,27 +134,20 @@ def _joined(request: Request, numbered: Sequence[tuple[str, Sequence[_Part]]], m
             placed.insert(0, {"type": "image"})
             shown = True
         messages.append({"role": role, "content": _merged(placed)})
-    image = _side_by_side(_ready(request.images, None))
-    return dataclasses.replace(request, messages=messages, images=_ready([image], max_pixels))
+    if all(isinstance(image, Picture) for image in request.images):
+        pending = PendingImage(tuple(request.images), max_pixels)
+        row = pending.open() if opened else pending
+    else:
+        row = fitted_image(side_by_side(_ready(request.images, None)), max_pixels)
+    return dataclasses.replace(request, messages=messages, images=[row])
 
 
-def _side_by_side(images: Sequence[Any]) -> Any:
-    """Images in a row, top edges aligned, on white."""
-    from PIL import Image
-
-    row = Image.new("RGB", (sum(image.width for image in images), max(image.height for image in images)), "white")
-    left = 0
-    for image in images:
-        row.paste(image, (left, 0))
-        left += image.width
-    return row
+def _ready(images: Sequence[Any], max_pixels: int | None, opened: bool = True) -> list[Any]:
+    return [_placed_image(image, max_pixels, opened) for image in images]
 
 
-def _ready(images: Sequence[Any], max_pixels: int | None) -> list[Any]:
-    return [_opened(image, max_pixels) for image in images]
-
-
-def _opened(image: Any, max_pixels: int | None) -> Any:
+def _placed_image(image: Any, max_pixels: int | None, opened: bool) -> Any:
     if isinstance(image, Picture):
-        return image.open(max_pixels)
+        pending = PendingImage((image,), max_pixels)
+        return pending.open() if opened else pending
     return fitted_image(upright_image(image), max_pixels) if hasattr(image, "getexif") else image

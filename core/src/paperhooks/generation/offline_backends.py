@@ -7,18 +7,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from paperhooks.errors import DataError
 from paperhooks.generation.requests import Backend, Prompt, Request, Response
 from paperhooks.io.append_log import AppendLog
 from paperhooks.io.harmless import error_text
-from paperhooks.io.hashing import hash_file
+from paperhooks.io.hashing import hash_file, hash_json
 from paperhooks.io.records import read_records
 
 __all__ = ["CallableBackend", "ReplayBackend"]
+
+#: How many ids a message names.
+_NAMED: Final = 3
 
 
 class CallableBackend(Backend):
@@ -54,54 +57,112 @@ class CallableBackend(Backend):
 
 
 class ReplayBackend(Backend):
-    """Responses from a file: ``samples.jsonl`` of a run, or records with ``id`` (or ``doc_id``) and ``reply``.
+    """Responses from files: ``samples.jsonl`` of a run, sample files of lm-eval or lmms-eval, or records of your own.
 
-    In the place of ``reply`` may stand ``resps``, a list whose first entry counts, as in the sample files of lm-eval
-    and lmms-eval. ``finish`` and ``reasoning`` are taken over where they are there. Neither requests nor images are
-    made.
+    A record has its document's id in ``id``, in ``id`` of its ``doc``, or in ``doc_id``, whichever of them comes first
+    (the harnesses count ``doc_id`` from 0 in each of their files), and its response in ``reply``, ``resps`` or
+    ``filtered_resps``, of which lists stand for their first entry. ``finish``, ``reasoning`` and numbers of tokens are
+    taken over where they are there. Neither requests nor images are made.
 
-    :raises DataError: a line that holds neither.
+    :param files: files, or folders of them: in a folder those whose name holds "samples", or else all, of the first
+        level that has any.
+    :param model: the model that gave the responses, for the record; the files without it.
+    :raises DataError: a record that holds neither; documents with two responses that differ; no file at all.
     """
 
     asks: ClassVar[bool] = False
 
-    def __init__(self, file: str | Path) -> None:
-        self.file = Path(file)
-        self.responses = _read_responses(self.file)
+    def __init__(self, *files: str | Path, model: str = "") -> None:
+        self.files = [found for each in files for found in _sample_files(Path(each))]
+        if not self.files:
+            raise DataError("there are no files of responses to replay; name one or more")
+        self.model = model
+        self.responses = _read_responses(self.files)
 
     def describe(self) -> dict[str, Any]:
-        """The hash of the file."""
-        return {"backend": "replay", "replies": hash_file(self.file)}
+        """The hash of the files."""
+        hashes = [hash_file(file) for file in self.files]
+        return {"backend": "replay", "replies": hashes[0] if len(hashes) == 1 else hash_json(sorted(hashes))}
 
     def about(self) -> dict[str, Any]:
-        """Where the file lies."""
-        return {"class": "replay", "name": str(self.file)}
+        """Where the responses came from."""
+        return {"class": "replay", "name": self.model or self._named}
+
+    def check(self, ids: Sequence[str]) -> None:
+        """Raise DataError for responses to documents that the data do not have."""
+        known = set(ids)
+        unknown = [one for one in self.responses if one not in known]
+        if unknown:
+            raise DataError(
+                f"{self._named} holds responses to {len(unknown)} documents that the data do not have, such as "
+                f"{', '.join(map(repr, unknown[:_NAMED]))}: it is of another revision of the data, or of another task"
+            )
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Response]:
         """The stored responses; a missing one is an error of its document."""
-        missing = Response("", error=f"{self.file} has no response to this document")
+        missing = Response("", error=f"{self._named} has no response to this document")
         return [self.responses.get(prompt.id, missing) for prompt in prompts]
 
+    @property
+    def _named(self) -> str:
+        more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
+        return f"{self.files[0]}{more}"
 
-def _read_responses(file: Path) -> dict[str, Response]:
+
+def _sample_files(place: Path) -> list[Path]:
+    if not place.is_dir():
+        return [place]
+    found = sorted(path for path in place.rglob("*.jsonl") if path.is_file())
+    found = [path for path in found if "samples" in path.name] or found
+    level = min((len(path.parts) for path in found), default=0)
+    if not found:
+        raise DataError(f"the folder {place} has no .jsonl files of responses; name the files, or another folder")
+    return [path for path in found if len(path.parts) == level]
+
+
+def _read_responses(files: Sequence[Path]) -> dict[str, Response]:
+    """Responses by id; an error gives way to a response, and two that differ are refused."""
+    found: dict[str, Response] = {}
+    places: dict[str, str] = {}
+    twice: list[str] = []
+    for where, row in (pair for file in files for pair in _rows(file)):
+        key, response = _stored_response(where, row)
+        known = found.get(key)
+        if known is not None and not (known.error or response.error) and known.text != response.text:
+            twice.append(f"{key!r} ({places[key]}; {where})")
+        if known is None or (known.error and not response.error):
+            found[key], places[key] = response, where
+    if twice:
+        raise DataError(
+            f"{len(twice)} ids have two responses that differ, such as {', '.join(twice[:_NAMED])}; replay one run at "
+            "a time, and records whose ids tell their documents apart"
+        )
+    return found
+
+
+def _rows(file: Path) -> Iterator[tuple[str, Any]]:
     if AppendLog.holds(file):  # of a run, which may be under way
-        rows = [(f"{file}, {row['id']!r}", row) for row in AppendLog(file, ("id",)).read()]
-    else:
-        rows = list(read_records(file))
-    return dict(_stored_response(where, row) for where, row in rows)
+        return ((f"{file}, {row['id']!r}", row) for row in AppendLog(file, ("id",)).read())
+    return iter(read_records(file))
 
 
 def _stored_response(where: str, row: Any) -> tuple[str, Response]:
-    key = row.get("id", row.get("doc_id")) if isinstance(row, Mapping) else None
+    inner = row.get("doc") if isinstance(row, Mapping) else None
+    places = ((row, "id"), (inner, "id"), (row, "doc_id"))
+    keys = (holder.get(name) for holder, name in places if isinstance(holder, Mapping))
+    key = next((key for key in keys if key is not None), None)
     if key is None:
-        raise DataError(f"{where}: expected an object with 'id' or 'doc_id'")
+        raise DataError(f"{where}: expected an object with 'id', 'doc' with an 'id', or 'doc_id'")
     if row.get("error"):
         return str(key), Response("", error=str(row["error"]))
-    text = row["reply"] if "reply" in row else row.get("resps")
+    text = next((row[name] for name in ("reply", "resps", "filtered_resps") if name in row), None)
     while isinstance(text, list) and text:
         text = text[0]
     if not isinstance(text, str):
-        raise DataError(f"{where}: expected a text in 'reply', or in 'resps'")
-    tokens = row.get("tokens")
+        raise DataError(f"{where}: expected a text in 'reply', or in 'resps' or 'filtered_resps'")
     told = str(row.get("finish") or ""), "", str(row.get("reasoning") or "")
-    return str(key), Response(text, tokens if isinstance(tokens, int) else 0, *told)
+    return str(key), Response(text, _count(row, "tokens"), *told, _count(row, "prompt_tokens"))
+
+
+def _count(row: Mapping[str, Any], name: str) -> int:
+    return value if isinstance(value := row.get(name), int) else 0

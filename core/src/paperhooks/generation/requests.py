@@ -81,6 +81,8 @@ class Response:
     :param finish: ``"eos"``, ``"stop"`` (a stop string) or ``"length"`` (cut); ``""`` where the backend does not say.
     :param error: why there is no answer; the document is asked again by the next call.
     :param reasoning: what the model wrote in front of its answer, see :mod:`paperhooks.generation.thoughts`.
+    :param new_tokens, prompt_tokens: tokens of the answer, with its reasoning, and of the prompt; 0 where the backend
+        does not say.
     """
 
     text: str
@@ -88,6 +90,7 @@ class Response:
     finish: str = ""
     error: str = ""
     reasoning: str = ""
+    prompt_tokens: int = 0
 
 
 class Backend:
@@ -103,6 +106,10 @@ class Backend:
         """Plain data worth recording that does not determine the responses, such as where the model came from."""
         return {}
 
+    def check(self, ids: Sequence[str]) -> None:
+        """Raise DataError where documents with these ids are not what it can answer; called before the first prompt."""
+        return
+
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Around all answers of a run; not entered when there is nothing to ask, unless processes go in step."""
@@ -117,12 +124,23 @@ class Backend:
         return [value]
 
     def prompt(self, document_id: str, request: Request) -> Prompt:
-        """The prompt of a request; called in a worker thread ahead of :meth:`answer`."""
+        """The prompt of a request; called in a worker thread ahead of :meth:`answer`.
+
+        Images of the request may be :class:`~paperhooks.generation.PendingImage`, whose size is known; :meth:`answer`
+        gets them opened.
+        """
         return Prompt(document_id, request.prompt, request)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Response]:
         """One response a prompt, in their order. All prompts are of one kind."""
         return [Response("", error=f"{type(self).__name__} answers nothing") for _ in prompts]
+
+    def answers(self, prompts: Sequence[Prompt]) -> Iterator[Mapping[int, Response]]:
+        """Responses by place among the prompts, as they come: each is written down at once. By default all together.
+
+        Every prompt has to get one, in any order.
+        """
+        yield dict(enumerate(self.answer(prompts)))
 
     def down(self) -> str:
         """Why no further answer can be expected, such as a server that is not reached; empty while it answers."""

@@ -7,7 +7,7 @@ import io
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
@@ -23,6 +23,18 @@ _NO_KEY: Final = "none"
 #: none could be used it counts as something else.
 _IN_A_ROW: Final = 3
 _UNUSABLE: Final = 20
+#: The names by which servers know the limit of an answer's tokens; the first is sent until one asks for the other.
+_LIMITS: Final = ("max_tokens", "max_completion_tokens")
+#: What servers say of an argument that they do not take.
+_UNKNOWN: Final = (
+    "unsupported",
+    "not supported",
+    "unrecognized",
+    "unknown",
+    "unexpected",
+    "extra inputs",
+    "deprecated",
+)
 #: Who writes addresses and headers into the log: the library for servers and those below it.
 _LOGGERS: Final = (
     *("openai._base_client", "openai._response", "httpx", "httpx2"),
@@ -36,7 +48,8 @@ class ServerBackend(Backend):
     The prompts of a batch are sent at the same time. Images go as PNG data in the message. What a server refuses for
     one document, fails at after the client's own retries, or answers in a form that cannot be used, is the error of
     that document. A server that is not reached, or that refuses the key or the model, for some documents in a row ends
-    the run; the next call goes on with it.
+    the run; the next call goes on with it. A server that wants ``max_completion_tokens`` in the place of ``max_tokens``
+    gets that, unless ``parameters`` name either.
 
     :param model: the model's name there.
     :param base_url, api_key: as in ``openai.OpenAI``; its environment variables without them. Keys are never recorded,
@@ -81,6 +94,7 @@ class ServerBackend(Backend):
         } - {"", None, _NO_KEY}
         self._answered = self._failed = self._unreached = 0
         self._reason = ""
+        self._limit = _LIMITS[0]
 
     def describe(self) -> dict[str, Any]:
         """Server, model and parameters, without any key."""
@@ -94,16 +108,33 @@ class ServerBackend(Backend):
             raise DataError("a server takes messages, but the task's request has a finished prompt")
         return Prompt(document_id, request.text, request)
 
+    def about(self) -> dict[str, Any]:
+        """The model, and once it has answered by which name the server takes the limit of tokens."""
+        return {"class": "server", "name": self.model} | ({"limit": self._limit} if self._answered else {})
+
     def answer(self, prompts: Sequence[Prompt]) -> list[Response]:
         """One request a prompt, all at the same time."""
+        found = {place: response for some in self.answers(prompts) for place, response in some.items()}
+        return [found[place] for place in range(len(prompts))]
+
+    def answers(self, prompts: Sequence[Prompt]) -> Iterator[dict[int, Response]]:
+        """One request a prompt, all at the same time; responses as they come."""
+        results: dict[int, tuple[Response, str]] = {}
         pool = ThreadPoolExecutor(len(prompts), thread_name_prefix="paperhooks-server")
         with _veil(self._secrets), pool:
-            results = list(pool.map(self._answer, prompts))
-        responses = [response for response, _ in results]
-        if any(not response.error for response in responses):
+            waiting = {pool.submit(self._answer, prompt): place for place, prompt in enumerate(prompts)}
+            while waiting:
+                done = {waiting.pop(one): one.result() for one in wait(waiting, return_when=FIRST_COMPLETED).done}
+                results |= done
+                yield {place: response for place, (response, _) in done.items()}
+        self._count([results[place] for place in range(len(prompts))])
+
+    def _count(self, results: Sequence[tuple[Response, str]]) -> None:
+        """Take note of a batch, and of a reason to end the run."""
+        if any(not response.error for response, _ in results):
             self._answered, self._unreached, self._reason = 1, 0, ""
-            return responses
-        where, said = redacted(self._client.base_url, self._secrets), responses[-1].error
+            return
+        where, said = redacted(self._client.base_url, self._secrets), results[-1][0].error
         self._failed += len(results)
         self._unreached += sum(fault != "" for _, fault in results)
         if self._unreached >= _IN_A_ROW:
@@ -111,7 +142,6 @@ class ServerBackend(Backend):
             self._reason = f"the server {where} {what}, {self._unreached} documents in a row: {said}"
         elif not self._answered and self._failed >= _UNUSABLE:
             self._reason = f"none of {self._failed} answers of the server {where} could be used: {said}"
-        return responses
 
     def down(self) -> str:
         """Why the server is not to be asked any more."""
@@ -122,8 +152,7 @@ class ServerBackend(Backend):
         """The response, and what fault of the server was in the way: ``"refused"``, ``"unreached"`` or none."""
         library, fault = self._openai, ""
         try:
-            done = self._client.chat.completions.create(**self._arguments(prompt.request))
-            return self._response(done, prompt.request), ""
+            return self._response(self._done(prompt.request), prompt.request), ""
         except (library.AuthenticationError, library.NotFoundError) as error:
             fault, said = "refused", error_text(error)
         except (library.APIConnectionError, library.InternalServerError, library.RateLimitError) as error:
@@ -134,24 +163,45 @@ class ServerBackend(Backend):
             said = error_text(error)
         return Response("", error=redacted(said, self._secrets)), fault
 
+    def _done(self, request: Request) -> Any:
+        """What the library makes of an answer; asked again where the server wants the other name of the limit."""
+        create, name = self._client.chat.completions.create, self._limit
+        try:
+            return create(**self._arguments(request, name))
+        except (self._openai.BadRequestError, self._openai.UnprocessableEntityError) as error:
+            other = next(one for one in _LIMITS if one != name)
+            if not _wants(other, name, error) or any(one in self.parameters for one in _LIMITS):
+                raise
+            try:
+                done = create(**self._arguments(request, other))
+            except self._openai.BadRequestError:
+                raise error from None
+            self._limit = other
+            return done
+
     def _response(self, done: Any, request: Request) -> Response:
         """What a server answered; ValueError for anything but a text."""
         choices = _get(done, "choices")
         if not isinstance(choices, list) or not choices:
             raise ValueError(f"it holds no choices: {str(done)[:200]!r}")
-        content, reason = _get(_get(choices[0], "message"), "content"), _get(choices[0], "finish_reason")
+        message, reason = _get(choices[0], "message"), _get(choices[0], "finish_reason")
+        content = _get(message, "content")
+        told = (_get(message, name) for name in ("reasoning_content", "reasoning"))
+        thought = next((text for text in told if isinstance(text, str) and text), "")
+        if content is None and thought:  # cut before the answer began
+            content = ""
         if not isinstance(content, str):
             ended = f" (finish reason {reason})" if isinstance(reason, str) else ""
             raise ValueError(f"its content is {type(content).__name__}, not a text{ended}")
-        tokens = _get(_get(done, "usage"), "completion_tokens")
-        thought = next((_get(_get(choices[0], "message"), key) for key in ("reasoning_content", "reasoning")), None)
+        tokens, asked = (_get(_get(done, "usage"), f"{name}_tokens") for name in ("completion", "prompt"))
         # "stop" may be the model's own end or one of our strings; without such strings it is the former.
         known = {"length": "length"} | ({} if request.stop else {"stop": "eos"})
         return Response(
             self._veiled(content.strip()),
             tokens if isinstance(tokens, int) else 0,
             known.get(reason, "") if isinstance(reason, str) else "",
-            reasoning=self._veiled(thought) if isinstance(thought, str) else "",
+            reasoning=self._veiled(thought),
+            prompt_tokens=asked if isinstance(asked, int) else 0,
         )
 
     def _veiled(self, text: str) -> str:
@@ -160,12 +210,12 @@ class ServerBackend(Backend):
             text = text.replace(secret, "***") if len(secret) >= 8 else text
         return text
 
-    def _arguments(self, request: Request) -> dict[str, Any]:
+    def _arguments(self, request: Request, limit: str) -> dict[str, Any]:
         arguments: dict[str, Any] = {
             "model": self.model,
             "messages": _with_images(request),
             "temperature": 0.0,
-            "max_tokens": request.max_new_tokens,
+            limit: request.max_new_tokens,
             "stop": list(request.stop) or None,
             **self.parameters,
         }
@@ -188,6 +238,12 @@ def _veil(secrets: set[str]) -> Iterator[None]:
     finally:
         for each in loggers:
             each.removeFilter(veiled)
+
+
+def _wants(other: str, name: str, error: Exception) -> bool:
+    """Whether an error of a server asks for another name of an argument, or does not know that one."""
+    said = str(error).lower()
+    return other in said or (name in said and any(word in said for word in _UNKNOWN))
 
 
 def _is_secret(name: str, value: Any) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from paperhooks.compat import attention_kernel, origin, revision
+from paperhooks.generation.pending_images import PendingImage
 from paperhooks.generation.prompts import make_prompt
 from paperhooks.generation.requests import Backend, Prompt, Request, Response
 from paperhooks.generation.settings import (
@@ -26,6 +27,7 @@ from paperhooks.generation.settings import (
 )
 from paperhooks.generation.thoughts import REASONING_TAGS
 from paperhooks.io.hashing import class_name, hash_json, model_digest
+from paperhooks.io.images import fitted_size
 from paperhooks.io.processes import Ranks
 from paperhooks.models.forward import evaluation_mode
 from paperhooks.models.rounds import Company, in_step, ranks_of
@@ -43,6 +45,8 @@ _GREEDY: Final[Mapping[str, Any]] = {
 }  # fmt: skip
 #: Of how many sizes of images the tokens are counted.
 _SIZES: Final = 256
+#: Larger images are counted as if they had so many pixels, which is beyond what processors scale them to.
+_COUNTED_PIXELS: Final = 2**24
 
 
 class TransformersBackend(Backend):
@@ -128,7 +132,11 @@ class TransformersBackend(Backend):
             output = self.model.generate(**inputs, generation_config=config, **extra)
         new = output[:, inputs["input_ids"].shape[1] :]  # cut by length: a response may repeat its prompt
         ends = _ends(config)
-        return [self._response(row.tolist(), prompt.request, ends) for row, prompt in zip(new, prompts, strict=True)]
+        asked = _prompt_tokens(inputs)
+        return [
+            dataclasses.replace(self._response(row.tolist(), prompt.request, ends), prompt_tokens=count)
+            for row, prompt, count in zip(new, prompts, asked, strict=True)
+        ]
 
     def too_large(self, error: Exception) -> bool:
         """Also the errors of torch, which has one class for accelerators and none for the CPU."""
@@ -150,7 +158,9 @@ class TransformersBackend(Backend):
         # What images add depends on their sizes; where these are many, no more of them are looked at.
         sizes = tuple(image.size for image in prompt.request.images)
         if sizes not in self._image_tokens and len(self._image_tokens) < _SIZES:
-            self._image_tokens[sizes] = self._inputs([prompt])["input_ids"].shape[1] - count
+            shown = dataclasses.replace(prompt.request, images=[_stand_in(one) for one in prompt.request.images])
+            whole = self._inputs([dataclasses.replace(prompt, request=shown)])
+            self._image_tokens[sizes] = whole["input_ids"].shape[1] - count
         return count + self._image_tokens.get(sizes, max(self._image_tokens.values()))
 
     def _inputs(self, prompts: Sequence[Prompt]) -> Any:
@@ -190,6 +200,22 @@ class TransformersBackend(Backend):
         tags = {tag for pair in REASONING_TAGS for tag in pair}
         added = getattr(self.tokenizer, "added_tokens_decoder", {}).items()
         return {key: str(token) for key, token in added if str(token) in tags and token.special}
+
+
+def _prompt_tokens(inputs: Mapping[str, Any]) -> list[int]:
+    """Tokens of each prompt, without padding."""
+    ids = inputs["input_ids"]
+    counts: list[int] = inputs.get("attention_mask", torch.ones_like(ids)).sum(dim=1).tolist()
+    return counts
+
+
+def _stand_in(image: Any) -> Any:
+    """Of an image that is not opened yet a black one of its size, which takes as many tokens."""
+    if not isinstance(image, PendingImage):
+        return image
+    from PIL import Image
+
+    return Image.new("RGB", fitted_size(image.size, _COUNTED_PIXELS))
 
 
 class _Stopping(StoppingCriteria):  # type: ignore[misc, unused-ignore]

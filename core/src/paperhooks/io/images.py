@@ -83,6 +83,10 @@ class Picture:
         """Width and height, upright, as its first bytes tell; raises DataError as :meth:`open` does."""
         return self._head.width, self._head.height
 
+    def check(self) -> None:
+        """Raise DataError or MissingExtra, as :meth:`open` does, unless its first bytes are those of an image."""
+        _ = self._head, self.digest
+
     def peak_bytes(self, max_pixels: int | None = None) -> int:
         """About how much memory :meth:`open` takes at its peak, as its first bytes tell."""
         head, (width, height) = self._head, fitted_size(self.size, max_pixels)

@@ -63,12 +63,18 @@ def evaluate(
     ] = None,
     layout: Annotated[Layout | None, typer.Option(help="Where images go; the task's own without it.")] = None,
     max_pixels: Annotated[int | None, typer.Option("--max-pixels", min=1, help="Scale larger images down.")] = None,
+    image_memory: Annotated[
+        int, typer.Option("--image-memory", min=1, help="MiB that images opened ahead of the model may take.")
+    ] = 512,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Not the task's own.")] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="String that ends a response.")] = None,
     shard: Annotated[str | None, typer.Option("--shard", help="INDEX/COUNT: answer this share only.")] = None,
     keep_reasoning: KeepReasoning = None,
     server: Annotated[
         str | None, typer.Option("--server", help="URL of an OpenAI-compatible server that knows MODEL by this name.")
+    ] = None,
+    replay: Annotated[
+        list[Path] | None, typer.Option("--replay", help="File or folder of responses that MODEL gave elsewhere.")
     ] = None,
     force_new: Annotated[bool, typer.Option("--force-new", help="Begin anew; keep the old files aside.")] = False,
     device: Device = "cpu",
@@ -80,11 +86,11 @@ def evaluate(
     from paperhooks_evaluation.evaluator import evaluate as run
 
     part, options, methods = _shard(shard), _task_options(option), build_methods(method or [])
-    loader = ModelLoader(lambda: _loaded(model, device, dtype, server))
+    loader = ModelLoader(lambda: _loaded(model, device, dtype, server, replay))
     result = run(
         loader, None, task, data=data, out=out or f"{task}-run", methods=methods,
         options=options, modes=mode, limit=limit, groups=group, batch_size=batch_size, batch_tokens=batch_tokens,
-        layout=layout, max_pixels=max_pixels,
+        layout=layout, max_pixels=max_pixels, image_memory=image_memory,
         max_new_tokens=max_new_tokens, stop=stop or None, seed=seed, shard=part, keep_reasoning=bool(keep_reasoning),
         force_new=force_new, progress=True,
     )  # fmt: skip
@@ -178,8 +184,14 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     return int(index), int(count)
 
 
-def _loaded(model: str, device: str, dtype: str, server: str | None) -> tuple[Any, Any]:
-    """Model and processor, or a server and None."""
+def _loaded(model: str, device: str, dtype: str, server: str | None, replay: list[Path] | None) -> tuple[Any, Any]:
+    """Model and processor, or what answers in their place and None."""
+    if server is not None and replay:
+        raise typer.BadParameter("--server and --replay both give responses; leave one of them out")
+    if replay:
+        from paperhooks.generation import ReplayBackend
+
+        return ReplayBackend(*replay, model=model), None
     if server is None:
         return load_model(model, device, dtype), load_processor(model)
     from paperhooks.generation import ServerBackend

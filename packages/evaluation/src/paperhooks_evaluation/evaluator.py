@@ -35,7 +35,7 @@ from paperhooks_evaluation.result_files import (
     write_results,
 )
 from paperhooks_evaluation.results import EvaluationResult, EvaluationRun
-from paperhooks_evaluation.samples import SampleFile, read_documents, write_documents
+from paperhooks_evaluation.samples import SampleFile, read_documents, total_cost, write_documents
 from paperhooks_evaluation.scoring import check_modes, score_mode
 from paperhooks_evaluation.task import Document, Task, available_tasks, load_task
 
@@ -90,6 +90,7 @@ def evaluate(
     force_new: bool = False,
     report: bool = True,
     progress: bool = False,
+    image_memory: int = 512,
 ) -> EvaluationResult:
     """Ask a model the documents of a task and score its responses.
 
@@ -125,10 +126,13 @@ def evaluate(
     :param force_new: begin anew; what the folder holds goes to a sub-folder ``previous-N``.
     :param report: whether to write a report with figures.
     :param progress: show one line on a terminal: done and total, rate, running score.
+    :param image_memory: MiB that images may take which are opened ahead of the model, or remembered since several
+        documents show them; those of the batch that is asked come on top. A task's requests have to hold
+        :class:`paperhooks.io.Picture` for that; of those that it opens itself, fewer are made ahead.
     :raises DataError: data, options or a folder that cannot be used.
     """
     check_shard(shard)
-    check_numbers(batch_size=batch_size, batch_tokens=batch_tokens, limit=limit)
+    check_numbers(batch_size=batch_size, batch_tokens=batch_tokens, limit=limit, image_memory=image_memory)
     check_numbers(max_pixels=max_pixels, max_new_tokens=max_new_tokens)
     ranks = Ranks(alone=shard is not None)
     plan = _agreed(ranks, lambda: Plan.make(task, options, modes, str(data), groups, limit, keep_reasoning))
@@ -137,11 +141,13 @@ def evaluate(
         _backend(model, processor, methods)  # refuses what does not go with one
     made = [catalog().create_method(one) if isinstance(one, str) else one for one in methods]
     inputs = plan.inputs() | plain(dataclasses.asdict(asking))
-    batch, launch = (batch_size, batch_tokens or BATCH_TOKENS), "" if shard is None else f"{shard[1]} shards"
+    batch = batch_size, batch_tokens or BATCH_TOKENS, image_memory
+    launch = "" if shard is None else f"{shard[1]} shards"
     with RunFolder(out) as run:
         if not force_new:
             _agreed(ranks, lambda: _check_folder(run, inputs, seed, launch))
         backend = _agreed(ranks, lambda: _backend(model, processor, made))
+        _agreed(ranks, lambda: backend.check([document.id for document in plan.everything]))
         ranks = _replicas(backend, shard) or ranks
         share_of = shard or ranks.shard
         _started(run, ranks, inputs | dict(backend.describe()), seed, launch, force_new)
@@ -275,7 +281,7 @@ def _move_away(folder: Path) -> None:
 
 def _ask(
     plan: Plan, backend: Backend, run: RunFolder, options: AskOptions, file: SampleFile, ranks: Ranks,
-    shard: tuple[int, int] | None, batch: tuple[int, int], observers: Sequence[Any], progress: bool,
+    shard: tuple[int, int] | None, batch: tuple[int, int, int], observers: Sequence[Any], progress: bool,
 ) -> None:  # fmt: skip
     _refuse_unknown(file, plan)
     mine = share(plan.wanted, shard)
@@ -342,7 +348,8 @@ def _scored(plan: Plan, run: RunFolder, file: SampleFile, whole: bool) -> Evalua
     answered = sum(not file.rows.get(one.id, {"error": True})["error"] for one in plan.wanted)
     options = {"keep_reasoning": plan.keep_reasoning, "whole": whole}
     modes = {mode: score_mode(plan.task, plan.wanted, file.rows, mode, **options) for mode in plan.modes}
-    return EvaluationResult(plan.name, run.path, modes, plan.about["documents"], len(plan.wanted), answered)
+    cost = total_cost(file.rows[one.id] for one in plan.wanted if one.id in file.rows)
+    return EvaluationResult(plan.name, run.path, modes, plan.about["documents"], len(plan.wanted), answered, cost)
 
 
 def _state(plan: Plan, result: EvaluationResult) -> str:
@@ -351,7 +358,7 @@ def _state(plan: Plan, result: EvaluationResult) -> str:
         [mode, found.counts(), found.summary.metrics, [(one.document.id, one.score) for one in found.records]]
         for mode, found in result.modes.items()
     ]
-    return hash_json([plan.inputs(), plan.scoring(), plan.about, plan.keep_reasoning, modes])
+    return hash_json([plan.inputs(), plan.scoring(), plan.about, plan.keep_reasoning, result.cost, modes])
 
 
 def _check_responses_hold(task: Task, recorded: Mapping[str, Any]) -> None:

@@ -45,13 +45,13 @@ class AskOptions:
     stop: tuple[str, ...] | None = None
 
     def apply(self, request: Request) -> Request:
-        """The request with limit and stop strings replaced and its images laid out."""
+        """The request with limit and stop strings replaced and its images laid out; pictures are not opened yet."""
         changes: dict[str, Any] = {}
         if self.max_new_tokens is not None:
             changes["max_new_tokens"] = self.max_new_tokens
         if self.stop is not None:
             changes["stop"] = self.stop
-        return arrange(dataclasses.replace(request, **changes), self.layout, self.max_pixels)
+        return arrange(dataclasses.replace(request, **changes), self.layout, self.max_pixels, opened=False)
 
 
 @dataclass(frozen=True, slots=True)

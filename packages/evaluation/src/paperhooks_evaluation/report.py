@@ -42,6 +42,9 @@ def _opening(run: RunFolder, result: EvaluationResult) -> list[Block]:
     if reasoning["responses"]:
         read = "read with them" if reasoning["kept"] else "kept apart"
         lines.append(f"Reasoning in front of {reasoning['responses']} answers was {read}.")
+    if any(result.cost.values()):
+        prompts, answers = result.cost["prompt_tokens"], result.cost["answer_tokens"]
+        lines.append(f"Tokens: {prompts:,} of prompts, {answers:,} of answers.")
     if result.documents < result.original:
         lines.append(f"A part of the data: {result.documents} of {result.original} documents.")
     return [Paragraph(" ".join(lines), "note" if result.documents < result.original else "text")]

@@ -190,6 +190,7 @@ def _own(run: RunFolder, task: Task, result: EvaluationResult) -> dict[str, Any]
         "reasoning": run.result["results"]["reasoning"],
         "documents": result.documents,
         "answered": result.answered,
+        "cost": dict(result.cost),
         "modes": {mode: {"scoring": plain(task.scoring(mode)), **_mode(found)} for mode, found in result.modes.items()},
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from paperhooks.errors import DataError, did_you_mean
@@ -33,6 +33,8 @@ class EvaluationResult:
     :param original, documents: how many documents the data hold, and how many of them were wanted (``limit``,
         ``groups``).
     :param answered: how many of those have a response; fewer when some failed, or when other shards are not done.
+    :param cost: tokens of all prompts and of all answers, ``{"prompt_tokens": ..., "answer_tokens": ...}``; 0 where the
+        backend does not say.
     """
 
     task: str
@@ -41,6 +43,7 @@ class EvaluationResult:
     original: int
     documents: int
     answered: int
+    cost: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def first(self) -> ModeResult:

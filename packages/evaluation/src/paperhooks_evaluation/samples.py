@@ -2,8 +2,8 @@
 
 One line a document, appended with a checksum and forced to the disk after every batch: ``id``, ``groups``,
 ``doc_hash``, ``prompt_hash``, ``reply`` (the response; users' files and scripts know it by this key), ``reasoning``
-(what the model wrote in front of it), ``finish``, ``tokens``, ``seconds``, ``error``. Scores are not here, since they
-can be made again from what is.
+(what the model wrote in front of it), ``finish``, ``tokens``, ``prompt_tokens``, ``seconds``, ``error``. Scores are
+not here, since they can be made again from what is.
 """
 
 from __future__ import annotations
@@ -16,12 +16,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from paperhooks.errors import DataError
-from paperhooks.generation import Prompt, Response
+from paperhooks.generation import PendingImage, Prompt, Response
 from paperhooks.io import AppendLog, hash_json, plain, read_records, redacted, write_text
 
 from paperhooks_evaluation.task import Document
 
-__all__ = ["SampleFile", "document_hash", "prompt_hash", "read_documents", "sample_row", "write_documents"]
+__all__ = [
+    "SampleFile",
+    "document_hash",
+    "prompt_hash",
+    "read_documents",
+    "sample_row",
+    "total_cost",
+    "write_documents",
+]
 
 #: What every row has; another file is none of ours.
 _KEYS: Final = ("id", "groups", "doc_hash", "prompt_hash", "reply", "error", "run")
@@ -34,13 +42,18 @@ def document_hash(document: Document) -> str:
 
 
 def prompt_hash(prompt: Prompt) -> str:
-    """SHA-256 of everything in a prompt that the answer depends on: text, pixels, length limit, stop strings."""
+    """SHA-256 of everything in a prompt that the answer depends on: text, images, length limit, stop strings.
+
+    Opened images count by their pixels, pictures by their bytes and how they are scaled and joined.
+    """
     request = prompt.request
     images = [_image_hash(image) for image in request.images]
     return hash_json([prompt.text, prompt.special, images, request.max_new_tokens, request.stop])
 
 
 def _image_hash(image: Any) -> str:
+    if isinstance(image, PendingImage):
+        return image.key
     if hasattr(image, "tobytes") and hasattr(image, "size"):
         head = f"{getattr(image, 'mode', '')} {getattr(image, 'shape', image.size)}".encode()
         return hashlib.sha256(head + image.tobytes()).hexdigest()
@@ -60,9 +73,16 @@ def sample_row(
         "reasoning": response.reasoning or None,
         "finish": response.finish or None,
         "tokens": response.new_tokens,
+        "prompt_tokens": response.prompt_tokens,
         "seconds": round(seconds, 4),
         "error": redacted(response.error) or None,
     }
+
+
+def total_cost(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Tokens of the prompts and of the answers of rows; older rows do not have the former."""
+    costs = [(row.get("prompt_tokens") or 0, row.get("tokens") or 0) for row in rows]
+    return {"prompt_tokens": sum(prompt for prompt, _ in costs), "answer_tokens": sum(answer for _, answer in costs)}
 
 
 class SampleFile:
