@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def one_image(tmp_path: Path) -> Path:
 
 
 def shown(folder: Path) -> Image.Image:
-    return Pope().request(Pope().documents(str(folder))[0]).images[0]
+    return Pope().request(Pope().documents(str(folder))[0]).images[0].open()
 
 
 def turned() -> Any:
@@ -245,7 +246,7 @@ def test_an_image_that_cannot_be_read_is_the_error_of_its_document(
         one_image.unlink()
         one_image.mkdir()
         with pytest.raises(DataError, match="cannot be opened as an image"):
-            Pope().request(documents[0])
+            Pope().request(documents[0]).images[0].open()
         return
     else:
         one_image.write_bytes(data[kind])
@@ -291,3 +292,27 @@ def test_a_download_of_the_hub_is_all_links_and_is_read(tmp_path: Path) -> None:
     write_image(tmp_path / "datasets--a--b" / "blobs" / "f00.jpg")
     (snapshot / "a.jpg").symlink_to(tmp_path / "datasets--a--b" / "blobs" / "f00.jpg")
     assert shown(snapshot).size == (8, 8)
+
+
+def test_data_that_are_moved_go_on(tmp_path: Path, pope_folder: Path, mme_folder: Path, coco_folder: Path) -> None:
+    """Also the folder of images that is named beside them; the files of a run tell no place."""
+    images = tmp_path / "images"
+    (coco_folder / "val2014").rename(images)
+    (tmp_path / "moved").mkdir()
+    asked: list[str] = []
+
+    def answer(request: Request) -> str:
+        asked.append(request.metadata["id"])
+        return "No"
+
+    for task, folder in ((Pope, pope_folder), (Mme, mme_folder), (partial(Chair, images=str(images)), coco_folder)):
+        out = tmp_path / "runs" / folder.name
+        evaluate(CallableBackend(answer), None, task(), data=folder, out=out, report=False, limit=2)
+        whole = len(task().documents(str(folder)))
+        folder.rename(moved := tmp_path / "moved" / folder.name)
+        if folder == coco_folder:
+            task = partial(Chair, images=str(images.rename(tmp_path / "moved" / "images")))
+        asked.clear()
+        evaluate(CallableBackend(answer), None, task(), data=moved, out=out, report=False)
+        assert len(asked) == whole - 2
+        assert str(tmp_path) not in (out / "documents.jsonl").read_text()

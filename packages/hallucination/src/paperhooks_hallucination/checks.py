@@ -1,4 +1,4 @@
-"""Checks of what metrics and tasks are given: lists that belong together, counts, faults of data."""
+"""Checks of what metrics and tasks are given: lists that belong together, counts, texts of data."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import Any, Final
 
 from paperhooks.errors import DataError, did_you_mean
 
-__all__ = ["MODES", "check_count", "check_mode", "check_same_ids", "check_same_length", "no_texts", "raise_faults"]
+__all__ = ["MODES", "check_count", "check_mode", "check_same_ids", "check_same_length", "no_texts"]
 
 #: Ways of reading responses and captions: as the published scripts do, with their quirks, or with these repaired.
 MODES: Final = ("official", "strict")
-#: How many faults a message lists before it only counts.
-_LISTED = 20
 
 
 def check_count(name: str, value: object, least: int) -> None:
@@ -56,13 +54,3 @@ def no_texts(where: str, row: Mapping[str, Any], names: Sequence[str]) -> list[s
     """The faults of a row whose entries should be texts that say something."""
     wrong = [(name, row[name]) for name in names if not isinstance(row[name], str) or not row[name].strip()]
     return [f"{where}: the {name} is {value!r}; expected a text" for name, value in wrong]
-
-
-def raise_faults(where: str, faults: Sequence[str]) -> None:
-    """Raise one DataError that lists all faults of a data set; do nothing when there is none."""
-    if not faults:
-        return
-    more = f"\n  ... and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
-    listed = "\n  ".join(faults[:_LISTED])
-    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-    raise DataError(f"{where} cannot be used, it has {count}:\n  {listed}{more}")

@@ -105,7 +105,7 @@ def test_mme_reads_hub_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     names = ["code_reasoning/0020.png/1", "code_reasoning/0020.png/2", "count/1.jpg/1", "count/1.jpg/2"]
     assert [one.id for one in documents] == names
     assert Mme().unit(documents[2]) == "count/1.jpg"
-    assert Mme().request(documents[2]).images[0].getpixel((0, 0)) == (20, 0, 0)
+    assert Mme().request(documents[2]).images[0].open().getpixel((0, 0)) == (20, 0, 0)
 
 
 def test_mme_reports_what_only_looks_like_an_answer():

@@ -28,7 +28,7 @@ def test_pope_reads_the_published_files(pope_folder: Path):
     shown, text = request.messages[0]["content"]
     assert shown == {"type": "image"}
     assert text["text"] == "Is there a thing0 in the image?\nAnswer the question using a single word or phrase."
-    assert request.images[0].size == (8, 8)
+    assert request.images[0].open().size == (8, 8)
     assert request.max_new_tokens == 128
     assert task.unit(documents[0]) == task.unit(documents[5]) != task.unit(documents[6])
     short = Pope(instruction="", max_new_tokens=4).request(documents[0])
@@ -44,7 +44,7 @@ def test_pope_reads_other_layouts(pope_folder: Path, tmp_path: Path):
     alone = tmp_path / "alone" / "coco_pope_random.json"
     write_lines(alone, pope_rows(6))
     elsewhere = Pope(images=str(pope_folder / "val2014")).documents(str(alone))
-    assert elsewhere[0].data["picture"] == str(pope_folder / "val2014" / "COCO_val2014_000000000000.jpg")
+    assert elsewhere[0].place["picture"] == str(pope_folder / "val2014" / "COCO_val2014_000000000000.jpg")
 
 
 def test_pope_reads_the_question_file_of_llava(pope_folder: Path):
@@ -206,7 +206,7 @@ def test_pope_reads_hub_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "coco-random-2",
     ]
     assert [one.data["label"] for one in documents] == columns["answer"]
-    assert task.request(documents[3]).images[0].getpixel((0, 0)) == (30, 0, 0)
+    assert task.request(documents[3]).images[0].open().getpixel((0, 0)) == (30, 0, 0)
     parquet(tmp_path / "lacking", {"question": ["a"], "image": files[:1]}, monkeypatch)
     with pytest.raises(DataError, match="has no column question_id, answer, image_source, category"):
         task.documents(str(tmp_path / "lacking"))

@@ -11,10 +11,9 @@ from typing import Any
 from paperhooks.errors import DataError
 from paperhooks.io import read_json, read_records
 from paperhooks_evaluation import Document
+from paperhooks_evaluation.sources import OUTSIDE, ImageFolder, raise_faults
 
 from paperhooks_hallucination.chair.metrics import ObjectTable
-from paperhooks_hallucination.checks import raise_faults
-from paperhooks_hallucination.images import OUTSIDE, ImageFolder
 
 __all__ = ["read_images", "read_synonyms"]
 
@@ -164,4 +163,4 @@ def _document(number: int, image: _CocoImage | None, places: ImageFolder, faults
         faults.append(f"image {number}: the file {image.file or '(no name)'} {OUTSIDE}")
         return None
     data = {"image": image.file, "categories": sorted(image.categories), "references": image.references}
-    return Document(str(number), data={**data, "picture": str(found)})
+    return Document(str(number), data=data, place={"picture": str(found)})

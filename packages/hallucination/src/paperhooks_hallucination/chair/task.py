@@ -12,12 +12,12 @@ from paperhooks.generation import Request
 from paperhooks.io import hash_json
 from paperhooks.reports import Table
 from paperhooks_evaluation import Document, Metric, Parsed, Record, Summary, Task
+from paperhooks_evaluation.sources import image_request
 
 from paperhooks_hallucination.chair.data import read_images, read_synonyms
 from paperhooks_hallucination.chair.lemmas import analyser
 from paperhooks_hallucination.chair.metrics import ChairScores, ObjectTable, caption_score, image_objects
 from paperhooks_hallucination.checks import MODES, check_count
-from paperhooks_hallucination.images import image_request
 from paperhooks_hallucination.report import bar_spec, cluster_metric, share_metric, with_interval
 
 __all__ = ["CAUTION", "PROMPT", "Chair"]
@@ -102,6 +102,10 @@ class Chair(Task):
         metrics.append(share_metric("empty", empty, len(records), higher_is_better=False))
         notes = [CAUTION] if self.lemmas == "nltk" and self.synonyms else [CAUTION, _OWN_LEMMAS]
         return _summary(metrics, notes)
+
+    def options(self) -> dict[str, Any]:
+        """Without the places of images and ids, which say nothing of the documents."""
+        return {name: value for name, value in super().options().items() if name not in ("images", "ids")}
 
     def scoring(self, mode: str) -> dict[str, Any]:
         """The lemmatiser, and SHA-256 of the rows of the synonym file (``""``: this package's own table)."""

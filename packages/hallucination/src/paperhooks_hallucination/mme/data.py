@@ -10,9 +10,9 @@ from typing import Any, Final
 from paperhooks.errors import DataError, did_you_mean
 from paperhooks.io import read_records
 from paperhooks_evaluation import Document
+from paperhooks_evaluation.sources import OUTSIDE, DataSource, ImageFolder, holds_tables, raise_faults
 
-from paperhooks_hallucination.checks import no_texts, raise_faults
-from paperhooks_hallucination.images import OUTSIDE, ImageFolder, hub_columns, is_hub_name
+from paperhooks_hallucination.checks import no_texts
 from paperhooks_hallucination.mme.metrics import CATEGORIES
 
 __all__ = ["read_questions"]
@@ -30,7 +30,7 @@ def read_questions(source: str) -> list[Document]:
         images without two questions.
     """
     faults: list[str] = []
-    rows = _hub_rows(source, faults) if is_hub_name(source) else _folder_rows(Path(source), faults)
+    rows = _hub_rows(source, faults) if holds_tables(source) else _folder_rows(Path(source), faults)
     documents = [document for document in (_document(row, faults) for row in rows) if document is not None]
     asked = Counter(document.data["image"] for document in documents)
     faults += [f"{image}: has {n} readable questions; expected 2" for image, n in asked.items() if n != 2]
@@ -84,14 +84,17 @@ def _lines(category: str, file: Path, image_file: Path, faults: list[str]) -> It
             faults.append(f"{category}/{file.name}:{number}: has no tab between question and answer")
             continue
         image = f"{category}/{image_file.name}"
-        data = {"question": question.strip(), "answer": answer, "image": image, "picture": str(image_file)}
+        data = {"question": question.strip(), "answer": answer, "image": image, "place": {"picture": str(image_file)}}
         yield {"id": f"{image}/{number}", "category": category, **data}
 
 
 def _hub_rows(source: str, faults: list[str]) -> Iterator[dict[str, Any]]:
     seen: Counter[str] = Counter()
-    for number, (where, row) in enumerate(hub_columns(source, _HUB_COLUMNS)):
-        wrong = no_texts(f"{source}, {where}", row, _HUB_COLUMNS)
+    data = DataSource(source)
+    data.require([*_HUB_COLUMNS, "image"])
+    for number, stored in enumerate(data.rows(_HUB_COLUMNS, ["image"])):
+        row, where, place = stored.data, f"{source}, record {number}", stored.places.get("image", {})
+        wrong = no_texts(where, row, _HUB_COLUMNS) + ([] if place else [f"{where}: has no image"])
         faults += wrong
         if wrong:
             continue
@@ -99,13 +102,12 @@ def _hub_rows(source: str, faults: list[str]) -> Iterator[dict[str, Any]]:
         name, category = row["question_id"], row["category"]
         image = name if name.startswith(f"{category}/") else f"{category}/{name}"
         seen[image] += 1
-        place = {"hub": source, "split": "test", "row": number}
         text = {"question": row["question"].strip(), "answer": row["answer"]}
-        yield {"id": f"{image}/{seen[image]}", "category": category, **text, "image": image, **place}
+        yield {"id": f"{image}/{seen[image]}", "category": category, **text, "image": image, "place": place}
 
 
 def _document(row: dict[str, Any], faults: list[str]) -> Document | None:
-    name, category = row.pop("id"), row.pop("category")
+    name, category, place = row.pop("id"), row.pop("category"), row.pop("place")
     answer = row["answer"].replace(".", "").strip().lower()
     wrong = [] if row["question"] else [f"{name}: has no question"]
     if answer not in ("yes", "no"):
@@ -113,4 +115,4 @@ def _document(row: dict[str, Any], faults: list[str]) -> Document | None:
     if category not in CATEGORIES:
         wrong.append(f"{name}: the category is {category!r}; {did_you_mean(category, CATEGORIES)}")
     faults += wrong
-    return None if wrong else Document(name, {"category": category}, {**row, "answer": answer})
+    return None if wrong else Document(name, {"category": category}, {**row, "answer": answer}, place)

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Final
 from paperhooks.generation import Request
 from paperhooks.reports import Table
 from paperhooks_evaluation import Document, Metric, Parsed, Record, Summary, Task
+from paperhooks_evaluation.sources import image_request
 
 from paperhooks_hallucination.checks import MODES, check_count
-from paperhooks_hallucination.images import image_request
 from paperhooks_hallucination.mme.data import read_questions
 from paperhooks_hallucination.mme.metrics import (
     CATEGORIES,

@@ -11,9 +11,9 @@ from typing import Any, Final
 from paperhooks.errors import DataError, did_you_mean
 from paperhooks.io import read_records
 from paperhooks_evaluation import Document
+from paperhooks_evaluation.sources import OUTSIDE, DataSource, ImageFolder, holds_tables, raise_faults
 
-from paperhooks_hallucination.checks import no_texts, raise_faults
-from paperhooks_hallucination.images import OUTSIDE, ImageFolder, hub_columns, is_hub_name
+from paperhooks_hallucination.checks import no_texts
 
 __all__ = ["SPLITS", "SUFFIX", "read_questions"]
 
@@ -40,7 +40,7 @@ class _Row:
     label: Any
     image: Any
     file: Path | None = None
-    hub: tuple[str, int] | None = None
+    place: Mapping[str, Any] | None = None
 
     @property
     def id(self) -> str:
@@ -58,7 +58,7 @@ def read_questions(source: str, images: str = "") -> list[Document]:
     :raises DataError: lists every fault: lines that are no question, labels, splits, double ids, missing images.
     """
     faults: list[str] = []
-    if is_hub_name(source):
+    if holds_tables(source):
         rows = list(_hub_rows(source))
     else:
         rows = [row for file in _files(Path(source)) for row in _file_rows(file, faults)]
@@ -116,12 +116,15 @@ def _near(folder: Path) -> list[Path]:
 
 
 def _hub_rows(source: str) -> Iterator[_Row]:
-    for number, (where, row) in enumerate(hub_columns(source, _HUB_COLUMNS)):
+    data = DataSource(source)
+    data.require([*_HUB_COLUMNS, "image"])
+    for number, stored in enumerate(data.rows(_HUB_COLUMNS, ["image"])):
+        row, place = stored.data, stored.places.get("image", {})
         image, question = row["image_source"], row["question"]
         origin = image.partition("_")[0].lower() if isinstance(image, str) and "_" in image else "hub"
         question = question.strip() if isinstance(question, str) else question
         told = row["question_id"], origin, row["category"], question, row["answer"], image
-        yield _Row(f"{source}, {where}", *told, hub=(source, number))
+        yield _Row(f"{source}, record {number}", *told, place=place)
 
 
 def _image_folders(file: Path, source: Path, images: str) -> tuple[ImageFolder, ...]:
@@ -141,16 +144,16 @@ def _document(row: _Row, places: Sequence[ImageFolder], faults: list[str]) -> Do
         wrong.append(f"{row.where}: the label is {row.label!r}; expected 'yes' or 'no'")
     if isinstance(row.split, str) and row.split and row.split not in SPLITS:
         wrong.append(f"{row.where}: the category is {row.split!r}; {did_you_mean(row.split, SPLITS)}")
-    place: dict[str, Any] = {}
-    if row.hub is not None:
-        place = {"hub": row.hub[0], "split": "test", "row": row.hub[1]}
+    place = row.place
+    if place is not None:
+        wrong += [] if place else [f"{row.where}: has no image"]
     elif isinstance(row.image, str) and row.image:
         found = next((path for place in places if (path := place.find(row.image))), None)
         place = {"picture": str(found)}
         wrong += [] if found else [f"{row.where}: the image {row.image} {OUTSIDE}"]
     faults += wrong
-    data = {"question": row.question, "label": label, "image": row.image, "source": row.source, **place}
-    return None if wrong else Document(row.id, {"split": row.split, "source": row.source}, data)
+    data = {"question": row.question, "label": label, "image": row.image, "source": row.source}
+    return None if wrong else Document(row.id, {"split": row.split, "source": row.source}, data, place or {})
 
 
 def _double_ids(rows: Iterable[_Row]) -> list[str]:

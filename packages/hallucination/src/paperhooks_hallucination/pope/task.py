@@ -11,9 +11,9 @@ import numpy as np
 from paperhooks.generation import Request
 from paperhooks.reports import Table
 from paperhooks_evaluation import Document, Metric, Parsed, Record, Summary, Task
+from paperhooks_evaluation.sources import image_request
 
 from paperhooks_hallucination.checks import MODES, check_count
-from paperhooks_hallucination.images import image_request
 from paperhooks_hallucination.pope.data import SUFFIX, read_questions
 from paperhooks_hallucination.pope.metrics import PopeScores, plain_answer, read_response
 from paperhooks_hallucination.report import bar_spec, cluster_metric, share_metric, with_interval
@@ -76,6 +76,10 @@ class Pope(Task):
     def unit(self, document: Document) -> str:
         """The image: questions about one image are drawn together."""
         return f"{document.data['source']}/{document.data['image']}"
+
+    def options(self) -> dict[str, Any]:
+        """Without the place of the images, which says nothing of the questions."""
+        return {name: value for name, value in super().options().items() if name != "images"}
 
     def aggregate(self, records: Sequence[Record], mode: str) -> Summary:
         """Mean over the splits of all sources, then every split.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from paperhooks.errors import DataError
-from paperhooks_hallucination.checks import raise_faults
+from paperhooks_evaluation.sources import raise_faults
 
 
 def test_faults_are_listed_together():
