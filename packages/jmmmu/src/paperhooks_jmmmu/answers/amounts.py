@@ -19,9 +19,9 @@ _UNITS: Final = {"十": 1e1, "百": 1e2, "千": 1e3, "万": 1e4, "億": 1e8, "�
 _DIGITS: Final = {digit: n for n, digit in enumerate("〇一二三四五六七八九")} | {"零": 0}
 _ENGLISH: Final = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
 
-_PLAIN: Final = r"(?<![\d.])\d[\d,]*+(?:\.\d++)?"
+_PLAIN: Final = r"(?<![\d.])\d[\d,]{0,20}+(?:\.\d{1,20}+)?"
 #: 200万, 3億2000万, 2千万: digits with units of their own.
-_WITH_UNITS: Final = re.compile(rf"{_PLAIN}\s?[十百千万億兆](?:\d[\d,]*+(?:\.\d++)?|[百千万億兆])*+")
+_WITH_UNITS: Final = re.compile(_PLAIN + r"\s?[十百千万億兆](?:\d[\d,]{0,20}+(?:\.\d{1,20}+)?|[百千万億兆])*+")
 #: 四つ, 三百六十: not inside a word such as 三角形, 一般 or 統一.
 _KANJI: Final = re.compile(
     r"(?<![一-龥々ァ-ヶー])[〇零一二三四五六七八九十百千万億兆]{1,20}"
@@ -31,7 +31,7 @@ _PIECE: Final = re.compile(r"\d[\d,]*(?:\.\d+)?|\S")
 
 #: A minus is no hyphen, no dash between two numbers and no long vowel.
 _MINUS: Final = r"(?:(?<![A-Za-z0-9)\]}.])[-−–▲△]|(?<!\w)ー|マイナス|\bminus )\s?[¥$€£]?\s?"
-_VALUE: Final = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?![\d,])|\d++)(?:\.\d++)?|\.\d++"
+_VALUE: Final = r"(?:\d{1,3}(?:,\d{2,3}){0,8},\d{3}(?![\d,])|\d++)(?:\.\d++)?|\.\d++"
 _NUMBER: Final = re.compile(
     rf"(?P<minus>{_MINUS})?[¥$€£]?(?<![A-Za-z_\d])(?<!\d[.,])(?<![A-Za-z]-)(?:"
     r"\\[dt]?frac\s?\{(?P<top>[\d.]{1,15})\}\s?\{(?P<bottom>[\d.]{1,15})\}|"

@@ -132,7 +132,8 @@ def _read(text: str, letters: str, options: tuple[str, ...]) -> Choice:
     mentions = _mentions(text, _LETTER) or _mentions(text, _SMALL_LETTER)
     stated = _last_stated(mentions, letters)
     if not stated or stated.strength < STRONG:
-        if (leading := _leading(text, mentions, letters)) and words.owns(leading, text):
+        leading = _leading(text, mentions, letters)
+        if leading and words.owns(leading, text):
             return Choice(leading, "leading")
         spoken = words.spoken(text)
         told = _mentions(spoken, _SYMBOL)
@@ -255,9 +256,9 @@ def _only(mentions: Sequence[_Mention], letters: str) -> str | None:
 def _leading(text: str, mentions: Sequence[_Mention], letters: str) -> str | None:
     """The letter that a reply begins with, unless more lines begin with others."""
     found = _LEADING.match(text)
-    if not found or found[1] not in letters or not mentions or found[1] in mentions[0].denied:
+    if not found or found[1] not in letters or not mentions:
         return None
-    if found[1] not in mentions[0].letters or len(mentions[0].letters) > 1:
+    if mentions[0].letters != {found[1]}:
         return None
     return found[1] if {found[1]} >= {each[1] for each in _LISTED.finditer(text)} else None
 

@@ -1,14 +1,14 @@
 """Replies to open questions as a human judges them, in Japanese and English, without a model as judge.
 
 A reply counts by what it gives as its answer: the box or ``<answer>``, else the text behind the last words that
-announce one (答えは, "the answer is"), else behind the last よって, "so" or "=", else the whole of a short reply or the
-last line of a long one.
+announce one (答えは, "the answer is"), else behind the last よって, "so" or "=", else the whole of a short reply, or
+the last line of a long one.
 
-A number x is right for a gold number g if \\|x - g\\| <= min(0.01 \\|g\\|, u / 2), where u is the value of g's last digit:
-within one per cent, and equal to g where g is as precise as it is. So 1.064 is 1.06 and 2/7 is 0.286, but 1 is not
-0.9965, 4.3 is not 4, and nothing but 0 is 0. A fraction as gold has no last digit: one per cent alone counts. A gold
-percentage is met by the percentage, by its share of one, and by the bare figure. Numbers that stand in a row ("3, 4, 5",
-"4~5") must all be right.
+A number x is right for a gold number g if ``abs(x - g) <= min(0.01 * abs(g), u / 2)``, where u is the value of the
+last digit of g: within one per cent, and equal to g once it is rounded to as many digits. So 1.064 is 1.06 and 2/7 is
+0.286, but 1 is not 0.9965, 4.3 is not 4, and nothing but 0 is 0. A fraction as gold has no last digit: one per cent
+alone counts. A percentage, in the reply or as gold, is its figure and its share of one. Numbers that stand in a row
+("3, 4, 5", "4~5") must all be right.
 
 A text is right if it is the gold answer after NFKC, case, spaces and ``$`` aside, or has it in a few words as words of
 their own; a gold letter is right where the reply answers that letter.

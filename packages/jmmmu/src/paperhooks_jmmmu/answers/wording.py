@@ -105,12 +105,12 @@ _SUBJECT: Final = re.compile(
 _NOT_A_TOPIC: Final = r"(?!\s?(?:の[はが]|選択肢[はを]|答え[はを]|もの[はを]|とは|なのは|な選択肢|なもの))"
 _JUDGEMENT: Final = re.compile(
     rf"(?P<yes>(?:誤り|間違い)で\s?は\s?な|正し\s?い{_NOT_A_TOPIC}|正解(?!\s*[はが:]|で\s?は\s?な)|"
-    rf"(?<!不)(?:適切|適当|最適|妥当)(?!で\s?は?\s?な){_NOT_A_TOPIC}|該当(?:す|し(?!な|ま))|[当あ](?:て|)はま[るり](?!ま)|"
-    r"ふさわしい|一致(?:す|し(?!な|ま|て(?:いな|おら)))|合致(?:す|し(?!な|ま|て(?:いな|おら)))|"
+    rf"(?<!不)(?:適切|適当|最適|妥当)(?!で\s?は?\s?な){_NOT_A_TOPIC}|[当あ](?:て|)はま(?:る|り(?!ませ))|"
+    r"ふさわしい|(?:該当|一致|合致)(?:す|し(?!な|ませ|て(?:いな|いませ|おら|おりませ)))|"
     r"答え(?![はが:]|で\s?は?\s?な)|[○✓✔✅◯]|選[びぶ択]|"
     r"\b(?:correct|right|best|answer|true|appropriate|accurate|matches|fits|consistent)\b)|"
     r"(?P<no>誤|間違|違[いうっ]|不(?:適|正解|十分|可能|一致)|除外|正し\s?く\s?(?:な|あり)|"
-    r"(?:適切|適当|最適|妥当|正解|正答|答え)で\s?は?\s?(?:な|あり)|(?:該当|一致|合致|関係|存在)(?:し(?:な|ま|て)|な)|"
+    r"(?:適切|適当|最適|妥当|正解|正答|答え)で\s?は?\s?(?:な|あり)|(?:該当|一致|合致|関係|存在)(?:し(?:な|ませ|て(?:いな|いませ|おら|おりませ))|な)|"
     r"[当あ]て?はまら|ふさわしく|[×✗✘❌]|あり(?:得|え)な|考えにく|異な|とは言え|ではありま|ではない|見られな|含まれな|"
     r"\b(?:incorrect|wrong|false|not|cannot|eliminated?|exclude[ds]?|unlikely|inaccurate|irrelevant|nor)\b|n't\b)",
     re.IGNORECASE,
@@ -120,6 +120,9 @@ _CLAUSE_END: Final = re.compile(
     r"[。\n;!?]|\.(?:\s|$)|しかし|一方|なお|なぜなら|理由|他|ほか|残り|それ以外|\b(?:others?|because|since|while|whereas|rest)\b",
     re.IGNORECASE,
 )
+
+#: "not" at the end of what stands between two letters is said of the second: "C, not A".
+_OF_THE_NEXT: Final = re.compile(r"\b(?:not|nor)\s*[(\"'“]?$", re.IGNORECASE)
 
 
 def said_behind(text: str) -> str | None:
@@ -140,7 +143,7 @@ def said_behind(text: str) -> str | None:
     subject = _SUBJECT.match(text)
     if not subject:
         return None
-    return _judgement(_CLAUSE_END.split(text[subject.end() :], maxsplit=1)[0])
+    return _judgement(_OF_THE_NEXT.sub("", _CLAUSE_END.split(text[subject.end() :], maxsplit=1)[0]))
 
 
 def _judgement(clause: str) -> str | None:

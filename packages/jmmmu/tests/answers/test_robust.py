@@ -1,0 +1,210 @@
+"""The robust parsers and flags: clear-cut replies, replies of our own, and what must never be read."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from paperhooks_jmmmu.answers import (
+    golds_of,
+    is_empty,
+    is_looping,
+    is_outside,
+    is_refusal,
+    is_several,
+    judge_open_robust,
+    parse_choice,
+    parse_choice_mmmu,
+    parse_choice_pro,
+    parse_choice_robust,
+    parse_open,
+    parse_open_mmmu,
+    parse_open_robust,
+    reply_flags,
+)
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+CLEAR = json.loads((REFERENCE / "robust_expectations.json").read_text(encoding="utf-8"))
+OWN = json.loads((REFERENCE / "own_replies.json").read_text(encoding="utf-8"))
+GOLDS = json.loads((REFERENCE / "open_cases.json").read_text(encoding="utf-8"))["golds"]
+ART = ["能面", "浮世絵", "枯山水", "漆器"]
+
+
+def read(table: dict, case: dict) -> str | None:
+    return parse_choice_robust(case["response"], table["docs"][case["doc"]]).letter
+
+
+def test_clear_replies_are_read_as_a_human_reads_them() -> None:
+    right = sum(read(CLEAR, case) == case["expected"] for case in CLEAR["cases"])
+    assert right >= 0.98 * len(CLEAR["cases"]) == 0.98 * 592
+
+
+def test_nothing_is_read_where_a_human_reads_nothing() -> None:
+    wrong = [
+        case for table in (CLEAR, OWN) for case in table["cases"] if case["expected"] is None and read(table, case)
+    ]
+    assert not wrong
+
+
+def test_where_the_published_parser_is_right_so_is_the_robust_one() -> None:
+    for case in CLEAR["cases"]:
+        if case["expected"] and parse_choice(case["response"], CLEAR["docs"][case["doc"]]).letter == case["expected"]:
+            assert read(CLEAR, case) == case["expected"], case
+
+
+def test_our_own_replies_are_read() -> None:
+    right = sum(read(OWN, case) == case["expected"] for case in OWN["cases"])
+    published = sum(
+        parse_choice(case["response"], OWN["docs"][case["doc"]]).letter == case["expected"] for case in OWN["cases"]
+    )
+    assert (len(OWN["cases"]), published) == (150, 80)
+    assert right >= 146
+
+
+def test_options_that_are_letters_stand_behind_their_own() -> None:
+    letters = ["B", "A", "D", "C"]
+    assert [parse_choice_robust(reply, letters).letter for reply in ("D. C", "（D）C", "A、C")] == ["D", "D", None]
+    assert parse_choice_robust("E. 水墨画", ART) == (None, "outside")
+
+
+@pytest.mark.parametrize("form", ["答えは{}です。", "{}です", "{}", "**{}**", "The answer is {}.", "\\boxed{{{}}}"])
+def test_perfect_open_answers_are_right_in_every_form(form: str) -> None:
+    for gold in GOLDS:
+        for answer in golds_of(gold):
+            assert judge_open_robust(parse_open_robust(form.format(answer)), gold), (gold, form)
+
+
+RIGHT = [
+    ("2,000,000", "約200万円です"),
+    ("320000000", "3億2000万"),
+    ("-120", "−120"),
+    ("-120", "マイナス120"),
+    ("1/64", "64分の1"),
+    ("1/64", "$\\frac{1}{64}$"),
+    ("0.286", "28.6％"),
+    ("0.286", "2/7"),
+    ("4", "四つ"),
+    ("360", "３６０度"),
+    ("50%", "0.5"),
+    ("['24/7', '3.429']", "3.43"),
+    ("C", "(C)"),
+    ("形質転換", "「形質 転換」です"),
+    ("$MgS$", "硫化マグネシウム (MgS)"),
+    ("1e-5", "1×10⁻⁵"),
+]
+WRONG = [
+    ("0.9965", "1"),
+    ("1e-5", "0"),
+    ("4", "4.3"),
+    ("4", "3, 4, 5"),
+    ("4", "4/5"),
+    ("-120", "5-120"),
+    ("C", "the cat"),
+    ("", "x"),
+    ("形質転換", "形質転換ではなく接合"),
+    ("胚", "胚性"),
+    ("1", "1/64"),
+    ("0", "10,000人"),
+    ("1000", "1_000"),
+    ("0", "1e400"),
+    ("4", "trans-4-yl"),
+]
+
+
+@pytest.mark.parametrize(("gold", "reply"), RIGHT)
+def test_right_open_answers(gold: str, reply: str) -> None:
+    assert judge_open_robust(parse_open_robust(reply), gold)
+
+
+@pytest.mark.parametrize(("gold", "reply"), WRONG)
+def test_wrong_open_answers(gold: str, reply: str) -> None:
+    assert not judge_open_robust(parse_open_robust(reply), gold)
+
+
+def test_flags() -> None:
+    assert is_empty(" \u200b\n")
+    assert not is_empty(".")
+    assert is_refusal("申し訳ありませんが、画像を認識できません。")
+    assert is_refusal("I’m sorry, I can’t help with that.")
+    assert not is_refusal("答えは B です。")
+    assert is_several("BとC", ART)
+    assert not is_several("B", ART)
+    assert is_outside("(E)", ART)
+    assert not is_outside("(D)", ART)
+    assert is_looping("はじめに。" + "図を見る。" * 40)
+    assert not is_looping("図を見ると木版画です。答えは B です。" * 2)
+    assert reply_flags("A" * 20_001) == ("looping", "too_long")
+    assert reply_flags("") == ("empty",)
+
+
+AWKWARD = [
+    *[
+        "A ",
+        "B\n",
+        "(",
+        "((A",
+        "*",
+        "\\boxed{",
+        "\\text{",
+        "{",
+        "<",
+        "<think>",
+        "</think>",
+        " ",
+        "\u3000",
+        "。",
+        ".",
+        "1,",
+    ],
+    *[
+        "1.",
+        "-1",
+        "1e",
+        "=",
+        "答え",
+        "答えは ",
+        "answer ",
+        "ans ",
+        "AとB",
+        "A/",
+        "浮世絵、",
+        "A. 能面\n",
+        "\u0301\u0323",
+    ],
+    *[
+        "\ufdfa",
+        "\ue001",
+        "#",
+        "万",
+        "1万",
+        "一",
+        "1/",
+        "\\frac{",
+        "²",
+        "マイナス",
+        "×10",
+        "if A ",
+        "と考え",
+        "<br>",
+        "12",
+    ],
+]
+
+
+@pytest.mark.parametrize("piece", AWKWARD)
+def test_time_is_linear_in_the_length_of_a_reply(piece: str) -> None:
+    reply = (piece * 20_000)[:20_000]
+    parsers = [parse_choice, parse_choice_mmmu, parse_choice_pro, parse_choice_robust]
+    checks = [
+        *(lambda text, parse=parse: parse(text, ART) for parse in parsers),
+        parse_open, parse_open_mmmu, lambda text: judge_open_robust(parse_open_robust(text), "1.06"), reply_flags,
+    ]  # fmt: skip
+    for check in checks:
+        times = []
+        for ending in (",", ",", "x"):
+            start = time.perf_counter()
+            check(reply + ending)
+            times.append(time.perf_counter() - start)
+        assert min(times) < 0.2, (check, times)
