@@ -51,6 +51,8 @@ _RIGHT: Final = " \t\n\"'”’」』】>:、。,.;!?…~*"
 _BRACKETS: Final = ("()", "[]", "{}")
 #: So many cues are looked at, from the last on.
 _MOST: Final = 50
+#: No answer is longer.
+_LONG: Final = 500
 #: A reply without any cue counts whole if it is as short as this.
 _SHORT: Final = 80
 
@@ -77,7 +79,7 @@ def parse_open_robust(response: str) -> list[str]:
     box = boxed(text)
     key = _trimmed(without_markup(box)) if box else ""
     key = key or _key(without_markup(text).strip())
-    return [key] if key else []
+    return [key[:_LONG]] if key else []
 
 
 def judge_open_robust(parsed: Sequence[str], gold: str | Sequence[str]) -> bool:
