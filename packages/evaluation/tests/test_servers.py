@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import os
 import socket
+import subprocess
+import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +34,9 @@ class Told(Echo):
     def request(self, document: Document) -> Request:
         content = [{"type": "text", "text": document.data["prompt"]}]
         return Request(messages=[{"role": "user", "content": content}], max_new_tokens=5)
+
+    def fingerprint(self) -> str:  # the same in another process, by whatever name this module is imported there
+        return Echo().fingerprint()
 
 
 @pytest.fixture
@@ -176,6 +184,171 @@ def test_reasoning_that_a_server_tells_apart_is_kept(data: Path, tmp_path: Path)
     with serving(lambda question: choice(message)) as (address, _):
         quick(asked(address), None, Told(), data=data, out=tmp_path / "run")
     assert {(row["reasoning"], row["reply"]) for row in rows_of(tmp_path / "run")} == {("hm", "w1")}
+
+
+def test_reasoning_is_told_apart_under_either_name_and_without_an_answer(data: Path, tmp_path: Path) -> None:
+    messages = {
+        "p0": {"content": "w1", "reasoning": "hm"},
+        "p1": {"content": "w1", "reasoning_content": None, "reasoning": "hm"},
+        "p2": {"content": "w1", "reasoning_content": "hm", "reasoning": "hm"},
+        "p3": {"content": None, "reasoning_content": "hm"},
+    }
+
+    def answer(question: str) -> tuple[int, str, bytes]:
+        message = messages.get(question, {"content": "w1"})
+        return choice({"role": "assistant", **message}, "length" if message["content"] is None else "stop")
+
+    with serving(answer) as (address, _):
+        result = quick(asked(address), None, Told(), data=data, out=tmp_path / "run")
+    rows = rows_of(tmp_path / "run")
+    assert [(row["reasoning"], row["reply"]) for row in rows[:5]] == [("hm", "w1")] * 3 + [("hm", ""), (None, "w1")]
+    assert (result.first.failures, result.first.truncated, result.records[3].truncated) == ({}, 1, True)
+
+
+# -- limits, costs, responses as they come -----------------------------------------------------------------------------
+
+
+@contextmanager
+def limiting(known: str, refusal: str, status: int = 400) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A server of the form of OpenAI's that takes the limit of tokens by one name, and counts what it is asked."""
+    seen: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            seen.append(told)
+            code, body = 200, {
+                "id": "1", "object": "chat.completion", "created": 1, "model": "m",
+                "choices": [
+                    {"index": 0, "message": {"role": "assistant", "content": "w1"}, "finish_reason": "stop"}
+                ],
+                "usage": {"prompt_tokens": 11, "completion_tokens": told.get(known), "total_tokens": 0},
+            }  # fmt: skip
+            if known not in told:
+                code, body = status, {"error": {"message": refusal, "type": "invalid_request_error"}}
+            raw = json.dumps(body).encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=listener.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{listener.server_port}/v1", seen
+    finally:
+        listener.shutdown()
+        thread.join()
+
+
+class Limited(Told):
+    """Documents with limits of their own."""
+
+    def request(self, document: Document) -> Request:
+        return dataclasses.replace(super().request(document), max_new_tokens=3 + int(document.id[1:]))
+
+
+REFUSALS = [
+    (400, "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."),
+    (400, "Unrecognized request argument supplied: max_tokens"),
+    (422, "max_tokens: Extra inputs are not permitted"),
+]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize(("status", "refusal"), REFUSALS)
+def test_a_server_gets_the_limit_by_the_name_it_wants(
+    data: Path, tmp_path: Path, status: int, refusal: str, batch_size: int
+) -> None:
+    run = {"data": data, "out": tmp_path / "run", "batch_size": batch_size}
+    with limiting("max_completion_tokens", refusal, status) as (address, seen):
+        assert quick(asked(address), None, Limited(), limit=4, **run).headline.n == 4
+        result = quick(asked(address), None, Limited(), **run)
+    assert (result.headline.n, dict(result.first.failures)) == (8, {})
+    taken = {
+        one["messages"][0]["content"][0]["text"]: one["max_completion_tokens"]
+        for one in seen
+        if "max_completion_tokens" in one
+    }
+    assert taken == {f"p{i}": 3 + i for i in range(8)}
+    assert 2 <= sum("max_tokens" in one for one in seen) <= 2 * batch_size, "what a server wants is remembered"
+    recorded = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert recorded["results"]["about"]["limit"] == "max_completion_tokens"
+    assert "max_completion_tokens" not in json.dumps(recorded["inputs"])
+    assert result.cost == {"prompt_tokens": 88, "answer_tokens": sum(range(3, 11))}
+
+
+def test_a_server_that_takes_the_usual_name_is_asked_once_each(data: Path, tmp_path: Path) -> None:
+    with limiting("max_tokens", "unknown argument max_completion_tokens") as (address, seen):
+        result = evaluate(asked(address), None, Limited(), data=data, out=tmp_path / "run", batch_size=4)
+    assert (len(seen), result.headline.n) == (8, 8)
+    assert all("max_completion_tokens" not in one for one in seen)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["paperhooks"]["cost"] == {"prompt_tokens": 88, "answer_tokens": 52}
+    assert "Tokens: 88 of prompts, 52 of answers." in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_other_refusals_and_names_by_hand_stay_what_they_are(data: Path, tmp_path: Path) -> None:
+    large = "'max_tokens' or 'max_completion_tokens' is too large: 5000"
+    with limiting("neither", large) as (address, seen):
+        with pytest.raises(DataError, match=r"all 8 documents failed, the first with .* is too large"):
+            quick(asked(address), None, Limited(), data=data, out=tmp_path / "a")
+        assert len(seen) == 16
+        assert all("max_tokens" in one for one in seen[::2]), "the other name did not help, and is not remembered"
+        seen.clear()
+        parameters = {"max_tokens": None, "max_completion_tokens": 7}
+        with pytest.raises(DataError, match="all 8 documents failed"):
+            quick(asked(address, parameters=parameters), None, Limited(), data=data, out=tmp_path / "b")
+        assert [one["max_completion_tokens"] for one in seen] == [7] * 8
+    with limiting("max_tokens", "") as (address, seen):
+        with pytest.raises(DataError, match="all 8 documents failed"):
+            quick(asked(address, parameters={"max_tokens": None}), None, Limited(), data=data, out=tmp_path / "c")
+        assert len(seen) == 8
+
+
+def test_a_kill_loses_no_response_that_came(data: Path, tmp_path: Path) -> None:
+    """One of four parallel requests hangs; the others are on the disk by then."""
+    hang, program = (
+        threading.Event(),
+        (
+            "import sys\n"
+            "from paperhooks.generation import ServerBackend\n"
+            "from paperhooks_evaluation import evaluate\n"
+            "from test_servers import Told\n"
+            "backend = ServerBackend('m', base_url=sys.argv[1], api_key='x')\n"
+            "evaluate(backend, None, Told(), data=sys.argv[2], out=sys.argv[3], batch_size=4, report=False)\n"
+        ),
+    )
+
+    def answer(question: str) -> tuple[int, str, bytes]:
+        if question == "p1":
+            hang.wait(60)
+        return fine(question)
+
+    samples = tmp_path / "run" / "samples.jsonl"
+    with serving(answer) as (address, seen):
+        paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+        child = subprocess.Popen(
+            [sys.executable, "-c", program, f"http://{address}", str(data), str(tmp_path / "run")],
+            env={**os.environ, "PYTHONPATH": paths},
+        )
+        try:
+            until = time.monotonic() + 60
+            while not (samples.exists() and samples.read_bytes().count(b"\n") == 3) and time.monotonic() < until:
+                time.sleep(0.05)
+        finally:
+            child.kill()
+            child.wait()
+            hang.set()
+        assert sorted(row["id"] for row in rows_of(tmp_path / "run")) == ["q0", "q2", "q3"]
+        seen.clear()
+        assert quick(asked(address), None, Told(), data=data, out=tmp_path / "run").headline.n == 8
+        assert len(seen) == 5
 
 
 # -- keys --------------------------------------------------------------------------------------------------------------

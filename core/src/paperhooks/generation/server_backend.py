@@ -166,15 +166,16 @@ class ServerBackend(Backend):
     def _done(self, request: Request) -> Any:
         """What the library makes of an answer; asked again where the server wants the other name of the limit."""
         create, name = self._client.chat.completions.create, self._limit
+        refusals = self._openai.BadRequestError, self._openai.UnprocessableEntityError
         try:
             return create(**self._arguments(request, name))
-        except (self._openai.BadRequestError, self._openai.UnprocessableEntityError) as error:
+        except refusals as error:
             other = next(one for one in _LIMITS if one != name)
             if not _wants(other, name, error) or any(one in self.parameters for one in _LIMITS):
                 raise
             try:
                 done = create(**self._arguments(request, other))
-            except self._openai.BadRequestError:
+            except refusals:
                 raise error from None
             self._limit = other
             return done
