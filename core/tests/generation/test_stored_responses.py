@@ -31,10 +31,18 @@ def texts(backend: ReplayBackend) -> dict[str, str]:
         {"doc_id": 0, "doc": {"id": "q1"}, "resps": ["A"], "filtered_resps": "B"},
         {"doc_id": "q1", "doc": {"question": "?"}, "filtered_resps": ["A"]},
         {"doc_id": "q1", "doc": "?", "resps": [["A", "second"]]},
+        {"doc_id": 0, "target": "B", "filtered_resps": "\n A ", "acc": 0.0, "some_acc": {"id": "q1", "parsed": "A"}},
     ],
 )
 def test_records_of_every_form_are_read(tmp_path: Path, row: dict[str, Any]) -> None:
     assert texts(ReplayBackend(write(tmp_path / "r.jsonl", row))) == {"q1": "A"}
+
+
+def test_what_lmms_eval_stores_for_a_failed_request_is_no_response(tmp_path: Path) -> None:
+    text = "[LMMS_EVAL_REQUEST_FAILED after 3 retries] Connection error."
+    file = write(tmp_path / "r.jsonl", {"doc_id": 0, "filtered_resps": text, "acc": {"id": "q1"}})
+    assert ReplayBackend(file).responses["q1"].error == text
+    assert texts(ReplayBackend(write(tmp_path / "own.jsonl", {"id": "q1", "reply": text}))) == {"q1": text}
 
 
 def test_files_that_count_from_0_are_told_apart_by_their_documents(tmp_path: Path) -> None:

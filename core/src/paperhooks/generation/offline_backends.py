@@ -22,6 +22,8 @@ __all__ = ["CallableBackend", "ReplayBackend"]
 
 #: How many ids a message names.
 _NAMED: Final = 3
+#: What lmms-eval stores in the place of a response that it never got.
+_FAILED: Final = ("[LMMS_EVAL_REQUEST_FAILED", "[LMMS_EVAL_BUDGET_EXCEEDED")
 
 
 class CallableBackend(Backend):
@@ -59,10 +61,11 @@ class CallableBackend(Backend):
 class ReplayBackend(Backend):
     """Responses from files: ``samples.jsonl`` of a run, sample files of lm-eval or lmms-eval, or records of your own.
 
-    A record has its document's id in ``id``, in ``id`` of its ``doc``, or in ``doc_id``, whichever of them comes first
-    (the harnesses count ``doc_id`` from 0 in each of their files), and its response in ``reply``, ``resps`` or
-    ``filtered_resps``, of which lists stand for their first entry. ``finish``, ``reasoning`` and numbers of tokens are
-    taken over where they are there. Neither requests nor images are made.
+    A record has its document's id in ``id``, in ``id`` of its ``doc`` or of what it says under the name of a metric
+    (lmms-eval 0.7.3 leaves documents out), or in ``doc_id``, whichever of them comes first (the harnesses count
+    ``doc_id`` from 0 in each of their files). Its response is in ``reply``, ``resps`` or ``filtered_resps``; lists
+    stand for their first entry, and blanks around what a harness stored are no part of it. ``finish``, ``reasoning``
+    and numbers of tokens are taken over where they are there. Neither requests nor images are made.
 
     :param files: files, or folders of them: in a folder those whose name holds "samples", or else all, of the first
         level that has any.
@@ -147,10 +150,7 @@ def _rows(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _stored_response(where: str, row: Any) -> tuple[str, Response]:
-    inner = row.get("doc") if isinstance(row, Mapping) else None
-    places = ((row, "id"), (inner, "id"), (row, "doc_id"))
-    keys = (holder.get(name) for holder, name in places if isinstance(holder, Mapping))
-    key = next((key for key in keys if key is not None), None)
+    key = next((key for key in _keys(row) if key is not None), None) if isinstance(row, Mapping) else None
     if key is None:
         raise DataError(f"{where}: expected an object with 'id', 'doc' with an 'id', or 'doc_id'")
     if row.get("error"):
@@ -160,8 +160,22 @@ def _stored_response(where: str, row: Any) -> tuple[str, Response]:
         text = text[0]
     if not isinstance(text, str):
         raise DataError(f"{where}: expected a text in 'reply', or in 'resps' or 'filtered_resps'")
+    if "reply" not in row:
+        text = text.strip()
+        if text.startswith(_FAILED):
+            return str(key), Response("", error=text)
     told = str(row.get("finish") or ""), "", str(row.get("reasoning") or "")
     return str(key), Response(text, _count(row, "tokens"), *told, _count(row, "prompt_tokens"))
+
+
+def _keys(row: Mapping[str, Any]) -> Iterator[Any]:
+    """What may be the id of a record's document, the likeliest first."""
+    yield row.get("id")
+    inner = row.get("doc")
+    for holder in (inner, *(value for name, value in row.items() if name != "doc")):
+        if isinstance(holder, Mapping):
+            yield holder.get("id")
+    yield row.get("doc_id")
 
 
 def _count(row: Mapping[str, Any], name: str) -> int:
