@@ -5,6 +5,8 @@ from .comparison import compare as compare
 from .differences import Difference as Difference
 from .evaluator import evaluate as evaluate
 from .evaluator import rescore as rescore
+from .harness.folder import Export as Export
+from .harness.folder import export_task as export_task
 from .results import EvaluationResult as EvaluationResult
 from .results import EvaluationRun as EvaluationRun
 from .task import Document as Document

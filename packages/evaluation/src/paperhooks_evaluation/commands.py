@@ -1,4 +1,4 @@
-"""Commands around evaluation: evaluate, rescore, compare, tasks."""
+"""Commands around evaluation: evaluate, rescore, compare, export, tasks."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from paperhooks_evaluation.harness.outline import Harness
+
 __all__ = ["add_commands"]
 
 Run = Annotated[Path, typer.Argument(help="Run folder of an evaluation.")]
@@ -38,7 +40,7 @@ Modes = Annotated[list[str] | None, typer.Option("--mode", help="Way of reading 
 
 def add_commands(app: typer.Typer) -> None:
     """Register this module's commands."""
-    for command in (evaluate, rescore, compare, tasks):
+    for command in (evaluate, rescore, compare, export, tasks):
         app.command()(command)
 
 
@@ -132,6 +134,30 @@ def compare(
     say(str(result))
     if out is not None:
         say(f"report: {out / 'report.html'}")
+
+
+def export(
+    task: Annotated[str, typer.Argument(help="Task offered by a plugin, see: paperhooks tasks.")],
+    data: Annotated[str, typer.Option("--data", help="Folder, file or hub name of the task's data.")],
+    to: Annotated[Harness, typer.Option("--to", help="The harness that is to run it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", callback=writable_folder, help="Folder for its --include_path.")],
+    option: Options = None,
+    mode: Annotated[
+        str | None, typer.Option("--mode", help="Way of reading responses; the first that fits without it.")
+    ] = None,
+    layout: Annotated[Layout | None, typer.Option(help="Where images go; the task's own without it.")] = None,
+    max_pixels: Annotated[int | None, typer.Option("--max-pixels", min=1, help="Scale larger images down.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Not the task's own.")] = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="String that ends a response.")] = None,
+) -> None:
+    """Write a folder by which lm-eval or lmms-eval runs a task with its own requests, parsers and scores."""
+    from paperhooks_evaluation.harness.folder import export_task
+
+    written = export_task(
+        task, data=data, to=to, out=out, options=_task_options(option), mode=mode, layout=layout,
+        max_pixels=max_pixels, max_new_tokens=max_new_tokens, stop=stop or None,
+    )  # fmt: skip
+    say(str(written))
 
 
 def tasks(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:

@@ -20,7 +20,7 @@ PLUGIN: Final = PluginInfo(
 
 @hookimpl
 def register_commands(app: Any) -> None:
-    """Add ``evaluate``, ``rescore``, ``compare`` and ``tasks`` to ``paperhooks``."""
+    """Add ``evaluate``, ``rescore``, ``compare``, ``export`` and ``tasks`` to ``paperhooks``."""
     from paperhooks_evaluation.commands import add_commands
 
     add_commands(app)

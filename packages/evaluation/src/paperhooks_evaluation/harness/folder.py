@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, get_args
 
 from paperhooks.errors import DataError, did_you_mean
 from paperhooks.info import TaskInfo
@@ -22,14 +22,12 @@ from paperhooks.io import local_path, plain, read_json, write_json, write_text
 
 from paperhooks_evaluation.harness import lm_eval, lmms_eval
 from paperhooks_evaluation.harness.bridge import RECORD, UNPARSABLE
-from paperhooks_evaluation.harness.outline import Bundle, Leaf, make_outline
+from paperhooks_evaluation.harness.outline import Bundle, Harness, Leaf, make_outline
 from paperhooks_evaluation.plan import AskOptions, Plan, ask_options, check_numbers
 from paperhooks_evaluation.scoring import check_modes, score_response
 from paperhooks_evaluation.task import Document, Task
 
-__all__ = ["Export", "Harness", "export_task"]
-
-Harness: TypeAlias = Literal["lm-eval", "lmms-eval"]
+__all__ = ["Export", "export_task"]
 
 _MODULES: Final = {"lm-eval": lm_eval, "lmms-eval": lmms_eval}
 _COMMANDS: Final = {"lm-eval": "lm_eval run", "lmms-eval": "lmms-eval eval"}
@@ -41,7 +39,9 @@ from pathlib import Path
 
 from paperhooks_evaluation.harness import {module}
 
-{names} = {module}.functions(Path(__file__).resolve().parent)
+(
+    {names},
+) = {module}.functions(Path(__file__).resolve().parent)
 '''
 
 
@@ -204,7 +204,7 @@ def _emptied(folder: Path) -> Path:
 def _code(harness: str) -> str:
     module = _MODULES[harness]
     return _FUNCTIONS.format(
-        harness=harness, module=module.__name__.rpartition(".")[2], names=", ".join(module.FUNCTIONS)
+        harness=harness, module=module.__name__.rpartition(".")[2], names=",\n    ".join(module.FUNCTIONS)
     )
 
 
@@ -271,7 +271,7 @@ def _row(document: Document) -> str:
 
 
 def _yaml(settings: Mapping[str, str]) -> str:
-    return "".join(f"{key}: {value}\n" for key, value in settings.items())
+    return "".join(f"{key}:{'' if value.startswith(chr(10)) else ' '}{value}\n" for key, value in settings.items())
 
 
 def _quoted(value: Any) -> str:

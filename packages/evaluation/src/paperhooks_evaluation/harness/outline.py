@@ -10,10 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from paperhooks_evaluation.task import Document
 
-__all__ = ["Bundle", "Leaf", "Outline", "make_outline"]
+__all__ = ["Bundle", "Harness", "Leaf", "Outline", "make_outline"]
+
+Harness: TypeAlias = Literal["lm-eval", "lmms-eval"]
 
 
 @dataclass(frozen=True, slots=True)
