@@ -87,6 +87,34 @@ def test_evaluate_says_what_is_missing_or_failed(task: Path, cli, tmp_path: Path
     assert (code, "has no processor or tokenizer" in err) == (1, True)
 
 
+def test_evaluate_replays_stored_responses(task: Path, cli, tmp_path: Path) -> None:
+    files = [tmp_path / "a_samples_count.jsonl", tmp_path / "b_samples_count.jsonl"]
+    for number, file in enumerate(files):
+        rows = [{"doc_id": i, "doc": {"id": str(2 * number + i)}, "resps": [["w1"]]} for i in range(2)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = (
+        "evaluate",
+        "some-model",
+        "count",
+        "--data",
+        "4",
+        "--out",
+        str(tmp_path / "run"),
+        "--image-memory",
+        "64",
+    )
+    code, out, err = cli(*arguments, "--replay", str(files[0]), "--replay", str(files[1]))
+    assert (code, "n = 4" in out) == (0, True), err
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["results"]["about"]["name"] == "some-model"
+    code, out, err = cli(*arguments[:-3], str(tmp_path / "folder"), "--replay", str(tmp_path))
+    assert (code, "n = 4" in out) == (0, True), err
+    code, _, err = cli("evaluate", "m", "count", "--data", "3", "--out", str(tmp_path / "c"), "--replay", str(tmp_path))
+    assert (code, "holds responses to 1 documents that the data do not have, such as '3'" in err) == (1, True)
+    assert not (tmp_path / "c").exists()
+    code, _, err = cli(*arguments, "--replay", str(files[0]), "--server", "http://127.0.0.1:9")
+    assert (code, "--server and --replay" in err) == (2, True)
+
+
 def test_rescore_compare_and_tasks(task: Path, cli, tmp_path: Path) -> None:
     for name, worth in (("a", 0.0), ("b", 1.0)):
         arguments = ("evaluate", str(task), "count", "--data", "4", "--out", str(tmp_path / name))

@@ -14,6 +14,8 @@ __all__ = ["PictureStore"]
 
 _THREADS: Final = 4
 _PIXEL: Final = 4
+#: How much of the bound is for images; the rest is for decoders, and for what the allocator keeps of what is freed.
+_SHARE: Final = 7 / 8
 #: How many images are remembered at most, however small they are.
 _COUNT: Final = 4096
 
@@ -46,7 +48,7 @@ class PictureStore:
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self._most = int(most * _SHARE)
         self._pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="paperhooks-pictures")
         self._kept: dict[str, _Opening] = {}  # the ones used longest ago first
         self._shown: dict[str, _Opening] = {}
