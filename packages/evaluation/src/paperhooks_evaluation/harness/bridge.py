@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +12,7 @@ from typing import Any, Final
 from paperhooks.errors import DataError
 from paperhooks.generation import PendingImage, Request, split_reasoning
 from paperhooks.info import TaskInfo
-from paperhooks.io import plain, read_json
+from paperhooks.io import json_text, plain, read_json
 
 from paperhooks_evaluation.plan import AskOptions, Plan
 from paperhooks_evaluation.scoring import score_response
@@ -114,15 +115,20 @@ def opened(images: Sequence[Any]) -> list[Any]:
     return [image.open() if isinstance(image, PendingImage) else image for image in images]
 
 
-@lru_cache(maxsize=8)
 def open_folder(folder: Path) -> Bridge:
     """The task of an exported folder, its documents read from where the folder says that they are.
 
+    A folder is opened once, unless it is written again.
+
     :raises DataError: the folder is no export, or task or data are others than those that were exported.
     """
-    record = read_json(folder / RECORD, "an exported task")
+    return _opened_folder(folder, json_text(read_json(folder / RECORD, "an exported task")))
+
+
+@lru_cache(maxsize=8)
+def _opened_folder(folder: Path, text: str) -> Bridge:
     try:
-        return _bridge(folder, record)
+        return _bridge(folder, json.loads(text))
     except (KeyError, TypeError) as error:
         raise DataError(f"{folder / RECORD} is damaged ({error!r}); export the task again") from error
 
