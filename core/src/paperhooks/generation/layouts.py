@@ -53,9 +53,10 @@ def arrange(request: Request, layout: str, max_pixels: int | None = None, *, ope
         raise DataError("the request has a finished prompt, whose images cannot be left out; use another layout")
     if request.prompt:
         return dataclasses.replace(request, images=_ready(request.images, max_pixels, opened))
-    numbered = _numbered(request)
-    if layout == "joined" and len(request.images) > 1:
-        return _joined(request, numbered, max_pixels, opened)
+    numbered = _numbered(request, layout)
+    shown = sorted({part["index"] for _, parts in numbered for part in parts if part["type"] == "image"})
+    if layout == "joined" and len(shown) > 1:
+        return _joined(request, [request.images[index] for index in shown], numbered, max_pixels, opened)
     messages, order = [], []
     for role, parts in numbered:
         placed = _placed(parts, layout)
@@ -65,7 +66,7 @@ def arrange(request: Request, layout: str, max_pixels: int | None = None, *, ope
     return dataclasses.replace(request, messages=messages, images=images)
 
 
-def _numbered(request: Request) -> list[tuple[str, list[_Part]]]:
+def _numbered(request: Request, layout: str) -> list[tuple[str, list[_Part]]]:
     """Role and parts of every message; each image part has its index, and images without a part get one."""
     count = 0
     used: set[int] = set()
@@ -78,7 +79,8 @@ def _numbered(request: Request) -> list[tuple[str, list[_Part]]]:
                 index = _checked_index(part.get("index", count), request)
                 count += 1
                 used.add(index)
-                parts.append({**part, "index": index})
+                other = part.get("only", layout) != layout
+                parts.append(_text(part, layout) if other else {**part, "index": index})
             elif part.get("type") == "text" and isinstance(part.get("text"), str):
                 parts.append(dict(part))
             else:
@@ -124,8 +126,9 @@ def _merged(parts: Sequence[_Part]) -> list[dict[str, Any]]:
 
 
 def _joined(
-    request: Request, numbered: Sequence[tuple[str, Sequence[_Part]]], max_pixels: int | None, opened: bool
-) -> Request:
+    request: Request, images: Sequence[Any], numbered: Sequence[tuple[str, Sequence[_Part]]], max_pixels: int | None,
+    opened: bool,
+) -> Request:  # fmt: skip
     messages = []
     shown = False
     for role, parts in numbered:
@@ -134,11 +137,11 @@ def _joined(
             placed.insert(0, {"type": "image"})
             shown = True
         messages.append({"role": role, "content": _merged(placed)})
-    if all(isinstance(image, Picture) for image in request.images):
-        pending = PendingImage(tuple(request.images), max_pixels)
+    if all(isinstance(image, Picture) for image in images):
+        pending = PendingImage(tuple(images), max_pixels)
         row = pending.open() if opened else pending
     else:
-        row = fitted_image(side_by_side(_ready(request.images, None)), max_pixels)
+        row = fitted_image(side_by_side(_ready(images, None)), max_pixels)
     return dataclasses.replace(request, messages=messages, images=[row])
 
 

@@ -24,7 +24,8 @@ class Request:
         ``{"type": "text", "text": ...}`` or ``{"type": "image"}``. The n-th image part stands for ``images[n]`` unless
         it names another by ``"index"``. Where the layout moves images away from their place, an image part leaves its
         ``"text"`` behind, if it has any. A text part may hold another wording for a layout under that layout's name,
-        such as ``{"type": "text", "text": "<image 1>", "interleave": "image 1"}``.
+        such as ``{"type": "text", "text": "<image 1>", "interleave": "image 1"}``. An image part with ``"only"`` and
+        the name of a layout shows its image there alone, and is its text elsewhere.
     :param prompt: the finished prompt with the model's own image placeholders; used as it is, whatever the layout.
     :param images: PIL images, already opened; or :class:`paperhooks.io.Picture` for those that the evaluation opens
         when it is their turn, within its bound of memory and once where several documents show them.
