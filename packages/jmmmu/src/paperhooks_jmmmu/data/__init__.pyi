@@ -1,0 +1,15 @@
+from .option_lists import LETTERS as LETTERS
+from .option_lists import parse_answer as parse_answer
+from .option_lists import parse_options as parse_options
+from .rows import ENGLISH as ENGLISH
+from .rows import JAPANESE as JAPANESE
+from .rows import VERIFIED as VERIFIED
+from .rows import VISION as VISION
+from .rows import Edition as Edition
+from .rows import Questions as Questions
+from .rows import read_questions as read_questions
+from .sample import make_sample as make_sample
+from .subjects import DOMAINS as DOMAINS
+from .subjects import SUBJECTS as SUBJECTS
+from .subjects import Subject as Subject
+from .subjects import subject_of as subject_of
