@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ import pytest
 from evaluation_tasks import Echo, rows_of
 from paperhooks.errors import DataError
 from paperhooks.generation import CallableBackend, Request, ServerBackend
+from paperhooks.testing import Processes
 from paperhooks_evaluation import Document, evaluate
 
 pytest.importorskip("openai")
@@ -311,19 +311,20 @@ def test_other_refusals_and_names_by_hand_stay_what_they_are(data: Path, tmp_pat
         assert len(seen) == 8
 
 
+ASKING = """
+import sys
+from paperhooks.generation import ServerBackend
+from paperhooks_evaluation import evaluate
+from test_servers import Told
+
+backend = ServerBackend("m", base_url=sys.argv[1], api_key="x")
+evaluate(backend, None, Told(), data=sys.argv[2], out=sys.argv[3], batch_size=4, report=False)
+"""
+
+
 def test_a_kill_loses_no_response_that_came(data: Path, tmp_path: Path) -> None:
     """One of four parallel requests hangs; the others are on the disk by then."""
-    hang, program = (
-        threading.Event(),
-        (
-            "import sys\n"
-            "from paperhooks.generation import ServerBackend\n"
-            "from paperhooks_evaluation import evaluate\n"
-            "from test_servers import Told\n"
-            "backend = ServerBackend('m', base_url=sys.argv[1], api_key='x')\n"
-            "evaluate(backend, None, Told(), data=sys.argv[2], out=sys.argv[3], batch_size=4, report=False)\n"
-        ),
-    )
+    hang = threading.Event()
 
     def answer(question: str) -> tuple[int, str, bytes]:
         if question == "p1":
@@ -332,19 +333,16 @@ def test_a_kill_loses_no_response_that_came(data: Path, tmp_path: Path) -> None:
 
     samples = tmp_path / "run" / "samples.jsonl"
     with serving(answer) as (address, seen):
-        paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-        child = subprocess.Popen(
-            [sys.executable, "-c", program, f"http://{address}", str(data), str(tmp_path / "run")],
-            env={**os.environ, "PYTHONPATH": paths},
-        )
-        try:
+        with Processes(limit=100) as processes:
+            words = f"http://{address}", data, tmp_path / "run"
+            paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+            child = processes.start("-c", ASKING, *words, environment={"PYTHONPATH": paths})
             until = time.monotonic() + 60
             while not (samples.exists() and samples.read_bytes().count(b"\n") == 3) and time.monotonic() < until:
+                assert child.status is None, child.stderr
                 time.sleep(0.05)
-        finally:
             child.kill()
-            child.wait()
-            hang.set()
+        hang.set()
         assert sorted(row["id"] for row in rows_of(tmp_path / "run")) == ["q0", "q2", "q3"]
         seen.clear()
         assert quick(asked(address), None, Told(), data=data, out=tmp_path / "run").headline.n == 8
