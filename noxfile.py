@@ -232,7 +232,8 @@ def tests(session: nox.Session) -> None:
     """All tests but those marked slow, cuda or network; options of pytest, or what to run, after ``--``."""
     python = development(session, "models", "model-files")
     chosen = any(Path(argument.partition("::")[0]).exists() for argument in session.posargs)
-    elsewhere = [] if chosen else ["--ignore=tests/test_wheels.py"]  # the session wheels runs it on what it has built
+    # Sessions of their own run these, on what they have built: wheels and harnesses.
+    elsewhere = [] if chosen else ["--ignore=tests/test_wheels.py", "--ignore=tests/harnesses"]
     options = ["-n", str(WORKERS), "--durations=10", *elsewhere, *pytest_arguments(session.posargs)]
     run(session, python, "-m", "pytest", *options)
 
@@ -369,6 +370,30 @@ def varied(session: nox.Session, overlay_: versions.Overlay) -> str:
         session.run(*pip, *overlay_.requirements, external=True)
         stamp.write_text(digest)
     return python_of(folder)
+
+
+@nox.session(venv_backend="none")
+def harnesses(session: nox.Session) -> None:
+    """The real lm-eval and lmms-eval on exported folders, each in an environment of its own, called by its command."""
+    python = development(session, "models", "model-files")
+    for name in ("lm-eval", "lmms-eval"):
+        harness(session, name)
+    options = ["tests/harnesses", *pytest_arguments(session.posargs)]
+    run(session, python, "-m", "pytest", *options, env={"PAPERHOOKS_HARNESSES": str(NOX / "harnesses")})
+
+
+def harness(session: nox.Session, name: str) -> None:
+    """An overlay with the packages editable and a harness, with nothing of what that asks for but what it imports."""
+    folder, requirements = NOX / "harnesses" / name, SETTINGS["dependency-groups"][name]
+    stamp = folder / "installed"
+    metadata = [(package.folder / "pyproject.toml").read_text(encoding="utf-8") for package in PACKAGES]
+    digest = fingerprint(str(ROOT), CONSTRAINTS.read_text(encoding="utf-8"), *requirements, *metadata)
+    if stamp.is_file() and stamp.read_text() == digest:
+        return
+    python = overlay(session, folder, *(part for p in PACKAGES for part in ("-e", str(p.folder))))
+    pip = (python_of(BASE), "-m", "pip", "--python", python, "install", "-q", "-c", str(CONSTRAINTS), "--no-deps")
+    session.run(*pip, *requirements, external=True)
+    stamp.write_text(digest)
 
 
 @nox.session(venv_backend="none")
