@@ -110,6 +110,24 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path, held: bytes) -> None:
         Picture(held, "row 3").open()
 
 
+def test_a_function_is_asked_once_for_all_that_is_told_before_opening() -> None:
+    held, asked = encoded(scene(30, 20)), []
+    picture = Picture(lambda: (asked.append(1), held)[1], "row 2")
+    picture.check()
+    assert (picture.size, picture.digest, len(asked)) == ((30, 20), Picture(held).digest, 1)
+    assert picture.peak_bytes() == 4 * 600
+    assert (picture.open().size, len(asked)) == ((30, 20), 2)
+
+
+def test_an_error_of_a_function_that_names_its_place_stays_as_it_is() -> None:
+    def gone() -> bytes:
+        raise DataError("row 5 of x.parquet has no bytes")
+
+    for use in (lambda one: one.digest, Picture.check, Picture.open):
+        with pytest.raises(DataError, match=r"^row 5 of x\.parquet has no bytes$"):
+            use(Picture(gone, "row 5"))
+
+
 def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch) -> None:
     def gone() -> bytes:
         raise OSError("the table is gone")

@@ -75,7 +75,9 @@ class Picture:
                 told = Path(self._source).stat()
                 return _file_digest(str(self._source), told.st_ino, told.st_size, told.st_mtime_ns)
             return hashlib.sha256(self._bytes()).hexdigest()
-        except OSError as error:
+        except DataError:  # of the function, which has named what it reads
+            raise
+        except Exception as error:
             raise DataError(f"{self.called} cannot be opened as an image: {error_text(error)}") from error
 
     @property
@@ -121,7 +123,7 @@ class Picture:
         def read(image: Any) -> _Head:
             return _Head(*_upright_size(image), image.mode == "RGB" and _orientation(image) == 1, str(image.format))
 
-        found: _Head = self._read(read)
+        found: _Head = self._read(read, hashed=callable(self._source))
         return found
 
     def _bytes(self) -> bytes:
@@ -129,17 +131,23 @@ class Picture:
             return self._source
         return Path(self._source).read_bytes() if isinstance(self._source, str | Path) else self._source()
 
-    def _read(self, use: Callable[[Any], Any]) -> Any:
-        """What a function makes of the opened file; whatever goes wrong is an error that names it."""
+    def _read(self, use: Callable[[Any], Any], hashed: bool = False) -> Any:
+        """What a function makes of the opened file; whatever goes wrong is an error that names it.
+
+        :param hashed: take the digest as well, so that bytes which are costly to get are read once for both.
+        """
         pillow = require("PIL.Image", "paperhooks[plots]", "to open images", called="pillow")
         try:
-            with pillow.open(
-                self._source if isinstance(self._source, str | Path) else io.BytesIO(self._bytes())
-            ) as image:
+            source = self._source if isinstance(self._source, str | Path) else io.BytesIO(held := self._bytes())
+            if hashed:
+                self.digest = hashlib.sha256(held).hexdigest()
+            with pillow.open(source) as image:
                 most = pillow.MAX_IMAGE_PIXELS
                 if most is not None and image.width * image.height > most:
                     raise ValueError(f"{image.width} x {image.height} pixels are more than {most}; scale it down")
                 return use(image)
+        except DataError:
+            raise
         except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
             raise DataError(f"{self.called} cannot be opened as an image: {error_text(error)}") from error
 
