@@ -52,6 +52,7 @@ _FILES = (
     "samples*.jsonl",
     "documents.jsonl",
     "scores.csv",
+    "leaderboard.*",
     "report.*",
     "*.svg",
     "*.png",

@@ -1,4 +1,7 @@
-"""``results.json``, in the shape that lm-eval and lmms-eval write and with our own block, and ``scores.csv``."""
+"""What a scored run writes: ``results.json``, ``scores.csv``, and the row of a leaderboard where a task defines one.
+
+``results.json`` has the shape that lm-eval and lmms-eval write, and our own block.
+"""
 
 from __future__ import annotations
 
@@ -50,13 +53,15 @@ _Z: Final = 1.959964  # of a two-sided 95 % interval
 
 
 def write_results(run: RunFolder, task: Task, result: EvaluationResult) -> None:
-    """Write both files. Apart from ``date`` and time spent, the same responses give the same bytes."""
+    """Write the files. Apart from ``date`` and time spent, the same responses give the same bytes."""
     content = _harness(run, task, result)
     content["paperhooks"] = _own(run, task, result)
     passing = round(time.time(), 3), str(run.result["timings"].get("evaluate", 0.0))
     content |= dict(zip(_PASSING, passing, strict=True))
     write_json(run.path / "results.json", _finite(plain(content)))
     _write_scores(run, task, result)
+    whole = result.documents == result.original and not result.first.failures
+    _write_leaderboard(run, task.leaderboard(result.summary) if whole else None)
 
 
 def open_evaluation(path: str | Path) -> RunFolder:
@@ -225,3 +230,15 @@ def _line(task: Task, mode: str, record: Record, groupings: Sequence[str]) -> li
     cells = (document.id, task.unit(document), mode, score, value, parsed.rule)
     groups = (csv_cell(document.groups.get(grouping, "")) for grouping in groupings)
     return [*map(csv_cell, cells), int(parsed.fallback), int(record.truncated), *groups]
+
+
+def _write_leaderboard(run: RunFolder, row: Mapping[str, Any] | None) -> None:
+    """Two files with one row; without one, as of a part of the data, those of an earlier scoring go."""
+    files = [run.path / f"leaderboard.{ending}" for ending in ("json", "csv")]
+    if row is None:
+        for file in files:
+            file.unlink(missing_ok=True)
+        return
+    write_json(files[0], _finite(plain(row)))
+    with atomic_path(files[1]) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([map(csv_cell, row), map(csv_cell, row.values())])

@@ -187,6 +187,14 @@ class Task:
         """The figures of a run; here the mean score of all and of each group, with intervals."""
         return Summary(mean_metrics(self.metric, records))
 
+    def leaderboard(self, summary: Summary) -> Mapping[str, Any] | None:
+        """The row of a published table that a run gives, by column; written as ``leaderboard.json`` and ``.csv``.
+
+        ``summary`` is that of the first mode, over all documents of the data; a part of them gives no row. None, as
+        here, where there is no such table.
+        """
+        return None
+
     def unit(self, document: Document) -> str:
         """What is drawn as a whole when runs are compared by resampling, such as the image of several questions."""
         return document.id
