@@ -236,8 +236,8 @@ def _write_leaderboard(run: RunFolder, row: Mapping[str, Any] | None) -> None:
     """Two files with one row; without one, as of a part of the data, those of an earlier scoring go."""
     files = [run.path / f"leaderboard.{ending}" for ending in ("json", "csv")]
     if row is None:
-        for file in files:
-            file.unlink(missing_ok=True)
+        for old in files:
+            old.unlink(missing_ok=True)
         return
     write_json(files[0], _finite(plain(row)))
     with atomic_path(files[1]) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
