@@ -20,22 +20,23 @@ _SHARE: Final = 7 / 8
 _COUNT: Final = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Opening:
-    """An image that is being opened, or was."""
+    """An image that is being opened, or was.
+
+    :param taken: bytes: what opening takes at its peak, and once that is seen to be done, what the image takes.
+    """
 
     future: Future[Any]
-    peak: int
+    taken: int
+    done: bool = False
 
-    @property
-    def taken(self) -> int:
-        """Bytes: what opening takes, and once that is done what the image takes."""
-        if not self.future.done():
-            return self.peak
-        if self.future.cancelled() or self.future.exception() is not None:
-            return 0
-        image = self.future.result()
-        return int(image.width * image.height * _PIXEL)
+    def seen(self) -> _Opening:
+        """Itself, with what is known of it by now."""
+        if not self.done and self.future.done():
+            image = None if self.future.exception() else self.future.result()
+            self.done, self.taken = True, image.width * image.height * _PIXEL if image else 0
+        return self
 
 
 class PictureStore:
@@ -85,7 +86,7 @@ class PictureStore:
         shown, self._shown = self._shown, {}
         taken = self._taken()
         for key, one in shown.items():
-            taken = self._with_room(taken, one.taken)
+            taken = self._with_room(taken, one.seen().taken)
             if taken + one.taken <= self._most and len(self._kept) < _COUNT:
                 self._kept[key] = one
                 taken += one.taken
@@ -95,13 +96,13 @@ class PictureStore:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _taken(self) -> int:
-        return sum(one.taken for one in self._kept.values())
+        return sum(one.seen().taken for one in self._kept.values())
 
     def _with_room(self, taken: int, wanted: int) -> int:
         """Forget images that are not asked next until there is room for as many bytes; returns what is taken then."""
-        if taken + wanted <= self._most and len(self._kept) < _COUNT:
+        if wanted > self._most or (taken + wanted <= self._most and len(self._kept) < _COUNT):
             return taken
-        for key in [key for key, one in self._kept.items() if key not in self._later and one.future.done()]:
+        for key in [key for key, one in self._kept.items() if key not in self._later and one.done]:
             taken -= self._kept.pop(key).taken
             if taken + wanted <= self._most and len(self._kept) < _COUNT:
                 break
