@@ -157,7 +157,7 @@ def test_what_is_opened_ahead_stays_within_the_bound(tmp_path: Path, monkeypatch
     backend = Opened(stores)
     task = showing(*([names[i]] for i in range(30)))
     quick(backend, None, task, data=tmp_path / "data", out=tmp_path / "run", batch_size=4, image_memory=memory)
-    assert memory * 7 // 8 <= backend.most / 2**20 <= memory
+    assert memory * 3 // 4 <= backend.most / 2**20 <= memory
     with pytest.raises(DataError, match="image_memory = 0 must be at least 1"):
         quick(backend, None, task, data=tmp_path / "data", out=tmp_path / "none", image_memory=0)
 

@@ -15,7 +15,7 @@ __all__ = ["PictureStore"]
 _THREADS: Final = 4
 _PIXEL: Final = 4
 #: How much of the bound is for images; the rest is for decoders, and for what the allocator keeps of what is freed.
-_SHARE: Final = 7 / 8
+_SHARE: Final = 3 / 4
 #: How many images are remembered at most, however small they are.
 _COUNT: Final = 4096
 
