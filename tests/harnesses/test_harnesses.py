@@ -25,6 +25,8 @@ from table_server import TableServer, serving
 
 PLACE = os.environ.get("PAPERHOOKS_HARNESSES", "")
 pytestmark = pytest.mark.skipif(not PLACE, reason="run with nox -s harnesses")
+#: A command of an environment is a program of its own Python, which has to run it.
+RUNNER = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
 #: Of each harness its environment and command, and what makes it ask the server.
 COMMANDS: dict[str, Callable[[str], list[str]]] = {
     "lm-eval": lambda url: [
@@ -63,11 +65,9 @@ def run(harness: str, written: Export, replies: Mapping[str, str], out: Path) ->
     with serving(replies) as server, Processes(limit=280) as processes:
         name, *arguments = COMMANDS[harness](server.url)
         arguments += ["--include_path", str(written.path), "--tasks", written.name, "--log_samples"]
-        # A command of an environment is a program of its Python, which has to run it.
         python, command = Path(PLACE, harness, "bin", "python"), Path(PLACE, harness, "bin", name)
-        runner = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
         processes.start(
-            "-c", runner, python, command, *arguments, "--output_path", out / "out", environment=environment
+            "-c", RUNNER, python, command, *arguments, "--output_path", out / "out", environment=environment
         )
         processes.wait()
     assert server.unknown == []
@@ -148,3 +148,16 @@ def test_jmmmu(harness: str, tmp_path: Path) -> None:
     outcome = check(harness, task, source, tmp_path, reply)
     assert len(outcome.rows) == 140
     assert len(outcome.figures) >= 28 + 5 + 2 + 1
+
+
+def test_jmmmu_s_parser_gives_the_letters_of_the_installed_one() -> None:
+    """The installed function on the reference replies; what both parsers of ours take beside it is printed."""
+    cases = ROOT / "packages" / "jmmmu" / "tests" / "reference" / "mc_cases.json"
+    python, script = Path(PLACE, "lmms-eval", "bin", "python"), Path(__file__).with_name("parser_times.py")
+    with Processes(limit=120) as processes:
+        child = processes.start("-c", RUNNER, python, script, cases)
+        processes.wait()
+        found = json.loads(child.stdout.splitlines()[-1])
+    print({name: value for name, value in found.items() if name != "differ"})
+    assert found["cases"] > 600
+    assert found["differ"] == []
