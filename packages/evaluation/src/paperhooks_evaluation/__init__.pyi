@@ -2,7 +2,7 @@ from .callback import EvaluationCallback as EvaluationCallback
 from .comparison import Comparison as Comparison
 from .comparison import PairedDifference as PairedDifference
 from .comparison import compare as compare
-from .differences import Difference as Difference
+from .differences import InputDifference as InputDifference
 from .evaluator import evaluate as evaluate
 from .evaluator import rescore as rescore
 from .harness.folder import Export as Export

@@ -13,7 +13,7 @@ from paperhooks.errors import DataError, did_you_mean
 from paperhooks.io import hash_file, plain, read_json, write_json
 from paperhooks.reports import Heading, Paragraph, RunFolder, Table, bootstrap_interval, holm, mcnemar
 
-from paperhooks_evaluation.differences import Difference, check_allowed, differences
+from paperhooks_evaluation.differences import InputDifference, check_allowed, differences
 from paperhooks_evaluation.plan import COLUMNS
 from paperhooks_evaluation.result_files import checked_file, open_evaluation, read_scores
 from paperhooks_evaluation.samples import document_hash, read_documents
@@ -69,7 +69,7 @@ class Comparison:
     only_a: int
     only_b: int
     changed: int
-    differences: Sequence[Difference]
+    differences: Sequence[InputDifference]
 
     def __str__(self) -> str:
         one = self.overall
@@ -144,7 +144,7 @@ def _chosen_mode(mode: str | None, *blocks: Mapping[str, Any]) -> str:
 
 def _differences(
     opened_a: RunFolder, opened_b: RunFolder, a: _Scored, b: _Scored, mode: str
-) -> tuple[list[Difference], list[str]]:
+) -> tuple[list[InputDifference], list[str]]:
     """Every input that differs, with how responses were scored and what the documents say; and the names of all."""
     scoring_a, scoring_b = (one.block["modes"][mode]["scoring"] for one in (a, b))
     further = {name: (scoring_a.get(name), scoring_b.get(name)) for name in [*scoring_a, *scoring_b]}
@@ -155,7 +155,7 @@ def _differences(
 
 
 def _compared(
-    a: _Scored, b: _Scored, mode: str, metric: str | None, found: Sequence[Difference], seed: int, resamples: int
+    a: _Scored, b: _Scored, mode: str, metric: str | None, found: Sequence[InputDifference], seed: int, resamples: int
 ) -> Comparison:
     common = [key for key in a.rows if key in b.rows]
     if not common:

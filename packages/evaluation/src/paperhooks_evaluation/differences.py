@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from paperhooks.errors import DataError, did_you_mean
 
-__all__ = ["Difference", "check_allowed", "differences"]
+__all__ = ["InputDifference", "check_allowed", "differences"]
 
 #: What answers and how it computes: two runs are made to compare these. All other inputs make scores incomparable.
 _COMPARED: Final = frozenset({
@@ -21,7 +21,7 @@ _NOTHING: Final = "nothing"
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class InputDifference:
     """An input that two runs do not share.
 
     :param name: as it is allowed by: ``"layout"``, ``"max_new_tokens"``, an option of the task, ``"documents"``, ...
@@ -40,7 +40,7 @@ class Difference:
 
 def differences(
     inputs_a: Mapping[str, Any], inputs_b: Mapping[str, Any], further: Mapping[str, tuple[Any, Any]]
-) -> tuple[list[Difference], list[str]]:
+) -> tuple[list[InputDifference], list[str]]:
     """Every input that differs, and the names of all.
 
     :param inputs_a, inputs_b: of the runs' ``result.json``. :param further: name to the values in both of what is not
@@ -51,14 +51,16 @@ def differences(
     pairs |= {name: (options_a.get(name), options_b.get(name)) for name in [*options_a, *options_b]}
     pairs |= further
     found = [
-        Difference(name, _short(a, b), _short(b, a), name in _COMPARED and name not in further)
+        InputDifference(name, _short(a, b), _short(b, a), name in _COMPARED and name not in further)
         for name, (a, b) in pairs.items()
         if a != b
     ]
     return found, list(pairs)
 
 
-def check_allowed(found: Collection[Difference], allow: Collection[str], known: Collection[str], where: str) -> None:
+def check_allowed(
+    found: Collection[InputDifference], allow: Collection[str], known: Collection[str], where: str
+) -> None:
     """Raise DataError for differences that make scores incomparable and are not allowed, and for unknown names.
 
     :param known: the names of all inputs. :param where: the runs, for the message.

@@ -1,5 +1,5 @@
 from .choices import FALLBACK as FALLBACK
-from .choices import Choice as Choice
+from .choices import LetterChoice as LetterChoice
 from .choices import letters_of as letters_of
 from .choices import parse_choice as parse_choice
 from .flags import LIMIT as LIMIT

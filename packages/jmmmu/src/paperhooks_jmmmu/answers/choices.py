@@ -17,7 +17,7 @@ from paperhooks.errors import DataError
 __all__ = [
     "FALLBACK",
     "MARKS",
-    "Choice",
+    "LetterChoice",
     "Rule",
     "between_japanese",
     "bracket",
@@ -39,7 +39,7 @@ _BETWEEN: Final = re.compile(f"(?<=[{_JAPANESE}])[A-Z](?=[{_JAPANESE}])")
 _FEW_TOKENS: Final = 5
 
 
-class Choice(NamedTuple):
+class LetterChoice(NamedTuple):
     """A letter, or None if the reply has none, and the name of the rule that gave it."""
 
     letter: str | None
@@ -84,21 +84,21 @@ def dot(text: str, letters: str) -> list[str]:
 _RULES: Final[tuple[Rule, ...]] = (bracket, space, between_japanese, dot)
 
 
-def parse_choice(response: str, options: Sequence[str]) -> Choice:
+def parse_choice(response: str, options: Sequence[str]) -> LetterChoice:
     """The letter of a reply as JMMMU's published scores have it; None where these take a random letter.
 
     The first rule that finds a letter decides: ``bracket``, ``space``, ``between_japanese``, ``dot``, and in more than
     five tokens ``option_text``. Of several letters the right-most counts (``+last`` behind the rule's name).
 
     >>> parse_choice("答えはBです。", ["能面", "浮世絵"])
-    Choice(letter='B', rule='between_japanese')
+    LetterChoice(letter='B', rule='between_japanese')
     >>> parse_choice("Bです。", ["能面", "浮世絵"])
-    Choice(letter=None, rule='fallback')
+    LetterChoice(letter=None, rule='fallback')
     """
     return first_rule(response, options, MARKS, _RULES)
 
 
-def first_rule(response: str, options: Sequence[str], marks: str, rules: Sequence[Rule]) -> Choice:
+def first_rule(response: str, options: Sequence[str], marks: str, rules: Sequence[Rule]) -> LetterChoice:
     """What the first of ``rules`` that finds anything finds, after ``marks`` were stripped; then the options' words.
 
     Of several letters the one whose needle stands furthest right: ``(X)`` for ``bracket``, ``X`` between two spaces for
@@ -116,10 +116,10 @@ def first_rule(response: str, options: Sequence[str], marks: str, rules: Sequenc
         text, words = text.lower(), {x: option.lower() for x, option in zip(letters, options, strict=True)}
         if found := [x for x in letters if words[x] in text]:
             return _last(found, "option_text", text, words)
-    return Choice(None, FALLBACK)
+    return LetterChoice(None, FALLBACK)
 
 
-def _last(found: list[str], rule: str, text: str, needles: Mapping[str, str]) -> Choice:
+def _last(found: list[str], rule: str, text: str, needles: Mapping[str, str]) -> LetterChoice:
     if len(found) == 1:
-        return Choice(found[0], rule)
-    return Choice(max(found, key=lambda x: text.rfind(needles[x])), f"{rule}+last")
+        return LetterChoice(found[0], rule)
+    return LetterChoice(max(found, key=lambda x: text.rfind(needles[x])), f"{rule}+last")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from paperhooks_jmmmu.answers.choices import Choice, Rule, bracket, dot, first_rule, space
+from paperhooks_jmmmu.answers.choices import LetterChoice, Rule, bracket, dot, first_rule, space
 from paperhooks_jmmmu.answers.opens import Answers, find_numbers, gather, tails
 
 __all__ = ["extract_numbers_mmmu", "parse_choice_lmms_mmmu", "parse_choice_mmmu", "parse_open_mmmu"]
@@ -29,16 +29,16 @@ _OFFICIAL: Final[tuple[Rule, ...]] = (bracket, spaces)
 _LMMS: Final[tuple[Rule, ...]] = (bracket, space, dot)
 
 
-def parse_choice_mmmu(response: str, options: Sequence[str]) -> Choice:
+def parse_choice_mmmu(response: str, options: Sequence[str]) -> LetterChoice:
     """The letter as MMMU's own evaluation reads it, by ``bracket``, ``spaces``, ``option_text`` or ``fallback``.
 
     >>> parse_choice_mmmu("The answer is B.", ["red", "blue"])
-    Choice(letter='B', rule='spaces')
+    LetterChoice(letter='B', rule='spaces')
     """
     return first_rule(response, options, _MARKS, _OFFICIAL)
 
 
-def parse_choice_lmms_mmmu(response: str, options: Sequence[str]) -> Choice:
+def parse_choice_lmms_mmmu(response: str, options: Sequence[str]) -> LetterChoice:
     """The letter as lmms-eval's English task reads it, by ``bracket``, ``space``, ``dot``, ``option_text`` or
     ``fallback``."""
     return first_rule(response, options, _MARKS, _LMMS)

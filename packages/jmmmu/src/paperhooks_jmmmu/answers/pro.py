@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Final
 
-from paperhooks_jmmmu.answers.choices import Choice, letters_of
+from paperhooks_jmmmu.answers.choices import LetterChoice, letters_of
 
 __all__ = ["parse_choice_pro"]
 
@@ -25,25 +25,25 @@ _STATED: Final = re.compile(
 _LAST_OF_WORD: Final = re.compile(r"[A-Z]\b", re.IGNORECASE)
 
 
-def parse_choice_pro(response: str, options: Sequence[str]) -> Choice:
+def parse_choice_pro(response: str, options: Sequence[str]) -> LetterChoice:
     """The letter by ``first_line`` or ``stated`` (behind a cue word there, or anywhere) or ``last_letter``.
 
     The last letter of a word counts, on lines that do not look like an option, if no cue word has one. ``outside``: the
     letter is of no option; ``none``: there is no letter.
 
     >>> parse_choice_pro("理由…\\n答え: B", ["能面", "浮世絵"])
-    Choice(letter='B', rule='stated')
+    LetterChoice(letter='B', rule='stated')
     """
     letter, rule = _read(response.translate(_TO_ASCII))
-    return Choice(None, "outside") if letter and letter not in letters_of(options) else Choice(letter, rule)
+    return LetterChoice(None, "outside") if letter and letter not in letters_of(options) else LetterChoice(letter, rule)
 
 
-def _read(text: str) -> Choice:
+def _read(text: str) -> LetterChoice:
     lines = [line for each in text.splitlines() if (line := each.strip())]
     for where, rule in ((lines[0] if lines else "", "first_line"), (text, "stated")):
         if found := _STATED.search(where):
-            return Choice(found[1].upper(), rule)
+            return LetterChoice(found[1].upper(), rule)
     for line in reversed(lines):
         if not _OPTION_LINE.match(line) and (words := _LAST_OF_WORD.findall(line)):
-            return Choice(words[-1].upper(), "last_letter")
-    return Choice(None, "none")
+            return LetterChoice(words[-1].upper(), "last_letter")
+    return LetterChoice(None, "none")

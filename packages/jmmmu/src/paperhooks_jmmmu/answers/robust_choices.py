@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Final, NamedTuple
 
-from paperhooks_jmmmu.answers.choices import Choice, letters_of
+from paperhooks_jmmmu.answers.choices import LetterChoice, letters_of
+from paperhooks_jmmmu.answers.phrases import NO, STRONG, UNSURE, WEAK, YES, cue_before, said_behind
 from paperhooks_jmmmu.answers.plain import boxed, plain, without_markup, without_thought
-from paperhooks_jmmmu.answers.wording import NO, STRONG, UNSURE, WEAK, YES, cue_before, said_behind
 
 __all__ = ["NOTHING", "OUTSIDE", "SEVERAL", "parse_choice_robust"]
 
@@ -95,46 +95,46 @@ class _Mention(NamedTuple):
     strength: int
 
 
-def parse_choice_robust(response: str, options: Sequence[str]) -> Choice:
+def parse_choice_robust(response: str, options: Sequence[str]) -> LetterChoice:
     """The letter that a human reads in a reply; None with the rule ``none``, ``several`` or ``outside``.
 
     >>> parse_choice_robust("**B**です。C は誤りです。", ["能面", "浮世絵", "漆器"]).letter
     'B'
     >>> parse_choice_robust("BとC", ["能面", "浮世絵", "漆器"])
-    Choice(letter=None, rule='several')
+    LetterChoice(letter=None, rule='several')
     """
     letters = letters_of(options)
     if (found := _WHOLE.fullmatch(response) or _STATED.fullmatch(response)) and found[1].isascii():
         return _in_range(found[1].upper(), letters, "letter")
     found = _OWN_OPTION.fullmatch(response)
     if found and found[1] in letters and options[letters.index(found[1])] == found[2]:
-        return Choice(found[1], "leading")
+        return LetterChoice(found[1], "leading")
     text = without_thought(plain(response))
     box = boxed(text)
     if box is not None:
         choice = _read(without_markup(box), letters, tuple(options))
         if choice.letter or choice.rule == SEVERAL:
-            return Choice(choice.letter, "box" if choice.letter else SEVERAL)
+            return LetterChoice(choice.letter, "box" if choice.letter else SEVERAL)
     return _read(without_markup(text).replace("\\boxed", ""), letters, tuple(options))
 
 
-def _in_range(letter: str, letters: str, rule: str) -> Choice:
-    return Choice(letter, rule) if letter in letters else Choice(None, OUTSIDE)
+def _in_range(letter: str, letters: str, rule: str) -> LetterChoice:
+    return LetterChoice(letter, rule) if letter in letters else LetterChoice(None, OUTSIDE)
 
 
-def _read(text: str, letters: str, options: tuple[str, ...]) -> Choice:
+def _read(text: str, letters: str, options: tuple[str, ...]) -> LetterChoice:
     words = _Words.of(options)
     text = words.without_letters(words.without_list(text)).strip()
     if found := _WHOLE.fullmatch(text):
         return _in_range(found[1].upper(), letters, "letter")
     if letter := words.exact(text):
-        return Choice(letter, "option")
+        return LetterChoice(letter, "option")
     mentions = _mentions(text, _LETTER) or _mentions(text, _SMALL_LETTER)
     stated = _last_stated(mentions, letters)
     if not stated or stated.strength < STRONG:
         leading = _leading(text, mentions, letters)
         if leading and words.owns(leading, text):
-            return Choice(leading, "leading")
+            return LetterChoice(leading, "leading")
         spoken = words.spoken(text)
         told = _mentions(spoken, _SYMBOL)
         by_words = _last_stated(told, letters)
@@ -143,26 +143,30 @@ def _read(text: str, letters: str, options: tuple[str, ...]) -> Choice:
         if not stated:
             short = len(text) <= _SHORT
             if leading:
-                return Choice(leading, "leading")
+                return LetterChoice(leading, "leading")
             if letter := _only(told, letters):
-                return Choice(letter, "option mention") if short or words.telling(letter) else Choice(None, NOTHING)
+                return (
+                    LetterChoice(letter, "option mention")
+                    if short or words.telling(letter)
+                    else LetterChoice(None, NOTHING)
+                )
             if (letter := _only(mentions, letters)) and (short or _labelled(text, letter)):
-                return Choice(letter, "mention")
+                return LetterChoice(letter, "mention")
             return _nothing(mentions, told, letters)
     return _settled(stated, letters, "statement")
 
 
-def _settled(mention: _Mention, letters: str, rule: str) -> Choice:
+def _settled(mention: _Mention, letters: str, rule: str) -> LetterChoice:
     if len(mention.letters) > 1:
-        return Choice(None, SEVERAL)
+        return LetterChoice(None, SEVERAL)
     return _in_range(min(mention.letters), letters, rule)
 
 
-def _nothing(mentions: Sequence[_Mention], told: Sequence[_Mention], letters: str) -> Choice:
+def _nothing(mentions: Sequence[_Mention], told: Sequence[_Mention], letters: str) -> LetterChoice:
     named = frozenset().union(*(each.letters for each in (*mentions, *told)))
     if len(named & set(letters)) > 1:
-        return Choice(None, SEVERAL)
-    return Choice(None, OUTSIDE if named - set(letters) else NOTHING)
+        return LetterChoice(None, SEVERAL)
+    return LetterChoice(None, OUTSIDE if named - set(letters) else NOTHING)
 
 
 def _mentions(text: str, pattern: re.Pattern[str]) -> list[_Mention]:

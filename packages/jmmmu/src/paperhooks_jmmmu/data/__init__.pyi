@@ -1,6 +1,7 @@
 from .option_lists import LETTERS as LETTERS
 from .option_lists import parse_answer as parse_answer
 from .option_lists import parse_options as parse_options
+from .rows import CHOICE as CHOICE
 from .rows import ENGLISH as ENGLISH
 from .rows import JAPANESE as JAPANESE
 from .rows import VERIFIED as VERIFIED
@@ -8,6 +9,7 @@ from .rows import VISION as VISION
 from .rows import Edition as Edition
 from .rows import Questions as Questions
 from .rows import read_questions as read_questions
+from .sample import SampleKind as SampleKind
 from .sample import make_sample as make_sample
 from .subjects import DOMAINS as DOMAINS
 from .subjects import SUBJECTS as SUBJECTS

@@ -1,0 +1,92 @@
+"""Commands under ``paperhooks jmmmu``: make-sample, check, paired, controls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from paperhooks.cli import say, writable_folder
+
+from paperhooks_jmmmu.data import Questions, SampleKind
+
+__all__ = ["add_commands"]
+
+_EDITIONS: Final = {"jmmmu": "JAPANESE", "jmmmu-verified": "VERIFIED", "jmmmu-pro": "VISION", "mmmu-paired": "ENGLISH"}
+
+Data = Annotated[str, typer.Argument(help="Folder, file or hub name of the data.")]
+Edition = Annotated[str, typer.Option("--task", help=f"One of {', '.join(_EDITIONS)}.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", callback=writable_folder, help="Folder for a report.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register this module's commands."""
+    group = typer.Typer(help="JMMMU: synthetic data, checks, controls, languages in pairs.", no_args_is_help=True)
+    for name, command in (("make-sample", make), ("check", check), ("paired", paired), ("controls", controls)):
+        group.command(name)(command)
+    app.add_typer(group, name="jmmmu")
+
+
+def make(
+    folder: Annotated[Path, typer.Argument(help="Where the data set is written.")],
+    per_subject: Annotated[int, typer.Option("--per-subject", min=1, help="Questions of each subject.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of what is drawn.")] = 0,
+    kind: Annotated[SampleKind, typer.Option("--kind", help="Japanese, its English twin, or JMMMU-Pro.")] = "japanese",
+) -> None:
+    """Write a synthetic data set in JMMMU's form, to try everything without the benchmark."""
+    from paperhooks_jmmmu.data import make_sample
+
+    with_text = make_sample(folder, per_subject, seed, kind=kind)
+    say(f"wrote {folder}{'' if with_text else ', without text in its pictures (no Japanese font was found)'}")
+
+
+def check(
+    data: Data,
+    task: Edition = "jmmmu",
+    revision: Annotated[str, typer.Option("--revision", help="Of the hub, to pin it.")] = "",
+) -> None:
+    """Read a data set and tell everything that is wrong with it."""
+    questions = _questions(data, task, revision)
+    n = len(questions.documents)
+    say(f"{n} questions of {len({one.groups['subject'] for one in questions.documents})} subjects")
+    for subject, missing in questions.missing.items():
+        say(f"{subject}: {missing} fewer than in the whole set")
+
+
+def paired(
+    english: Annotated[Path, typer.Argument(help="Run folder of mmmu-paired.")],
+    japanese: Annotated[Path, typer.Argument(help="Run folder of jmmmu.")],
+    mode: Annotated[str, typer.Option("--mode", help="Way of reading both.")] = "robust-wrong",
+    out: Out = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the bootstrap.")] = 0,
+) -> None:
+    """Compare Japanese with English, question by question."""
+    from paperhooks_jmmmu.paired import compare_languages
+
+    found = compare_languages(english, japanese, mode=mode, out=out, seed=seed)
+    say(str(found))
+    for line in found.groups:
+        if line.grouping in ("domain", "translated"):
+            say(f"{line.part}: {line.delta:+.4g} [{line.low:+.4g}, {line.high:+.4g}], n = {line.n}, p = {line.p:.3g}")
+    if out is not None:
+        say(f"report: {out / 'report.html'}")
+
+
+def controls(data: Data, task: Edition = "jmmmu", seed: Annotated[int, typer.Option("--seed", min=0)] = 0) -> None:
+    """What scores without looking: random letters (expected, and one draw), the most frequent letter, always A.
+
+    Controls that ask a model are options of the tasks: --option pictures=blank, pictures=shuffled, rotation=1, and
+    --layout text-only.
+    """
+    from paperhooks_jmmmu.baselines import baselines
+
+    for name, value in baselines(_questions(data, task, "").documents, seed).items():
+        say(f"{name}: {value:.2%}")
+
+
+def _questions(data: str, task: str, revision: str) -> Questions:
+    from paperhooks_jmmmu import data as room
+
+    if task not in _EDITIONS:
+        raise typer.BadParameter(f"--task is {task!r}; expected one of {', '.join(_EDITIONS)}")
+    return room.read_questions(data, getattr(room, _EDITIONS[task]), revision=revision)

@@ -1,0 +1,49 @@
+"""Japanese against English, question by question: what the language costs, as the questions are the same.
+
+JMMMU's culture-agnostic questions are MMMU's, translated, under their ids. A fair comparison asks both in one layout,
+with one limit, and reads both by one parser; what differs beyond the language is refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from paperhooks.errors import DataError
+from paperhooks_evaluation import Comparison, compare
+
+__all__ = ["compare_languages"]
+
+#: What two runs of the two tasks cannot share.
+_LANGUAGE: Final = ("task", "documents", "revision")
+_ENGLISH: Final = "mmmu-paired"
+
+
+def compare_languages(
+    english: str | Path,
+    japanese: str | Path,
+    *,
+    mode: str = "robust-wrong",
+    out: str | Path | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> Comparison:
+    """Compare a run of ``mmmu-paired`` with one of ``jmmmu``, paired by id: Japanese minus English.
+
+    With the counts of questions that one language alone has right, the exact McNemar test, a bootstrap interval over
+    pictures, and all of it by domain and by whether pictures were translated.
+
+    :param mode: of both runs; without a fallback that draws letters, by a parser that reads both languages, unless
+        another is asked for.
+    :param out: a folder for a report. :param seed, resamples: of the bootstrap.
+    :raises DataError: the first run is none of the English task, the second is none of another; runs that differ in
+        layout, limit, stop strings, options, model settings that change what is asked, or scoring.
+    """
+    result = compare(english, japanese, mode=mode, out=out, allow=_LANGUAGE, seed=seed, resamples=resamples)
+    told = {one.name: one for one in result.differences}
+    if "task" not in told or told["task"].a != _ENGLISH:
+        raise DataError(
+            f"{english} and {japanese} are runs of {result.task!r}{'' if 'task' not in told else ' and another task'}; "
+            f"give a run of {_ENGLISH!r}, then one of 'jmmmu'"
+        )
+    return result
