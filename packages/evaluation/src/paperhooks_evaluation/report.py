@@ -22,13 +22,21 @@ _INTERVALS: Final = {
     "bootstrap": "the percentile bootstrap",
 }
 _SHOWN: Final = 20
+#: So many modes are shown in full, so many metrics beside tables of a task, and so many groupings beside its figures.
+_FEW_MODES: Final = 2
+_MANY: Final = 60
+_FEW_GROUPINGS: Final = 2
 
 
 def write_report(run: RunFolder, result: EvaluationResult) -> Path:
     """Write ``report.md`` and ``report.html`` with the figures; returns the path of the latter."""
     blocks: list[Block] = [*_opening(run, result), *_figures(run, [*_bars(result), *result.summary.figures])]
-    for mode, found in result.modes.items():
-        blocks += _mode_blocks(mode, found, several=len(result.modes) > 1)
+    several = len(result.modes) > 1
+    shown = list(result.modes.items())[: None if len(result.modes) <= _FEW_MODES else 1]
+    for mode, found in shown:
+        blocks += _mode_blocks(mode, found, several)
+    if len(shown) < len(result.modes):
+        blocks += _by_mode(result)
     blocks += [Heading("Responses"), _counts(result), *_differing(result), *_failures(result)]
     return run.report(f"Evaluation: {result.task}", blocks)
 
@@ -54,20 +62,38 @@ def _mode_blocks(mode: str, found: ModeResult, several: bool) -> list[Block]:
     metrics = found.summary.metrics
     kinds = sorted({_INTERVALS.get(metric.interval, metric.interval) for metric in metrics if metric.interval})
     caption = f"95 % intervals: {', '.join(kinds)}." if kinds else ""
+    if len(metrics) > _MANY and found.summary.tables:
+        metrics = [one for one in metrics if one.name == metrics[0].name]
+        caption = f"{caption} All metrics are in results.json.".strip()
     rows = [(one.part or "all", one.name, one.n, one.value, one.low, one.high) for one in metrics]
     heading = f"Scores in mode {mode}" if several else "Scores"
     table = Table(("group", "metric", "n", "value", "low", "high"), rows, caption)
     return [Heading(heading), table, *found.summary.tables]
 
 
-def _bars(result: EvaluationResult) -> list[FigureSpec]:
-    """The headline metric of all and of each group, a figure a grouping; nothing where the task has its own.
+def _by_mode(result: EvaluationResult) -> list[Block]:
+    """The headline metric of every part of the data in every mode."""
+    name = result.headline.name
+    values = {
+        mode: {one.part: one.value for one in found.summary.metrics if one.name == name}
+        for mode, found in result.modes.items()
+    }
+    parts = list(dict.fromkeys(part for by_part in values.values() for part in by_part))
+    rows = [(part or "all", *(values[mode].get(part) for mode in values)) for part in parts]
+    caption = f"{name} of the same responses, read in all modes."
+    return [Heading("Scores by mode"), Table(("group", *values), rows, caption)]
 
-    A single bar says nothing beside figures of the task.
+
+def _bars(result: EvaluationResult) -> list[FigureSpec]:
+    """The headline metric of all and of each group, a figure a grouping.
+
+    Beside figures of the task a single bar says nothing, and those of many groupings too much.
     """
     name = result.headline.name
     lines = [one for one in result.summary.metrics if one.name == name and one.value is not None]
     every, groupings = lines[:1], list(dict.fromkeys(one.grouping for one in lines[1:]))
+    if len(groupings) > _FEW_GROUPINGS and result.summary.figures:
+        return []
     if not groupings:
         return [] if result.summary.figures else [_bar_figure("groups", name, "", every)]
     return [
