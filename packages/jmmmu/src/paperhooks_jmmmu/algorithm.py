@@ -53,7 +53,7 @@ def weighted_accuracy(subjects: Iterable[tuple[float, int]]) -> float | None:
     """
     counted = [(rounded_accuracy(right, n) or 0.0, n) for right, n in subjects if n]
     total = sum(n for _, n in counted)
-    return sum(accuracy * n for accuracy, n in counted) / total if total else None
+    return math.fsum(accuracy * n for accuracy, n in counted) / total if total else None
 
 
 # -- answers that cannot be read ---------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def chance(options: Iterable[int]) -> float | None:
     0.25
     """
     credits = [expected_credit(k) for k in options]
-    return sum(credits) / len(credits) if credits else None
+    return math.fsum(credits) / len(credits) if credits else None
 
 
 def luck(options: Iterable[int], n: int) -> float:
