@@ -146,7 +146,7 @@ class Exam(Task):
         parser, reply = _parser(mode), capped(response)
         if document.data["question_type"] != CHOICE:
             found = self.official_open(reply) if parser == "official" else parse_open_robust(reply)
-            return Parsed(found, parser, fallback=not found)
+            return Parsed(found, parser, fallback=set(found) <= {""})  # the published code reads no reply as ""
         options = document.data["options"]
         read: Callable[..., LetterChoice] = self.official_choice if parser == "official" else parse_choice_robust
         letter, rule = read(reply, options)
