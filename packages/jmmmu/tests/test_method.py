@@ -1,4 +1,4 @@
-"""The tasks: what a mode makes of a reply, what stands in for an unread letter, options that ask and such that score."""
+"""The tasks: what a mode makes of a reply, what stands in for an unread letter, what options change."""
 
 from __future__ import annotations
 
