@@ -56,7 +56,7 @@ def test_aggregation_is_the_published_one(name: str, reverse: bool) -> None:
     assert "".join(f"{one.score:.0f}" for one in records) == run["judge"]
     summary = Jmmmu().aggregate(records[::-1] if reverse else records, "official-wrong")
     found = found_in(summary)
-    near = dict(abs=1e-12, rel=0)
+    near = {"abs": 1e-12, "rel": 0}
     for subject, told in run["per_subject"].items():
         assert (found["subject", subject].value, found["subject", subject].n) == (told["acc"], told["n"])
     assert {group for grouping, group in found if grouping == "subject"} == set(run["per_subject"])
@@ -133,8 +133,8 @@ def test_the_row_of_a_part_lacks_columns() -> None:
 
 
 REPLIES = [  # reply, what the parity parser reads, whether it is right
-    ("A", "A", 1), ("B", "B", 0), ("「A」", None, 0), ("", None, 0), ("分かりません。", None, 0), ("「A」と「B」", None, 0),
-    ("Zです", None, 0), ("申し訳ありませんが、画像を認識できません。", None, 0),
+    ("A", "A", 1), ("B", "B", 0), ("「A」", None, 0), ("", None, 0), ("分かりません。", None, 0),
+    ("「A」と「B」", None, 0), ("Zです", None, 0), ("申し訳ありませんが、画像を認識できません。", None, 0),
 ]  # fmt: skip
 
 

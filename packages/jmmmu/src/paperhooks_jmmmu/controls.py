@@ -28,9 +28,9 @@ PICTURES: Final = ("own", "blank", "shuffled")
 
 #: Words by which an option speaks of others, or of where it stands.
 _RELATIVE: Final = re.compile(
-    r"上記|下記|以上|以下の|いずれ|どれも|どちら|すべて|全て|両方|前述|"
+    r"上記|下記|以上|以下の|いずれ|どれも|どちら|すべて|全て|両方|前述|選択肢|"
     r"\b(?:above|below|both|neither|either|none of|all of|these|options?)\b|"
-    r"\b[A-I]\s*(?:と|及び|および|and|or|&|,)\s*[A-I]\b",
+    r"(?<![a-z])[A-IＡ-Ｉ]\s*(?:と|か|、|・|及び|および|and|or|&|,)\s*[A-IＡ-Ｉ](?![a-z])",
     re.IGNORECASE,
 )
 _LETTER: Final = re.compile(r"[\s(（「【]*[A-Ia-iＡ-Ｉ][\s)）」】.．。]*")
