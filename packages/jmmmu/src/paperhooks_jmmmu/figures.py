@@ -1,9 +1,9 @@
-"""Figures of a run: subjects with intervals beside chance, letters given beside letters right, languages by domain."""
+"""Figures of a run: subjects with intervals beside chance, letters read beside letters right, languages by domain."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from paperhooks_evaluation import FigureSpec, Metric
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 __all__ = ["domains_figure", "letters_figure", "subjects_figure"]
 
 _CULTURE = ("Japanese_", "World_History")
+#: Reads on light and on dark ground.
+_GREY: Final = "#7b8696"
+_LEGEND: Final[Mapping[str, Any]] = {"frameon": False, "labelcolor": _GREY, "fontsize": 9}
 
 
 def subjects_figure(subjects: Sequence[Metric], chances: Mapping[str, float]) -> FigureSpec:
@@ -22,38 +25,47 @@ def subjects_figure(subjects: Sequence[Metric], chances: Mapping[str, float]) ->
         from paperhooks.reports import PALETTE, new_figure, style_axes
 
         figure, (axes,) = new_figure(width=7.0, height=0.24 * len(subjects) + 1.2)
-        for place, one in enumerate(reversed(subjects)):
-            value, (low, high) = one.value or 0.0, one.bounds
-            colour = PALETTE[1] if one.group.startswith(_CULTURE) else PALETTE[0]
-            axes.barh(place, value, color=colour, height=0.7)
-            axes.plot([low, high], [place, place], color="#333333", linewidth=1)
-            if one.group in chances:
-                axes.plot([chances[one.group]] * 2, [place - 0.4, place + 0.4], color="#000000", linewidth=1.5)
-        axes.set_yticks(range(len(subjects)), [one.group.replace("_", " ") for one in reversed(subjects)])
+        agnostic = [one for one in subjects if not one.group.startswith(_CULTURE)]
+        specific = [one for one in subjects if one.group.startswith(_CULTURE)]
+        drawn = [*reversed(specific), *reversed(agnostic)]  # the lowest bar first
+        for label, colour, part in (("culture-agnostic", 0, agnostic), ("culture-specific", 1, specific)):
+            if part:
+                places = [drawn.index(one) for one in part]
+                values = [one.value or 0.0 for one in part]
+                axes.barh(places, values, color=PALETTE[colour], height=0.7, label=label)
+        marked = [place for place, one in enumerate(drawn) if one.group in chances]
+        lows, highs = zip(*(one.bounds for one in drawn), strict=True)
+        axes.hlines(range(len(drawn)), lows, highs, color=_GREY, linewidth=1.4)
+        axes.scatter([chances[drawn[place].group] for place in marked], marked, s=90, marker="|", color=PALETTE[3],
+                     linewidths=2, zorder=3, label="random letters")  # fmt: skip
+        axes.set_yticks(range(len(drawn)), [one.group.replace("_", " ") for one in drawn])
         axes.set_xlim(0, 1)
-        style_axes(axes, title="By subject: culture-agnostic, and culture-specific in the other colour", x="accuracy")
+        axes.set_ylim(-0.8, len(drawn) - 0.2)
+        axes.legend(**_LEGEND, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+        style_axes(axes, x="accuracy")
         return figure
 
-    caption = "Whiskers: 95 % intervals. Black marks: what random letters get."
+    caption = "Grey lines: 95 % intervals. Marks: what random letters get."
     return FigureSpec("subjects", "accuracy by subject, with intervals and chance", caption, draw)
 
 
 def letters_figure(given: Mapping[str, int], right: Mapping[str, int]) -> FigureSpec:
-    """How often each letter was given, and how often it is right."""
+    """How often each letter was read, and how often it is right."""
 
     def draw() -> Figure:
         from paperhooks.reports import PALETTE, new_figure, style_axes
 
         figure, (axes,) = new_figure(width=5.0, height=3.0)
         places = range(len(given))
-        axes.bar([place - 0.2 for place in places], list(given.values()), width=0.4, color=PALETTE[0], label="given")
+        axes.bar([place - 0.2 for place in places], list(given.values()), width=0.4, color=PALETTE[0], label="read")
         axes.bar([place + 0.2 for place in places], list(right.values()), width=0.4, color=PALETTE[1], label="right")
         axes.set_xticks(list(places), list(given))
-        axes.legend(frameon=False)
+        axes.legend(**_LEGEND)
         style_axes(axes, title="Letters", x="", y="questions")
         return figure
 
-    return FigureSpec("letters", "letters that were given and letters that are right", "A liking for a letter.", draw)
+    caption = "Letters that could be read, not drawn ones: does the model like a letter more than it is right?"
+    return FigureSpec("letters", "letters that were read and letters that are right", caption, draw)
 
 
 def domains_figure(lines: Sequence[tuple[str, float, float]]) -> FigureSpec:
@@ -71,11 +83,15 @@ def domains_figure(lines: Sequence[tuple[str, float, float]]) -> FigureSpec:
             axes.annotate("", (japanese, place), (english, place), arrowprops=arrow)
             axes.plot([english], [place], "o", color=PALETTE[0])
         axes.set_yticks(range(len(lines)), [name for name, *_ in reversed(lines)])
-        axes.set_xlim(0, 1)
+        values = [value for _, *pair in lines for value in pair]
+        axes.set_xlim(max(0, min(values) - 0.05), min(1, max(values) + 0.05))
         axes.set_ylim(-0.6, len(lines) - 0.4)
         style_axes(axes, title="From English to Japanese", x="accuracy")
         return figure
 
     return FigureSpec(
-        "languages", "accuracy in English and in Japanese by domain", "Dots: English. Tips: Japanese.", draw
+        "languages",
+        "accuracy in English and in Japanese by domain",
+        "Dots: English. Tips of the arrows: Japanese.",
+        draw,
     )

@@ -148,10 +148,10 @@ def _flags(records: Sequence[Record]) -> dict[str, int]:
 
 
 def _letters(records: Sequence[Record]) -> tuple[dict[str, int], dict[str, int]]:
-    """How often each letter was given, and how often it was right, of multiple-choice questions."""
+    """How often each letter was read, and how often it was right, of multiple-choice questions."""
     asked = [record for record in records if _options(record)]
     most = max(map(_options, asked), default=0)
-    given = Counter(str(record.parsed.value) for record in asked if record.parsed.value)
+    given = Counter(str(record.parsed.value) for record in asked if not record.parsed.fallback)
     right = Counter(str(answer) for record in asked if isinstance(answer := record.document.data["answer"], str))
     letters = letters_of([""] * most)
     return {letter: given[letter] for letter in letters}, {letter: right[letter] for letter in letters}
