@@ -131,6 +131,40 @@ def test_faults_of_the_file_come_with_line_and_value(repository: Path, old: str,
         load_registry(file)
 
 
+BENCHMARK = """
+[[plugin]]
+name = "t-exam"
+distribution = "dist-exam"
+repository = "https://example.org/exam"
+kind = "benchmark"
+summary = "Asks."
+hooks = ["evaluation_tasks"]
+hook_api = 1
+status = "experimental"
+
+[plugin.paper]
+title = "An exam"
+authors = "Someone"
+year = 2025
+arxiv = "2501.00001"
+"""
+
+
+def test_a_benchmark_may_have_a_paper_and_needs_none_and_a_toolkit_has_none(repository: Path) -> None:
+    file = repository / "registry.toml"
+    before = file.read_text()
+    for entry in (BENCHMARK, BENCHMARK.partition("[plugin.paper]")[0]):
+        file.write_text(before + entry)
+        assert check_registry(repository) == []
+    file.write_text(before + BENCHMARK.replace('"benchmark"', '"toolkit"'))
+    assert [p.message.partition(";")[0] for p in check_registry(repository)] == [
+        "plugin 't-exam' has the unknown key 'paper'"
+    ]
+    file.write_text(before + BENCHMARK.replace("2501.00001", "25.1"))
+    (problem,) = check_registry(repository)
+    assert "does not have the form" in problem.message
+
+
 @pytest.mark.parametrize(
     ("old", "new", "at", "said"),
     [

@@ -25,7 +25,7 @@ Schema 1::
     parallel = ["ddp", "fsdp2"]                # out of ddp, fsdp2, tp, cp, offload
     shared_work = false                        # any method deals its work out among processes
 
-    # a paper has these too, and of the lines above models to shared_work:
+    # a paper has these too, and of the lines above models to shared_work; a benchmark may have the first two:
     [plugin.paper]                             # title, authors, year, venue, arxiv, code
     [plugin.evidence]                          # summary, command: what was reproduced, and how to rerun it
     [plugin.supports]                          # training, compile, beams, assisted, static_cache, chunked_prefill
@@ -88,6 +88,8 @@ _METHODS: Final = {
     "evidence": Field("table"),
     "supports": Field("table"),
 }
+#: What a benchmark may say.
+_BENCHMARK: Final = {"paper": Field("table", required=False), "evidence": Field("table", required=False)}
 _PAPER: Final = {
     "title": Field("str"),
     "authors": Field("str"),
@@ -203,7 +205,7 @@ def _top_line(text: str, key: str) -> int:
 
 def _check_entry(file: Path, text: str, index: int, table: Mapping[str, Any]) -> list[Problem]:
     where = f"plugin {table.get('name', index + 1)!r}"
-    schema = {**_PLUGIN, **(_METHODS if table.get("kind", "paper") == "paper" else {})}
+    schema = {**_PLUGIN, **{"paper": _METHODS, "benchmark": _BENCHMARK}.get(str(table.get("kind", "paper")), {})}
     faults = [("", key, fault) for key, fault in check_table(table, schema, where)]
     for name, schema in _SUBTABLES.items():
         if isinstance(table.get(name), dict):
