@@ -57,6 +57,7 @@ IN_WHEELS = {
     "cca": ("test_contract.py::TestConcentric", "test_options.py"),
     "evaluation": ("test_commands.py",),
     "hallucination": ("chair/test_metrics.py", "mme/test_metrics.py", "pope/test_metrics.py"),
+    "jmmmu": ("answers/test_parity.py", "data/test_rows.py", "test_algorithm.py"),
     "mathneuro": ("test_options.py", "test_tools.py"),
     "miniplm": ("test_options.py", "test_algorithm.py"),
     "pyramiddrop": ("test_contract.py::TestPreserve", "test_options.py"),

@@ -49,8 +49,14 @@ PLUGIN: Final = PluginInfo(
         title=(
             "JMMMU: A Japanese Massive Multi-discipline Multimodal Understanding Benchmark for Culture-aware Evaluation"
         ),
+        authors="Shota Onohara et al.",
+        year=2025,
+        venue="NAACL 2025",
+        code="EvolvingLMMs-Lab/lmms-eval",
     ),
     hooks="paperhooks_jmmmu.plugin",
+    demo="paperhooks_jmmmu.demo:run",
+    claims="claims.toml",
 )
 
 
