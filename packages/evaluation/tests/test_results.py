@@ -283,6 +283,23 @@ def test_runs_that_were_asked_otherwise_are_refused_unless_that_is_meant(data: P
     assert [(one.name, one.comparable) for one in found.differences] == [(name, False)]
 
 
+@dataclass(frozen=True)
+class Limited(Echo):
+    """With an option of the name that the caller's limit has."""
+
+    max_new_tokens: int = 8
+
+
+@pytest.mark.parametrize(("option", "limit", "said"), [(8, 9, "nothing in a, 9 in b"), (9, None, "8 in a, 9 in b")])
+def test_an_option_does_not_hide_what_the_caller_asked_for(
+    data: Path, tmp_path: Path, option: int, limit: int | None, said: str
+) -> None:
+    quick(right_on(0), None, Limited(), data=data, out=tmp_path / "a")
+    quick(right_on(0), None, Limited(max_new_tokens=option), data=data, out=tmp_path / "b", max_new_tokens=limit)
+    with pytest.raises(DataError, match=f"max_new_tokens: {said}"):
+        compare(tmp_path / "a", tmp_path / "b")
+
+
 def test_what_answers_may_differ_and_is_told(data: Path, tmp_path: Path) -> None:
     quick(CallableBackend(lambda request: "w", name="one"), None, Echo(), data=data, out=tmp_path / "a")
     quick(CallableBackend(lambda request: "v", name="two"), None, Echo(), data=data, out=tmp_path / "b")

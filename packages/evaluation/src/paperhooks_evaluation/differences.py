@@ -48,7 +48,10 @@ def differences(
     """
     pairs = {name: (inputs_a.get(name), inputs_b.get(name)) for name in [*inputs_a, *inputs_b] if name not in _DERIVED}
     options_a, options_b = inputs_a["options"], inputs_b["options"]
-    pairs |= {name: (options_a.get(name), options_b.get(name)) for name in [*options_a, *options_b]}
+    for name in [*options_a, *options_b]:
+        # A limit may be an option of the task, and be replaced by the caller: either may differ.
+        if name not in pairs or pairs[name][0] == pairs[name][1]:
+            pairs[name] = options_a.get(name), options_b.get(name)
     pairs |= further
     found = [
         InputDifference(name, _short(a, b), _short(b, a), name in _COMPARED and name not in further)

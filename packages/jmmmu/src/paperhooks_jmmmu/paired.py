@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from paperhooks.errors import DataError
+from paperhooks.reports import RunFolder
 from paperhooks_evaluation import Comparison, compare
 
 __all__ = ["compare_languages"]
 
 #: What two runs of the two tasks cannot share.
 _LANGUAGE: Final = ("task", "documents", "revision")
-_ENGLISH: Final = "mmmu-paired"
+_TASKS: Final = ["mmmu-paired", "jmmmu"]
 
 
 def compare_languages(
@@ -36,14 +37,13 @@ def compare_languages(
     :param mode: of both runs; without a fallback that draws letters, by a parser that reads both languages, unless
         another is asked for.
     :param out: a folder for a report. :param seed, resamples: of the bootstrap.
-    :raises DataError: the first run is none of the English task, the second is none of another; runs that differ in
-        layout, limit, stop strings, options, model settings that change what is asked, or scoring.
+    :raises DataError: the runs are of other tasks, or of these in the other order; runs that differ in layout, limit,
+        stop strings, options, model settings that change what is asked, or scoring.
     """
-    result = compare(english, japanese, mode=mode, out=out, allow=_LANGUAGE, seed=seed, resamples=resamples)
-    told = {one.name: one for one in result.differences}
-    if "task" not in told or told["task"].a != _ENGLISH:
+    tasks = [RunFolder.open(run, "evaluate").result["inputs"]["task"] for run in (english, japanese)]
+    if tasks != _TASKS:
         raise DataError(
-            f"{english} and {japanese} are runs of {result.task!r}{'' if 'task' not in told else ' and another task'}; "
-            f"give a run of {_ENGLISH!r}, then one of 'jmmmu'"
+            f"{english} is a run of {tasks[0]!r}, {japanese} one of {tasks[1]!r}; give a run of {_TASKS[0]!r}, then "
+            f"one of {_TASKS[1]!r}"
         )
-    return result
+    return compare(english, japanese, mode=mode, out=out, allow=_LANGUAGE, seed=seed, resamples=resamples)
