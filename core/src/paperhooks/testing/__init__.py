@@ -1,4 +1,4 @@
-"""Test tools for plugin authors: :func:`fingerprint`, tiny models, and :class:`MethodContract`.
+"""Test tools for plugin authors: :func:`fingerprint`, tiny models, :class:`MethodContract`, :class:`TaskContract`.
 
 Load the fixtures with ``pytest_plugins = ["paperhooks.testing.fixtures"]``; nothing is loaded without being asked for.
 """
