@@ -178,3 +178,21 @@ def test_messages_on_the_page_of_errors_are_those_of_the_code() -> None:
     source = re.sub(r'"\s*\n\s*f?"', "", "".join(file.read_text(encoding="utf-8") for file in files))
     parts = [part.strip("[] ") for message in messages for part in message.split("...")]
     assert [part for part in parts if part not in source] == []
+
+
+def test_the_task_of_a_page_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8").partition("## A task of your own")[2]
+    module = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)
+    exec("\n".join(FENCE.findall(text)), vars(module))
+    contract = module.TestCapitals()
+    contract.test_a_task_goes_to_another_process()
+    for layout in ("prepend", "text-only"):
+        contract.test_layouts(layout, tmp_path / layout)
+    others = {
+        "test_a_task_goes_to_another_process",
+        "test_layouts",
+        "test_reading_documents_and_replies_loads_no_torch",
+    }
+    for check in sorted({name for name in dir(contract) if name.startswith("test_")} - others):
+        getattr(contract, check)(tmp_path / check)
