@@ -72,6 +72,7 @@ def test_a_picture_that_changed_is_another_question(tmp_path: Path) -> None:
         quick(backend(canned([*second.values()])), None, JmmmuPro(), data=tmp_path / "b", out=tmp_path / "run")
 
 
+@pytest.mark.filterwarnings("ignore:A test tried to use socket")
 def test_a_folder_needs_no_network(
     socket_disabled, japanese: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
