@@ -22,6 +22,8 @@ from .opens import judge_open as judge_open
 from .opens import normalize as normalize
 from .opens import parse_open as parse_open
 from .pro import parse_choice_pro as parse_choice_pro
+from .remembered import choice_once as choice_once
+from .remembered import flags_once as flags_once
 from .robust_choices import NOTHING as NOTHING
 from .robust_choices import OUTSIDE as OUTSIDE
 from .robust_choices import SEVERAL as SEVERAL

@@ -45,7 +45,11 @@ _CUES: Final = {
         """,
 }
 _MEANING: Final = {word.replace("_", " "): kind for kind, words in _CUES.items() for word in words.split()}
-_LONGEST: Final = max(map(len, _MEANING))
+#: The last character of a word to the lengths of the words that end with it, the longest first.
+_LENGTHS: Final = {
+    end: sorted({len(word) for word in _MEANING if word[-1] == end}, reverse=True)
+    for end in {word[-1] for word in _MEANING}
+}
 #: What may stand between a cue and its letter.
 _OPENERS: Final = " \t\n\"'“‘「『(【[<{〈《〔:=→、,-–—~>…_"
 _SUPPOSED: Final = re.compile(r"\b(?:if|suppose|assum(?:e|ing)|whether|unless)\b[^.\n]*$|もし[^。\n]*$")
@@ -72,7 +76,7 @@ def cue_before(text: str) -> int:
 
 def _last_word(text: str) -> str:
     """The longest known word that the text ends with; an English one begins there too."""
-    for length in range(min(_LONGEST, len(text)), 0, -1):
+    for length in _LENGTHS.get(text[-1:], ()):
         word = text[-length:]
         if word in _MEANING and not (word[0].isascii() and word != "n't" and _goes_on(text[:-length])):
             return word

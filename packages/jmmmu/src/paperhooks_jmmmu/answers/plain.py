@@ -19,6 +19,8 @@ _PILE: Final = re.compile("([\u0300-\u036f]{4})[\u0300-\u036f]+")
 _LONGEST: Final = "\ufdfa"
 #: White and coloured squared letters, which NFKC leaves alone.
 _SQUARED: Final = {first + n: chr(65 + n) for first in (0x1F150, 0x1F170) for n in range(26)}
+#: What any of these concern; NFKC makes none of them out of others.
+_RARE: Final = re.compile(f"[\u0300-\u036f{_LONGEST}{''.join(map(chr, _SQUARED))}{_INVISIBLE.pattern[1:]}")
 
 _TAGS: Final = "think|thinking|thought|reasoning"
 _THOUGHT: Final = re.compile(rf"[<\[◁](/?)(?:{_TAGS})[>\]▷]", re.IGNORECASE)
@@ -28,6 +30,8 @@ _END: Final = re.compile(r"</answer>|<\|end_of_box\|>", re.IGNORECASE)
 
 _TEXT: Final = re.compile(r"\\(?:text|math|operatorname)[a-z]{0,6}\s?\{([^{}]*)\}")
 _LINE_BREAK: Final = re.compile(r"<br ?/?>", re.IGNORECASE)
+#: Without any of these there is no markup.
+_MARKS: Final = re.compile(r"[*`$_\\<>#]")
 _MARKUP: Final = re.compile(
     r"[*`$]|__|\\[()\[\] ,;!]|</?(?:b|i|em|strong|u|p|span|div|code|center)>|^[ \t]{0,9}(?:#{1,6}|>)[ \t]{0,9}",
     re.IGNORECASE | re.MULTILINE,
@@ -42,6 +46,8 @@ def plain(text: str) -> str:
     """
     if text.isascii():
         return text
+    if not _RARE.search(text):
+        return unicodedata.normalize("NFKC", text)
     text = unicodedata.normalize("NFKC", _PILE.sub(r"\1", text.replace(_LONGEST, " ")))
     return _INVISIBLE.sub("", text).translate(_SQUARED)
 
@@ -52,7 +58,9 @@ def without_thought(text: str) -> str:
     >>> without_thought("<think>A?</think>B"), without_thought("B<think>or")
     ('B', 'B')
     """
-    tags = list(_THOUGHT.finditer(text)) if "think" in text or "hought" in text or "easoning" in text else []
+    if not ("think" in text or "hought" in text or "easoning" in text):
+        return text
+    tags = list(_THOUGHT.finditer(text))
     closing = max((tag.end() for tag in tags if tag[1]), default=0)
     opening = min((tag.start() for tag in tags if not tag[1] and tag.start() >= closing), default=len(text))
     return text[closing:opening]
@@ -88,6 +96,8 @@ def without_markup(text: str) -> str:
     >>> without_markup("### **$\\\\text{B}$**")
     'B'
     """
+    if not _MARKS.search(text):
+        return text
     if "\\" in text:
         text = _TEXT.sub(r"\1", text)
     if "<" in text:

@@ -87,6 +87,9 @@ _STOPS: Final = ("。", ".", "!", "?")
 _MOST: Final = 150
 
 
+_NONE: Final[frozenset[str]] = frozenset()
+
+
 class _Mention(NamedTuple):
     """Letters that a text names together, and how strongly it states them."""
 
@@ -188,6 +191,10 @@ def _mentions(text: str, pattern: re.Pattern[str]) -> list[_Mention]:
 
 
 def _together(members: Sequence[tuple[str, int]]) -> _Mention:
+    if len(members) == 1:
+        ((letter, strength),) = members
+        only = frozenset((letter,))
+        return _Mention(only, _NONE, strength) if strength >= 0 else _Mention(_NONE, only, strength)
     # "A and B are wrong" denies both; "the answer is A, B is wrong" does not.
     if members[-1][1] < 0 and members[0][1] <= 0:
         members = [(letter, -1) for letter, _ in members]
@@ -237,12 +244,12 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
 
 def _last_stated(mentions: Sequence[_Mention], letters: str) -> _Mention | None:
     """The strongest statement; the last of equal ones, and anything after one of several letters."""
-    best = None
+    best, known = None, frozenset(letters)
     for each in mentions:
         if best and best.strength == WEAK and best.letters <= each.denied:
             best = None
-        weak_and_outside = each.strength == WEAK and not each.letters & set(letters)
-        if each.strength <= 0 or weak_and_outside or (len(each.letters) > 2 and each.letters >= set(letters)):
+        weak_and_outside = each.strength == WEAK and not each.letters & known
+        if each.strength <= 0 or weak_and_outside or (len(each.letters) > 2 and each.letters >= known):
             continue
         if not best or each.strength >= best.strength or len(best.letters) > 1:
             best = each
@@ -291,10 +298,10 @@ class _Words:
 
     def exact(self, text: str) -> str | None:
         """The letter of the option that is the text, up to spaces, case and a copula."""
-        key = _key(text)
-        for each in (key, _key(_SENTENCE_END.sub("", text))):
-            if each and self._keys.count(each) == 1:
-                return chr(ord("A") + self._keys.index(each))
+        sentence = _SENTENCE_END.search(text)
+        for each in (text, text[: sentence.start()]) if sentence else (text,):
+            if (key := _key(each)) and self._keys.count(key) == 1:
+                return chr(ord("A") + self._keys.index(key))
         return None
 
     def owns(self, letter: str, text: str) -> bool:
@@ -309,7 +316,8 @@ class _Words:
 
     def spoken(self, text: str) -> str:
         """The text with a private character in place of each option, the longest first."""
-        return self._pattern.sub(self._symbol, _WIDE_SPACE.sub("", text))
+        text = _WIDE_SPACE.sub("", text) if " " in text or "\t" in text else text
+        return self._pattern.sub(self._symbol, text)
 
     def _symbol(self, found: re.Match[str]) -> str:
         key = _key(found[0])
