@@ -80,16 +80,19 @@ def _clear(out: Path) -> None:
 def _asked(
     context: DemoContext, model: Any, processor: Any, data: Path
 ) -> tuple[dict[str, EvaluationResult], dict[str, Comparison]]:
-    settings: dict[str, dict[str, Any]] = {"own": {}, "blank": {"options": {"pictures": "blank"}}}
+    short = {"max_new_tokens": 2}
+    settings: dict[str, dict[str, Any]] = {
+        "own": {"options": short},
+        "blank": {"options": {**short, "pictures": "blank"}},
+    }
     if METHOD in catalog().method_names():
-        settings[METHOD] = {"methods": [METHOD]}
+        settings[METHOD] = {"options": short, "methods": [METHOD]}
     found, compared = {}, {}
     for name, setting in settings.items():
-        setting = {"options": {}, **setting}
-        setting["options"] = {"max_new_tokens": 2, **setting["options"]}
         found[name] = paperhooks.evaluate(
-            model, processor, "jmmmu", data=data, out=context.out / name, batch_size=8, **setting
-        )
+            model, processor, "jmmmu", data=data, out=context.out / name, batch_size=8,
+            limit=14 if context.quick else None, **setting,
+        )  # fmt: skip
         context.echo(f"{name}: {found[name]}")
         if name != "own":
             compared[name] = paperhooks.compare(

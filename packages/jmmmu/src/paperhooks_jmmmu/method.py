@@ -7,7 +7,7 @@ options ``parser`` and ``fallback`` name the one whose score stands first. An op
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -19,13 +19,13 @@ from paperhooks_jmmmu.algorithm import FALLBACKS, check_fallback, drawn_letters,
 from paperhooks_jmmmu.answers import (
     LetterChoice,
     capped,
+    choice_once,
     judge_open,
     judge_open_robust,
     letters_of,
     parse_choice,
     parse_choice_lmms_mmmu,
     parse_choice_pro,
-    parse_choice_robust,
     parse_open,
     parse_open_mmmu,
     parse_open_robust,
@@ -148,8 +148,8 @@ class Exam(Task):
             found = self.official_open(reply) if parser == "official" else parse_open_robust(reply)
             return Parsed(found, parser, fallback=set(found) <= {""})  # the published code reads no reply as ""
         options = document.data["options"]
-        read: Callable[..., LetterChoice] = self.official_choice if parser == "official" else parse_choice_robust
-        letter, rule = read(reply, options)
+        once = choice_once(reply, tuple(options)) if parser == "robust" else self.official_choice(reply, options)
+        letter, rule = once
         if letter is not None:
             return Parsed(letter, rule)
         fallback = _fallback(mode)
@@ -186,7 +186,7 @@ class Exam(Task):
 
     def aggregate(self, records: Sequence[Record], mode: str) -> Summary:
         """The published figures to the digit, and what stands behind them (see :mod:`paperhooks_jmmmu.summary`)."""
-        return summarise(records, self.metric, self.edition)
+        return summarise(records, self.metric, self.edition, official=_parser(mode) == "official")
 
     def leaderboard(self, summary: Summary) -> Mapping[str, Any] | None:
         """The row of JMMMU's table."""

@@ -14,7 +14,7 @@ from paperhooks.reports import Table, mean_interval
 from paperhooks_evaluation import FigureSpec, Metric, Record, Summary, grouped
 
 from paperhooks_jmmmu.algorithm import chance, expected_credit, luck, rounded_accuracy, weighted_accuracy
-from paperhooks_jmmmu.answers import NOTHING, OUTSIDE, SEVERAL, letters_of, parse_choice_robust, reply_flags
+from paperhooks_jmmmu.answers import NOTHING, OUTSIDE, SEVERAL, choice_once, flags_once, letters_of
 from paperhooks_jmmmu.controls import frequent_letter
 from paperhooks_jmmmu.data import CHOICE, SUBJECTS, Edition
 from paperhooks_jmmmu.figures import letters_figure, subjects_figure
@@ -22,12 +22,16 @@ from paperhooks_jmmmu.figures import letters_figure, subjects_figure
 __all__ = ["summarise"]
 
 _PUBLISHED: Final = ("subject", "domain", "subset")
+#: How many replies a table shows, and how much of each.
+_SHOWN: Final = 30
+_SHOWN_LETTERS: Final = 80
 
 
-def summarise(records: Sequence[Record], metric: str, edition: Edition) -> Summary:
+def summarise(records: Sequence[Record], metric: str, edition: Edition, *, official: bool) -> Summary:
     """The figures of one mode, the overall score first.
 
     :param metric: the score's name. :param edition: what the run asks, to tell a part of it from all.
+    :param official: whether the published parser read the replies; those that the robust one reads otherwise are shown.
     """
     groups = grouped(records)
     metrics = [_score(metric, records, "", "")]
@@ -37,13 +41,15 @@ def summarise(records: Sequence[Record], metric: str, edition: Edition) -> Summa
         if grouping in ("", *_PUBLISHED):
             metrics += _behind(members, grouping, group)
     notes = _notes(records, edition)
-    tables = (_table(metrics, metric, groups, records, notes), _unread(records))
+    tables = [_table(metrics, metric, groups, records, notes), _unread(records)]
+    if official:
+        tables.append(_otherwise(records))
     subjects = [one for one in metrics if one.name == metric and one.grouping == "subject"]
     figures: list[FigureSpec] = [letters_figure(*_letters(records))] if _letters(records)[0] else []
     if subjects:
         chances = {one.group: one.value or 0.0 for one in metrics if one.name == "chance" and one.grouping == "subject"}
         figures.insert(0, subjects_figure(subjects, chances))
-    return Summary(metrics, tables, tuple(figures), _extra(records, notes))
+    return Summary(metrics, tuple(tables), tuple(figures), _extra(records, notes))
 
 
 def _score(metric: str, records: Sequence[Record], grouping: str, group: str) -> Metric:
@@ -137,11 +143,26 @@ def _unread(records: Sequence[Record]) -> Table:
     return Table(("reply", "n"), [(name, n) for name, n in counts.items()], caption)
 
 
+def _otherwise(records: Sequence[Record]) -> Table:
+    """Replies to multiple-choice questions of which the robust parser makes another letter, the first of them."""
+    rows = []
+    for record in filter(_options, records):
+        letter = None if record.parsed.fallback else record.parsed.value
+        robust = choice_once(record.response, tuple(record.document.data["options"])).letter
+        if robust != letter:
+            reply = " ".join(record.response[:_SHOWN_LETTERS].split())
+            right = "".join(record.document.data["answer"])  # one letter, or a list of which any is right
+            rows.append((record.document.id, reply, letter or "", robust or "", right))
+    caption = f"Replies that the two parsers read as different letters, none in an empty cell: {len(rows)}"
+    caption += f"; the first {_SHOWN}." if len(rows) > _SHOWN else "."
+    return Table(("question", "reply", "official", "robust", "right"), rows[:_SHOWN], caption)
+
+
 def _flags(records: Sequence[Record]) -> dict[str, int]:
-    counts = Counter(flag for record in records for flag in reply_flags(record.response))
+    counts = Counter(flag for record in records for flag in flags_once(record.response))
     for record in records:
         if record.parsed.fallback and _options(record):
-            rule = parse_choice_robust(record.response, record.document.data["options"]).rule
+            rule = choice_once(record.response, tuple(record.document.data["options"])).rule
             counts[{SEVERAL: "several", OUTSIDE: "outside", NOTHING: "no letter"}.get(rule, "robust reads it")] += 1
     names = ("empty", "refusal", "several", "outside", "looping", "too_long", "no letter", "robust reads it")
     return {name: counts[name] for name in names}
