@@ -35,6 +35,7 @@ FALLBACK: Final = "fallback"
 #: Hiragana, katakana and the common kanji; neither 々 nor half-width kana nor any punctuation.
 _JAPANESE: Final = "\u3040-\u30ff\u4e00-\u9fff"
 _BETWEEN: Final = re.compile(f"(?<=[{_JAPANESE}])[A-Z](?=[{_JAPANESE}])")
+_SPACED: Final = {x: f"{x} " for x in ascii_uppercase}
 #: An option's own words count only in a reply of more tokens than this.
 _FEW_TOKENS: Final = 5
 
@@ -67,7 +68,7 @@ def bracket(text: str, letters: str) -> list[str]:
 
 def space(text: str, letters: str) -> list[str]:
     """Letters with a space behind them, at the end of a word too."""
-    return [x for x in letters if f"{x} " in text]
+    return [x for x in letters if _SPACED[x] in text]
 
 
 def between_japanese(text: str, letters: str) -> list[str]:
@@ -95,6 +96,9 @@ def parse_choice(response: str, options: Sequence[str]) -> LetterChoice:
     >>> parse_choice("Bです。", ["能面", "浮世絵"])
     LetterChoice(letter=None, rule='fallback')
     """
+    letters = letters_of(options)
+    if len(response) == 1 and response in letters:
+        return LetterChoice(response, space.__name__)  # what the rules come to, for the most common reply
     return first_rule(response, options, MARKS, _RULES)
 
 
@@ -104,8 +108,9 @@ def first_rule(response: str, options: Sequence[str], marks: str, rules: Sequenc
     Of several letters the one whose needle stands furthest right: ``(X)`` for ``bracket``, ``X`` between two spaces for
     other rules; a needle that is not there counts as before the beginning, and the earliest letter wins a tie.
     """
-    for mark in marks:
-        response = response.strip(mark)
+    if response[:1] in marks or response[-1:] in marks:
+        for mark in marks:
+            response = response.strip(mark)
     text = f" {response} "
     letters = letters_of(options)
     for rule in rules:

@@ -45,13 +45,14 @@ _STATED: Final = re.compile(
 #: A letter and a text, which may be its option.
 _OWN_OPTION: Final = re.compile(r"\s*[(（]?([A-Z])(?:[.:：．、)）]\s?| )(.*\S)\s*")
 
-#: A letter that is a word of its own: not in a word, a number, A-type, A社 or Aタイプ.
+#: A letter that is a word of its own: not in a word, a number, A-type, A社 or Aタイプ. What may not stand before it is
+#: looked at behind it, since a search for a letter is fast.
 _LETTER: Final = re.compile(
-    r"(?<![A-Za-z0-9_\\])(?<![A-Za-z0-9]['’-])(?<![a-z0-9]/)([A-Z])"
+    r"([A-Z])(?<![A-Za-z0-9_\\].)(?<![A-Za-z0-9]['’-].)(?<![a-z0-9]/.)"
     r"(?![A-Za-z0-9_^]|['’][A-Za-z]|-[A-Za-z0-9]|/[a-z0-9]|[ァ-ヶー々]|(?![正最適選以番案])[一-龥])"
 )
 _SMALL_LETTER: Final = re.compile(
-    r"(?<![A-Za-z0-9_'’/.\\-])([a-z])(?=[)\]:。、」』】]|\.(?!\w)|\s*$|です|だ|である|\s*\n)"
+    r"([a-z])(?<![A-Za-z0-9_'’/.\\-].)(?=[)\]:。、」』】]|\.(?!\w)|\s*$|です|だ|である|\s*\n)"
 )
 _SYMBOL: Final = re.compile("([\ue000-\ue019])")
 #: Behind "A" and "I": the article of a noun, or the pronoun of a verb.
@@ -77,6 +78,8 @@ _ALNUM: Final = re.compile(r"[A-Za-z0-9]")
 #: What the comparison of an option with a text passes over, everywhere and at both ends.
 _NO_MATTER: Final = re.compile(r"[\s\"'“”‘’「」『』【】*_]+|,(?=\d{3})")
 _ENDS: Final = "()[]{}<>.,、。:;!?…–—=→"
+#: The first character that it does not pass over.
+_FIRST: Final = re.compile(rf"[\s\"'“”‘’「」『』【】*_{re.escape(_ENDS)}]*+(.)")
 #: Behind an option that is the whole reply.
 _SENTENCE_END: Final = re.compile(rf"(?:{_COPULA})[。.]?$")
 _FIRST_SYMBOL: Final = 0xE000
@@ -107,6 +110,8 @@ def parse_choice_robust(response: str, options: Sequence[str]) -> LetterChoice:
     LetterChoice(letter=None, rule='several')
     """
     letters = letters_of(options)
+    if len(response) == 1 and response in letters:
+        return LetterChoice(response, "letter")
     if (found := _WHOLE.fullmatch(response) or _STATED.fullmatch(response)) and found[1].isascii():
         return _in_range(found[1].upper(), letters, "letter")
     found = _OWN_OPTION.fullmatch(response)
@@ -133,13 +138,15 @@ def _read(text: str, letters: str, options: tuple[str, ...]) -> LetterChoice:
     if letter := words.exact(text):
         return LetterChoice(letter, "option")
     mentions = _mentions(text, _LETTER) or _mentions(text, _SMALL_LETTER)
-    stated = _last_stated(mentions, letters)
+    stated = _last_stated(mentions, letters) if mentions else None
     if not stated or stated.strength < STRONG:
-        leading = _leading(text, mentions, letters)
+        leading = _leading(text, mentions, letters) if mentions else None
         if leading and words.owns(leading, text):
             return LetterChoice(leading, "leading")
         spoken = words.spoken(text)
         told = _mentions(spoken, _SYMBOL)
+        if not told and not mentions:
+            return LetterChoice(None, NOTHING)
         by_words = _last_stated(told, letters)
         if by_words and (not stated or by_words.strength > stated.strength):
             return _settled(by_words, letters, "option statement")
@@ -267,7 +274,7 @@ def _only(mentions: Sequence[_Mention], letters: str) -> str | None:
 def _leading(text: str, mentions: Sequence[_Mention], letters: str) -> str | None:
     """The letter that a reply begins with, unless more lines begin with others."""
     found = _LEADING.match(text)
-    if not found or found[1] not in letters or not mentions:
+    if not found or found[1] not in letters:
         return None
     if mentions[0].letters != {found[1]}:
         return None
@@ -288,6 +295,7 @@ class _Words:
     def __init__(self, options: tuple[str, ...]) -> None:
         self._words = [_WIDE_SPACE.sub("", without_markup(plain(option))).strip() for option in options]
         self._keys = [_key(word) for word in self._words]
+        self._firsts = {key[0] for key in self._keys if key}
         self._letters = {chr(ord("A") + n): word for n, word in enumerate(self._words) if _ONE_LETTER.fullmatch(word)}
 
     @staticmethod
@@ -298,6 +306,9 @@ class _Words:
 
     def exact(self, text: str) -> str | None:
         """The letter of the option that is the text, up to spaces, case and a copula."""
+        first = _FIRST.match(text)
+        if not first or first[1].casefold()[0] not in self._firsts:
+            return None
         sentence = _SENTENCE_END.search(text)
         for each in (text, text[: sentence.start()]) if sentence else (text,):
             if (key := _key(each)) and self._keys.count(key) == 1:
