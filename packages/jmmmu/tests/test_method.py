@@ -261,13 +261,11 @@ quick(backend(json.loads(Path(replies).read_text())), None, Jmmmu(), data=data, 
 """
 
 
-@pytest.mark.parametrize("hash_seed", ["1", "77"])
-def test_the_hash_seed_makes_no_difference(
-    japanese: Path, replies: dict[str, str], run: Path, tmp_path: Path, hash_seed: str
-) -> None:
+def test_the_hash_seed_makes_no_difference(japanese: Path, replies: dict[str, str], run: Path, tmp_path: Path) -> None:
     (tmp_path / "replies.json").write_text(json.dumps(replies))
     words = (japanese, tmp_path / "run", tmp_path / "replies.json")
-    run_python("-c", PROGRAM, *words, environment={"PYTHONHASHSEED": hash_seed}, cwd=Path(__file__).parent)
+    # This process has another one, drawn at its start.
+    run_python("-c", PROGRAM, *words, environment={"PYTHONHASHSEED": "77"}, cwd=Path(__file__).parent)
     text = (tmp_path / "run" / "results.json").read_text()
     lines = [line for line in text.splitlines() if '"date"' not in line and '"total_evaluation_time' not in line]
     before = (run / "results.json").read_text().splitlines()
