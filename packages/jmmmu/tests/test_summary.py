@@ -129,6 +129,13 @@ def test_the_row_of_a_part_lacks_columns() -> None:
     }  # fmt: skip
 
 
+def test_other_questions_give_no_row_of_the_table() -> None:
+    records = [record(Jmmmu(), choice("validation_Design_1"), "A", "official-wrong")]
+    for task in (Jmmmu(rotation=1), Jmmmu(pictures="blank"), Jmmmu(pictures="shuffled")):
+        assert task.leaderboard(task.aggregate(records, "official-wrong")) is None
+    assert MmmuPaired().leaderboard(MmmuPaired().aggregate(records, "official-wrong")) == {"CA (EN)": 100.0}
+
+
 # -- behind the score --------------------------------------------------------------------------------------------------
 
 

@@ -189,8 +189,9 @@ class Exam(Task):
         return summarise(records, self.metric, self.edition, official=_parser(mode) == "official")
 
     def leaderboard(self, summary: Summary) -> Mapping[str, Any] | None:
-        """The row of JMMMU's table."""
-        return leaderboard_row(summary, self.metric)
+        """The row of JMMMU's table; None of a control, which asks something else."""
+        control = self.rotation or self.pictures != "own"
+        return None if control else leaderboard_row(summary, self.metric)
 
 
 @dataclass(frozen=True)
@@ -271,6 +272,11 @@ class MmmuPaired(Exam):
     def official_open(self, response: str) -> list[Any]:
         """What the reply to an open question means, as MMMU's own code reads it."""
         return parse_open_mmmu(response)
+
+    def leaderboard(self, summary: Summary) -> Mapping[str, Any] | None:
+        """The one column of JMMMU's table that is about the English questions."""
+        row = super().leaderboard(summary)
+        return None if row is None else {"CA (EN)": row["CA"]}
 
 
 def _parser(mode: str) -> str:
