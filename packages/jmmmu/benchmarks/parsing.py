@@ -1,8 +1,8 @@
 """Both parsers of multiple-choice replies against the one that lmms-eval installs, on the same replies.
 
 The replies are those of a model that was asked for the letter alone: of 100, 70 are a bare letter, 14 a letter in other
-clothes or with its option, 9 a sentence that states it, 4 a reply that explains itself, 3 a refusal. The three sides run
-in turn; lmms-eval's is there where its Python runs this script, and left out elsewhere.
+clothes or with its option, 9 a sentence that states it, 4 a reply that explains itself, 3 a refusal. The sides run in
+turn; lmms-eval's is there where its Python runs this script, and left out elsewhere.
 
     python packages/jmmmu/benchmarks/parsing.py [--quick] [--rounds N]
 

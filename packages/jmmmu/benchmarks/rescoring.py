@@ -54,7 +54,8 @@ RESUME: Final = (
     f"{MODEL_ALONE}paperhooks.evaluate(backend, None, 'jmmmu', data=sys.argv[2], out=sys.argv[1], **options)"
 )
 REPLAYED: Final = (
-    f"{IMPORTS}from paperhooks.generation import ReplayBackend\npaperhooks.evaluate(ReplayBackend(sys.argv[4]), None, 'jmmmu', data=sys.argv[2], out=sys.argv[1], "
+    f"{IMPORTS}from paperhooks.generation import ReplayBackend\n"
+    "paperhooks.evaluate(ReplayBackend(sys.argv[4]), None, 'jmmmu', data=sys.argv[2], out=sys.argv[1], "
     "limit=int(sys.argv[3]), report=False)"
 )
 LOADED: Final = "\nprint(json.dumps([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules]))"
