@@ -31,7 +31,7 @@ class Shapes(Task):
     def documents(self, source: str | None) -> Sequence[Document]:
         """The questions, as plain data."""
         questions = question_set("test", self.count)
-        return [Document(f"q{n}", one.kind, {"answer": one.answer}) for n, one in enumerate(questions)]
+        return [Document(f"q{n}", {"kind": one.kind}, {"answer": one.answer}) for n, one in enumerate(questions)]
 
     def request(self, document: Document) -> Request:
         """The picture and the question."""

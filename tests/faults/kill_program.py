@@ -52,7 +52,7 @@ class Echo(Task):
     modes = ("official",)
 
     def documents(self, source: str) -> list[Document]:
-        return [Document(f"d{i}", "even" if i % 2 else "odd", {"n": i}) for i in range(48)]
+        return [Document(f"d{i}", {"kind": "even" if i % 2 else "odd"}, {"n": i}) for i in range(48)]
 
     def request(self, document: Document) -> Request:
         return Request(messages=[{"role": "user", "content": [{"type": "text", "text": str(document.data["n"])}]}])

@@ -123,7 +123,7 @@ def test_one_long_row_does_not_make_a_long_batch() -> None:
         modes = ("official",)
 
         def documents(self, source: str) -> list[Any]:
-            return [Document(f"d{i}", "", {"n": 2000 if i == 30 else 9}) for i in range(64)]
+            return [Document(f"d{i}", {}, {"n": 2000 if i == 30 else 9}) for i in range(64)]
 
         def request(self, document: Any) -> Any:
             text = {"type": "text", "text": "a" * document.data["n"]}

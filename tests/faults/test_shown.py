@@ -39,7 +39,7 @@ def test_scores_are_harmless_in_a_spreadsheet_and_are_compared_as_they_are(tmp_p
         def documents(self, source: str) -> list[Any]:
             from paperhooks_evaluation import Document
 
-            return [Document(f"={i}+cmd", "@group", {"n": i}) for i in range(4)]
+            return [Document(f"={i}+cmd", {"kind": "@group"}, {"n": i}) for i in range(4)]
 
     for name in ("a", "b"):
         backend = CallableBackend(lambda request: "=cmd()")

@@ -47,7 +47,7 @@ class Echo(paperhooks.Task):
     modes = ("official",)
 
     def documents(self, source: str) -> list[Any]:
-        return [Document(f"d{i}", "", {"n": i}) for i in range(4)]
+        return [Document(f"d{i}", {}, {"n": i}) for i in range(4)]
 
     def request(self, document: Any) -> Any:
         return Request(messages=[{"role": "user", "content": [{"type": "text", "text": document.id}]}])
