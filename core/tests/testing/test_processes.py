@@ -233,8 +233,8 @@ def test_a_pool_keeps_its_processes_until_a_call_fails() -> None:
 def test_a_pool_that_hangs_says_where_its_ranks_stand() -> None:
     with RankPool(count=2) as pool:
         pid = pool.run(where)[0][0]
-        with pytest.raises(ChildError, match=r"had not ended after 2 s") as caught:
-            pool.run(waiting, limit=2)
+        with pytest.raises(ChildError, match=r"had not ended after 6 s") as caught:
+            pool.run(waiting, limit=6)
     assert "in waiting" in str(caught.value)
     assert "barrier" in str(caught.value)
     assert gone(pid)
