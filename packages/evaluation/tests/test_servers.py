@@ -47,6 +47,19 @@ def data(tmp_path: Path) -> Path:
 
 
 @contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A server on this machine: host and port."""
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=listener.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{listener.server_port}"
+    finally:
+        listener.shutdown()
+        thread.join()
+
+
+@contextmanager
 def serving(answer: Answer) -> Iterator[tuple[str, list[Any]]]:
     """A server; ``answer`` gives status, type and body for a question, or None: the connection is cut."""
     seen: list[Any] = []
@@ -69,14 +82,8 @@ def serving(answer: Answer) -> Iterator[tuple[str, list[Any]]]:
         def log_message(self, *args: Any) -> None:
             pass
 
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=listener.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{listener.server_port}/v1", seen
-    finally:
-        listener.shutdown()
-        thread.join()
+    with listening(Handler) as place:
+        yield f"{place}/v1", seen
 
 
 def choice(message: Any, finish: str = "stop") -> tuple[int, str, bytes]:
@@ -236,14 +243,8 @@ def limiting(known: str, refusal: str, status: int = 400) -> Iterator[tuple[str,
         def log_message(self, *args: Any) -> None:
             pass
 
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=listener.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{listener.server_port}/v1", seen
-    finally:
-        listener.shutdown()
-        thread.join()
+    with listening(Handler) as place:
+        yield f"{place}/v1", seen
 
 
 class Limited(Told):

@@ -19,6 +19,7 @@ from .task import Task as Task
 from .task import available_tasks as available_tasks
 from .task import grouped as grouped
 from .task import load_task as load_task
+from .task import mean_metric as mean_metric
 from .task import mean_metrics as mean_metrics
 
 __version__: str

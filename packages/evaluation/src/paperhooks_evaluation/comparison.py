@@ -17,6 +17,7 @@ from paperhooks_evaluation.differences import InputDifference, check_allowed, di
 from paperhooks_evaluation.plan import COLUMNS
 from paperhooks_evaluation.result_files import checked_file, open_evaluation, read_scores
 from paperhooks_evaluation.samples import document_hash, read_documents
+from paperhooks_evaluation.task import part_text
 
 __all__ = ["Comparison", "PairedDifference", "compare"]
 
@@ -47,7 +48,7 @@ class PairedDifference:
     @property
     def part(self) -> str:
         """The part of the data in one text: ``"subset=CA"``, or ``""`` for all."""
-        return f"{self.grouping}={self.group}" if self.grouping else self.group
+        return part_text(self.grouping, self.group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,16 +220,13 @@ def _metrics(
     a: Mapping[str, Any], b: Mapping[str, Any], mode: str, metric: str | None
 ) -> list[tuple[str, str, float | None, float | None]]:
     found_a, found_b = (
-        {(one["name"], _part(one)): one["value"] for one in block["modes"][mode]["metrics"]} for block in (a, b)
+        {(one["name"], part_text(one["grouping"], one["group"])): one["value"] for one in lines}
+        for lines in (block["modes"][mode]["metrics"] for block in (a, b))
     )
     names = {name for name, _ in found_a}
     if metric is not None and metric not in names:
         raise DataError(f"the runs have no metric {metric!r}; {did_you_mean(metric, names)}")
     return [(*key, found_a[key], found_b.get(key)) for key in found_a if metric in (None, key[0])]
-
-
-def _part(metric: Mapping[str, Any]) -> str:
-    return f"{metric['grouping']}={metric['group']}" if metric["grouping"] else str(metric["group"])
 
 
 def _write(run: RunFolder, a: _Scored, b: _Scored, result: Comparison, seed: int, resamples: int) -> None:

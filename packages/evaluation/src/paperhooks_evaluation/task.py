@@ -34,7 +34,9 @@ __all__ = [
     "available_tasks",
     "grouped",
     "load_task",
+    "mean_metric",
     "mean_metrics",
+    "part_text",
 ]
 
 
@@ -81,6 +83,11 @@ class Record:
     truncated: bool = False
 
 
+def part_text(grouping: str, group: str) -> str:
+    """``"subset=CA"``; the group alone, or ``""`` for all, without a grouping."""
+    return f"{grouping}={group}" if grouping else group
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """A figure with what is needed to judge it.
@@ -108,7 +115,7 @@ class Metric:
     @property
     def part(self) -> str:
         """The part of the data in one text: ``"subset=CA"``, or ``""`` for all."""
-        return f"{self.grouping}={self.group}" if self.grouping else self.group
+        return part_text(self.grouping, self.group)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -229,9 +236,9 @@ def mean_metrics(name: str, records: Sequence[Record]) -> list[Metric]:
     Groupings in the order in which they first occur, their groups in alphabetical order. Wilson's interval where all
     scores are 0 or 1, the normal one otherwise; None and n = 0 without records.
     """
-    metrics = [_mean_metric(name, [record.score for record in records])]
+    metrics = [mean_metric(name, [record.score for record in records])]
     for (grouping, group), members in grouped(records).items():
-        metrics.append(_mean_metric(name, [record.score for record in members], group, grouping))
+        metrics.append(mean_metric(name, [record.score for record in members], group, grouping))
     return metrics
 
 
@@ -244,7 +251,8 @@ def grouped(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
     return {(grouping, group): groups[group] for grouping, groups in found.items() for group in sorted(groups)}
 
 
-def _mean_metric(name: str, scores: Sequence[float], group: str = "", grouping: str = "") -> Metric:
+def mean_metric(name: str, scores: Sequence[float], group: str = "", grouping: str = "") -> Metric:
+    """The mean of scores with its 95 % interval, as in :func:`mean_metrics`."""
     if not scores:
         return Metric(name, None, 0, group=group, grouping=grouping)
     low, high = mean_interval(scores)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
-from paperhooks.reports import Table, mean_interval
-from paperhooks_evaluation import FigureSpec, Metric, Record, Summary, grouped
+from paperhooks.reports import Table
+from paperhooks_evaluation import FigureSpec, Metric, Record, Summary, grouped, mean_metric
 
 from paperhooks_jmmmu.algorithm import chance, expected_credit, luck, rounded_accuracy, weighted_accuracy
 from paperhooks_jmmmu.answers import NOTHING, OUTSIDE, SEVERAL, choice_once, flags_once, letters_of
@@ -55,7 +56,7 @@ def summarise(records: Sequence[Record], metric: str, edition: Edition, *, offic
 def _score(metric: str, records: Sequence[Record], grouping: str, group: str) -> Metric:
     """The score of a group: subjects and domains rounded, subsets and the whole from rounded subjects, as published."""
     value = _published(records, grouping, lambda record: record.score)
-    return _metric(metric, value, [record.score for record in records], grouping, group)
+    return replace(mean_metric(metric, [record.score for record in records], group, grouping), value=value)
 
 
 def _published(records: Sequence[Record], grouping: str, worth: Callable[[Record], float]) -> float | None:
@@ -67,23 +68,14 @@ def _published(records: Sequence[Record], grouping: str, worth: Callable[[Record
     return rounded_accuracy(sum(map(worth, records)), len(records))
 
 
-def _metric(name: str, value: float | None, scores: Sequence[float], grouping: str, group: str) -> Metric:
-    if not scores:
-        return Metric(name, None, 0, group=group, grouping=grouping)
-    low, high = mean_interval(scores)
-    kind = "wilson" if all(score in (0, 1) for score in scores) else "normal"
-    return Metric(name, value, len(scores), low, high, group, kind, grouping=grouping)
-
-
 def _behind(records: Sequence[Record], grouping: str, group: str) -> list[Metric]:
     """The share of replies that could not be read, and what the score would be with other letters in their place."""
     unread = [float(record.parsed.fallback) for record in records]
     wrong = _published(records, grouping, lambda record: 0.0 if record.parsed.fallback else record.score)
     expected = _published(records, grouping, _expected)
     figures = {"acc_if_wrong": wrong, "acc_if_expected": expected, "chance": chance(map(_options, records))}
-    share = _metric("unread", sum(unread) / len(unread), unread, grouping, group)
     return [
-        Metric(share.name, share.value, share.n, share.low, share.high, group, share.interval, 1.0, False, grouping),
+        replace(mean_metric("unread", unread, group, grouping), higher_is_better=False),
         *(Metric(name, value, len(records), group=group, grouping=grouping) for name, value in figures.items()),
     ]
 
