@@ -41,16 +41,20 @@ def summarise(records: Sequence[Record], metric: str, edition: Edition, *, offic
     for (grouping, group), members in {("", ""): list(records), **groups}.items():
         if grouping in ("", *_PUBLISHED):
             metrics += _behind(members, grouping, group)
-    notes = _notes(records, edition)
-    tables = [_table(metrics, metric, groups, records, notes), _unread(records)]
+    notes, flags, (given, right) = _notes(records, edition), _flags(records), _letters(records)
+    tables = [_table(metrics, metric, groups, records, notes), _unread(flags)]
     if official:
         tables.append(_otherwise(records))
     subjects = [one for one in metrics if one.name == metric and one.grouping == "subject"]
-    figures: list[FigureSpec] = [letters_figure(*_letters(records))] if _letters(records)[0] else []
+    figures: list[FigureSpec] = [letters_figure(given, right)] if given else []
     if subjects:
         chances = {one.group: one.value or 0.0 for one in metrics if one.name == "chance" and one.grouping == "subject"}
         figures.insert(0, subjects_figure(subjects, chances))
-    return Summary(metrics, tuple(tables), tuple(figures), _extra(records, notes))
+    extra = {
+        "notes": notes, "flags": flags, "rules": _rules(records), "letters": {"given": given, "right": right},
+        "baselines": _baselines(records),
+    }  # fmt: skip
+    return Summary(metrics, tuple(tables), tuple(figures), extra)
 
 
 def _score(metric: str, records: Sequence[Record], grouping: str, group: str) -> Metric:
@@ -129,8 +133,7 @@ def _table(
     return Table(header, rows, " ".join([caption + "questions without their intervals.", *notes]))
 
 
-def _unread(records: Sequence[Record]) -> Table:
-    counts = _flags(records)
+def _unread(counts: Mapping[str, int]) -> Table:
     caption = "Replies by what is odd about them; several: more than one letter, outside: a letter that is no option."
     return Table(("reply", "n"), [(name, n) for name, n in counts.items()], caption)
 
@@ -170,20 +173,15 @@ def _letters(records: Sequence[Record]) -> tuple[dict[str, int], dict[str, int]]
     return {letter: given[letter] for letter in letters}, {letter: right[letter] for letter in letters}
 
 
-def _extra(records: Sequence[Record], notes: Sequence[str]) -> dict[str, Any]:
-    given, right = _letters(records)
-    asked = [record for record in records if _options(record)]
-    answers = [record.document.data["answer"] for record in asked]
+def _rules(records: Sequence[Record]) -> dict[str, int]:
+    return dict(sorted(Counter(record.parsed.rule for record in records).items()))
+
+
+def _baselines(records: Sequence[Record]) -> dict[str, Any]:
+    answers = [record.document.data["answer"] for record in records if _options(record)]
     letter, n = frequent_letter(one for one in answers if isinstance(one, str))
-    rules = Counter(record.parsed.rule for record in records)
     return {
-        "notes": list(notes),
-        "flags": _flags(records),
-        "rules": dict(sorted(rules.items())),
-        "letters": {"given": given, "right": right},
-        "baselines": {
-            "random": chance(map(_options, records)),
-            "most_frequent": {"letter": letter, "accuracy": n / len(records) if records else None},
-            "always_A": sum("A" in one for one in answers) / len(records) if records else None,
-        },
+        "random": chance(map(_options, records)),
+        "most_frequent": {"letter": letter, "accuracy": n / len(records) if records else None},
+        "always_A": sum("A" in one for one in answers) / len(records) if records else None,
     }
