@@ -33,6 +33,12 @@ def gone(pid: int, seconds: float = 20.0) -> bool:
     return False
 
 
+def hurry(monkeypatch: pytest.MonkeyPatch, *notes: Path) -> None:
+    """Let time pass at once when all notes are there: a limit may be long, and no test waits for it."""
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 1000 * all(note.exists() for note in notes))
+
+
 # -- groups ------------------------------------------------------------------------------------------------------------
 
 
@@ -59,8 +65,9 @@ def where() -> list[int]:
     return [os.getpid(), int(total)]
 
 
-def waiting() -> None:
-    """The first rank sleeps; the others wait for it."""
+def waiting(notes: str) -> None:
+    """Each rank says that it is here; the first one sleeps, and the others wait for it."""
+    Path(notes, str(distributed.get_rank())).touch()
     if distributed.get_rank() == 0:
         time.sleep(600)
     distributed.barrier()
@@ -103,8 +110,8 @@ def test_the_rank_that_failed_comes_first_with_its_own_error() -> None:
 
 
 def test_the_rank_that_hangs_is_named_and_shows_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asleep, clock = tmp_path / "asleep", time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: clock() + 1000 * asleep.exists())  # no need to wait so long
+    asleep = tmp_path / "asleep"
+    hurry(monkeypatch, asleep)
     with pytest.raises(ChildError, match=r"^rank 1 of 2 had not ended after 200 s\n") as caught:
         run_ranks(oversleeping, asleep, limit=200)
     assert "in oversleeping" in str(caught.value).partition("rank 1 of 2 said:")[2]
@@ -143,11 +150,16 @@ def test_a_crash_is_named_by_its_signal_and_shows_where() -> None:
     assert "in crash" in str(caught.value)
 
 
-def test_a_process_that_is_late_is_ended_and_shows_where_it_stands() -> None:
-    with Processes(limit=5) as processes:
-        processes.start("-c", "pass", name="quick")
-        slow = processes.start("-c", f"def dream():\n    {SLEEP}\ndream()", name="slow")
-        with pytest.raises(ChildError, match=r"^slow had not ended after 5 s\n\nslow said:") as caught:
+def test_a_process_that_is_late_is_ended_and_shows_where_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = f"import pathlib, sys\ndef dream():\n    pathlib.Path(sys.argv[1]).touch()\n    {SLEEP}\ndream()"
+    with Processes(limit=200) as processes:
+        quick = processes.start("-c", "pass", name="quick")
+        slow = processes.start("-c", code, tmp_path / "asleep", name="slow")
+        quick.process.wait()
+        hurry(monkeypatch, tmp_path / "asleep")
+        with pytest.raises(ChildError, match=r"^slow had not ended after 200 s\n\nslow said:") as caught:
             processes.wait()
     assert "in dream" in str(caught.value)
     assert slow.status == -signal.SIGABRT
@@ -230,11 +242,13 @@ def test_a_pool_keeps_its_processes_until_a_call_fails() -> None:
     assert all(gone(pid) for pid, _ in again)
 
 
-def test_a_pool_that_hangs_says_where_its_ranks_stand() -> None:
+def test_a_pool_that_hangs_says_where_its_ranks_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with RankPool(count=2) as pool:
         pid = pool.run(where)[0][0]
-        with pytest.raises(ChildError, match=r"had not ended after 6 s") as caught:
-            pool.run(waiting, limit=6)
-    assert "in waiting" in str(caught.value)
-    assert "barrier" in str(caught.value)
+        hurry(monkeypatch, tmp_path / "0", tmp_path / "1")
+        with pytest.raises(ChildError, match=r"^rank 0 of 2, rank 1 of 2 had not ended after 200 s\n") as caught:
+            pool.run(waiting, tmp_path, limit=200)
+    first, _, second = str(caught.value).partition("rank 1 of 2 said:")
+    assert "in waiting" in first
+    assert "in waiting" in second
     assert gone(pid)
