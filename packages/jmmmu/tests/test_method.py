@@ -17,7 +17,7 @@ from paperhooks.errors import DataError
 from paperhooks.generation import Request, arrange
 from paperhooks.plugins import import_target
 from paperhooks.testing import run_python
-from paperhooks_evaluation import Document, Task, rescore
+from paperhooks_evaluation import Document, Task, evaluate, rescore
 from paperhooks_jmmmu import Jmmmu, JmmmuPro, JmmmuVerified, MmmuPaired
 from paperhooks_jmmmu.answers import letters_of
 from paperhooks_jmmmu.data import JAPANESE, parse_options, read_questions
@@ -387,6 +387,13 @@ def test_bad_rows_are_left_out_where_that_is_asked_for(tmp_path: Path, caplog: p
     with pytest.raises(DataError, match="validation_Design_30: the answer is 'Z'"):
         quick(backend({}), None, Jmmmu(), data=folder, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    result = quick(backend({good["id"]: "A"}), None, Jmmmu(skip_bad=True), data=folder, out=tmp_path / "run")
+    asked: dict[str, Any] = {"data": folder, "out": tmp_path / "run", "report": True}
+    result = evaluate(backend({good["id"]: "A"}), None, Jmmmu(skip_bad=True), **asked)
     assert result.headline.n == 1
+    note = "Rows with faults were left out (faults: 1): validation_Design_30: the answer is 'Z'"
+    (told,) = result.notes
+    assert told.startswith(note)
+    assert rescore(tmp_path / "run").notes == result.notes
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["paperhooks"]["data"]["notes"] == [told]
+    assert note in (tmp_path / "run" / "report.md").read_text()
     assert "1 faults, rows left out: validation_Design_30: the answer is 'Z'" in caplog.text

@@ -10,6 +10,7 @@ from .harness.folder import export_task as export_task
 from .results import EvaluationResult as EvaluationResult
 from .results import EvaluationRun as EvaluationRun
 from .task import Document as Document
+from .task import DocumentList as DocumentList
 from .task import FigureSpec as FigureSpec
 from .task import Metric as Metric
 from .task import Parsed as Parsed

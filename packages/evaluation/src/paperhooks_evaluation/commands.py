@@ -181,6 +181,8 @@ def tasks(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
 def _show(result: Any) -> None:
     """Print the result; exit code 1 where documents have no score, or no answer says anything."""
     say(str(result))
+    for note in result.notes:
+        say(note)
     if result.first.records and result.first.empty == len(result.first.records):
         say(f"all {result.first.empty} answers are empty; see samples.jsonl in {result.path}", err=True)
         raise typer.Exit(1)

@@ -15,7 +15,7 @@ from paperhooks.info import TaskInfo
 from paperhooks.io import hash_json, plain
 
 from paperhooks_evaluation.scoring import check_modes
-from paperhooks_evaluation.task import Document, Task, load_task
+from paperhooks_evaluation.task import Document, DocumentList, Task, load_task
 
 __all__ = [
     "BATCH_TOKENS",
@@ -76,11 +76,15 @@ class Plan:
         name, loaded = load_task(task, options)
         if not source.strip():
             raise DataError(f"the task {name!r} needs data; name its folder, file or hub data set")
-        documents = checked_documents(name, loaded.documents(source))
+        found = loaded.documents(source)
+        documents = checked_documents(name, found)
+        told = found if isinstance(found, DocumentList) else DocumentList()
         about = {
             "source": source,
             "documents": len(documents),
             "fingerprint": hash_json([[one.id, one.groups, one.data] for one in documents]),
+            "revision": told.revision,
+            "notes": list(told.notes),
         }
         wanted = _of_groups(name, documents, groups)[:limit]
         chosen = check_modes(name, loaded, modes)

@@ -55,7 +55,8 @@ def _opening(run: RunFolder, result: EvaluationResult) -> list[Block]:
         lines.append(f"Tokens: {prompts:,} of prompts, {answers:,} of answers.")
     if result.documents < result.original:
         lines.append(f"A part of the data: {result.documents} of {result.original} documents.")
-    return [Paragraph(" ".join(lines), "note" if result.documents < result.original else "text")]
+    opening = Paragraph(" ".join(lines), "note" if result.documents < result.original else "text")
+    return [opening, *(Paragraph(note, "note") for note in result.notes)]
 
 
 def _mode_blocks(mode: str, found: ModeResult, several: bool) -> list[Block]:

@@ -35,6 +35,7 @@ class EvaluationResult:
     :param answered: how many of those have a response; fewer when some failed, or when other shards are not done.
     :param cost: tokens of all prompts and of all answers, ``{"prompt_tokens": ..., "answer_tokens": ...}``; 0 where the
         backend does not say.
+    :param notes: what the task tells of the data, such as rows that were left out.
     """
 
     task: str
@@ -44,6 +45,7 @@ class EvaluationResult:
     documents: int
     answered: int
     cost: Mapping[str, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     @property
     def first(self) -> ModeResult:

@@ -8,7 +8,7 @@ and scores the same responses, so that a mode can be added, or repaired, without
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Document",
+    "DocumentList",
     "FigureSpec",
     "Metric",
     "Parsed",
@@ -56,6 +57,19 @@ class Document:
     groups: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     place: Mapping[str, Any] = field(default_factory=dict)
+
+
+class DocumentList(list[Document]):
+    """The documents of a source, with what a reader of their scores has to know about it.
+
+    :param notes: sentences for the record and the report, such as which rows were left out.
+    :param revision: the commit of the hub that the data are of; ``""`` for others.
+    """
+
+    def __init__(self, documents: Iterable[Document] = (), notes: Iterable[str] = (), revision: str = "") -> None:
+        super().__init__(documents)
+        self.notes = tuple(notes)
+        self.revision = revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +181,10 @@ class Task:
     scoring_options: ClassVar[tuple[str, ...]] = ()
 
     def documents(self, source: str) -> Sequence[Document]:
-        """The questions in a folder, file or hub name, in a fixed order; raises DataError naming what is wrong."""
+        """The questions in a folder, file or hub name, in a fixed order; raises DataError naming what is wrong.
+
+        A :class:`DocumentList` tells of the data what belongs into the report.
+        """
         raise _missing(self, "documents")
 
     def request(self, document: Document) -> Request:

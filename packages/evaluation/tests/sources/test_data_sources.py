@@ -254,6 +254,13 @@ def test_a_download_of_the_hub_is_read(cache: Path, source: str, options: Any, e
     assert [red(row.places["image"]) for row in rows if row.places] == [int("v2" in expected)] * (rows[0].places != {})
 
 
+def test_the_commit_of_a_download_is_told(cache: Path, tmp_path: Path) -> None:
+    assert DataSource("owner/name").commit == COMMITS["main"]
+    assert DataSource("owner/name@v2:one").commit == COMMITS["v2"]
+    write(tmp_path / "here" / "test-0.parquet", ["a"])
+    assert DataSource(str(tmp_path / "here")).commit == ""
+
+
 def test_what_is_not_downloaded_is_named(cache: Path) -> None:
     for source in ("owner/other", "owner/name@v3"):
         with pytest.raises(DataError, match=rf"{source} is no folder here and its split 'test' cannot be loaded"):

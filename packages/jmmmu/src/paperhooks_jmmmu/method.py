@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 
 from paperhooks.errors import DataError, did_you_mean
 from paperhooks.generation import Request
-from paperhooks_evaluation import Document, Parsed, Record, Summary, Task
+from paperhooks_evaluation import Document, DocumentList, Parsed, Record, Summary, Task
 
 from paperhooks_jmmmu.algorithm import FALLBACKS, check_fallback, drawn_letters, expected_credit, question_letter
 from paperhooks_jmmmu.answers import (
@@ -93,6 +93,8 @@ class Exam(Task):
         for name, value, known in (("parser", self.parser, PARSERS), ("stop", self.stop, tuple(_STOPS))):
             if value not in known:
                 raise DataError(f"{name} = {value!r} is none of {', '.join(map(repr, known))}")
+        if not isinstance(self.skip_bad, bool):
+            raise DataError(f"skip_bad is {self.skip_bad!r}; expected true or false")
         for name, least in (("max_new_tokens", 1), ("rotation", 0), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -113,12 +115,9 @@ class Exam(Task):
 
     def documents(self, source: str) -> Sequence[Document]:
         """The questions, by subject; raises DataError listing all faults of the data."""
-        found = list(
-            read_questions(source, self.edition, revision=self.revision, skip_bad=self.skip_bad).documents
-        )  # fmt: skip
-        if self.pictures == "shuffled":
-            found = shuffled(found)
-        return rotated(found, self.rotation)
+        read = read_questions(source, self.edition, revision=self.revision, skip_bad=self.skip_bad)
+        found = shuffled(read.documents) if self.pictures == "shuffled" else read.documents
+        return DocumentList(rotated(found, self.rotation), read.notes(), read.revision)
 
     def request(self, document: Document) -> Request:
         """The question with its options, its pictures, the instruction."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from paperhooks.errors import DataError
 from paperhooks.io import local_path, read_records
@@ -18,6 +19,8 @@ from paperhooks_evaluation.sources.image_columns import column_names, image_colu
 from paperhooks_evaluation.sources.places import placed_picture
 
 __all__ = ["DataSource", "StoredRow", "holds_tables"]
+
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,12 @@ class DataSource:
                 f"{self.source} is neither a folder or file here nor the name of a hub data set (owner/name)"
             )
         return path if path.is_dir() else path.parent
+
+    @property
+    def commit(self) -> str:
+        """The commit of the hub that the data are of, whatever branch or tag names it; ``""`` for a folder or file."""
+        name = self.folder.name if self.hub else ""  # a download lies in snapshots/COMMIT
+        return name if _COMMIT.fullmatch(name) else ""
 
     def _downloaded(self, hub: HubName) -> Path:
         """The folder with what is wanted: of other configs nothing is downloaded where the README tells them apart."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from paperhooks.errors import DataError, did_you_mean
 from paperhooks.io import read_records
-from paperhooks_evaluation import Document
+from paperhooks_evaluation import Document, DocumentList
 from paperhooks_evaluation.sources import OUTSIDE, DataSource, ImageFolder, holds_tables, raise_faults
 
 from paperhooks_hallucination.checks import no_texts
@@ -20,7 +20,7 @@ __all__ = ["read_questions"]
 _HUB_COLUMNS: Final = ("question_id", "question", "answer", "category")
 
 
-def read_questions(source: str) -> list[Document]:
+def read_questions(source: str) -> DocumentList:
     """All questions of MME's release folder or of a hub data set, grouped by category.
 
     A category is a folder with ``images/`` and ``questions_answers_YN/``, or with images and text files side by side; a
@@ -30,14 +30,15 @@ def read_questions(source: str) -> list[Document]:
         images without two questions.
     """
     faults: list[str] = []
-    rows = _hub_rows(source, faults) if holds_tables(source) else _folder_rows(Path(source), faults)
+    tables = DataSource(source) if holds_tables(source) else None
+    rows = _hub_rows(tables, faults) if tables else _folder_rows(Path(source), faults)
     documents = [document for document in (_document(row, faults) for row in rows) if document is not None]
     asked = Counter(document.data["image"] for document in documents)
     faults += [f"{image}: has {n} readable questions; expected 2" for image, n in asked.items() if n != 2]
     raise_faults(f"the MME data in {source}", faults)
     if not documents:
         raise DataError(f"{source} holds no questions; expected folders such as existence/ with images and .txt files")
-    return documents
+    return DocumentList(documents, revision=tables.commit if tables else "")
 
 
 def _folder_rows(source: Path, faults: list[str]) -> Iterator[dict[str, Any]]:
@@ -88,12 +89,11 @@ def _lines(category: str, file: Path, image_file: Path, faults: list[str]) -> It
         yield {"id": f"{image}/{number}", "category": category, **data}
 
 
-def _hub_rows(source: str, faults: list[str]) -> Iterator[dict[str, Any]]:
+def _hub_rows(data: DataSource, faults: list[str]) -> Iterator[dict[str, Any]]:
     seen: Counter[str] = Counter()
-    data = DataSource(source)
     data.require([*_HUB_COLUMNS, "image"])
     for number, stored in enumerate(data.rows(_HUB_COLUMNS, ["image"])):
-        row, where, place = stored.data, f"{source}, record {number}", stored.places.get("image", {})
+        row, where, place = stored.data, f"{data.source}, record {number}", stored.places.get("image", {})
         wrong = no_texts(where, row, _HUB_COLUMNS) + ([] if place else [f"{where}: has no image"])
         faults += wrong
         if wrong:

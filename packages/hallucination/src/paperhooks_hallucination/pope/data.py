@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from paperhooks.errors import DataError, did_you_mean
 from paperhooks.io import read_records
-from paperhooks_evaluation import Document
+from paperhooks_evaluation import Document, DocumentList
 from paperhooks_evaluation.sources import OUTSIDE, DataSource, ImageFolder, holds_tables, raise_faults
 
 from paperhooks_hallucination.checks import no_texts
@@ -47,7 +47,7 @@ class _Row:
         return f"{self.source}-{self.split}-{self.number}"
 
 
-def read_questions(source: str, images: str = "") -> list[Document]:
+def read_questions(source: str, images: str = "") -> DocumentList:
     """All questions of a folder, a file or a hub data set, grouped by split (``"random"``) and source (``"coco"``).
 
     A folder holds files named ``<source>_pope_<split>.json`` (JSON lines, or another form that
@@ -58,8 +58,9 @@ def read_questions(source: str, images: str = "") -> list[Document]:
     :raises DataError: lists every fault: lines that are no question, labels, splits, double ids, missing images.
     """
     faults: list[str] = []
-    if holds_tables(source):
-        rows = list(_hub_rows(source))
+    tables = DataSource(source) if holds_tables(source) else None
+    if tables:
+        rows = list(_hub_rows(tables))
     else:
         rows = [row for file in _files(Path(source)) for row in _file_rows(file, faults)]
     places = {row.file: _image_folders(row.file, Path(source), images) for row in rows if row.file is not None}
@@ -68,7 +69,8 @@ def read_questions(source: str, images: str = "") -> list[Document]:
     raise_faults(f"the POPE data in {source}", faults)
     if not rows:
         raise DataError(f"{source} holds no questions; expected lines such as those of coco_pope_random.json")
-    return [document for document in documents if document is not None]
+    found = (document for document in documents if document is not None)
+    return DocumentList(found, revision=tables.commit if tables else "")
 
 
 def _files(source: Path) -> list[Path]:
@@ -115,8 +117,7 @@ def _near(folder: Path) -> list[Path]:
     return [path for path in inside if _NAME.fullmatch(path.name) and not path.parent.name.startswith(".")]
 
 
-def _hub_rows(source: str) -> Iterator[_Row]:
-    data = DataSource(source)
+def _hub_rows(data: DataSource) -> Iterator[_Row]:
     data.require([*_HUB_COLUMNS, "image"])
     for number, stored in enumerate(data.rows(_HUB_COLUMNS, ["image"])):
         row, place = stored.data, stored.places.get("image", {})
@@ -124,7 +125,7 @@ def _hub_rows(source: str) -> Iterator[_Row]:
         origin = image.partition("_")[0].lower() if isinstance(image, str) and "_" in image else "hub"
         question = question.strip() if isinstance(question, str) else question
         told = row["question_id"], origin, row["category"], question, row["answer"], image
-        yield _Row(f"{source}, record {number}", *told, place=place)
+        yield _Row(f"{data.source}, record {number}", *told, place=place)
 
 
 def _image_folders(file: Path, source: Path, images: str) -> tuple[ImageFolder, ...]:

@@ -28,6 +28,8 @@ _COLUMNS: Final = ("id", "subject", "question", "options", "answer", "question_t
 _AGNOSTIC: Final = tuple(name for name, subject in SUBJECTS.items() if subject.subset == "CA")
 #: How many faults a message lists before it only counts.
 _LISTED: Final = 100
+#: And how many a report.
+_NOTED: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +68,21 @@ class Questions:
         bytes of every picture of the row, shown or not. ``place`` has the places of these pictures by slot.
     :param dropped: the faults of the rows that were left out.
     :param missing: subject to how many questions fewer than in the whole set there are.
+    :param revision: the commit of the hub that they are of; ``""`` for files here.
     """
 
     documents: Sequence[Document]
     dropped: Sequence[str] = ()
     missing: Mapping[str, int] = field(default_factory=dict)
+    revision: str = ""
+
+    def notes(self) -> list[str]:
+        """What a report on these questions has to say: the rows that were left out."""
+        if not self.dropped:
+            return []
+        first, more = self.dropped[:_NOTED], len(self.dropped) - _NOTED
+        further = f"; and {more} more" if more > 0 else ""
+        return [f"Rows with faults were left out (faults: {len(self.dropped)}): {'; '.join(first)}{further}."]
 
 
 def read_questions(
@@ -89,7 +101,8 @@ def read_questions(
     documents: dict[str, list[Document]] = {name: [] for name in edition.subjects}
     faults: list[str] = []
     seen: dict[str, str] = {}
-    for row in _data_source(source, edition, revision).rows(_COLUMNS, slots, digests=True):
+    data_source = _data_source(source, edition, revision)
+    for row in data_source.rows(_COLUMNS, slots, digests=True):
         name = row.data.get("id")
         called = name if isinstance(name, str) and name else row.where
         found, wrong = _document(row, edition)
@@ -110,7 +123,7 @@ def read_questions(
     _warn_of_odd_placeholders(source, whole, edition)
     counts = Counter({name: len(each) for name, each in documents.items()})
     missing = {name: lack for name in edition.subjects if (lack := SUBJECTS[name].n - counts[name]) > 0}
-    return Questions(whole, tuple(faults), missing)
+    return Questions(whole, tuple(faults), missing, data_source.commit)
 
 
 def _data_source(source: str, edition: Edition, revision: str) -> DataSource:
