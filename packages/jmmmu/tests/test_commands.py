@@ -104,6 +104,38 @@ def test_paired_tells_the_difference_by_domain(cli, japanese: Path, english: Pat
     assert (code, "give a run of 'mmmu-paired', then one of 'jmmmu'" in words(err)) == (1, True)
 
 
+def test_rotations_are_taken_together(cli, japanese: Path, tmp_path: Path) -> None:
+    for number in range(4):
+        task = Jmmmu(rotation=number)
+        replies = {one.id: "A" for one in task.documents(str(japanese))}
+        quick(backend(replies), None, task, data=japanese, out=tmp_path / str(number), groups=["CS"])
+    runs = [str(tmp_path / str(number)) for number in range(4)]
+    code, out, err = cli("jmmmu", "rotations", *runs, "--out", str(tmp_path / "report"))
+    assert code == 0, err
+    assert "right in all rotations 0.0%" in words(out)
+    assert (tmp_path / "report" / "report.html").exists()
+    code, _, err = cli("jmmmu", "rotations", runs[0])
+    assert (code, "expected those of 0 to k - 1" in words(err)) == (1, True)
+
+
+def test_a_harness_is_given_the_task_and_its_replies_come_back(cli, japanese: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    code, out, err = cli("jmmmu", "export", str(japanese), "--to", "lm-eval", "--out", str(folder))
+    assert (code, str(folder) in words(out)) == (0, True), err
+    assert list(folder.rglob("*.yaml"))
+    replies = canned(read_questions(str(japanese), JAPANESE).documents)
+    lines = [json.dumps({"doc": {"id": name}, "resps": [[text]]}) for name, text in replies.items()]
+    (tmp_path / "samples_jmmmu.jsonl").write_text("\n".join(lines))
+    code, out, err = cli("jmmmu", "import", str(tmp_path / "samples_jmmmu.jsonl"), "--data", str(japanese),
+                         "--out", str(tmp_path / "run"))  # fmt: skip
+    own = quick(backend(replies), None, Jmmmu(), data=japanese, out=tmp_path / "own")
+    assert (code, f"{own.headline.value:.1%}" in out) == (0, True), err
+    code, _, err = cli("jmmmu", "export", str(japanese), "--to", "helm", "--out", str(folder))
+    assert (code, "lmms-eval" in err) == (2, True)
+    code, _, err = cli("jmmmu", "import", "x", "--data", "y", "--out", str(tmp_path / "z"), "--task", "mmmu")
+    assert (code, "expected one of jmmmu, jmmmu-verified" in words(err)) == (2, True)
+
+
 def test_the_toolkit_s_commands_know_the_tasks(cli, japanese: Path, tmp_path: Path) -> None:
     offered = {one["name"] for one in json.loads(cli("tasks", "--json")[1])}
     assert {"jmmmu", "jmmmu-verified", "jmmmu-pro", "mmmu-paired"} <= offered

@@ -7,5 +7,6 @@ from .method import JmmmuPro as JmmmuPro
 from .method import JmmmuVerified as JmmmuVerified
 from .method import MmmuPaired as MmmuPaired
 from .paired import compare_languages as compare_languages
+from .rotations import compare_rotations as compare_rotations
 
 __version__: str

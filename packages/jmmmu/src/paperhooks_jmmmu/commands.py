@@ -1,9 +1,9 @@
-"""Commands under ``paperhooks jmmmu``: make-sample, check, paired, controls."""
+"""Commands under ``paperhooks jmmmu``: make-sample, check, controls, rotations, paired, export, import."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import typer
 from paperhooks.cli import say, writable_folder
@@ -22,8 +22,10 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", callback=writable_folde
 def add_commands(app: typer.Typer) -> None:
     """Register this module's commands."""
     group = typer.Typer(help="JMMMU: synthetic data, checks, controls, languages in pairs.", no_args_is_help=True)
-    for name, command in (("make-sample", make), ("check", check), ("paired", paired), ("controls", controls)):
-        group.command(name)(command)
+    group.command("make-sample")(make)
+    for command in (check, controls, rotations, paired, export):
+        group.command()(command)
+    group.command("import")(replay)
     app.add_typer(group, name="jmmmu")
 
 
@@ -84,9 +86,53 @@ def controls(data: Data, task: Edition = "jmmmu", seed: Annotated[int, typer.Opt
         say(f"{name}: {value:.2%}")
 
 
+def rotations(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of all rotations, in any order.")],
+    mode: Annotated[str, typer.Option("--mode", help="Way of reading all.")] = "robust-wrong",
+    out: Out = None,
+) -> None:
+    """Take runs of all rotations together: mean accuracy, questions right in every one, letter bias."""
+    from paperhooks_jmmmu.rotations import compare_rotations
+
+    say(str(compare_rotations(runs, mode=mode, out=out)))
+    if out is not None:
+        say(f"report: {out / 'report.html'}")
+
+
+def export(
+    data: Data,
+    to: Annotated[Literal["lm-eval", "lmms-eval"], typer.Option("--to", help="The harness that is to run it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", callback=writable_folder, help="Folder for its --include_path.")],
+    task: Edition = "jmmmu",
+) -> None:
+    """Write a folder by which lm-eval or lmms-eval runs the task; with options: paperhooks export TASK."""
+    from paperhooks_evaluation import export_task
+
+    say(str(export_task(_known(task), data=data, to=to, out=out)))
+
+
+def replay(
+    replies: Annotated[list[Path], typer.Argument(help="Files or folders of lm-eval, lmms-eval or a run.")],
+    data: Annotated[str, typer.Option("--data", help="Folder, file or hub name of the data.")],
+    out: Annotated[Path, typer.Option("--out", "-o", callback=writable_folder, help="Run folder.")],
+    task: Edition = "jmmmu",
+    model: Annotated[str, typer.Option("--model", help="What gave the replies, for the record.")] = "",
+) -> None:
+    """Score replies of a harness in all modes; with options: paperhooks evaluate MODEL TASK --replay FILE."""
+    from paperhooks.generation import ReplayBackend
+    from paperhooks_evaluation import evaluate
+
+    name = _known(task)
+    say(str(evaluate(ReplayBackend(*replies, model=model), None, name, data=data, out=out)))
+
+
+def _known(task: str) -> str:
+    if task not in _EDITIONS:
+        raise typer.BadParameter(f"--task is {task!r}; expected one of {', '.join(_EDITIONS)}")
+    return task
+
+
 def _questions(data: str, task: str, revision: str) -> Questions:
     from paperhooks_jmmmu import data as room
 
-    if task not in _EDITIONS:
-        raise typer.BadParameter(f"--task is {task!r}; expected one of {', '.join(_EDITIONS)}")
-    return room.read_questions(data, getattr(room, _EDITIONS[task]), revision=revision)
+    return room.read_questions(data, getattr(room, _EDITIONS[_known(task)]), revision=revision)
