@@ -67,6 +67,24 @@ def test_check_lists_all_faults(cli, tmp_path: Path) -> None:
         assert fault in told, fault
 
 
+def test_check_decodes_the_pictures(cli, tmp_path: Path) -> None:
+    Image = pytest.importorskip("PIL.Image")
+    good = {"question": "<image 1>は何か。", "options": "['能面', '皿']", "answer": "A"}
+    rows = [{**good, "id": f"validation_Design_{n}", "image_1": f"{n}.png"} for n in (1, 2, 3)]
+    folder = write_rows(tmp_path, rows)
+    Image.new("RGB", (40, 40)).save(folder / "1.png")
+    Image.effect_noise((40, 40), 90).save(folder / "2.png")
+    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:600])
+    (folder / "3.png").write_bytes(b"no picture")
+    code, out, err = cli("jmmmu", "check", str(folder))
+    assert (code, out) == (1, "")
+    assert "has 2 faults" in words(err)
+    assert "validation_Design_2: image_1: " in words(err)
+    assert "validation_Design_3: image_1: " in words(err)
+    code, out, err = cli("jmmmu", "check", str(folder), "--no-pictures")
+    assert (code, "3 questions of 1 subjects" in out) == (0, True), err
+
+
 def test_check_says_what_it_does_not_know(cli, japanese: Path, tmp_path: Path) -> None:
     code, _, err = cli("jmmmu", "check", str(japanese), "--task", "mmmu")
     assert (code, "expected one of jmmmu, jmmmu-verified, jmmmu-pro, mmmu-paired" in words(err)) == (2, True)

@@ -390,10 +390,12 @@ def test_bad_rows_are_left_out_where_that_is_asked_for(tmp_path: Path, caplog: p
     asked: dict[str, Any] = {"data": folder, "out": tmp_path / "run", "report": True}
     result = evaluate(backend({good["id"]: "A"}), None, Jmmmu(skip_bad=True), **asked)
     assert result.headline.n == 1
-    note = "Rows with faults were left out (faults: 1): validation_Design_30: the answer is 'Z'"
+    note = "Rows with faults that were left out: 1. validation_Design_30: the answer is 'Z'"
     (told,) = result.notes
     assert told.startswith(note)
     assert rescore(tmp_path / "run").notes == result.notes
     assert json.loads((tmp_path / "run" / "results.json").read_text())["paperhooks"]["data"]["notes"] == [told]
     assert note in (tmp_path / "run" / "report.md").read_text()
-    assert "1 faults, rows left out: validation_Design_30: the answer is 'Z'" in caplog.text
+    assert "rows with faults left out: 1; validation_Design_30: the answer is 'Z'" in caplog.text
+    with pytest.raises(DataError, match="skip_bad is 'no'; expected true or false"):
+        Jmmmu(skip_bad="no")  # type: ignore[arg-type]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import typer
 from paperhooks.cli import say, writable_folder
+from paperhooks_evaluation import Document
 
 from paperhooks_jmmmu.data import Questions, SampleKind
 
 __all__ = ["add_commands"]
 
+#: How many faults are listed before they are only counted.
+_LISTED: Final = 100
 _EDITIONS: Final = {"jmmmu": "JAPANESE", "jmmmu-verified": "VERIFIED", "jmmmu-pro": "VISION", "mmmu-paired": "ENGLISH"}
 
 Data = Annotated[str, typer.Argument(help="Folder, file or hub name of the data.")]
@@ -34,23 +38,31 @@ def make(
     per_subject: Annotated[int, typer.Option("--per-subject", min=1, help="Questions of each subject.")] = 5,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of what is drawn.")] = 0,
     kind: Annotated[SampleKind, typer.Option("--kind", help="Japanese, its English twin, or JMMMU-Pro.")] = "japanese",
+    font: Annotated[str, typer.Option("--font", help="File of a font with Japanese characters.")] = "",
 ) -> None:
     """Write a synthetic data set in JMMMU's form, to try everything without the benchmark."""
     from paperhooks_jmmmu.data import make_sample
 
-    with_text = make_sample(folder, per_subject, seed, kind=kind)
-    say(f"wrote {folder}{'' if with_text else ', without text in its pictures (no Japanese font was found)'}")
+    make_sample(folder, per_subject, seed, kind=kind, font=font)
+    say(f"wrote {folder}")
 
 
 def check(
     data: Data,
     task: Edition = "jmmmu",
     revision: Annotated[str, typer.Option("--revision", help="Of the hub, to pin it.")] = "",
+    pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Decode all pictures, too.")] = True,
 ) -> None:
     """Read a data set and tell everything that is wrong with it."""
+    from paperhooks_evaluation.sources import raise_faults
+
     questions = _questions(data, task, revision)
+    if pictures:
+        raise_faults(f"the data in {data}", _picture_faults(questions.documents), listed=_LISTED)
     n = len(questions.documents)
     say(f"{n} questions of {len({one.groups['subject'] for one in questions.documents})} subjects")
+    for note in questions.notes():
+        say(note)
     for subject, missing in questions.missing.items():
         say(f"{subject}: {missing} fewer than in the whole set")
 
@@ -124,6 +136,17 @@ def replay(
 
     name = _known(task)
     say(str(evaluate(ReplayBackend(*replies, model=model), None, name, data=data, out=out)))
+
+
+def _picture_faults(documents: Sequence[Document]) -> list[str]:
+    from rich.console import Console
+    from rich.progress import track
+
+    from paperhooks_jmmmu.data.picture_checks import picture_faults
+
+    console, checked = Console(stderr=True), picture_faults(documents)
+    told = track(checked, "pictures", len(documents), console=console, disable=not console.is_terminal)
+    return [faults for faults in told if faults]
 
 
 def _known(task: str) -> str:

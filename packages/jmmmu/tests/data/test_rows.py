@@ -190,10 +190,41 @@ def test_all_faults_are_told_at_once_with_ids(tmp_path: Path, caplog: pytest.Log
         found = read_questions(str(folder), skip_bad=True)
     assert [one.id for one in found.documents] == ["validation_Design_20"]
     assert len(found.dropped) == 20
-    assert "20 faults, rows left out: validation_Design_1: the options" in caplog.text
+    assert found.left_out == 20
+    assert "rows with faults left out: 20; validation_Design_1: the options" in caplog.text
+    (note,) = found.notes()
+    assert note.startswith("Rows with faults that were left out: 20. validation_Design_1: the options")
+    assert note.endswith("; and 10 more.")
     write_rows(tmp_path, rows[:2])
     with pytest.raises(DataError, match="has no question of JMMMU/JMMMU: all rows have faults, the first validation_"):
         read_questions(str(folder), skip_bad=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "edition", "said"),
+    [
+        ([OPEN], VERIFIED, "validation_Math_2: is an open question, which JMMMU/JMMMU-Pro has not; JMMMU has some"),
+        ([{**GOOD, "question": None}], JAPANESE, r"like those of JMMMU-Pro's config vision \(task jmmmu-pro\)"),
+        ([GOOD], VISION, r"no picture in the column image: they look like those of JMMMU \(task jmmmu\)"),
+        ([GOOD, OPEN], ENGLISH, r"its questions are in Japanese: they look like those of JMMMU \(task jmmmu\)"),
+    ],
+)
+def test_data_of_another_edition_are_told(tmp_path: Path, rows: list[Any], edition: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        read_questions(str(write_rows(tmp_path, rows)), edition)
+
+
+def test_english_questions_of_a_japanese_edition_are_doubted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    english = {**GOOD, "question": "What is <image 1>?"}
+    found = read_questions(str(write_rows(tmp_path, [english])))
+    said = "no question of it is in Japanese: they look like those of MMMU (task mmmu-paired)"
+    assert found.notes() == [f"Of the data: {said}."]
+    assert said in caplog.text
+    assert read_questions(str(write_rows(tmp_path, [english, GOOD | {"id": "validation_Math_4"}]))).notes() == []
+    pytest.importorskip("pyarrow")
+    make_sample(tmp_path / "en", per_subject=1, kind="english")
+    with pytest.raises(DataError, match=r"has no split 'test' but 'validation', as MMMU has \(task mmmu-paired\)"):
+        read_questions(str(tmp_path / "en"))
 
 
 def test_odd_placeholders_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -259,7 +290,7 @@ def test_other_editions(tmp_path: Path) -> None:
 
 
 def test_english_rows_of_other_subjects_are_left_out(tmp_path: Path) -> None:
-    rows = [{**GOOD, "id": f"{name}_1"} for name in ("validation_Art", "validation_Design", "test_Japanese_Art")]
+    rows = [{**GOOD, "question": "What is it?", "id": f"{name}_1"} for name in ("validation_Art", "validation_Design", "test_Japanese_Art")]
     folder = write_rows(tmp_path, rows)
     assert [one.id for one in read_questions(str(folder), ENGLISH).documents] == ["validation_Design_1"]
     with pytest.raises(DataError, match=r"has 1 fault:\n  validation_Art_1: there is no subject 'Art'"):

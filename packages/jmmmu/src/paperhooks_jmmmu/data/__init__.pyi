@@ -1,12 +1,12 @@
+from .editions import ENGLISH as ENGLISH
+from .editions import JAPANESE as JAPANESE
+from .editions import VERIFIED as VERIFIED
+from .editions import VISION as VISION
+from .editions import Edition as Edition
 from .option_lists import LETTERS as LETTERS
 from .option_lists import parse_answer as parse_answer
 from .option_lists import parse_options as parse_options
 from .rows import CHOICE as CHOICE
-from .rows import ENGLISH as ENGLISH
-from .rows import JAPANESE as JAPANESE
-from .rows import VERIFIED as VERIFIED
-from .rows import VISION as VISION
-from .rows import Edition as Edition
 from .rows import Questions as Questions
 from .rows import read_questions as read_questions
 from .sample import SampleKind as SampleKind

@@ -12,11 +12,12 @@ from paperhooks.errors import DataError, did_you_mean
 from paperhooks_evaluation import Document
 from paperhooks_evaluation.sources import DataSource, StoredRow, raise_faults
 
+from paperhooks_jmmmu.data.editions import ENGLISH, JAPANESE, Edition, kinship
 from paperhooks_jmmmu.data.option_lists import LETTERS, parse_answer, parse_options
 from paperhooks_jmmmu.data.placeholders import SLOTS, odd_slots, repaired, shown_slots
-from paperhooks_jmmmu.data.subjects import MMMU_ONLY, SUBJECTS, subject_of
+from paperhooks_jmmmu.data.subjects import SUBJECTS, subject_of
 
-__all__ = ["CHOICE", "ENGLISH", "JAPANESE", "OPEN", "VERIFIED", "VISION", "Edition", "Questions", "read_questions"]
+__all__ = ["CHOICE", "OPEN", "Questions", "read_questions"]
 
 log = logging.getLogger(__name__)
 
@@ -25,38 +26,10 @@ CHOICE: Final = "multiple-choice"
 OPEN: Final = "open"
 _FLAGS: Final = tuple(f"{slot}_use_original_mmmu" for slot in SLOTS)
 _COLUMNS: Final = ("id", "subject", "question", "options", "answer", "question_type", "topic_difficulty", *_FLAGS)
-_AGNOSTIC: Final = tuple(name for name, subject in SUBJECTS.items() if subject.subset == "CA")
 #: How many faults a message lists before it only counts.
 _LISTED: Final = 100
 #: And how many a report.
 _NOTED: Final = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Edition:
-    """A data set of the family.
-
-    :param hub: its name on the hub. :param splits: the first of these that the data have is read.
-    :param configs: those of the hub; files here are read by these where they have them, and whole where not.
-    :param subjects: that it has, in the order of documents. :param others: that its data may have, and are left out.
-    :param repairs: whether ``<image1>`` is read as ``<image 1>``. :param vision: whether a row is one picture.
-    """
-
-    hub: str
-    splits: tuple[str, ...] = ("test",)
-    configs: tuple[str, ...] = ()
-    subjects: tuple[str, ...] = tuple(SUBJECTS)
-    others: tuple[str, ...] = ()
-    repairs: bool = False
-    vision: bool = False
-
-
-JAPANESE: Final = Edition("JMMMU/JMMMU", configs=tuple(SUBJECTS), repairs=True)
-VERIFIED: Final = Edition("JMMMU/JMMMU-Pro", configs=("standard",))
-VISION: Final = Edition("JMMMU/JMMMU-Pro", configs=("vision",), vision=True)
-ENGLISH: Final = Edition(
-    "MMMU/MMMU", ("validation", "test"), _AGNOSTIC, _AGNOSTIC, (*MMMU_ONLY, *(set(SUBJECTS) - set(_AGNOSTIC)))
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +39,27 @@ class Questions:
     :param documents: in the order of the subjects, then of the rows. Their ``data`` are ``question``, ``options``,
         ``answer`` (a text, or a list of which any is right), ``question_type`` and ``pictures``: slot to SHA-256 of the
         bytes of every picture of the row, shown or not. ``place`` has the places of these pictures by slot.
-    :param dropped: the faults of the rows that were left out.
+    :param dropped: the faults of the rows that were left out. :param left_out: how many rows these are.
     :param missing: subject to how many questions fewer than in the whole set there are.
     :param revision: the commit of the hub that they are of; ``""`` for files here.
+    :param doubt: why they are hardly the edition's, in a sentence; ``""`` where nothing speaks against it.
     """
 
     documents: Sequence[Document]
     dropped: Sequence[str] = ()
+    left_out: int = 0
     missing: Mapping[str, int] = field(default_factory=dict)
     revision: str = ""
+    doubt: str = ""
 
     def notes(self) -> list[str]:
-        """What a report on these questions has to say: the rows that were left out."""
-        if not self.dropped:
-            return []
-        first, more = self.dropped[:_NOTED], len(self.dropped) - _NOTED
-        further = f"; and {more} more" if more > 0 else ""
-        return [f"Rows with faults were left out (faults: {len(self.dropped)}): {'; '.join(first)}{further}."]
+        """What a report on these questions has to say: the rows that were left out, and doubts."""
+        found = [f"Of the data: {self.doubt}."] if self.doubt else []
+        if self.dropped:
+            first, more = "; ".join(self.dropped[:_NOTED]), len(self.dropped) - _NOTED
+            further = f"; and {more} more" if more > 0 else ""
+            found.append(f"Rows with faults that were left out: {self.left_out}. {first}{further}.")
+        return found
 
 
 def read_questions(
@@ -94,13 +71,16 @@ def read_questions(
 
     :param revision: of the hub, to pin it.
     :param skip_bad: leave rows with faults out, and count them, instead of refusing the data.
-    :raises DataError: with all faults and their ids; nothing that could be read; no question left.
+    :raises DataError: with all faults and their ids; nothing that could be read; no question left; Japanese questions
+        for the English edition.
     :raises MissingExtra: Parquet without pyarrow.
     """
     slots = ("image",) if edition.vision else SLOTS
     documents: dict[str, list[Document]] = {name: [] for name in edition.subjects}
     faults: list[str] = []
     seen: dict[str, str] = {}
+    texts: list[Any] = []
+    shown = left_out = 0
     data_source = _data_source(source, edition, revision)
     for row in data_source.rows(_COLUMNS, slots, digests=True):
         name = row.data.get("id")
@@ -109,21 +89,29 @@ def read_questions(
         if called in seen:
             wrong.append(f"occurs twice, in {seen[called]} and {row.where}")
         seen.setdefault(called, row.where)
+        texts.append(row.data.get("question"))
+        shown += bool(row.places)
+        left_out += bool(wrong)
         faults += [f"{called}: {fault}" for fault in wrong]
         if found is not None and not wrong:
             documents[found.groups["subject"]].append(found)
+    doubt = kinship(edition, texts, shown)
     if not skip_bad:
-        raise_faults(f"the data in {source}", faults, listed=_LISTED)
+        raise_faults(f"the data in {source}{f' ({doubt})' if doubt else ''}", faults, listed=_LISTED)
     whole = [document for each in documents.values() for document in each]
     if not whole:
         lacking = f"all rows have faults, the first {faults[0]}" if faults else "none is of one of its subjects"
-        raise DataError(f"{source} has no question of {edition.hub}: {lacking}")
+        raise DataError(f"{source} has no question of {edition.hub}: {doubt or lacking}")
+    if doubt and not edition.japanese:  # English parsers make nothing of Japanese, and would score it all the same
+        raise DataError(f"{source} cannot be used as {edition.hub}: {doubt}")
     if faults:
-        log.warning("%s: %d faults, rows left out: %s", source, len(faults), "; ".join(faults[:_LISTED]))
+        log.warning("%s: rows with faults left out: %d; %s", source, left_out, "; ".join(faults[:_LISTED]))
+    if doubt:
+        log.warning("%s: %s", source, doubt)
     _warn_of_odd_placeholders(source, whole, edition)
     counts = Counter({name: len(each) for name, each in documents.items()})
     missing = {name: lack for name in edition.subjects if (lack := SUBJECTS[name].n - counts[name]) > 0}
-    return Questions(whole, tuple(faults), missing, data_source.commit)
+    return Questions(whole, tuple(faults), left_out if faults else 0, missing, data_source.commit, doubt)
 
 
 def _data_source(source: str, edition: Edition, revision: str) -> DataSource:
@@ -134,6 +122,11 @@ def _data_source(source: str, edition: Edition, revision: str) -> DataSource:
         official = data.hub.name == edition.hub and not data.hub.config
         return DataSource(source, first, revision, edition.configs if official else ())
     found = next((one for one in (data, *(DataSource(source, each) for each in others)) if _is_there(one)), data)
+    if not _is_there(found) and edition.japanese and _is_there(DataSource(source, ENGLISH.splits[0])):
+        raise DataError(
+            f"{source} has no split {first!r} but {ENGLISH.splits[0]!r}, as MMMU has (task mmmu-paired); {edition.hub} "
+            f"has {first!r}"
+        )
     known = found.files
     return DataSource(source, found.split, configs=tuple(name for name in edition.configs if name in known))
 
@@ -157,7 +150,9 @@ def _document(row: StoredRow, edition: Edition) -> tuple[Document | None, list[s
         faults.append(f"the question is {question!r:.200}; expected a text")
     question = question if isinstance(question, str) else ""
     options = _read(parse_options, told.get("options", []), faults)
-    kind = _kind(told.get("question_type"), options, edition, faults)
+    kind = _kind(told.get("question_type"), options, faults)
+    if kind == OPEN and not edition.opens:
+        faults.append(f"is an open question, which {edition.hub} has not; JMMMU has some (task jmmmu)")
     answer = _answer(told.get("answer"), options, kind, faults)
     faults += [f"the file {name} of {slot} is not there" for slot, name in row.missing.items()]
     shown = ["image"] if edition.vision else shown_slots(_texts(question, options or [], kind, edition))
@@ -198,7 +193,7 @@ def _subject(row: Mapping[str, Any], edition: Edition, faults: list[str]) -> str
     return None
 
 
-def _kind(told: Any, options: Sequence[str] | None, edition: Edition, faults: list[str]) -> str:
+def _kind(told: Any, options: Sequence[str] | None, faults: list[str]) -> str:
     """The type of a question; where the row tells none, one with options is multiple choice."""
     if told in (CHOICE, OPEN):
         return str(told)

@@ -13,9 +13,10 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 from paperhooks.errors import DataError, did_you_mean, require
 from paperhooks.io import atomic_path, write_text
 
+from paperhooks_jmmmu.data.editions import ENGLISH
 from paperhooks_jmmmu.data.option_lists import LETTERS, parse_options
 from paperhooks_jmmmu.data.placeholders import SLOTS
-from paperhooks_jmmmu.data.rows import CHOICE, ENGLISH, OPEN
+from paperhooks_jmmmu.data.rows import CHOICE, OPEN
 from paperhooks_jmmmu.data.sample_pictures import Painter
 from paperhooks_jmmmu.data.subjects import SUBJECTS
 
@@ -60,7 +61,7 @@ def make_sample(
     if not painter.writes:
         log.warning(
             "no font with Japanese characters was found: the pictures in %s are without text; install Debian's "
-            "fonts-ipafont-gothic, or name a font",
+            "fonts-ipafont-gothic, or name the file of a font (font=, --font)",
             folder,
         )
     path, split = Path(folder), "validation" if kind == "english" else "test"
