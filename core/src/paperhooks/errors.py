@@ -42,6 +42,7 @@ __all__ = [
     "RegistryError",
     "UnsupportedGeneration",
     "UnsupportedModel",
+    "counted",
     "did_you_mean",
     "require",
 ]
@@ -149,3 +150,12 @@ def did_you_mean(asked: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(asked, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}Known: {', '.join(names)}"
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with its noun, and with the verb behind it where ``many`` is given.
+
+    >>> counted(1, "fault"), counted(3, "fault"), counted(1, "document has", "documents have")
+    ('1 fault', '3 faults', '1 document has')
+    """
+    return f"{number} {one if number == 1 else many or f'{one}s'}"

@@ -109,7 +109,7 @@ def test_evaluate_replays_stored_responses(task: Path, cli, tmp_path: Path) -> N
     code, out, err = cli(*arguments[:-3], str(tmp_path / "folder"), "--replay", str(tmp_path))
     assert (code, "n = 4" in out) == (0, True), err
     code, _, err = cli("evaluate", "m", "count", "--data", "3", "--out", str(tmp_path / "c"), "--replay", str(tmp_path))
-    assert (code, "holds responses to 1 documents that the data do not have, such as '3'" in err) == (1, True)
+    assert (code, "holds responses to 1 document that the data do not have, such as '3'" in err) == (1, True)
     assert not (tmp_path / "c").exists()
     code, _, err = cli(*arguments, "--replay", str(files[0]), "--server", "http://127.0.0.1:9")
     assert (code, "--server and --replay" in err) == (2, True)

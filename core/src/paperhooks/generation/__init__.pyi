@@ -9,6 +9,7 @@ from .requests import Backend as Backend
 from .requests import Prompt as Prompt
 from .requests import Request as Request
 from .requests import Response as Response
+from .requests import StoredDocument as StoredDocument
 from .server_backend import ServerBackend as ServerBackend
 from .thoughts import separate_reasoning as separate_reasoning
 from .thoughts import split_reasoning as split_reasoning

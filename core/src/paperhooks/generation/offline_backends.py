@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from paperhooks.errors import DataError
-from paperhooks.generation.requests import Backend, Prompt, Request, Response
+from paperhooks.errors import DataError, counted
+from paperhooks.generation.requests import Backend, Prompt, Request, Response, StoredDocument
 from paperhooks.io.append_log import AppendLog
 from paperhooks.io.harmless import error_text
 from paperhooks.io.hashing import hash_file, hash_json
@@ -65,7 +65,8 @@ class ReplayBackend(Backend):
     (lmms-eval 0.7.3 leaves documents out), or in ``doc_id``, whichever of them comes first (the harnesses count
     ``doc_id`` from 0 in each of their files). Its response is in ``reply``, ``resps`` or ``filtered_resps``; lists
     stand for their first entry, and blanks around what a harness stored are no part of it. ``finish``, ``reasoning``
-    and numbers of tokens are taken over where they are there. Neither requests nor images are made.
+    and numbers of tokens are taken over where they are there. Neither requests nor images are made. What records say of
+    their documents is handed on by :meth:`told`.
 
     :param files: files, or folders of them: in a folder those whose name holds "samples", or else all, of the first
         level that has any.
@@ -80,7 +81,7 @@ class ReplayBackend(Backend):
         if not self.files:
             raise DataError("there are no files of responses to replay; name one or more")
         self.model = model
-        self.responses = _read_responses(self.files)
+        self.responses, self._told = _read_responses(self.files)
 
     def describe(self) -> dict[str, Any]:
         """The hash of the files."""
@@ -97,9 +98,13 @@ class ReplayBackend(Backend):
         unknown = [one for one in self.responses if one not in known]
         if unknown:
             raise DataError(
-                f"{self._named} holds responses to {len(unknown)} documents that the data do not have, such as "
-                f"{', '.join(map(repr, unknown[:_NAMED]))}: it is of another revision of the data, or of another task"
+                f"{self._named} holds responses to {counted(len(unknown), 'document')} that the data do not have, such "
+                f"as {', '.join(map(repr, unknown[:_NAMED]))}: it is of another revision of the data, or of another task"
             )
+
+    def told(self) -> Mapping[str, Sequence[StoredDocument]]:
+        """What the records say of their documents: ``doc_hash``, texts and numbers in ``doc``, ``target``."""
+        return self._told
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Response]:
         """The stored responses; a missing one is an error of its document."""
@@ -123,13 +128,20 @@ def _sample_files(place: Path) -> list[Path]:
     return [path for path in found if len(path.parts) == level]
 
 
-def _read_responses(files: Sequence[Path]) -> dict[str, Response]:
-    """Responses by id; an error gives way to a response, and two that differ are refused."""
+def _read_responses(files: Sequence[Path]) -> tuple[dict[str, Response], dict[str, list[StoredDocument]]]:
+    """Responses by id, with what is said of their documents; an error gives way to a response.
+
+    Two responses that differ are refused.
+    """
     found: dict[str, Response] = {}
+    told: dict[str, list[StoredDocument]] = {}
     places: dict[str, str] = {}
     twice: list[str] = []
-    for where, row in (pair for file in files for pair in _rows(file)):
+    for name, where, row in ((str(file), *pair) for file in files for pair in _rows(file)):
         key, response = _stored_response(where, row)
+        document = _stored_document(name, row)
+        if not response.error and document not in told.setdefault(key, []):
+            told[key].append(document)
         known = found.get(key)
         if known is not None and not (known.error or response.error) and known.text != response.text:
             twice.append(f"{key!r} ({places[key]}; {where})")
@@ -137,10 +149,10 @@ def _read_responses(files: Sequence[Path]) -> dict[str, Response]:
             found[key], places[key] = response, where
     if twice:
         raise DataError(
-            f"{len(twice)} ids have two responses that differ, such as {', '.join(twice[:_NAMED])}; replay one run at "
-            "a time, and records whose ids tell their documents apart"
+            f"{counted(len(twice), 'id has', 'ids have')} two responses that differ, such as "
+            f"{', '.join(twice[:_NAMED])}; replay one run at a time, and records whose ids tell their documents apart"
         )
-    return found
+    return found, told
 
 
 def _rows(file: Path) -> Iterator[tuple[str, Any]]:
@@ -168,14 +180,30 @@ def _stored_response(where: str, row: Any) -> tuple[str, Response]:
     return str(key), Response(text, _count(row, "tokens"), *told, _count(row, "prompt_tokens"))
 
 
+def _stored_document(file: str, row: Mapping[str, Any]) -> StoredDocument:
+    """What a record says of its document; the ``doc_hash`` of a harness' own record is of its rows, not of ours."""
+    own = "reply" in row and "run" in row
+    hashes = [row.get("doc_hash") if own else None, *(one.get("doc_hash") for one in _holders(row))]
+    digest = next((one for one in hashes if isinstance(one, str) and one), "")
+    document, target = row.get("doc"), row.get("target")
+    plain = document if isinstance(document, Mapping) else {}
+    values = {name: value for name, value in plain.items() if isinstance(value, str | int | float) and name != "id"}
+    return StoredDocument(file, digest, values, target if isinstance(target, str) else "")
+
+
 def _keys(row: Mapping[str, Any]) -> Iterator[Any]:
     """What may be the id of a record's document, the likeliest first."""
     yield row.get("id")
-    inner = row.get("doc")
-    for holder in (inner, *(value for name, value in row.items() if name != "doc")):
-        if isinstance(holder, Mapping):
-            yield holder.get("id")
+    for holder in _holders(row):
+        yield holder.get("id")
     yield row.get("doc_id")
+
+
+def _holders(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """What may tell of a record's document: its ``doc``, then what it says under the names of metrics."""
+    for holder in (row.get("doc"), *(value for name, value in row.items() if name != "doc")):
+        if isinstance(holder, Mapping):
+            yield holder
 
 
 def _count(row: Mapping[str, Any], name: str) -> int:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from paperhooks.io.processes import Ranks
 
-__all__ = ["Backend", "Prompt", "Request", "Response"]
+__all__ = ["Backend", "Prompt", "Request", "Response", "StoredDocument"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,22 @@ class Response:
     prompt_tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """What a stored response says of the document that it was given to; nothing of it has to be known.
+
+    :param file: where it stands.
+    :param digest: the hash of the document by whoever stored it.
+    :param values: texts and numbers of the document, by name.
+    :param target: the right answer.
+    """
+
+    file: str
+    digest: str = ""
+    values: Mapping[str, str | int | float] = field(default_factory=dict)
+    target: str = ""
+
+
 class Backend:
     """What answers prompts. ``asks`` False: it looks answers up by id, so no request is made and no image opened."""
 
@@ -110,6 +126,10 @@ class Backend:
     def check(self, ids: Sequence[str]) -> None:
         """Raise DataError where documents with these ids are not what it can answer; called before the first prompt."""
         return
+
+    def told(self) -> Mapping[str, Sequence[StoredDocument]]:
+        """What stored responses say of their documents, by id, for whoever knows the documents; empty where it asks."""
+        return {}
 
     @contextmanager
     def opened(self) -> Iterator[None]:

@@ -37,6 +37,7 @@ from paperhooks_evaluation.result_files import (
 from paperhooks_evaluation.results import EvaluationResult, EvaluationRun
 from paperhooks_evaluation.samples import SampleFile, read_documents, total_cost, write_documents
 from paperhooks_evaluation.scoring import check_modes, score_mode
+from paperhooks_evaluation.stored_replies import check_answering
 from paperhooks_evaluation.task import Document, Task, available_tasks, load_task
 
 __all__ = ["ModelLoader", "evaluate", "rescore"]
@@ -148,7 +149,7 @@ def evaluate(
         if not force_new:
             _agreed(ranks, lambda: _check_folder(run, inputs, seed, launch))
         backend = _agreed(ranks, lambda: _backend(model, processor, made))
-        _agreed(ranks, lambda: backend.check([document.id for document in plan.everything]))
+        _agreed(ranks, lambda: check_answering(backend, plan))
         ranks = _replicas(backend, shard) or ranks
         share_of = shard or ranks.shard
         _started(run, ranks, inputs | dict(backend.describe()), seed, launch, force_new)

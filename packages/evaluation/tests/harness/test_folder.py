@@ -153,12 +153,14 @@ def test_scores_are_those_of_a_run(data: Path, tmp_path: Path, to: str) -> None:
     task = Known()
     result = evaluate(backend, None, task, data=data, out=tmp_path / "run", modes=["wrong"], report=False)
     assert {record.parsed.rule for record in result.records} == {"first", "fallback"}
+    lines = (tmp_path / "run" / "samples.jsonl").read_text("utf-8").splitlines()
+    hashes = {row["id"]: row["doc_hash"] for row in map(json.loads, lines)}
     for record in result.records:
         found = module.process_results({"id": record.document.id}, [replies[record.document.id]])
         assert found["accuracy"] == record.score
         assert found["unparsable"] == {
-            "id": record.document.id, "value": record.parsed.value, "rule": record.parsed.rule,
-            "fallback": record.parsed.fallback,
+            "id": record.document.id, "doc_hash": hashes[record.document.id], "value": record.parsed.value,
+            "rule": record.parsed.rule, "fallback": record.parsed.fallback,
         }  # fmt: skip
     assert module.process_results({"id": "Art-0"}, [None])["unparsable"]["fallback"]
     assert module.unparsable_share([{"fallback": True}, {"fallback": False}]) == 0.5

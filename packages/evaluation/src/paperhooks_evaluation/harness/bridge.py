@@ -15,6 +15,7 @@ from paperhooks.info import TaskInfo
 from paperhooks.io import json_text, plain, read_json
 
 from paperhooks_evaluation.plan import AskOptions, Plan
+from paperhooks_evaluation.samples import document_hash
 from paperhooks_evaluation.scoring import score_response
 from paperhooks_evaluation.task import Document, Task
 
@@ -96,8 +97,9 @@ class Bridge:
         answer = split_reasoning(result)[1].strip() if isinstance(result, str) else ""
         record = score_response(self.task, document, answer, self.mode)
         parsed = record.parsed
-        about = {"id": document.id, "value": plain(parsed.value), "rule": parsed.rule, "fallback": parsed.fallback}
-        return {self.metric: record.score, UNPARSABLE: about}
+        known = {"id": document.id, "doc_hash": document_hash(document)}  # replays tell by it which data it was
+        about = {"value": plain(parsed.value), "rule": parsed.rule, "fallback": parsed.fallback}
+        return {self.metric: record.score, UNPARSABLE: known | about}
 
     def _document(self, row: Mapping[str, Any]) -> Document:
         if row["id"] not in self.documents:
