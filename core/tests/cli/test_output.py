@@ -76,6 +76,23 @@ def test_notes_that_are_tracebacks_are_no_part_of_the_line() -> None:
     assert error_line(DataError("a\nb"), {}) == "a b"
 
 
+def test_lists_keep_their_lines_and_nothing_in_them_steers_the_terminal() -> None:
+    error = DataError("it has 2 faults:\n  q1: max_length is 0\x1b[31m\r\n\nhere\n  q2: key https://me:pw@host/")
+    error.add_note("in the demo")
+    assert error_line(error, {"max_length": "--max-length"}).splitlines() == [
+        "it has 2 faults: (in the demo)", r"  q1: --max-length is 0\x1b[31m here", "  q2: key https://***@host/",
+    ]  # fmt: skip
+    assert error_line(ValueError("a:\n  b"), {}) == "a: b"  # lines of others
+
+
+def test_long_lists_are_printed_whole_and_huge_ones_counted() -> None:
+    lines = [f"question {i}: {'x' * 50}" for i in range(1000)]
+    found = error_line(DataError("\n  ".join(["faults:", *lines[:399]])), {}).splitlines()
+    assert found == ["faults:", *(f"  {line}" for line in lines[:399])]
+    found = error_line(DataError("\n  ".join(["faults:", *lines])), {}).splitlines()
+    assert (len(found), found[-2], found[-1]) == (401, f"  {lines[398]}", "  ... and 601 more lines")
+
+
 def test_names_of_parameters_become_options_and_other_words_stay() -> None:
     options = {"max_length": "--max-length", "data": "--data", "truncate": "--truncate"}
     text = "give truncate=True, max_length= or data='x'; data/max_length.json and the data stay, 'max_length' too"

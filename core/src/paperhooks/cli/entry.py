@@ -1,7 +1,7 @@
 """The command ``paperhooks``.
 
-Exit codes: 0 fine, 1 a problem was found, 2 usage, 130 stopped by Ctrl-C. Every error is one readable line; with
-``--traceback`` (or ``-v``) the traceback comes before it. Needs the extra ``paperhooks[cli]``.
+Exit codes: 0 fine, 1 a problem was found, 2 usage, 130 stopped by Ctrl-C. Every error is one readable line, with the
+list in it below; with ``--traceback`` (or ``-v``) the traceback comes before it. Needs the extra ``paperhooks[cli]``.
 """
 
 from __future__ import annotations

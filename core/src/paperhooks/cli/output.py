@@ -1,4 +1,8 @@
-"""What commands print: text of others cannot steer the terminal, and errors speak of options as they are typed."""
+"""What commands print: text of others cannot steer the terminal, and errors speak of options as they are typed.
+
+An error is one line, or one with a list below it: what paperhooks puts into lines of their own, with two blanks in
+front, is printed so.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,16 @@ from typing import Any, Final
 import typer
 from rich.markup import escape
 
-from paperhooks.errors import PaperhooksError
+from paperhooks.errors import PaperhooksError, counted
 from paperhooks.io.harmless import error_text, printable, redacted
 
 __all__ = ["error_line", "say", "say_json", "shown", "typed", "usage_line"]
 
 _LONGEST: Final = 4000
+#: Lines of an error that are printed; a list of faults has some dozens.
+_MOST: Final = 400
+#: Where a list in a text begins its lines.
+_ITEM: Final = "\n  "
 
 
 def say(text: object, *, err: bool = False) -> None:
@@ -34,15 +42,20 @@ def shown(text: object) -> str:
 
 
 def error_line(error: BaseException, options: Mapping[str, str]) -> str:
-    """An error on one line: without keys, controls and tracebacks, and with options as they are typed."""
+    """An error on one line, with the list in it below: without keys, controls, tracebacks, options as they are typed.
+
+    Line breaks of others become blanks; of very many lines the last ones are counted only.
+    """
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()) if "\n" not in str(note).strip())
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
-    elif isinstance(error, PaperhooksError | ValueError):
+    elif isinstance(error, PaperhooksError):
+        return _lines(str(error), notes, options)
+    elif isinstance(error, ValueError):
         text = error_text(error).removeprefix(f"{type(error).__name__}: ")
     else:
         text = error_text(error)
-    notes = [str(note) for note in getattr(error, "__notes__", ()) if "\n" not in str(note).strip()]
-    return _line(" ".join([text, *(f"({note})" for note in notes)]), options)
+    return _line(text + notes, options)
 
 
 def usage_line(error: Any, options: Mapping[str, str]) -> str:
@@ -50,6 +63,14 @@ def usage_line(error: Any, options: Mapping[str, str]) -> str:
     context = getattr(error, "ctx", None)
     see = f" (see: {context.command_path} --help)" if context is not None else ""
     return _line(error.format_message(), options) + see
+
+
+def _lines(text: str, notes: str, options: Mapping[str, str]) -> str:
+    """The lines of a list below the first one, which ends with the notes; of very many the last are only counted."""
+    first, *rest = redacted(text).split(_ITEM)
+    lines = [_line(first + notes, options), *(f"  {_line(line, options)}" for line in rest if line.strip())]
+    more = len(lines) - _MOST
+    return "\n".join([*lines[:_MOST], *([f"  ... and {counted(more, 'more line')}"] if more > 0 else [])])
 
 
 def _line(text: str, options: Mapping[str, str]) -> str:
