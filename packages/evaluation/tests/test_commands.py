@@ -65,6 +65,8 @@ def test_evaluate_runs_a_task_with_methods(task: Path, cli, tmp_path: Path) -> N
     assert "n = 3" in out
     inputs = json.loads((tmp_path / "run" / "result.json").read_text())["inputs"]
     assert inputs["methods"] == [{"class": "dist_one_method:Scale", "options": {"factor": 1.0, "first_layer": 0}}]
+    code, out, err = cli(*arguments, "-p", "t-one:factor=1.0", "--limit", "2", "--limit-per", "kind")
+    assert (code, "n = 4" in out) == (0, True), err
     code, _, err = cli(*arguments, "--option", "fails_at='9'")
     assert (code, "inputs.options" in err) == (1, True)
     code, out, err = cli(*arguments, "--option", "worth=0.5", "--force-new", "--stop", "w0", "--layout", "text-only")
@@ -146,6 +148,7 @@ def test_rescore_compare_and_tasks(task: Path, cli, tmp_path: Path) -> None:
     [
         (("--data", "0"), 1, "has no documents"),
         (("--group", "c"), 1, "no group 'c'"),
+        (("--limit", "1", "--limit-per", "knd"), 1, "no grouping 'knd'; did you mean 'kind'"),
         (("--mode", "nver"), 1, "did you mean 'never'"),
         (("--option", "wrth=1"), 1, "did you mean 'worth'"),
         (("--stop", ""), 1, "must be a list of strings"),

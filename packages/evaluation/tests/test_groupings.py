@@ -62,6 +62,27 @@ def run(answer: Any, source: Path, out: Path, task: Task | None = None, **option
     return evaluate(backend, None, task or Exam(), data=source, out=out, report=False, **options)
 
 
+def asked(source: Path, out: Path, **options: Any) -> list[str]:
+    return [one.document.id for one in run(lambda request: request.prompt, source, out, **options).records]
+
+
+def test_the_limit_may_count_within_each_group_and_change(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    firsts = ["Design-0", "Music-0", "Art-0"]
+    assert asked(source, out, limit=1, limit_per="subject") == firsts
+    assert asked(source, out, limit=1, limit_per="subset") == ["Design-0", "Art-0"]
+    # those of no level are a group of their own
+    assert asked(source, out, limit=2, limit_per="level") == ["Design-0", "Design-1", "Design-2", "Music-2"]
+    assert asked(source, out, limit=1, limit_per="subject", groups=["subset=CA"]) == ["Design-0", "Music-0"]
+    assert asked(source, out, limit=1) == ["Design-0"]
+    assert asked(source, out, limit=99, limit_per="subject") == asked(source, tmp_path / "all")
+    for wrong, said in (({"limit": 1, "limit_per": "subjct"}, "did you mean 'subject'"),
+                        ({"limit_per": "subject"}, "give limit, such as limit=10")):  # fmt: skip
+        with pytest.raises(DataError, match=said):
+            asked(source, tmp_path / "none", **wrong)
+    assert not (tmp_path / "none").exists()
+
+
 def test_every_grouping_is_reported(source: Path, tmp_path: Path) -> None:
     result = run(lambda request: "0" if request.prompt == "1" else request.prompt, source, tmp_path / "run")
     parts = {one.part: (one.value, one.n) for one in result.summary.metrics}

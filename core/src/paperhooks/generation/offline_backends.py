@@ -98,9 +98,9 @@ class ReplayBackend(Backend):
         unknown = [one for one in self.responses if one not in known]
         if unknown:
             raise DataError(
-                f"{self._named} holds responses to {counted(len(unknown), 'document')} that the data do not "
-                f"have, such as {', '.join(map(repr, unknown[:_NAMED]))}: it is of another revision of the data, or of another "
-                "task"
+                f"{self._named} holds responses to {counted(len(unknown), 'document')} that the data do not have, "
+                f"such as {', '.join(map(repr, unknown[:_NAMED]))}: it is of another revision of the data, or of "
+                "another task"
             )
 
     def told(self) -> Mapping[str, Sequence[StoredDocument]]:

@@ -58,6 +58,9 @@ def evaluate(
     option: Options = None,
     mode: Modes = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first documents.")] = None,
+    limit_per: Annotated[
+        str | None, typer.Option("--limit-per", help="The limit is of each group of this grouping: subject.")
+    ] = None,
     group: Annotated[list[str] | None, typer.Option("--group", help="Only this group: subset=CA.")] = None,
     batch_size: BatchSize = 1,
     batch_tokens: Annotated[
@@ -91,8 +94,8 @@ def evaluate(
     loader = ModelLoader(lambda: _loaded(model, device, dtype, server, replay))
     result = run(
         loader, None, task, data=data, out=out or f"{task}-run", methods=methods,
-        options=options, modes=mode, limit=limit, groups=group, batch_size=batch_size, batch_tokens=batch_tokens,
-        layout=layout, max_pixels=max_pixels, image_memory=image_memory,
+        options=options, modes=mode, limit=limit, limit_per=limit_per, groups=group, batch_size=batch_size,
+        batch_tokens=batch_tokens, layout=layout, max_pixels=max_pixels, image_memory=image_memory,
         max_new_tokens=max_new_tokens, stop=stop or None, seed=seed, shard=part, keep_reasoning=bool(keep_reasoning),
         force_new=force_new, progress=True,
     )  # fmt: skip

@@ -78,6 +78,7 @@ def evaluate(
     options: Mapping[str, Any] | None = None,
     modes: Sequence[str] | None = None,
     limit: int | None = None,
+    limit_per: str | None = None,
     groups: Sequence[str] | None = None,
     batch_size: int = 1,
     batch_tokens: int | None = None,
@@ -107,9 +108,11 @@ def evaluate(
     :param data: what the task takes: a folder, a file, a name on the hub.
     :param methods: plugin names or method instances to attach for the run, as in :func:`paperhooks.attach`.
     :param modes: ways of reading responses, the first one for the headline; all of the task's by default.
-    :param limit, groups: only the first documents, of these groups only: ``["subset=CA"]``, or ``["CA"]`` where one
-        grouping alone has such a group. Of several, those of one grouping are taken together, and a document has to
-        be of one group of each grouping that is named.
+    :param limit, limit_per: only the first documents; with ``limit_per="subject"`` the first of each group of this
+        grouping, and of those that are of none.
+    :param groups: documents of these groups only: ``["subset=CA"]``, or ``["CA"]`` where one grouping alone has such a
+        group. Of several, those of one grouping are taken together, and a document has to be of one group of each
+        grouping that is named.
     :param batch_size, batch_tokens: how many documents are asked at a time at most, and how many tokens their prompts
         may have with padding (the longest prompt times the documents, image tokens included; 16,384 without it), so
         that a long one among short ones is asked apart.
@@ -137,7 +140,7 @@ def evaluate(
     check_numbers(batch_size=batch_size, batch_tokens=batch_tokens, limit=limit, image_memory=image_memory)
     check_numbers(max_pixels=max_pixels, max_new_tokens=max_new_tokens)
     ranks = Ranks(alone=shard is not None)
-    plan = _agreed(ranks, lambda: Plan.make(task, options, modes, str(data), groups, limit, keep_reasoning))
+    plan = _agreed(ranks, lambda: Plan.make(task, options, modes, str(data), groups, limit, keep_reasoning, limit_per))
     asking = ask_options(plan.task, layout, max_pixels, max_new_tokens, stop)
     if isinstance(model, Backend):
         _backend(model, processor, methods)  # refuses what does not go with one

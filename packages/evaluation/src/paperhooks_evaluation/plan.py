@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -71,8 +72,12 @@ class Plan:
     def make(
         cls, task: str | TaskInfo | Task, options: Mapping[str, Any] | None, modes: Sequence[str] | None,
         source: str, groups: Sequence[str] | None, limit: int | None, keep_reasoning: bool = False,
+        limit_per: str | None = None,
     ) -> Plan:  # fmt: skip
-        """Load the task and the data; raises what either of them raises, and DataError for an unknown group or mode."""
+        """Load the task and the data; raises what either of them raises, and DataError for an unknown group or mode.
+
+        ``limit`` counts within each group of the grouping ``limit_per``, or else in all.
+        """
         name, loaded = load_task(task, options)
         if not source.strip():
             raise DataError(f"the task {name!r} needs data; name its folder, file or hub data set")
@@ -86,7 +91,7 @@ class Plan:
             "revision": told.revision,
             "notes": list(told.notes),
         }
-        wanted = _of_groups(name, documents, groups)[:limit]
+        wanted = _limited(name, documents, _of_groups(name, documents, groups), limit, limit_per)
         chosen = check_modes(name, loaded, modes)
         return cls(name, loaded, chosen, source, documents, wanted, about, keep_reasoning)
 
@@ -154,6 +159,27 @@ def _of_groups(name: str, documents: Sequence[Document], groups: Sequence[str] |
         grouping, group = _named_group(name, text, known)
         wanted.setdefault(grouping, set()).add(group)
     return [one for one in documents if all(one.groups.get(key) in names for key, names in wanted.items())]
+
+
+def _limited(
+    name: str, everything: Sequence[Document], wanted: Sequence[Document], limit: int | None, limit_per: str | None
+) -> list[Document]:
+    """The first documents; of each group of a grouping where that is named, those without one being a group too."""
+    if limit_per is None:
+        return list(wanted[:limit])
+    known = {grouping for document in everything for grouping in document.groups}
+    if limit_per not in known:
+        raise DataError(f"the data of task {name!r} have no grouping {limit_per!r}; {did_you_mean(limit_per, known)}")
+    if limit is None:
+        raise DataError(f"limit_per = {limit_per!r} says of what limit counts; give limit, such as limit=10")
+    counts: Counter[str] = Counter()
+    kept = []
+    for document in wanted:
+        group = document.groups.get(limit_per, "")
+        counts[group] += 1
+        if counts[group] <= limit:
+            kept.append(document)
+    return kept
 
 
 def _named_group(name: str, text: str, known: Mapping[str, set[str]]) -> tuple[str, str]:
