@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import threading
@@ -11,13 +12,14 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from evaluation_tasks import Echo, rows_of, tiny_model, word_tokenizer, write_questions
 from paperhooks.errors import DataError, MissingExtra
 from paperhooks.generation import CallableBackend, ReplayBackend, Request, ServerBackend
-from paperhooks_evaluation import Document, EvaluationCallback, evaluate
+from paperhooks_evaluation import Document, EvaluationCallback, Record, Summary, evaluate, mean_metrics
 from PIL import Image
 
 quick = partial(evaluate, report=False)
@@ -183,8 +185,17 @@ def test_without_the_library_the_extra_is_named(monkeypatch) -> None:
 
 
 class Grouped(Echo):
+    """Four documents of a small grouping, of 8 groups in one grouping and of 9 in another one; two metrics."""
+
     def documents(self, source: str) -> Sequence[Document]:
-        return super().documents(source)[:4]
+        found = super().documents(source)[:9]
+        return [
+            dataclasses.replace(one, groups={**one.groups, "eight": f"e{min(i, 7)}", "nine": f"n{i}"})
+            for i, one in enumerate(found)
+        ]
+
+    def aggregate(self, records: Sequence[Record], mode: str) -> Summary:
+        return Summary([*mean_metrics("accuracy", records), *mean_metrics("other", records)])
 
 
 def test_a_task_is_run_during_training_and_logged(tmp_path: Path) -> None:
@@ -199,7 +210,7 @@ def test_a_task_is_run_during_training_and_logged(tmp_path: Path) -> None:
     rows = [{"input_ids": [2, 3, 4], "labels": [2, 3, 4]}] * 10
     trainer = Trainer(model, arguments, train_dataset=rows)
     trainer.add_callback(
-        EvaluationCallback(trainer, tokenizer, Grouped(), data=data, out=tmp_path / "runs", every=2, limit=4)
+        EvaluationCallback(trainer, tokenizer, Grouped(), data=data, out=tmp_path / "runs", every=2)
     )
     trainer.train()
     assert model.training
@@ -208,6 +219,15 @@ def test_a_task_is_run_during_training_and_logged(tmp_path: Path) -> None:
     assert sorted(logged) == [2, 4]
     saved = json.loads((tmp_path / "runs" / "step-000004" / "results.json").read_text())
     assert logged[4]["eval/echo/accuracy"] == saved["results"]["echo"]["accuracy,official"]
-    assert {"eval/echo/accuracy/kind/even", "eval/echo/accuracy/kind/odd"} <= set(logged[4])
+    assert {name for name in logged[4] if name.startswith("eval/")} == {
+        "eval/echo/accuracy", "eval/echo/other", "eval/echo/accuracy/kind/even", "eval/echo/accuracy/kind/odd",
+        *(f"eval/echo/accuracy/eight/e{i}" for i in range(8)),
+    }  # fmt: skip
+    parted = EvaluationCallback(
+        trainer, tokenizer, Grouped(), data=data, out=tmp_path / "part", every=2, limit=1, limit_per="kind"
+    )
+    parted.on_step_end(arguments, SimpleNamespace(global_step=6), None)
+    rows = (tmp_path / "part" / "step-000006" / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(row)["id"] for row in rows] == ["q0", "q1"]
     with pytest.raises(DataError, match="every = 0"):
         EvaluationCallback(trainer, tokenizer, Grouped(), data=data, out=tmp_path, every=0)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from paperhooks.errors import DataError
 from paperhooks.info import TaskInfo
 from transformers import TrainerCallback
 
 from paperhooks_evaluation.evaluator import evaluate
-from paperhooks_evaluation.task import Task
+from paperhooks_evaluation.task import Metric, Task
 
 __all__ = ["EvaluationCallback"]
 
 log = logging.getLogger("paperhooks.evaluation")
+
+#: Groupings of more groups are in the run folder only: a series of each would hide the others.
+_MOST_GROUPS: Final = 8
 
 
 class EvaluationCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -25,9 +29,10 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     >>> trainer = Trainer(model, arguments, train_dataset=rows)  # doctest: +SKIP
     >>> trainer.add_callback(EvaluationCallback(trainer, processor, "pope", data="pope/", out="runs/", every=500))
 
-    Metrics of a group are logged as ``eval/<task>/<metric>/<grouping>/<group>``. Every evaluation is a run folder
-    ``out/step-000500``. What :func:`paperhooks.evaluate` takes goes through as ``options``; reports are off unless
-    asked for. In distributed training the processes share the documents.
+    Logged are all metrics of the whole, and as ``eval/<task>/<metric>/<grouping>/<group>`` the first metric of the
+    groups, of groupings that have 8 of them at most; the run folder has all. Every evaluation is a run folder
+    ``out/step-000500``. What :func:`paperhooks.evaluate` takes goes through as ``options``, such as ``limit`` and
+    ``limit_per``; reports are off unless asked for. In distributed training the processes share the documents.
 
     :raises DataError: ``every`` below 1.
     """
@@ -58,6 +63,17 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         log.info("step %d: %s", state.global_step, result)
         self.trainer.log({
             "/".join(filter(None, (f"eval/{result.task}/{metric.name}", metric.grouping, metric.group))): metric.value
-            for metric in result.summary.metrics
+            for metric in _logged(result.summary.metrics)
             if metric.value is not None
         })  # fmt: skip
+
+
+def _logged(metrics: Sequence[Metric]) -> list[Metric]:
+    """Those of the whole, and the first one of the groups of groupings with few of them."""
+    headline = metrics[0].name
+    counts = Counter(metric.grouping for metric in metrics if metric.group and metric.name == headline)
+    return [
+        metric
+        for metric in metrics
+        if not metric.group or (metric.name == headline and counts[metric.grouping] <= _MOST_GROUPS)
+    ]
