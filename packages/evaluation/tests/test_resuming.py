@@ -217,7 +217,9 @@ def test_special_tokens_are_added_once(model) -> None:
 
 
 def test_prompts_that_cannot_be_made_say_why(model, tokenizer) -> None:
-    with pytest.raises(DataError, match="takes only text"):
+    with pytest.raises(
+        DataError, match=r"takes only text; give .* processor .* leave the images out: layout='text-only'"
+    ):
         ask(TransformersBackend(model, tokenizer), Request(prompt="w1", images=[RED]))
     _, processor = tiny_llava_with_processor()
     processor.image_token = processor.tokenizer.image_token = None

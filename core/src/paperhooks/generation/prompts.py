@@ -24,7 +24,10 @@ def make_prompt(processor: Any, document_id: str, request: Request) -> Prompt:
     :raises DataError: when the processor takes no images, or has neither a template nor a placeholder.
     """
     if request.images and not hasattr(processor, "image_processor"):
-        raise DataError(f"{document_id!r} shows images, but {type(processor).__name__} takes only text")
+        raise DataError(
+            f"{document_id!r} shows images, but {type(processor).__name__} takes only text; give the model's processor "
+            "where it has one that takes images, or leave the images out: layout='text-only'"
+        )
     if request.prompt:
         return Prompt(document_id, request.prompt, request)
     messages = [_harmless(processor, message) for message in request.messages]
