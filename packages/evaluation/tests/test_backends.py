@@ -209,9 +209,7 @@ def test_a_task_is_run_during_training_and_logged(tmp_path: Path) -> None:
     )  # fmt: skip
     rows = [{"input_ids": [2, 3, 4], "labels": [2, 3, 4]}] * 10
     trainer = Trainer(model, arguments, train_dataset=rows)
-    trainer.add_callback(
-        EvaluationCallback(trainer, tokenizer, Grouped(), data=data, out=tmp_path / "runs", every=2)
-    )
+    trainer.add_callback(EvaluationCallback(trainer, tokenizer, Grouped(), data=data, out=tmp_path / "runs", every=2))
     trainer.train()
     assert model.training
     assert sorted(folder.name for folder in (tmp_path / "runs").iterdir()) == ["step-000002", "step-000004"]

@@ -105,6 +105,20 @@ def asked(address: str, **more: Any) -> ServerBackend:
     return backend
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["localhost:8765", "127.0.0.1:9/v1", "http:/x", "https://", "ftp://a/v1", "http://a:99999", "me:pw@localhost:80"],
+)
+def test_an_address_that_is_no_url_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"is no URL; expected one with http:// .* http://localhost:8000/v1") as error:
+        ServerBackend("m", base_url=address)
+    assert address.replace("me:pw", "***") in str(error.value)
+    monkeypatch.setenv("OPENAI_BASE_URL", address)
+    with pytest.raises(DataError, match="is no URL"):
+        ServerBackend("m", api_key="x")
+    assert ServerBackend("m", base_url="HTTP://[::1]:9/v1").describe()["url"].lower().startswith("http://[::1]:9/v1")
+
+
 ODD: dict[str, tuple[int, str, bytes] | None] = {
     "html": (200, "text/html", b"<html>log in</html>"),
     "list": (200, "application/json", b"[1, 2]"),

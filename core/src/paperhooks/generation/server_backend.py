@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, Final
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 
 from paperhooks.errors import DataError, require
 from paperhooks.generation.requests import Backend, Prompt, Request, Response
@@ -56,6 +56,7 @@ class ServerBackend(Backend):
         also those in the address (``user:password@``, ``?api_key=``) and in ``parameters``; of a run that is continued
         they may be others.
     :param parameters: more arguments of a request, such as ``{"seed": 0}``; None removes one that is sent by default.
+    :raises DataError: an address that is no URL, or neither address nor key.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class ServerBackend(Backend):
         self.model, self.parameters = model, dict(parameters or {})
         self._openai = openai
         # The library would send the path behind the query, and name user and password wherever it names the address.
-        url = urlsplit(base_url or os.environ.get("OPENAI_BASE_URL") or "")
+        url = _checked_url(base_url or os.environ.get("OPENAI_BASE_URL") or "")
         user, _, host = url.netloc.rpartition("@")
         query = dict(parse_qsl(url.query, keep_blank_values=True))
         login = base64.b64encode(unquote(user).encode()).decode()
@@ -221,6 +222,22 @@ class ServerBackend(Backend):
             **self.parameters,
         }
         return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _checked_url(text: str) -> SplitResult:
+    """The parts of an address; raises DataError unless it is empty or has a scheme and a host."""
+    try:
+        url = urlsplit(text)
+        fits = not text or (url.scheme in ("http", "https") and url.hostname and url.port != 0)
+    except ValueError:  # a port or a host that cannot be
+        fits = False
+    if not fits:
+        told = f"***@{text.rpartition('@')[2]}" if "@" in text else text
+        raise DataError(
+            f"the server's address {redacted(told)!r} is no URL; expected one with http:// or https:// and the path of "
+            "the server's interface, such as http://localhost:8000/v1"
+        )
+    return url
 
 
 @contextmanager
