@@ -111,6 +111,12 @@ def test_counts_that_cannot_be_meant_are_refused_as_usage(site: FakeSite, cli, v
     assert err.endswith("(see: paperhooks t-one go --help)\n")
 
 
+def test_a_word_that_is_none_of_a_choice_is_refused_in_words_of_the_command(cli) -> None:
+    code, _, err = cli("compress", "m", "x", "--data", "d", "--out", "o", "--dtype", "int1")
+    assert (code, "pydantic" in err, "Value error" in err) == (2, False, False)
+    assert err.startswith("error: Invalid value for '--dtype': 'int1' is not one of 'auto', ")
+
+
 @pytest.mark.parametrize("body", ["raise KeyboardInterrupt", "import os, signal; os.kill(os.getpid(), signal.SIGINT)"])
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_says_that_the_command_goes_on(site: FakeSite, cli, body: str) -> None:

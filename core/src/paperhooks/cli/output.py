@@ -62,7 +62,8 @@ def usage_line(error: Any, options: Mapping[str, str]) -> str:
     """An error of usage, as typer raises it, on one line that ends with where to look."""
     context = getattr(error, "ctx", None)
     see = f" (see: {context.command_path} --help)" if context is not None else ""
-    return _line(error.format_message(), options) + see
+    said = error.format_message().replace(": Value error, ", ": ", 1)  # pydantic's word for a value that none may be
+    return _line(said, options) + see
 
 
 def _lines(text: str, notes: str, options: Mapping[str, str]) -> str:
