@@ -277,10 +277,35 @@ LIKE = {"layout": "interleave", "max_new_tokens": 9, "stop": ["."], "max_pixels"
 def test_runs_that_were_asked_otherwise_are_refused_unless_that_is_meant(data: Path, tmp_path: Path, name: str) -> None:
     quick(right_on(0), None, Echo(), data=data, out=tmp_path / "a")
     quick(right_on(0), None, Echo(), data=data, out=tmp_path / "b", **{name: LIKE[name]})
-    with pytest.raises(DataError, match=rf"\n  {name}: .* in a, .* in b\nmake both runs alike.*: allow=\['{name}'\]"):
+    with pytest.raises(DataError, match=rf"\n  {name}: .* in a, .* in b\nmake both runs alike.*: {name}$"):
         compare(tmp_path / "a", tmp_path / "b")
     found = compare(tmp_path / "a", tmp_path / "b", allow=[name], resamples=50)
     assert [(one.name, one.comparable) for one in found.differences] == [(name, False)]
+
+
+def test_runs_of_other_documents_and_seeds_are_told(data: Path, tmp_path: Path) -> None:
+    quick(right_on(0), None, Echo(), data=data, out=tmp_path / "a")
+    quick(right_on(0), None, Echo(), data=data, out=tmp_path / "b", limit=2, seed=3)
+    drawn = FigureSpec("n", "a figure", "", lambda: bar_figure(["x"], [1.0]))
+    found = compare(tmp_path / "a", tmp_path / "b", resamples=50, out=tmp_path / "c", labels=("all", "few"),
+                    figures=lambda one: [drawn])  # fmt: skip
+    told = {one.name: (one.a, one.b, one.comparable) for one in found.differences}
+    more = found.only_a
+    assert told == {
+        "asked": (f"{more + 2} documents, {more} of them alone", "2 documents", True), "run_seed": ("0", "3", True),
+    }  # fmt: skip
+    assert f"left out {more} that one run alone has" in str(found)
+    page = (tmp_path / "c" / "report.md").read_text()
+    assert "few - all" in page
+    assert "a figure" in page
+    assert (tmp_path / "c" / "n.svg").is_file()
+
+
+def test_runs_of_other_groups_are_told_apart(data: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        quick(right_on(0), None, Echo(), data=data, out=tmp_path / name, groups=[f"kind={name}"])
+    with pytest.raises(DataError, match="no scored document in common: kind is a in the one and b in the other"):
+        compare(tmp_path / "a", tmp_path / "b")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import paperhooks
 import pytest
 from paperhooks.authoring import DemoContext
 from paperhooks.generation import CallableBackend
-from paperhooks_evaluation import FigureSpec, Metric
+from paperhooks_evaluation import FigureSpec, Metric, PairedDifference
 from paperhooks_jmmmu import Jmmmu, MmmuPaired, compare_languages, make_sample
 from paperhooks_jmmmu.figures import domains_figure, letters_figure, subjects_figure
 
@@ -58,15 +58,18 @@ def accuracy(subject: str, value: float | None) -> Metric:
 def test_subjects_stand_by_subset() -> None:
     metrics = [accuracy("Accounting", 0.5), accuracy("Japanese_Art", 1.0), accuracy("Music", None)]
     labels, legend = drawn(subjects_figure(metrics, {"Music": 0.25}))
-    assert labels == ["Japanese Art", "Music", "Accounting"]
+    assert labels == ["Japanese Art (30)", "Music (30)", "Accounting (30)"]
     assert set(legend) == {"culture-agnostic", "culture-specific", "random letters"}
     assert "culture-specific" not in drawn(subjects_figure(metrics[:1], {"Accounting": 0.25}))[1]
 
 
 def test_letters_and_domains_are_drawn() -> None:
     assert drawn(letters_figure({"A": 3, "B": 0}, {"A": 1, "B": 2}))[1] == ["read", "right"]
-    labels, _ = drawn(domains_figure([("Science", 0.3, 0.33), ("Business", 0.4, 0.4)]))
-    assert labels == ["Business", "Science"]
+    lines = [
+        PairedDifference("domain", name, 24, 0.3, b, b - 0.3, -0.1, 0.2, 3, 2, 1.0, 1.0)
+        for name, b in (("Science", 0.33), ("Business", 0.3))
+    ]
+    assert drawn(domains_figure(lines)) == (["Business (24)", "Science (24)"], ["English", "Japanese"])
 
 
 def test_languages_are_drawn_beside_the_report(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from paperhooks_jmmmu import Jmmmu, JmmmuPro, JmmmuVerified, MmmuPaired
 from paperhooks_jmmmu.answers import letters_of
 from paperhooks_jmmmu.data import JAPANESE, parse_options, read_questions
 from paperhooks_jmmmu.plugin import TASKS
+from PIL import Image
 from prompt_data import CASES as PROMPTS
 from prompt_data import row_of, write_rows
 
@@ -399,3 +400,15 @@ def test_bad_rows_are_left_out_where_that_is_asked_for(tmp_path: Path, caplog: p
     assert "rows with faults left out: 1; validation_Design_30: the answer is 'Z'" in caplog.text
     with pytest.raises(DataError, match="skip_bad is 'no'; expected true or false"):
         Jmmmu(skip_bad="no")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="revision is 5; expected the name"):
+        Jmmmu(revision=5)  # type: ignore[arg-type]
+
+
+def test_a_picture_that_changes_during_a_run_fails(tmp_path: Path) -> None:
+    row = row_of(next(one for one in PROMPTS["docs"] if one["present"] == ["image_1"]))
+    folder = write_rows(tmp_path, [row])
+    (document,) = Jmmmu().documents(str(folder))
+    assert len(Jmmmu().request(document).images) == 1
+    Image.new("RGB", (9, 9)).save(folder / "1.png")
+    with pytest.raises(DataError, match=r"1\.png is another picture than when the data were read"):
+        Jmmmu().request(document)

@@ -19,8 +19,11 @@ _FLIPS: Final = 10_000
 _BLOCK: Final = 1 << 21
 
 
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval for a proportion (Wilson 1927, equation without continuity correction).
+
+    Successes may be a sum of credits from 0 to 1, which spread no more than whole ones do: the interval then is wider
+    than it would have to be.
 
     Raises ValueError unless 0 <= successes <= n, n >= 1 and 0 < confidence < 1.
 

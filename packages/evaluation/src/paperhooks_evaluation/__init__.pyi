@@ -3,6 +3,7 @@ from .comparison import Comparison as Comparison
 from .comparison import PairedDifference as PairedDifference
 from .comparison import compare as compare
 from .differences import InputDifference as InputDifference
+from .differences import RunsDiffer as RunsDiffer
 from .evaluator import evaluate as evaluate
 from .evaluator import rescore as rescore
 from .harness.folder import Export as Export

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from paperhooks.errors import DataError, did_you_mean
+from paperhooks.errors import DataError, counted, did_you_mean
 from paperhooks.io import hash_file, plain, read_json, write_json
-from paperhooks.reports import Heading, Paragraph, RunFolder, Table, bootstrap_interval, holm, mcnemar
+from paperhooks.reports import Block, Heading, Paragraph, RunFolder, Table, bootstrap_interval, holm, mcnemar
 
 from paperhooks_evaluation.differences import InputDifference, check_allowed, differences
 from paperhooks_evaluation.plan import COLUMNS
+from paperhooks_evaluation.report import figure_blocks
 from paperhooks_evaluation.result_files import checked_file, open_evaluation, read_scores
 from paperhooks_evaluation.samples import document_hash, read_documents
-from paperhooks_evaluation.task import part_text
+from paperhooks_evaluation.task import FigureSpec, part_text
 
 __all__ = ["Comparison", "PairedDifference", "compare"]
 
@@ -77,7 +78,16 @@ class Comparison:
         return (
             f"{self.task} ({self.mode}): {one.a:.4g} -> {one.b:.4g}, difference {one.delta:+.4g} "
             f"[{one.low:+.4g}, {one.high:+.4g}], n = {one.n}, {one.better} better, {one.worse} worse, p = {one.p:.3g}"
+            f"{f', left out {self.only_a + self.only_b} that one run alone has' * (self.only_a + self.only_b > 0)}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """What the caller wants of the report."""
+
+    labels: tuple[str, str]
+    figures: Sequence[FigureSpec]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +110,8 @@ def compare(
     allow: Collection[str] = (),
     seed: int = 0,
     resamples: int = 2000,
+    labels: tuple[str, str] = ("a", "b"),
+    figures: Callable[[Comparison], Sequence[FigureSpec]] | None = None,
 ) -> Comparison:
     """Compare two finished runs, paired by document.
 
@@ -113,8 +125,9 @@ def compare(
     :param out: A folder for ``comparison.json`` and a report.
     :param allow: names of inputs that may differ, such as ``["language"]``; the message names them.
     :param seed, resamples: of the bootstrap.
-    :raises DataError: folders without results, runs that differ in what is not allowed, and runs without a common
-        document.
+    :param labels: what the report calls the two runs. :param figures: draws figures for it.
+    :raises RunsDiffer: runs that differ in what is not allowed.
+    :raises DataError: folders without results, and runs without a common document.
     """
     opened_a, opened_b = open_evaluation(run_a), open_evaluation(run_b)
     block_a, block_b = _block(opened_a), _block(opened_b)
@@ -125,7 +138,8 @@ def compare(
     check_allowed(found, allow, known, f"{run_a} and {run_b}")
     result = _compared(a, b, chosen, metric, found, seed, resamples)
     if out is not None:
-        _write(RunFolder(out), a, b, result, seed, resamples)
+        page = _Page(labels, figures(result) if figures else ())
+        _write(RunFolder(out), a, b, result, seed, resamples, page)
     return result
 
 
@@ -152,7 +166,18 @@ def _differences(
     further["keep_reasoning"] = a.block["reasoning"]["kept"], b.block["reasoning"]["kept"]
     changed = sum(a.hashes.get(key) != b.hashes.get(key) for key in a.rows if key in b.rows)
     further["documents"] = (f"{changed} of the common ids", "say something else") if changed else (0, 0)
-    return differences(opened_a.result["inputs"], opened_b.result["inputs"], further)
+    found, known = differences(opened_a.result["inputs"], opened_b.result["inputs"], further)
+    seeds = opened_a.result["seed"], opened_b.result["seed"]
+    if set(a.rows) != set(b.rows):
+        found.append(InputDifference("asked", _asked(a, b), _asked(b, a), comparable=True))
+    if seeds[0] != seeds[1]:
+        found.append(InputDifference("run_seed", str(seeds[0]), str(seeds[1]), comparable=True))
+    return found, [*known, "asked", "run_seed"]
+
+
+def _asked(one: _Scored, other: _Scored) -> str:
+    alone = len(one.rows.keys() - other.rows.keys())
+    return f"{counted(len(one.rows), 'document')}{f', {alone} of them alone' if alone else ''}"
 
 
 def _compared(
@@ -160,7 +185,7 @@ def _compared(
 ) -> Comparison:
     common = [key for key in a.rows if key in b.rows]
     if not common:
-        raise DataError(f"{a.path} and {b.path} have no scored document in common")
+        raise DataError(f"{a.path} and {b.path} have no scored document in common{_apart(a, b)}")
 
     def difference(grouping: str, group: str, keys: Sequence[str]) -> PairedDifference:
         return _difference(grouping, group, [(a.rows[key], b.rows[key]) for key in keys], seed, resamples)
@@ -185,6 +210,15 @@ def _compared(
         changed=sum(a.hashes.get(key) != b.hashes.get(key) for key in common),
         differences=found,
     )
+
+
+def _apart(a: _Scored, b: _Scored) -> str:
+    """The groups of both runs, of the first grouping of which they share none."""
+    for grouping in (name for name in next(iter(a.rows.values()), {}) if name not in COLUMNS):
+        of_a, of_b = ({row.get(grouping, "") for row in one.rows.values()} for one in (a, b))
+        if of_a.isdisjoint(of_b):
+            return f": {grouping} is {', '.join(sorted(of_a))} in the one and {', '.join(sorted(of_b))} in the other"
+    return ""
 
 
 def _document_hashes(run: RunFolder) -> dict[str, str]:
@@ -229,7 +263,7 @@ def _metrics(
     return [(*key, found_a[key], found_b.get(key)) for key in found_a if metric in (None, key[0])]
 
 
-def _write(run: RunFolder, a: _Scored, b: _Scored, result: Comparison, seed: int, resamples: int) -> None:
+def _write(run: RunFolder, a: _Scored, b: _Scored, result: Comparison, seed: int, resamples: int, page: _Page) -> None:
     inputs = {
         "task": result.task,
         "mode": result.mode,
@@ -243,16 +277,19 @@ def _write(run: RunFolder, a: _Scored, b: _Scored, result: Comparison, seed: int
         run.start("compare", inputs=inputs, seed=seed)
         write_json(run.path / "comparison.json", content)
         run.record(comparison=plain(content))
-        run.report(f"Comparison: {result.task}", _blocks(a, b, result))
+        titles = [str(one.block["task"]) for one in (a, b)]
+        title = result.task if titles[0] == titles[1] else " and ".join(titles)
+        run.report(f"Comparison: {title}", [*_blocks(a, b, result, page.labels), *figure_blocks(run, page.figures)])
         run.finish()
 
 
-def _blocks(a: _Scored, b: _Scored, result: Comparison) -> list[Heading | Paragraph | Table]:
+def _blocks(a: _Scored, b: _Scored, result: Comparison, labels: tuple[str, str]) -> list[Block]:
+    first, second = labels
     lines = [result.overall, *result.groups]
     rows = [
         (d.part or "all", d.n, d.a, d.b, d.delta, d.low, d.high, d.better, d.worse, d.p, d.corrected_p) for d in lines
     ]
-    header = ("group", "n", "a", "b", "b - a", "low", "high", "better", "worse", "p", "corrected p")
+    header = ("group", "n", *labels, f"{second} - {first}", "low", "high", "better", "worse", "p", "corrected p")
     caption = (
         "95 % intervals: paired bootstrap. p: exact McNemar test, two-sided; corrected by Holm's method for the groups "
         "of a grouping."
@@ -260,18 +297,20 @@ def _blocks(a: _Scored, b: _Scored, result: Comparison) -> list[Heading | Paragr
     metrics = [
         (name, group or "all", x, y, None if x is None or y is None else y - x) for name, group, x, y in result.metrics
     ]
-    left_out = f"Left out: {result.only_a} documents that only a has, {result.only_b} that only b has."
+    alone = (
+        f"Left out: {counted(result.only_a, 'document')} that only {first} has, {result.only_b} that only {second} has."
+    )
     changed = f" {result.changed} of the paired documents differ in content." if result.changed else ""
     inputs = [(one.name, one.a, one.b, "" if one.comparable else "allowed") for one in result.differences]
-    told: list[Heading | Paragraph | Table] = (
-        [Table(("input", "a", "b", ""), inputs)] if inputs else [Paragraph("All inputs are the same.")]
-    )
+    told: Table | Paragraph = (
+        Table(("input", *labels, ""), inputs) if inputs else Paragraph("All inputs are the same.")
+    )  # fmt: skip
     return [
-        Paragraph(f"a: {a.path}\nb: {b.path}\nMode: {result.mode}. {left_out}{changed}"),
+        Paragraph(f"{first}: {a.path}\n{second}: {b.path}\nMode: {result.mode}. {alone}{changed}"),
         Heading("What differs"),
-        *told,
+        told,
         Heading("Scores, paired by document"),
         Table(header, rows, caption),
         Heading("Metrics of the task"),
-        Table(("metric", "group", "a", "b", "b - a"), metrics),
+        Table(("metric", "group", *labels, f"{second} - {first}"), metrics),
     ]

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from paperhooks.errors import DataError, did_you_mean
 
-__all__ = ["InputDifference", "check_allowed", "differences"]
+__all__ = ["InputDifference", "RunsDiffer", "check_allowed", "differences"]
 
 #: What answers and how it computes: two runs are made to compare these. All other inputs make scores incomparable.
 _COMPARED: Final = frozenset({
@@ -38,6 +38,17 @@ class InputDifference:
         return f"{self.name}: {self.a} in a, {self.b} in b"
 
 
+class RunsDiffer(DataError):
+    """Two runs whose scores cannot be compared.
+
+    :param differences: the inputs that make them so.
+    """
+
+    def __init__(self, text: str, differences: Collection[InputDifference]) -> None:
+        super().__init__(text)
+        self.differences = tuple(differences)
+
+
 def differences(
     inputs_a: Mapping[str, Any], inputs_b: Mapping[str, Any], further: Mapping[str, tuple[Any, Any]]
 ) -> tuple[list[InputDifference], list[str]]:
@@ -64,9 +75,10 @@ def differences(
 def check_allowed(
     found: Collection[InputDifference], allow: Collection[str], known: Collection[str], where: str
 ) -> None:
-    """Raise DataError for differences that make scores incomparable and are not allowed, and for unknown names.
+    """Raise RunsDiffer for differences that make scores incomparable and are not allowed.
 
     :param known: the names of all inputs. :param where: the runs, for the message.
+    :raises DataError: a name that is allowed and unknown.
     """
     for name in [allow] if isinstance(allow, str) else allow:
         if name not in known:
@@ -74,10 +86,11 @@ def check_allowed(
     refused = [one for one in found if not one.comparable and one.name not in allow]
     if refused:
         listed = "".join(f"\n  {one}" for one in refused)
-        names = [one.name for one in refused]
-        raise DataError(
-            f"{where} differ in what makes their scores incomparable:{listed}\nmake both runs alike, or allow by "
-            f"name what is meant to differ: allow={names}"
+        names = ", ".join(one.name for one in refused)
+        raise RunsDiffer(
+            f"{where} differ in what makes their scores incomparable:{listed}\nmake both runs alike, or allow by name "
+            f"what is meant to differ (on the command line one --allow for each name): {names}",
+            refused,
         )
 
 

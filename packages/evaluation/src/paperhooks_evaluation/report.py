@@ -13,7 +13,7 @@ from paperhooks_evaluation.results import EvaluationResult, describe_metric
 from paperhooks_evaluation.scoring import ModeResult
 from paperhooks_evaluation.task import FigureSpec, Metric
 
-__all__ = ["write_report"]
+__all__ = ["figure_blocks", "write_report"]
 
 _INTERVALS: Final = {
     "wilson": "Wilson's",
@@ -30,7 +30,7 @@ _FEW_GROUPINGS: Final = 2
 
 def write_report(run: RunFolder, result: EvaluationResult) -> Path:
     """Write ``report.md`` and ``report.html`` with the figures; returns the path of the latter."""
-    blocks: list[Block] = [*_opening(run, result), *_figures(run, [*_bars(result), *result.summary.figures])]
+    blocks: list[Block] = [*_opening(run, result), *figure_blocks(run, [*_bars(result), *result.summary.figures])]
     several = len(result.modes) > 1
     shown = list(result.modes.items())[: None if len(result.modes) <= _FEW_MODES else 1]
     for mode, found in shown:
@@ -118,7 +118,8 @@ def _bar_figure(file: str, name: str, grouping: str, lines: Sequence[Metric]) ->
     return FigureSpec(file, f"{name} of all documents{of_each}", "Whiskers: 95 % intervals.", draw)
 
 
-def _figures(run: RunFolder, specs: Sequence[FigureSpec]) -> list[Block]:
+def figure_blocks(run: RunFolder, specs: Sequence[FigureSpec]) -> list[Block]:
+    """The figures, drawn into the folder of a run; where they cannot be drawn, a note why."""
     blocks: list[Block] = []
     for spec in specs:
         try:

@@ -269,10 +269,12 @@ def grouped(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
 
 
 def mean_metric(name: str, scores: Sequence[float], group: str = "", grouping: str = "") -> Metric:
-    """The mean of scores with its 95 % interval, as in :func:`mean_metrics`."""
+    """The mean of scores with its 95 % interval, as in :func:`mean_metrics`; that of shares stays within 0 and 1."""
     if not scores:
         return Metric(name, None, 0, group=group, grouping=grouping)
     low, high = mean_interval(scores)
+    if all(0 <= score <= 1 for score in scores):
+        low, high = max(0.0, low), min(1.0, high)
     kind = "wilson" if all(score in (0, 1) for score in scores) else "normal"
     return Metric(name, fmean(scores), len(scores), low, high, group, kind, grouping=grouping)
 

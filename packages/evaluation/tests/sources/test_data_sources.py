@@ -201,6 +201,36 @@ def test_other_columns_of_images(tmp_path: Path) -> None:
         list(DataSource(str(tmp_path)).rows(["question"]))
 
 
+def test_a_file_that_others_count_is_missed(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "test-00001-of-00003.parquet", ["a"])
+    write(tmp_path / "b" / "test-00000-of-00001.parquet", ["b"])
+    assert ids(read(str(tmp_path), configs=("b",))) == ["b"]
+    with pytest.raises(DataError, match=r"lacks test-00000-of-00003\.parquet, test-00002-of-00003\.parquet, which"):
+        read(str(tmp_path))
+    for number in (0, 2):
+        write(tmp_path / "a" / f"test-0000{number}-of-00003.parquet", [str(number)])
+    assert ids(read(str(tmp_path))) == ["0", "a", "2", "b"]
+
+
+def test_files_of_another_form_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "test.parquet", ["a"])
+    (tmp_path / "test.jsonl").write_text('{"id": "b"}')
+    (tmp_path / "settings.json").write_text("{}")
+    assert ids(read(str(tmp_path))) == ["a"]
+    assert caplog.messages == [f"{tmp_path}: test.parquet is read, and files of another form are not: test.jsonl"]
+
+
+def test_a_picture_that_was_changed_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "1.png"
+    Image.new("RGB", (2, 2)).save(file)
+    place = {"picture": str(file)}
+    digest = placed_picture(place).digest
+    assert placed_picture(place, digest).size == (2, 2)
+    Image.new("RGB", (3, 3)).save(file)
+    with pytest.raises(DataError, match=r"1\.png is another picture than when the data were read"):
+        placed_picture(place, digest)
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     file = write(tmp_path / "a.parquet", [str(i) for i in range(400)], list(range(200)) * 2)
     whole = bytearray(file.read_bytes())

@@ -93,6 +93,8 @@ class Exam(Task):
         for name, value, known in (("parser", self.parser, PARSERS), ("stop", self.stop, tuple(_STOPS))):
             if value not in known:
                 raise DataError(f"{name} = {value!r} is none of {', '.join(map(repr, known))}")
+        if not isinstance(self.revision, str):
+            raise DataError(f"revision is {self.revision!r}; expected the name of a branch, tag or commit")
         if not isinstance(self.skip_bad, bool):
             raise DataError(f"skip_bad is {self.skip_bad!r}; expected true or false")
         for name, least in (("max_new_tokens", 1), ("rotation", 0), ("seed", 0)):

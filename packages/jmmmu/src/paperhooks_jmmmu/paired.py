@@ -6,13 +6,12 @@ with one limit, and reads both by one parser; what differs beyond the language i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from paperhooks.errors import DataError, MissingExtra
-from paperhooks.reports import RunFolder, save_figure
-from paperhooks_evaluation import Comparison, compare
+from paperhooks.errors import DataError
+from paperhooks.reports import RunFolder
+from paperhooks_evaluation import Comparison, FigureSpec, RunsDiffer, compare
 
 from paperhooks_jmmmu.figures import domains_figure
 
@@ -39,8 +38,8 @@ def compare_languages(
 
     :param mode: of both runs; without a fallback that draws letters, by a parser that reads both languages, unless
         another is asked for.
-    :param out: a folder for a report, and, where there is matplotlib, for ``languages.svg`` and ``languages.png``:
-        arrows from English to Japanese by domain.
+    :param out: a folder for a report; where there is matplotlib, with arrows from English to Japanese by domain
+        (``languages.svg`` and ``languages.png``).
     :param seed, resamples: of the bootstrap.
     :raises DataError: the runs are of other tasks, or of these in the other order; runs that differ in layout, limit,
         stop strings, options, model settings that change what is asked, or scoring.
@@ -51,15 +50,19 @@ def compare_languages(
             f"{english} is a run of {tasks[0]!r}, {japanese} one of {tasks[1]!r}; give a run of {_TASKS[0]!r}, then "
             f"one of {_TASKS[1]!r}"
         )
-    result = compare(english, japanese, mode=mode, out=out, allow=_LANGUAGE, seed=seed, resamples=resamples)
-    lines = [(one.group, one.a, one.b) for one in result.groups if one.grouping == "domain"]
-    if out is not None and lines:
-        _draw(lines, Path(out))
-    return result
-
-
-def _draw(lines: Sequence[tuple[str, float, float]], out: Path) -> None:
     try:
-        save_figure(domains_figure(lines).draw(), out / "languages")
-    except MissingExtra:
-        return  # the report has the numbers
+        return compare(
+            english, japanese, mode=mode, out=out, allow=_LANGUAGE, seed=seed, resamples=resamples,
+            labels=("English", "Japanese"), figures=_figures,
+        )  # fmt: skip
+    except RunsDiffer as error:
+        told = "".join(f"\n  {one}" for one in error.differences)
+        raise DataError(
+            f"{english} (a) and {japanese} (b) differ in more than the language:{told}\nask both in the same way, with "
+            "one layout, limit and stop string, and score both alike"
+        ) from error
+
+
+def _figures(found: Comparison) -> list[FigureSpec]:
+    domains = [one for one in found.groups if one.grouping == "domain"]
+    return [domains_figure(domains)] if domains else []

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from paperhooks.errors import DataError
 from paperhooks.generation import Request
+from paperhooks.io import Picture
 from paperhooks_evaluation import Document
 from paperhooks_evaluation.sources import placed_picture
 
@@ -112,7 +113,7 @@ def exam_request(
     A picture that is mentioned in another form alone (``<image2>``) is shown in the layout ``interleave``, and in no
     other: the published code does not know that form.
 
-    :raises DataError: a placeholder without picture.
+    :raises DataError: a placeholder without picture, or another picture than when the data were read.
     """
     text = question_text(document.data, wording)
     shown = shown_slots([text])
@@ -124,7 +125,7 @@ def exam_request(
     repairs = [slot for slot in odd_slots([text]) if slot in document.place]
     return Request(
         [{"role": "user", "content": list(_parts(text, shown, repairs, wording))}],
-        images=[placed_picture(document.place[slot]) for slot in (*shown, *repairs)],
+        images=[_picture(document, slot) for slot in (*shown, *repairs)],
         max_new_tokens=max_new_tokens,
         stop=tuple(stop),
         metadata={"id": document.id},
@@ -138,11 +139,15 @@ def vision_request(
     content = [{"type": "image"}, {"type": "text", "text": text}]
     return Request(
         [{"role": "user", "content": content}],
-        images=[placed_picture(document.place["image"])],
+        images=[_picture(document, "image")],
         max_new_tokens=max_new_tokens,
         stop=tuple(stop),
         metadata={"id": document.id},
     )
+
+
+def _picture(document: Document, slot: str) -> Picture:
+    return placed_picture(document.place[slot], document.data.get("pictures", {}).get(slot, ""))
 
 
 def _parts(text: str, shown: Sequence[str], repairs: Sequence[str], wording: Wording) -> Iterator[dict[str, Any]]:

@@ -25,9 +25,10 @@ from paperhooks_jmmmu.data import CHOICE
 
 __all__ = ["LetterShare", "Rotations", "compare_rotations"]
 
-#: What runs of several rotations cannot share: the rotation, the questions' texts, and files of replies.
+#: What runs of several rotations cannot share: the rotation and the questions' texts.
 _ROTATED: Final = ("rotation", "documents")
-_REPLIES: Final = "replies"
+#: What else may differ: which questions were asked, files of replies, and a seed that draws nothing.
+_OTHERS: Final = ("asked", "replies", "run_seed")
 _GROUPINGS: Final = ("subset", "domain", "subject")
 
 
@@ -110,7 +111,7 @@ def compare_rotations(
     first, *others = by_rotation.values()
     for other in others:
         found = compare(first, other, mode=mode, allow=_ROTATED, resamples=2)
-        if more := [one for one in found.differences if one.name not in (*_ROTATED, _REPLIES)]:
+        if more := [one for one in found.differences if one.name not in _ROTATED + _OTHERS]:
             raise DataError(
                 f"{first} (a) and {other} (b) differ in more than the rotation: {'; '.join(map(str, more))}; ask all "
                 "rotations of one model alike"

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import fsum
 from typing import Any, Final
 
-from paperhooks.reports import Table
+from paperhooks.reports import Table, wilson_interval
 from paperhooks_evaluation import FigureSpec, Metric, Record, Summary, grouped, mean_metric
 
 from paperhooks_jmmmu.algorithm import chance, expected_credit, luck, rounded_accuracy, weighted_accuracy
@@ -60,7 +61,9 @@ def summarise(records: Sequence[Record], metric: str, edition: Edition, *, offic
 def _score(metric: str, records: Sequence[Record], grouping: str, group: str) -> Metric:
     """The score of a group: subjects and domains rounded, subsets and the whole from rounded subjects, as published."""
     value = _published(records, grouping, lambda record: record.score)
-    return replace(mean_metric(metric, [record.score for record in records], group, grouping), value=value)
+    # Credits of 1 / k are means over draws; a normal interval over them would leave the draws out.
+    low, high = wilson_interval(min(fsum(record.score for record in records), len(records)), len(records))
+    return Metric(metric, value, len(records), low, high, group, "wilson", grouping=grouping)
 
 
 def _published(records: Sequence[Record], grouping: str, worth: Callable[[Record], float]) -> float | None:

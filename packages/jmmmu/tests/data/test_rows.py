@@ -203,7 +203,6 @@ def test_all_faults_are_told_at_once_with_ids(tmp_path: Path, caplog: pytest.Log
 @pytest.mark.parametrize(
     ("rows", "edition", "said"),
     [
-        ([OPEN], VERIFIED, "validation_Math_2: is an open question, which JMMMU/JMMMU-Pro has not; JMMMU has some"),
         ([{**GOOD, "question": None}], JAPANESE, r"like those of JMMMU-Pro's config vision \(task jmmmu-pro\)"),
         ([GOOD], VISION, r"no picture in the column image: they look like those of JMMMU \(task jmmmu\)"),
         ([GOOD, OPEN], ENGLISH, r"its questions are in Japanese: they look like those of JMMMU \(task jmmmu\)"),
@@ -212,6 +211,18 @@ def test_all_faults_are_told_at_once_with_ids(tmp_path: Path, caplog: pytest.Log
 def test_data_of_another_edition_are_told(tmp_path: Path, rows: list[Any], edition: Any, said: str) -> None:
     with pytest.raises(DataError, match=said):
         read_questions(str(write_rows(tmp_path, rows)), edition)
+
+
+def test_open_questions_of_an_edition_without_any(tmp_path: Path) -> None:
+    """Those that were given options are multiple choice, whatever their type says; others are doubted."""
+    given = GOOD | {"question_type": "open"}
+    found = read_questions(str(write_rows(tmp_path, [given])), VERIFIED)
+    assert (found.documents[0].groups["question_type"], found.notes()) == ("multiple-choice", [])
+    assert read_questions(str(tmp_path)).documents[0].groups["question_type"] == "open"
+    found = read_questions(str(write_rows(tmp_path, [given, OPEN])), VERIFIED)
+    assert found.notes() == [
+        "Of the data: 1 of its questions are open, and it has none: they look like those of JMMMU (task jmmmu)."
+    ]
 
 
 def test_english_questions_of_a_japanese_edition_are_doubted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -225,6 +236,22 @@ def test_english_questions_of_a_japanese_edition_are_doubted(tmp_path: Path, cap
     make_sample(tmp_path / "en", per_subject=1, kind="english")
     with pytest.raises(DataError, match=r"has no split 'test' but 'validation', as MMMU has \(task mmmu-paired\)"):
         read_questions(str(tmp_path / "en"))
+
+
+def test_what_a_table_lacks_is_no_text(tmp_path: Path) -> None:
+    """NaN, and half of a surrogate pair."""
+    rows: list[dict[str, Any]] = [OPEN | {"answer": float("nan")}, GOOD | {"question": "\ud83dは何か。"}]
+    (write_rows(tmp_path, []) / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match="validation_Math_2: the answer is nan; expected a text") as told:
+        read_questions(str(tmp_path))
+    assert "validation_Design_1: question or options have half of a surrogate pair" in str(told.value)
+    (found,) = read_questions(str(write_rows(tmp_path, [GOOD | {"topic_difficulty": float("nan")}]))).documents
+    assert found.groups["difficulty"] == ""
+
+
+def test_an_odd_placeholder_without_picture_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read_questions(str(write_rows(tmp_path, [{**GOOD, "question": "<image3>と<image 1>"}])))
+    assert "the row has no such picture, and none is shown: validation_Design_1" in caplog.text
 
 
 def test_odd_placeholders_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -290,7 +317,8 @@ def test_other_editions(tmp_path: Path) -> None:
 
 
 def test_english_rows_of_other_subjects_are_left_out(tmp_path: Path) -> None:
-    rows = [{**GOOD, "question": "What is it?", "id": f"{name}_1"} for name in ("validation_Art", "validation_Design", "test_Japanese_Art")]
+    english = {**GOOD, "question": "What is it?"}
+    rows = [english | {"id": f"{name}_1"} for name in ("validation_Art", "validation_Design", "test_Japanese_Art")]
     folder = write_rows(tmp_path, rows)
     assert [one.id for one in read_questions(str(folder), ENGLISH).documents] == ["validation_Design_1"]
     with pytest.raises(DataError, match=r"has 1 fault:\n  validation_Art_1: there is no subject 'Art'"):

@@ -27,6 +27,11 @@ _SPLITS: Final = ("train", "training", "validation", "valid", "val", "dev", "tes
 #: Folders that stand for no config.
 _NO_CONFIG: Final = ("data", "default", *_SPLITS)
 
+#: The name of one of several files: which, and of how many.
+_SHARD: Final = re.compile(r"(?P<head>.*-)(?P<number>\d{5})(?P<of>-of-)(?P<count>\d{5})(?P<tail>\D.*)?")
+#: How many files a message names.
+_SHOWN: Final = 5
+
 #: Config to split to files.
 _Files = dict[str, dict[str, list[Path]]]
 
@@ -53,7 +58,25 @@ def config_files(folder: Path, split: str, configs: Sequence[str] = ()) -> dict[
     if not chosen:
         splits = sorted({name for each in wanted.values() for name in each})
         raise DataError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")
+    if lacking := [name for files in chosen.values() for name in _lacking_shards(files)]:
+        raise DataError(
+            f"{folder} lacks {_named(lacking)}, which the names of other files count; download the data set again"
+        )
     return chosen
+
+
+def _lacking_shards(files: Sequence[Path]) -> list[str]:
+    """The names of files that are missing: ``test-00001-of-00002.parquet`` where only the first one is there."""
+    there = {file.name for file in files}
+    wanted = {
+        f"{name['head']}{number:05}{name['of']}{name['count']}{name['tail'] or ''}": None
+        for name in map(_SHARD.fullmatch, sorted(there)) if name for number in range(int(name["count"]))
+    }  # fmt: skip
+    return [name for name in wanted if name not in there]
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def declared_patterns(folder: Path) -> dict[str, dict[str, list[str]]]:
@@ -127,10 +150,13 @@ def _named_files(folder: Path) -> _Files:
 def _of_one_form(paths: Iterable[Path], folder: Path) -> list[Path]:
     """Those of the first form that occurs, without hidden ones."""
     shown = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    for form in _FORMS:
-        if found := [path for path in shown if path.name.lower().endswith(form)]:
-            return found
-    return []
+    by_form = [[path for path in shown if path.name.lower().endswith(form)] for form in _FORMS]
+    first = next(filter(None, by_form), [])
+    beside = [path for form in by_form[:-1] for path in form if form is not first]  # JSON is what settings are in, too
+    if first and beside:
+        names = _named([str(path.relative_to(folder)) for path in beside])
+        log.warning("%s: %s is read, and files of another form are not: %s", folder, first[0].name, names)
+    return first
 
 
 def _by_split(files: Sequence[Path], folder: Path) -> dict[str, list[Path]]:

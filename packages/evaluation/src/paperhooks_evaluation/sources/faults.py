@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paperhooks.errors import DataError
+from paperhooks.errors import DataError, counted
 
 __all__ = ["raise_faults"]
 
@@ -18,5 +18,4 @@ def raise_faults(where: str, faults: Sequence[str], *, listed: int = 20) -> None
         return
     more = f"\n  ... and {len(faults) - listed} more" if len(faults) > listed else ""
     lines = "\n  ".join(faults[:listed])
-    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-    raise DataError(f"{where} cannot be used, it has {count}:\n  {lines}{more}")
+    raise DataError(f"{where} cannot be used, it has {counted(len(faults), 'fault')}:\n  {lines}{more}")

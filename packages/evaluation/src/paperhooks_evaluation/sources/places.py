@@ -18,16 +18,24 @@ from paperhooks_evaluation.task import Document
 __all__ = ["image_request", "placed_picture"]
 
 
-def placed_picture(place: Mapping[str, Any]) -> Picture:
+def placed_picture(place: Mapping[str, Any], digest: str = "") -> Picture:
     """The picture at a place, which is read when it is opened.
 
     A place is ``{"picture": FILE}``, or ``{"table": FILE, "row": NUMBER, "column": NAME, "folder": FOLDER}`` for bytes
     in a Parquet file, or for a name there of a file in the folder.
+
+    :param digest: SHA-256 of the bytes that are expected; without it, any picture is taken.
+    :raises DataError: another picture lies there.
     """
     if "picture" in place:
-        return Picture(Path(place["picture"]))
-    where = f"{place['folder']}, row {place['row']} of {Path(place['table']).name}, {place['column']}"
-    return Picture(partial(_bytes, place["table"], place["row"], place["column"], place["folder"], where), where)
+        found = Picture(Path(place["picture"]))
+    else:
+        where = f"{place['folder']}, row {place['row']} of {Path(place['table']).name}, {place['column']}"
+        read = partial(_bytes, place["table"], place["row"], place["column"], place["folder"], where)
+        found = Picture(read, where)
+    if digest and found.digest != digest:
+        raise DataError(f"{found.called} is another picture than when the data were read; it was changed since")
+    return found
 
 
 def image_request(document: Document, text: str, max_new_tokens: int) -> Request:

@@ -46,11 +46,11 @@ ENGLISH: Final = Edition(
 )  # fmt: skip
 
 
-def kinship(edition: Edition, questions: Sequence[Any], pictures: int) -> str:
+def kinship(edition: Edition, questions: Sequence[Any], pictures: int, opens: int) -> str:
     """Whose rows these look like, in a sentence, where they are hardly the edition's; ``""`` otherwise.
 
     :param questions: the questions of all rows, as they stand there.
-    :param pictures: how many rows have a picture in one of the edition's columns.
+    :param pictures: how many rows have a picture in one of the edition's columns. :param opens: how many are open.
     """
     texts = [one for one in questions if isinstance(one, str) and one.strip()]
     japanese = sum(_KANA.search(one) is not None for one in texts)
@@ -64,6 +64,8 @@ def kinship(edition: Edition, questions: Sequence[Any], pictures: int) -> str:
         return "its rows have no questions: they look like those of JMMMU-Pro's config vision (task jmmmu-pro)"
     if not edition.japanese and 2 * japanese > len(texts):
         return "its questions are in Japanese: they look like those of JMMMU (task jmmmu)"
+    if opens and not edition.opens:
+        return f"{opens} of its questions are open, and it has none: they look like those of JMMMU (task jmmmu)"
     if edition.japanese and texts and not japanese:
         return "no question of it is in Japanese: they look like those of MMMU (task mmmu-paired)"
     return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any, Final
@@ -48,8 +49,9 @@ def parse_answer(value: Any, *, letters: bool) -> str | list[str]:
 
 
 def _text(value: Any) -> str:
-    """A text or number as text; ``""`` for anything else."""
-    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    """A text or finite number as text; ``""`` for anything else: NaN is how tables say that there is none."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return str(value) if isinstance(value, str) or number else ""
 
 
 def _is_list(value: Any) -> bool:

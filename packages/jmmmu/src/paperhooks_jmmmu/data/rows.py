@@ -95,7 +95,8 @@ def read_questions(
         faults += [f"{called}: {fault}" for fault in wrong]
         if found is not None and not wrong:
             documents[found.groups["subject"]].append(found)
-    doubt = kinship(edition, texts, shown)
+    opens = sum(one.groups["question_type"] == OPEN for each in documents.values() for one in each)
+    doubt = kinship(edition, texts, shown, opens)
     if not skip_bad:
         raise_faults(f"the data in {source}{f' ({doubt})' if doubt else ''}", faults, listed=_LISTED)
     whole = [document for each in documents.values() for document in each]
@@ -150,9 +151,7 @@ def _document(row: StoredRow, edition: Edition) -> tuple[Document | None, list[s
         faults.append(f"the question is {question!r:.200}; expected a text")
     question = question if isinstance(question, str) else ""
     options = _read(parse_options, told.get("options", []), faults)
-    kind = _kind(told.get("question_type"), options, faults)
-    if kind == OPEN and not edition.opens:
-        faults.append(f"is an open question, which {edition.hub} has not; JMMMU has some (task jmmmu)")
+    kind = _kind(told.get("question_type"), options, edition, faults)
     answer = _answer(told.get("answer"), options, kind, faults)
     faults += [f"the file {name} of {slot} is not there" for slot, name in row.missing.items()]
     shown = ["image"] if edition.vision else shown_slots(_texts(question, options or [], kind, edition))
@@ -160,13 +159,15 @@ def _document(row: StoredRow, edition: Edition) -> tuple[Document | None, list[s
     if lacking:
         have = ", ".join(row.places) or "no picture"
         faults.append(f"shows {', '.join(lacking)}, which the row does not have; it has {have}")
+    if any(isinstance(one, str) and not _is_text(one) for one in (question, *(options or []))):
+        faults.append("question or options have half of a surrogate pair, which is no text")
     groups = {
         "subject": subject,
         "domain": SUBJECTS[subject].domain,
         "subset": SUBJECTS[subject].subset,
         "question_type": kind,
         "pictures": str(len(shown)),
-        "difficulty": str(told.get("topic_difficulty") or ""),
+        "difficulty": difficulty if isinstance(difficulty := told.get("topic_difficulty"), str) else "",
         "translated": _translated(told, shown),
     }
     data = {
@@ -193,8 +194,10 @@ def _subject(row: Mapping[str, Any], edition: Edition, faults: list[str]) -> str
     return None
 
 
-def _kind(told: Any, options: Sequence[str] | None, faults: list[str]) -> str:
+def _kind(told: Any, options: Sequence[str] | None, edition: Edition, faults: list[str]) -> str:
     """The type of a question; where the row tells none, one with options is multiple choice."""
+    if told == OPEN and options and not edition.opens:
+        return CHOICE  # one that was open until it was given options
     if told in (CHOICE, OPEN):
         return str(told)
     if told not in (None, ""):
@@ -229,19 +232,28 @@ def _translated(row: Mapping[str, Any], shown: Sequence[str]) -> str:
 
 
 def _warn_of_odd_placeholders(source: str, documents: Sequence[Document], edition: Edition) -> None:
-    odd = [one.id for one in documents if _shown_when_interleaved(one, edition)]
-    if odd:
-        log.warning(
-            "%s: %d questions name a picture in another form than <image 1>, such as <image1> or <Image 1>; it is "
-            "shown in the layout interleave alone, as the published code does not show it: %s",
-            source, len(odd), ", ".join(odd[:_LISTED]),
-        )  # fmt: skip
+    odd = {one.id: _odd_slots(one, edition) for one in documents}
+    for told, there in (
+        ("it is shown in the layout interleave alone, as the published code does not show it", True),
+        ("the row has no such picture, and none is shown", False),
+    ):
+        names = [
+            one.id for one in documents if any((slot in one.place) is there for slot in odd[one.id])
+        ]  # fmt: skip
+        if names:
+            log.warning(
+                "%s: %d questions name a picture in another form than <image 1>, such as <image1> or <Image 1>; %s: %s",
+                source, len(names), told, ", ".join(names[:_LISTED]),
+            )  # fmt: skip
 
 
-def _shown_when_interleaved(document: Document, edition: Edition) -> list[str]:
+def _odd_slots(document: Document, edition: Edition) -> list[str]:
     data = document.data
-    texts = _texts(data["question"], data["options"], data["question_type"], edition)
-    return [slot for slot in odd_slots(texts) if slot in document.place]
+    return odd_slots(_texts(data["question"], data["options"], data["question_type"], edition))
+
+
+def _is_text(text: str) -> bool:
+    return text.encode(errors="replace").decode() == text
 
 
 def _read(read: Any, value: Any, faults: list[str]) -> Any:
