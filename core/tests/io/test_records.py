@@ -100,7 +100,7 @@ def test_long_cells_are_read_and_the_limit_of_the_process_is_left_alone(tmp_path
         ("a.jsonl", b'{"a": "\0"}\n', "holds a NUL"),
         ("a.json", b"{\n 1}", "is not JSON"),
         ("a.json", b"7", "holds a int"),
-        ("a.csv", b"a,b\n1,2\n3\n", r"a\.csv:3: has 1 cells, the header has 2"),
+        ("a.csv", b"a,b\n1,2\n3\n", r"a\.csv:3: has 1 cell, the header has 2"),
         ("a.csv", b"a,b\n1,2,3\n", r"a\.csv:2: has 3 cells"),
         ("a.csv", b"a,a\n1,2\n", "several columns 'a'"),
         ("a.csv", b'a,b\n"x,1\n', "is no row of a table"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Literal, TypeAlias, cast
 
-from paperhooks.errors import DataError, require
+from paperhooks.errors import DataError, counted, require
 from paperhooks.io.files import local_path
 
 __all__ = ["ENDINGS", "Form", "decoded", "form_of", "opened", "record_files"]
@@ -77,9 +77,10 @@ def record_files(source: str | Path) -> FileList:
     found = tuple(file for file in inside if form_of(file) is not None)
     skipped = Counter(file.suffix.lower() or "no ending" for file in inside if form_of(file) is None)
     if not found:
-        raise DataError(f"{path} holds {_counted(skipped)} and no file that can be read; expected {ENDINGS}")
+        raise DataError(f"{path} holds {_by_ending(skipped)} and no file that can be read; expected {ENDINGS}")
     if skipped:
-        logger.warning("%s: %d files are read; left out are %s", path, len(found), _counted(skipped))
+        read = counted(len(found), "file is", "files are")
+        logger.warning("%s: %s read; left out are %s", path, read, _by_ending(skipped))
     return FileList(found, tuple(sorted(skipped.items())))
 
 
@@ -88,7 +89,7 @@ def _hidden(file: Path) -> bool:
     return any(part.startswith(".") for part in file.parts)
 
 
-def _counted(skipped: Counter[str]) -> str:
+def _by_ending(skipped: Counter[str]) -> str:
     return ", ".join(f"{count} {ending}" for ending, count in skipped.most_common()) or "nothing"
 
 

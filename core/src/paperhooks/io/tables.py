@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from paperhooks.errors import DataError
+from paperhooks.errors import DataError, counted
 from paperhooks.io.files import parse_json
 from paperhooks.io.record_paths import decoded
 
@@ -44,7 +44,8 @@ def table_rows(raw: bytes, file: Path, delimiter: str) -> Iterator[tuple[str, di
                 raise DataError(f"{file}:{start}: has several columns {twins[0]!r}; give each a name of its own")
         elif len(cells) != len(names):
             raise DataError(
-                f"{file}:{start}: has {len(cells)} cells, the header has {len(names)}; quote cells with {delimiter!r}"
+                f"{file}:{start}: has {counted(len(cells), 'cell')}, the header has {len(names)}; quote cells with "
+                f"{delimiter!r}"
             )
         else:
             yield f"{file}:{start}", dict(zip(names, cells, strict=True))

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from paperhooks.errors import DataError
+from paperhooks.errors import DataError, counted
 from paperhooks.generation import PendingImage, Prompt, Response
 from paperhooks.io import AppendLog, hash_json, plain, read_records, redacted, write_text
 
@@ -138,8 +138,8 @@ class SampleFile:
         missing = [document.id for document in documents if document.id not in self.rows]
         if missing:
             raise DataError(
-                f"{self.path} was cut or removed: {len(missing)} documents have no row, the first is {missing[0]!r}; "
-                "evaluate again to ask these"
+                f"{self.path} was cut or removed: {counted(len(missing), 'document has', 'documents have')} no "
+                f"row, the first is {missing[0]!r}; evaluate again to ask these"
             )
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:

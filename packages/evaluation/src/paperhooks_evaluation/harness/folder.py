@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from paperhooks.errors import DataError, did_you_mean
+from paperhooks.errors import DataError, counted, did_you_mean
 from paperhooks.info import TaskInfo
 from paperhooks.io import local_path, plain, read_json, write_json, write_text
 
@@ -63,7 +63,7 @@ class Export:
     passed_over: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        told = f"{self.path}: {self.tasks} tasks for {self.harness}, read in the mode {self.mode!r}"
+        told = f"{self.path}: {counted(self.tasks, 'task')} for {self.harness}, read in the mode {self.mode!r}"
         if self.passed_over:
             told += f" (not {', '.join(self.passed_over)}: an answer depends on the whole run, which no harness shows)"
         return f"{told}; run: {_COMMANDS[self.harness]} --include_path {self.path} --tasks {self.name} --model ..."
