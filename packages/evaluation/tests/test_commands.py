@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_evaluate_says_what_is_missing_or_failed(task: Path, cli, tmp_path: Path
     arguments = ("evaluate", str(task), "count", "--data", "3", "--out", str(tmp_path / "run"))
     code, out, err = cli(*arguments, "--option", "fails_at='1'")
     assert (code, "n = 2" in out) == (1, True)
-    assert "1 documents have no score, the first is '1': request: ValueError: no question" in err
+    assert "1 document has no score, the first is '1': request: ValueError: no question" in err
     assert cli(*arguments, "--shard", "half")[0] == 2
     assert cli(*arguments, "--option", "no option")[0] == 2
     assert cli(*arguments, "--layout", "beside")[0] == 2
@@ -176,10 +177,16 @@ def test_what_needs_no_model_is_checked_before_one_is_loaded(
     assert not (tmp_path / "new").exists()
 
 
-def test_answers_that_are_all_empty_are_said(task: Path, cli, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize(("n", "said"), [(3, "all 3 answers are empty"), (1, "the only answer is empty")])
+def test_answers_that_are_all_empty_are_said_once(
+    task: Path, cli, tmp_path: Path, monkeypatch, n: int, said: str
+) -> None:
     from paperhooks.generation import CallableBackend
 
     monkeypatch.setattr("paperhooks_evaluation.commands._loaded", lambda *_: (CallableBackend(lambda _: " "), None))
-    code, out, err = cli("evaluate", str(task), "count", "--data", "3", "--out", str(tmp_path / "run"))
-    assert (code, "3 empty" in out, "all 3 answers are empty" in err) == (1, True, True)
-    assert cli("rescore", str(tmp_path / "run"))[0] == 1
+    log = logging.getLogger("paperhooks.evaluation")
+    monkeypatch.setattr(log, "propagate", False)  # as outside of tests: nobody listens, and warnings go to the terminal
+    arguments = ("evaluate", str(task), "count", "--data", str(n), "--out", str(tmp_path / "run"))
+    for again in (arguments, (*arguments, "--shard", "0/1"), arguments, ("rescore", str(tmp_path / "run"))):
+        code, out, err = cli(*again)
+        assert (code, f"{n} empty" in out, (out + err).count(said)) == (1, True, 1)

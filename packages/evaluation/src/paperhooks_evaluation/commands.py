@@ -19,6 +19,7 @@ from paperhooks.cli import (
     say,
     writable_folder,
 )
+from paperhooks.errors import counted
 from paperhooks.generation import Layout
 from paperhooks.io import printable
 from rich.console import Console
@@ -187,11 +188,11 @@ def _show(result: Any) -> None:
     for note in result.notes:
         say(note)
     if result.first.records and result.first.empty == len(result.first.records):
-        say(f"all {result.first.empty} answers are empty; see samples.jsonl in {result.path}", err=True)
-        raise typer.Exit(1)
+        raise typer.Exit(1)  # the log has said so
     if result.first.failures:
         key, error = next(iter(result.first.failures.items()))
-        say(f"{len(result.first.failures)} documents have no score, the first is {key!r}: {error}", err=True)
+        count = counted(len(result.first.failures), "document has", "documents have")
+        say(f"{count} no score, the first is {key!r}: {error}", err=True)
         raise typer.Exit(1)
 
 

@@ -323,17 +323,17 @@ def _finish(
     state = _state(plan, result)
     known = run.result["results"].get("scored") == state and run.finished and is_whole(run)
     missing = report and not (run.path / "report.html").exists()
+    if writes and 0 < len(result.first.records) == result.first.empty:  # also of a run that was done before
+        log.warning("%s: %s empty; see %s", plan.name, _every(result.first.empty, "answer", " is"), file.path)
     if not writes or not tried or (known and not missing):
         return result
     if not result.first.records:
         failures = result.first.failures
         raise DataError(
-            f"task {plan.name!r}: all {len(failures)} documents failed, the first with "
+            f"task {plan.name!r}: {_every(len(failures), 'document')} failed, the first with "
             f"{next(iter(failures.values()))!r}; see {run.path}"
         )
     run.confirm()
-    if result.first.empty == len(result.first.records):
-        log.warning("%s: all %d answers are empty; see %s", plan.name, result.first.empty, file.path)
     write_documents(run.path / "documents.jsonl", plan.wanted)
     reasoned = sum(bool(file.rows[one.id].get("reasoning")) for one in plan.wanted)
     reasoning = {"kept": plan.keep_reasoning, "responses": reasoned}
@@ -347,6 +347,11 @@ def _finish(
         write_report(run, result)
     run.finish()
     return result
+
+
+def _every(number: int, one: str, verb: str = "") -> str:
+    """All of them in words, such as "all 3 documents" or "the only document"."""
+    return f"the only {one}{verb}" if number == 1 else f"all {number} {one}s{' are' if verb else ''}"
 
 
 def _scored(plan: Plan, run: RunFolder, file: SampleFile, whole: bool) -> EvaluationResult:
