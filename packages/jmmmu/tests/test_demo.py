@@ -20,12 +20,12 @@ pytest.importorskip("matplotlib")
 
 def test_the_demo_runs_and_reports(tmp_path: Path) -> None:
     pytest.importorskip("paperhooks_testbed")
-    from paperhooks_jmmmu.demo import METHOD, run
+    from paperhooks_jmmmu.demo import METHODS, run
 
     lines: list[str] = []
     run(DemoContext(tmp_path, lines.append, quick=True))
     scores = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["results"]["scores"]
-    assert set(scores) - {METHOD} == {"own", "blank", "knows all"}
+    assert set(scores) - {*METHODS} == {"own", "blank", "knows all"}
     assert scores["own"]["official-wrong"] == scores["blank"]["official-wrong"] == 0
     assert scores["own"]["official-per-question"] == scores["blank"]["official-per-question"] > 0
     assert 0 < scores["knows all"]["official-wrong"] < scores["knows all"]["robust-wrong"] == 1

@@ -39,8 +39,8 @@ FORMS: Final = (
     "{}。",
     "\\boxed{{{}}}",
 )
-#: A method that the third run attaches, where its plugin is installed.
-METHOD: Final = "pyramiddrop"
+#: Methods that further runs attach, each where its plugin is installed.
+METHODS: Final = ("pyramiddrop", "cca")
 PIPELINE: Final = (
     "The pipeline works: that is all that these scores say. The questions are synthetic, and the model has a "
     "vocabulary of 62 tokens, none of them Japanese; it is made to say at least one word. What it scores are letters "
@@ -73,7 +73,7 @@ def _clear(out: Path) -> None:
     """A demo is made anew every time."""
     for old in ("result.json", "report.html", "report.md", "replies.jsonl"):
         (out / old).unlink(missing_ok=True)
-    for old in ("data", "own", "blank", METHOD, "known", "own-blank", f"own-{METHOD}"):
+    for old in ("data", "own", "known", *(name for one in ("blank", *METHODS) for name in (one, f"own-{one}"))):
         shutil.rmtree(out / old, ignore_errors=True)
 
 
@@ -85,8 +85,8 @@ def _asked(
         "own": {"options": short},
         "blank": {"options": {**short, "pictures": "blank"}},
     }
-    if METHOD in catalog().method_names():
-        settings[METHOD] = {"options": short, "methods": [METHOD]}
+    installed = catalog().method_names()
+    settings |= {name: {"options": short, "methods": [name]} for name in METHODS if name in installed}
     found, compared = {}, {}
     for name, setting in settings.items():
         found[name] = paperhooks.evaluate(
@@ -136,18 +136,27 @@ def _scores(result: EvaluationResult) -> dict[str, float | None]:
     return {mode: result.metric(mode=mode).value for mode in _MODES}
 
 
+def _told(result: EvaluationResult, mode: str) -> str:
+    """A score with its interval."""
+    metric = result.metric(mode=mode)
+    low, high = metric.bounds
+    return f"{metric.value or 0.0:.3f} [{low:.2f}, {high:.2f}]"
+
+
 def _blocks(
     found: Mapping[str, EvaluationResult], compared: Mapping[str, Comparison], known: EvaluationResult
 ) -> list[Block]:
     n = found["own"].documents
     chance = found["own"].metric("chance").value
-    rows = [(name, *_scores(one).values()) for name, one in {**found, "knows all": known}.items()]
+    rows = [
+        (name, *(_told(one, mode) for mode in _MODES)) for name, one in {**found, "knows all": known}.items()
+    ]  # fmt: skip
     forms = ", ".join(form.format("B").replace("\n", "⏎") for form in FORMS)
     return [
         Paragraph(f"{n} questions. Random letters score {chance:.3f}, as open questions cannot be guessed."),
         Heading("The same replies, read in five ways"),
         Paragraph(PIPELINE, "note"),
-        Table(("replies of", *_MODES), rows, "per-question, lmms-eval: letters drawn for replies without one."),
+        Table(("replies of", *_MODES), rows, "With 95 % intervals. per-question, lmms-eval: letters drawn."),
         Heading("A model that knows all"),
         Paragraph(
             f"The last row are right answers to all questions, put in turn as {forms}. What the official parser does "
@@ -155,8 +164,28 @@ def _blocks(
         ),
         Heading("What pictures and methods change"),
         *(
-            Paragraph(f"{_changed(found, name)} replies differ from those to its own pictures: {one}.")
+            Paragraph(f"{name}: {_changed(found, name)} replies differ from those of the run own, scores: {one}.")
             for name, one in compared.items()
+        ),
+        Table(
+            ("run", "part", "n", "own", "with it", "difference", "low", "high", "p", "corrected p"),
+            [
+                (
+                    name,
+                    line.group or "all",
+                    line.n,
+                    line.a,
+                    line.b,
+                    line.delta,
+                    line.low,
+                    line.high,
+                    line.p,
+                    line.corrected_p,
+                )
+                for name, one in compared.items()
+                for line in (one.overall, *(line for line in one.groups if line.grouping == "subset"))
+            ],
+            "Paired by question, by subset. Replies of this model are luck: the table shows what a comparison tells.",
         ),
         Paragraph("Every folder beside this page has a report of its own."),
     ]

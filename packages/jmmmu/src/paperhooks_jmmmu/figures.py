@@ -65,7 +65,12 @@ def letters_figure(given: Mapping[str, int], right: Mapping[str, int]) -> Figure
         axes.set_xticks(list(places), list(given))
         axes.locator_params(axis="y", integer=True)
         axes.legend(**_LEGEND)
-        style_axes(axes, title=f"{sum(given.values())} letters of {sum(right.values())}", x="letter", y="questions")
+        style_axes(
+            axes,
+            title=f"{sum(given.values())} of {sum(right.values())} letters could be read",
+            x="letter",
+            y="questions",
+        )
         return figure
 
     caption = "Letters that could be read, not drawn ones: does the model like a letter more than it is right?"
@@ -90,7 +95,7 @@ def domains_figure(domains: Sequence[PairedDifference]) -> FigureSpec:
                      label="Japanese")  # fmt: skip
         axes.set_yticks(range(len(drawn)), [f"{one.group} ({one.n})" for one in drawn])
         values = [value for one in drawn for value in (one.a, one.b)]
-        axes.set_xlim(max(0, min(values) - 0.12), min(1, max(values) + 0.12))
+        axes.set_xlim(max(-0.04, min(values) - 0.12), min(1.04, max(values) + 0.12))
         axes.set_ylim(-0.6, len(drawn) - 0.3)
         axes.legend(**_LEGEND, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
         style_axes(axes, x="accuracy")
