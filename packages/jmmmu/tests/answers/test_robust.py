@@ -69,6 +69,78 @@ def test_options_that_are_letters_stand_behind_their_own() -> None:
     assert parse_choice_robust("E. 水墨画", ART) == (None, "outside")
 
 
+IN_ENGLISH = ["noh mask", "woodblock print", "rock garden", "lacquerware"]
+#: Replies by what makes them hard, with the letter that a human reads; None where there is none.
+HARD = {
+    "denied option": [
+        (IN_ENGLISH, "It is a woodblock print, not a rock garden.", "B"),
+        (IN_ENGLISH, "The picture shows a woodblock print. It is not a noh mask.", "B"),
+        (IN_ENGLISH, "There is no rock garden here. It must be a woodblock print.", "B"),
+        (IN_ENGLISH, "Unlike a noh mask, this is a woodblock print.", "B"),
+        (IN_ENGLISH, "It is not a noh mask.", None),
+        (ART, "能面でも浮世絵でもない", None),
+        (ART, "浮世絵（能面ではない）", "B"),
+        (ART, "能面の特徴は見られません。浮世絵です。", "B"),
+    ],
+    "several": [
+        (ART, "AもBも正しい", None),
+        (ART, "A及びB", None),
+        (ART, "AだけでなくCも正しい", None),
+        (IN_ENGLISH, "A as well as B", None),
+        (IN_ENGLISH, "The answer is A. The answer is also C.", None),
+        (IN_ENGLISH, "The answer is B, A and C are wrong.", "B"),
+    ],
+    "range": [
+        *((ART, reply, None) for reply in ("A–D", "A—C", "A…D", "A..D", "AからCのいずれか")),
+        *((IN_ENGLISH, reply, None) for reply in ("A to C", "B through D")),
+        (ART, "AからBに訂正します。", "B"),
+        (IN_ENGLISH, "I change my answer from A to B.", "B"),
+    ],
+    "denial": [
+        *((ART, f"C{behind}", None) for behind in (
+            "でもありません", "とは言えません", "を選ぶことはできません", "を選ぶのは適切ではない", "は選べません",
+            "を正解とは言えません", "にはならない",
+        )),
+        (IN_ENGLISH, "Anything but A", None),
+        (ART, "Bに間違いありません。", "B"),
+        (ART, "Bしか考えられません。", "B"),
+        (ART, "Bではないでしょうか。", "B"),
+        (IN_ENGLISH, "B is not wrong, it is correct", "B"),
+        (IN_ENGLISH, "B is printed, not carved.", "B"),
+        (IN_ENGLISH, "B. It is not a face.", "B"),
+    ],
+    "doubt": [
+        (ART, "Cが正解とは限らない", None),
+        (ART, "Cが正解かどうか分かりません", None),
+        (IN_ENGLISH, "I can't determine whether A is correct.", None),
+        (IN_ENGLISH, "I am not sure that B is correct", None),
+        (IN_ENGLISH, "I'm not sure, but B.", "B"),
+        (ART, "Aかどうか迷いましたが、Bです。", "B"),
+    ],
+    "refusal": [
+        (IN_ENGLISH, "As an AI, I cannot see. A", None),
+        (ART, "申し訳ありませんが、能面については答えられません", None),
+        (ART, "画像を確認できませんが、浮世絵だと思います。", "B"),
+    ],
+    "comparison": [
+        (IN_ENGLISH, "A is tempting, but B is better.", "B"),
+        (IN_ENGLISH, "A: no. B: yes. C: no. D: no.", "B"),
+        (ART, "A× B○ C× D×", "B"),
+    ],
+    "small letter": [(IN_ENGLISH, "b is correct", "B"), (IN_ENGLISH, "option b is correct", "B")],
+    "letter of a name": [
+        (["ビタミンD", "ビタミンA"], "ビタミンAが適切です", "B"),
+        (IN_ENGLISH, "Vitamin C is important here.", None),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_hard_replies_are_read_as_a_human_reads_them(kind: str) -> None:
+    for options, reply, letter in HARD[kind]:
+        assert parse_choice_robust(reply, options).letter == letter, reply
+
+
 @pytest.mark.parametrize("form", ["答えは{}です。", "{}です", "{}", "**{}**", "The answer is {}.", "\\boxed{{{}}}"])
 def test_perfect_open_answers_are_right_in_every_form(form: str) -> None:
     for gold in GOLDS:

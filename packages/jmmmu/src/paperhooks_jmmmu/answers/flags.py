@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from paperhooks_jmmmu.answers.phrases import REFUSAL
 from paperhooks_jmmmu.answers.plain import plain
 from paperhooks_jmmmu.answers.robust_choices import OUTSIDE, SEVERAL, parse_choice_robust
 
@@ -24,13 +25,11 @@ __all__ = [
 #: Characters of a reply that are kept.
 LIMIT: Final = 20_000
 
+#: A refusal, an apology, or a word of not knowing.
 _REFUSAL: Final = re.compile(
-    r"申し訳(?:あり|ござい|な)|すみませんが|お答え(?:する(?:こと)?は?)?(?:でき|致しかね|いたしかね|しかね)|"
-    r"(?:回答|解答|判断|特定|認識|確認|判別|分析|答える(?:こと)?)(?:する)?(?:こと)?[はがを]?(?:でき(?:ません|ない|かね)|不可能|困難|難しい)|"
-    r"(?:わか|分か)(?:りません|りかねます|らない)|(?:画像|図|写真)が(?:見え|表示され|添付され|提供され|あり)(?:ません|ていません|ない)|"
-    r"\b(?:i'?m|i am) (?:sorry|unable|afraid|not (?:able|sure))|\bas an ai\b|\bi don't know\b|"
-    r"\bi (?:can(?:no|')t|cannot|can not|could not|couldn't) "
-    r"(?:assist|help|answer|determine|see|view|provide|identify|process|comply|tell|access)|"
+    rf"{REFUSAL}|申し訳(?:あり|ござい|な)|すみませんが|(?:わか|分か)(?:りません|りかねます|らない)|"
+    r"\b(?:i'?m|i am) (?:sorry|unable|afraid|not (?:able|sure))|\bi don't know\b|"
+    r"\bi (?:can(?:no|')t|cannot|can not|could not|couldn't) tell|"
     r"\b(?:cannot|can't|impossible to|unable to) (?:be determined|determine|answer)",
     re.IGNORECASE,
 )

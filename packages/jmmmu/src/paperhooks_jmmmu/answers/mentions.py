@@ -1,0 +1,234 @@
+"""Where a text names letters, which it names together, and what it says of them.
+
+A letter stands for itself, or is the private character that stands for an option's words. Letters that share what is
+said of them are one mention: "A and C are wrong", AもBも正しい, "A to D".
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from paperhooks_jmmmu.answers.option_words import FIRST_SYMBOL
+from paperhooks_jmmmu.answers.phrases import (
+    DENIED,
+    DOUBTED,
+    MORE,
+    NO,
+    STRONG,
+    UNSURE,
+    WEAK,
+    YES,
+    cue_before,
+    refuses,
+    said_behind,
+)
+
+__all__ = ["LABEL", "LETTER", "SMALL_LETTER", "SYMBOL", "Mention", "mentions_in"]
+
+#: A letter that is a word of its own: not in a word, a number, A-type, A社 or Aタイプ. What may not stand before it is
+#: looked at behind it, since a search for a letter is fast.
+LETTER: Final = re.compile(
+    r"([A-Z])(?<![A-Za-z0-9_\\].)(?<![A-Za-z0-9]['’-].)(?<![a-z0-9]/.)"
+    r"(?![A-Za-z0-9_^]|['’][A-Za-z]|-[A-Za-z0-9]|/[a-z0-9]|[ァ-ヶー々]|(?![正最適選以番案及並又若或])[一-龥])"
+)
+#: A small letter that is labelled, closed by a mark, or has a verdict behind it.
+SMALL_LETTER: Final = re.compile(
+    r"([a-z])(?<![A-Za-z0-9_'’/.\\-].)(?:(?<=[Oo]ption .)(?!\w)|(?<=[Cc]hoice .)(?!\w)|"
+    r"(?=[)\]:。、」』】]|\.(?!\w)|\s*$|です|だ|である|\s*\n|"
+    r"\s(?:is|was|seems)\s(?:not\s)?(?:the\s|my\s)?(?:correct|right|best|answer|true|wrong|incorrect|false)\b))"
+)
+#: The private character of an option.
+SYMBOL: Final = re.compile("([\ue000-\ue019])")
+#: What is written before a letter to say that it is one.
+LABEL: Final = re.compile(r"(?:選択肢|記号|番号|option|choice|[(「【\[])\s?$", re.IGNORECASE)
+#: What is said of a letter in English: behind it, it is neither an article nor a pronoun.
+_OF_A_LETTER: Final = (
+    "is|isn|was|because|since|as|and|or|nor|but|plus|through|thru|until|to|seems|looks|appears|best|better|correctly|"
+    "matches|fits|due|for|in|on|with|which|also|then|instead|rather|has|does|doesn|shows|represents|describes"
+)
+_NO_LETTER: Final = {
+    "A": re.compile(
+        rf"[ \n](?!(?:{_OF_A_LETTER}|are|would|should|could|can|cannot|may|might|must)\b)[a-z]|[ \n](?=[\ue000-\ue019])"
+    ),
+    "I": re.compile(rf"[ \n](?!(?:{_OF_A_LETTER})\b)[a-z]"),
+}
+#: Words that a letter makes a name with.
+_NAME: Final = re.compile(r"(?:\b(?:vitamin|hepatitis|influenza|appendix)\s|ビタミン|インフルエンザ)$", re.IGNORECASE)
+
+_CLOTHES: Final = r"[\s()\[\]「」『』【】\"'“”]*"
+_AND: Final = (
+    "と|か|や|で?も|にも|および|及び|並びに|ならびに|かつ|または|又は|もしくは|若しくは|あるいは|或いは|それに|それから|に加えて?|"
+    r"だけで(?:は)?なく|のみならず|[/・&+|]|"
+    r"(?:and/or|and|or|nor|plus|as well as|along with|but also)\b(?:\s(?:also|both|either))?"
+)
+_TO: Final = (
+    r"[~〜]|(?<!\s)[–—-](?!\s)|\s[–—](?=\s[A-Z]\W*$)|\.{2,3}|から|ないし|乃至|"
+    r"(?<=\s)(?:to|through|thru|until|up to)(?=\s)"
+)
+#: Between two letters that are named together: by a word, by a comma, as the ends of a range, or side by side.
+_TOGETHER: Final = re.compile(
+    rf"{_CLOTHES}(?:(?P<word>[,、]?{_CLOTHES}(?:{_AND}){_CLOTHES}[,、]?)|(?P<comma>[,、;])|(?P<range>{_TO})|[→-]?)"
+    rf"{_CLOTHES}(?:選択肢|(?:the )?(?:options?|choices?|answer))?{_CLOTHES}(?:an? |the )?",
+    re.IGNORECASE,
+)
+#: "from A to B" and AからBに is a correction where these words stand before it, or behind it.
+_AFTER_CHANGE: Final = re.compile(r"(?:chang|switch|correct|revis|updat)\w*[^.\n]{0,30}$", re.IGNORECASE)
+_CHANGE: Final = re.compile(r"\s?[」』]?\s?[にへ]\s?(?:変|訂正|修正|改|切り替)")
+
+_WRAPPING: Final = " \t\"'“”‘’「」『』()【】[]{}<>.,:;!?、。…–—_~-"
+_OPENING: Final = " \t\"'“‘「『(【[<{"
+_STOPS: Final = ("。", ".", "!", "?")
+#: How far words around a letter are looked at, and how far apart letters may be that are named together.
+_NEAR: Final = 60
+_BETWEEN: Final = 30
+#: Of more letters than twice this, the first and the last are looked at.
+_MOST: Final = 150
+_NONE: Final[frozenset[str]] = frozenset()
+
+
+class Mention(NamedTuple):
+    """Letters that a text names together, and how strongly it states them.
+
+    :param letters: those that may be the answer.
+    :param denied: those that are said not to be it.
+    :param strength: of the strongest: ``STRONG``, ``WEAK``, 0, ``DENIED`` or ``DOUBTED``.
+    :param more: whether they are named as right beside others.
+    """
+
+    letters: frozenset[str]
+    denied: frozenset[str]
+    strength: int
+    more: bool = False
+
+
+class _Named(NamedTuple):
+    """One letter of a text, and how it is linked to the one before: ``word``, ``comma``, ``range`` or ``beside``."""
+
+    letter: str
+    strength: int
+    link: str
+    more: bool
+
+
+def mentions_in(text: str, pattern: re.Pattern[str]) -> list[Mention]:
+    """The letters of a text, in order, those that are named together as one.
+
+    :param pattern: :data:`LETTER`, :data:`SMALL_LETTER` or :data:`SYMBOL`.
+    """
+    tokens = [each for each in pattern.finditer(text) if not _is_other(text, each)]
+    if not tokens:
+        return []
+    if len(tokens) > 2 * _MOST:
+        tokens = tokens[:_MOST] + tokens[-_MOST:]
+    groups: list[list[_Named]] = []
+    for number, token in enumerate(tokens):
+        previous = tokens[number - 1] if number else None
+        following = tokens[number + 1].start() if number + 1 < len(tokens) else len(text)
+        link = _link(text, previous, token) if previous else ""
+        if link == "change":
+            groups[-1][-1] = groups[-1][-1]._replace(strength=DENIED)
+        strength, more = _said(text, token, previous.end() if previous else 0, following)
+        named = _Named(_letter_of(token[1]), STRONG if link == "change" and strength >= 0 else strength, link, more)
+        if link and link != "change":
+            groups[-1].append(named)
+        else:
+            groups.append([named])
+    return [_together(each) for each in groups]
+
+
+def _letter_of(token: str) -> str:
+    return chr(ord("A") + ord(token) - FIRST_SYMBOL) if ord(token) >= FIRST_SYMBOL else token.upper()
+
+
+def _is_other(text: str, token: re.Match[str]) -> bool:
+    """Whether a letter is an article, a pronoun, or a part of a name."""
+    start, end = token.span()
+    no_letter = _NO_LETTER.get(token[1])
+    if no_letter and no_letter.match(text, end) and not LABEL.search(text, max(0, start - 10), start):
+        return True
+    return token[1] < "\ue000" and _NAME.search(text, max(0, start - 12), start) is not None
+
+
+def _link(text: str, previous: re.Match[str], token: re.Match[str]) -> str:
+    """How two letters that follow each other are named together; nothing where they are not."""
+    if token.start() - previous.end() > _BETWEEN:
+        return ""
+    found = _TOGETHER.fullmatch(text, previous.end(), token.start())
+    if not found:
+        return ""
+    if found["range"] and (
+        _CHANGE.match(text, token.end())
+        or _AFTER_CHANGE.search(text, max(0, previous.start() - _NEAR), previous.start())
+    ):
+        return "change"
+    return found.lastgroup or "beside"
+
+
+def _together(members: list[_Named]) -> Mention:
+    if len(members) == 1:
+        letter, strength, _, more = members[0]
+        only = frozenset((letter,))
+        if strength >= 0:
+            return Mention(only, _NONE, strength, more)
+        return Mention(_NONE, only if strength == DENIED else _NONE, strength)
+    members = _shared(members)
+    return Mention(
+        frozenset(each.letter for each in members if each.strength >= 0),
+        frozenset(each.letter for each in members if each.strength == DENIED),
+        max(each.strength for each in members),
+    )
+
+
+def _shared(members: list[_Named]) -> list[_Named]:
+    """The letters with the denials and doubts that they share.
+
+    "A and B are wrong" denies both; "the answer is A, B is wrong" and "A (not B)" do not. "not A or B" denies both,
+    "not A, B" does not.
+    """
+    members = list(members)
+    for number in range(len(members) - 1, 0, -1):
+        one, before = members[number], members[number - 1]
+        if one.strength < 0 and before.strength == 0 and one.link in ("word", "comma", "range"):
+            members[number - 1] = before._replace(strength=one.strength)
+    if any(each.link in ("word", "range") for each in members[1:]):
+        for number in range(1, len(members)):
+            before, one = members[number - 1], members[number]
+            # "whether A or B is correct"
+            open_to = WEAK if before.strength == DOUBTED else 0
+            if before.strength < 0 <= one.strength <= open_to and one.link != "beside":
+                members[number] = one._replace(strength=before.strength)
+    return members
+
+
+def _said(text: str, token: re.Match[str], previous: int, following: int) -> tuple[int, bool]:
+    """How strongly a letter is stated, and whether beside others."""
+    start, end = token.span()
+    before = text[max(previous, start - _NEAR) : start]
+    behind = text[end : min(following, end + _NEAR)]
+    cue, said = cue_before(before), said_behind(behind)
+    if cue == DENIED or said == NO:
+        return DENIED, False
+    if cue == DOUBTED or said == UNSURE:
+        return DOUBTED, False
+    more = MORE.search(before) is not None or (said == YES and behind.lstrip()[:1] == "も")
+    if cue == STRONG or _stands_alone(text, start, end):
+        return STRONG, more
+    return max(cue, WEAK if said == YES else 0), more
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    """Whether a letter is the first or last line, or the last sentence."""
+    line_start, line_end = text.rfind("\n", 0, start) + 1, text.find("\n", end)
+    line_end = len(text) if line_end < 0 else line_end
+    if text[end:line_end].strip(_WRAPPING):
+        return False
+    before = text[line_start:start].rstrip(_WRAPPING)
+    if not before:
+        return line_start == 0 or line_end == len(text)
+    # "B.能面" is no sentence with another behind it.
+    ends_sentence = text[line_start:start].rstrip(_OPENING)[-1:] in _STOPS
+    if line_end == len(text) and ends_sentence and len(before.strip(_WRAPPING)) > 1:
+        # A refusal that goes on with "A" was cut.
+        return not refuses(text[line_start:start])
+    return False
