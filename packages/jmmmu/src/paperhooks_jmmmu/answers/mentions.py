@@ -24,7 +24,7 @@ from paperhooks_jmmmu.answers.phrases import (
     said_behind,
 )
 
-__all__ = ["LABEL", "LETTER", "SMALL_LETTER", "SYMBOL", "Mention", "mentions_in"]
+__all__ = ["LABEL", "LETTER", "SMALL_LETTER", "SYMBOL", "NamedLetters", "mentions_in"]
 
 #: A letter that is a word of its own: not in a word, a number, A-type, A社 or Aタイプ. What may not stand before it is
 #: looked at behind it, since a search for a letter is fast.
@@ -87,7 +87,7 @@ _MOST: Final = 150
 _NONE: Final[frozenset[str]] = frozenset()
 
 
-class Mention(NamedTuple):
+class NamedLetters(NamedTuple):
     """Letters that a text names together, and how strongly it states them.
 
     :param letters: those that may be the answer.
@@ -111,7 +111,7 @@ class _Named(NamedTuple):
     more: bool
 
 
-def mentions_in(text: str, pattern: re.Pattern[str]) -> list[Mention]:
+def mentions_in(text: str, pattern: re.Pattern[str]) -> list[NamedLetters]:
     """The letters of a text, in order, those that are named together as one.
 
     :param pattern: :data:`LETTER`, :data:`SMALL_LETTER` or :data:`SYMBOL`.
@@ -165,15 +165,15 @@ def _link(text: str, previous: re.Match[str], token: re.Match[str]) -> str:
     return found.lastgroup or "beside"
 
 
-def _together(members: list[_Named]) -> Mention:
+def _together(members: list[_Named]) -> NamedLetters:
     if len(members) == 1:
         letter, strength, _, more = members[0]
         only = frozenset((letter,))
         if strength >= 0:
-            return Mention(only, _NONE, strength, more)
-        return Mention(_NONE, only if strength == DENIED else _NONE, strength)
+            return NamedLetters(only, _NONE, strength, more)
+        return NamedLetters(_NONE, only if strength == DENIED else _NONE, strength)
     members = _shared(members)
-    return Mention(
+    return NamedLetters(
         frozenset(each.letter for each in members if each.strength >= 0),
         frozenset(each.letter for each in members if each.strength == DENIED),
         max(each.strength for each in members),

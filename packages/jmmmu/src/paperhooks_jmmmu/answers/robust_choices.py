@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from paperhooks_jmmmu.answers.choices import LetterChoice, letters_of
-from paperhooks_jmmmu.answers.mentions import LABEL, LETTER, SMALL_LETTER, SYMBOL, Mention, mentions_in
+from paperhooks_jmmmu.answers.mentions import LABEL, LETTER, SMALL_LETTER, SYMBOL, NamedLetters, mentions_in
 from paperhooks_jmmmu.answers.option_words import COPULA, LISTED, OptionWords
 from paperhooks_jmmmu.answers.phrases import STRONG, WEAK, refuses
 from paperhooks_jmmmu.answers.plain import boxed, plain, without_markup, without_thought
@@ -127,8 +127,8 @@ def _read(text: str, letters: str, options: tuple[str, ...]) -> LetterChoice:
 def _unstated(
     text: str,
     leading: str | None,
-    mentions: Sequence[Mention],
-    told: Sequence[Mention],
+    mentions: Sequence[NamedLetters],
+    told: Sequence[NamedLetters],
     letters: str,
     words: OptionWords,
 ) -> LetterChoice:
@@ -146,20 +146,20 @@ def _unstated(
     return LetterChoice(None, NOTHING) if choice.letter and refuses(text) else choice
 
 
-def _settled(mention: Mention, letters: str, rule: str) -> LetterChoice:
+def _settled(mention: NamedLetters, letters: str, rule: str) -> LetterChoice:
     if len(mention.letters) > 1:
         return LetterChoice(None, SEVERAL)
     return _in_range(min(mention.letters), letters, rule)
 
 
-def _nothing(mentions: Sequence[Mention], told: Sequence[Mention], letters: str) -> LetterChoice:
+def _nothing(mentions: Sequence[NamedLetters], told: Sequence[NamedLetters], letters: str) -> LetterChoice:
     named = frozenset[str]().union(*(each.letters for each in (*mentions, *told)))
     if len(named & set(letters)) > 1:
         return LetterChoice(None, SEVERAL)
     return LetterChoice(None, OUTSIDE if named - set(letters) else NOTHING)
 
 
-def _last_stated(mentions: Sequence[Mention], letters: str) -> Mention | None:
+def _last_stated(mentions: Sequence[NamedLetters], letters: str) -> NamedLetters | None:
     """The strongest statement; the last of equal ones, and anything after one of several letters."""
     best, known = None, frozenset(letters)
     for each in mentions:
@@ -175,7 +175,7 @@ def _last_stated(mentions: Sequence[Mention], letters: str) -> Mention | None:
     return best
 
 
-def _only(mentions: Sequence[Mention], letters: str) -> str | None:
+def _only(mentions: Sequence[NamedLetters], letters: str) -> str | None:
     """The only letter that is named and not denied."""
     denied = frozenset[str]().union(*(each.denied for each in mentions))
     named = frozenset[str]().union(*(each.letters for each in mentions)) & set(letters)
@@ -183,7 +183,7 @@ def _only(mentions: Sequence[Mention], letters: str) -> str | None:
     return min(named) if len(named) == 1 else None
 
 
-def _leading(text: str, mentions: Sequence[Mention], letters: str) -> str | None:
+def _leading(text: str, mentions: Sequence[NamedLetters], letters: str) -> str | None:
     """The letter that a reply begins with, unless more lines begin with others, or its sentence goes on to them."""
     found = _LEADING.match(text)
     if not found or found[1] not in letters:
