@@ -144,6 +144,10 @@ class Backend:
         """What the processes that hold one replica together give, in their order; called while it is opened."""
         return [value]
 
+    def context(self) -> int:
+        """How many tokens of prompt and answer together the model was made for; 0 where that is not known."""
+        return 0
+
     def prompt(self, document_id: str, request: Request) -> Prompt:
         """The prompt of a request; called in a worker thread ahead of :meth:`answer`.
 

@@ -112,6 +112,11 @@ class TransformersBackend(Backend):
     def _ranks(self) -> Ranks:
         return ranks_of(self.model)
 
+    def context(self) -> int:
+        """What the config says of positions; most models with rotary ones go on beyond them, and worse."""
+        limit = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        return limit if isinstance(limit, int) else 0
+
     def prompt(self, document_id: str, request: Request) -> Prompt:
         """See :func:`paperhooks.generation.make_prompt`; with its tokens counted."""
         made = make_prompt(self.processor, document_id, request)
@@ -119,9 +124,18 @@ class TransformersBackend(Backend):
             return dataclasses.replace(made, tokens=self._count(made))
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Response]:
-        """Greedy answers to a batch, padded on the left. Responses are without special tokens and outer blanks."""
+        """Greedy answers to a batch, padded on the left. Responses are without special tokens and outer blanks.
+
+        A prompt of more tokens than the model has learned positions is an error of its document; the model is not
+        called, which on an accelerator would break it for all others.
+        """
         with self._tokenizing, _left_padding(self.tokenizer):
             inputs = self._inputs(prompts)
+        asked = _prompt_tokens(inputs)
+        if max(asked) > (self._positions or max(asked)):
+            fitting = [prompt for prompt, count in zip(prompts, asked, strict=True) if count <= self._positions]
+            answers = iter(self.answer(fitting) if fitting else ())
+            return [next(answers) if count <= self._positions else self._too_long(count) for count in asked]
         limit = max(prompt.request.max_new_tokens for prompt in prompts)
         config = _greedy(self.model.generation_config, self.tokenizer, limit)
         stopping = _Stopping(self.tokenizer, [prompt.request for prompt in prompts], inputs["input_ids"].shape[1])
@@ -132,7 +146,6 @@ class TransformersBackend(Backend):
             output = self.model.generate(**inputs, generation_config=config, **extra)
         new = output[:, inputs["input_ids"].shape[1] :]  # cut by length: a response may repeat its prompt
         ends = _ends(config)
-        asked = _prompt_tokens(inputs)
         return [
             dataclasses.replace(self._response(row.tolist(), prompt.request, ends), prompt_tokens=count)
             for row, prompt, count in zip(new, prompts, asked, strict=True)
@@ -150,6 +163,19 @@ class TransformersBackend(Backend):
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    @cached_property
+    def _positions(self) -> int:
+        """How many positions a model has learned, a row of a table each; 0 of one that computes them."""
+        words = self.model.get_input_embeddings()
+        tables = (one for one in self.model.get_decoder().modules() if isinstance(one, torch.nn.Embedding))
+        rows = [one.num_embeddings for one in tables if one is not words]
+        limit = self.context()
+        # Some have two rows in front that no position uses.
+        return limit if any(limit <= count <= limit + 2 for count in rows) else 0
+
+    def _too_long(self, count: int) -> Response:
+        return Response("", error=f"its prompt takes {count} tokens, and the model has {self._positions} positions")
 
     def _count(self, prompt: Prompt) -> int:
         count = len(self.tokenizer(prompt.text, add_special_tokens=prompt.special)["input_ids"])

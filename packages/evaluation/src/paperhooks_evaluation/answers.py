@@ -15,6 +15,7 @@ from paperhooks.errors import DataError, LibraryBroken, MissingExtra, Paperhooks
 from paperhooks.generation import Backend, PendingImage, Prompt, Request, Response, separate_reasoning
 from paperhooks.io import Picture, Ranks, error_text
 
+from paperhooks_evaluation.context import ContextWatch
 from paperhooks_evaluation.picture_store import PictureStore
 from paperhooks_evaluation.plan import AskOptions, Plan
 from paperhooks_evaluation.samples import SampleFile, prompt_hash, sample_row
@@ -82,6 +83,7 @@ class Asker:
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
         self.image_bytes = image_memory * 2**20
         self._pictures = PictureStore(self.image_bytes)
+        self._context = ContextWatch(backend.context())
         self._following: Future[list[_Open]] | None = None
         self.observers: Sequence[Any] = ()
         self._progress: tqdm[Any] | None = None
@@ -111,6 +113,8 @@ class Asker:
                     self._ask_window(window)
         finally:
             worker.shutdown(cancel_futures=True)
+            if self.file.writes:
+                self._context.warn(self.plan.name)
             self._pictures.close()
             self.file.close()
 
@@ -215,6 +219,7 @@ class Asker:
         self._begun = time.perf_counter()
         self._write([(one, Response("", error=one.error)) for one in failed])
         queue = self._sorted(window)
+        self._context.count(prompt for _, prompt in queue)
         while queue:
             count = self._fitting([prompt for _, prompt in queue[: self.batch_size]])
             done = self._ask(queue[:count], queue[count:])
@@ -230,6 +235,8 @@ class Asker:
         """How many of the prompts, at least one, make a batch: of one kind, and not too many tokens with padding."""
         longest = 0
         for place, prompt in enumerate(prompts):
+            if place and self._context.apart and any(map(self._context.reaches, prompts[: place + 1])):
+                return place
             longest = max(longest, prompt.tokens)
             if place and (prompt.kind != prompts[0].kind or longest * (place + 1) > self.batch_tokens):
                 return place
@@ -238,13 +245,14 @@ class Asker:
     def _ask(self, batch: Sequence[tuple[_Open, Prompt]], behind: Sequence[tuple[_Open, Prompt]]) -> Container[int]:
         """Ask one batch while the images behind it are opened; places of those that need not be asked again.
 
-        What did not fit into memory is to be asked again in smaller batches.
+        What did not fit into memory is to be asked again in smaller batches; what failed and may be longer than the
+        model's context, alone.
         """
         found = self._shown(batch)
         self._begun = time.perf_counter()
         done = self._unopened(batch, found)
         self._pictures.begin(self._upcoming(behind))
-        too_large = ""
+        failure, too_large = "", False
         places = [place for place in range(len(batch)) if place not in done]
         try:
             if places:
@@ -256,18 +264,21 @@ class Asker:
                     ])  # fmt: skip
                     done |= set(answered)
         except Exception as error:
-            if not self.backend.too_large(error):
+            too_large = self.backend.too_large(error)
+            beyond = not self.backend.ranks().in_step and self._context.explains(error, [prompt for _, prompt in batch])
+            if not too_large and not beyond:
                 raise
-            too_large = error_text(error)
+            failure = error_text(error)
         del found
         self._pictures.release()
-        if too_large:  # out of the except clause, whose traceback keeps the tensors of the failed forward
-            self.backend.recover()
+        if failure:  # out of the except clause, whose traceback keeps the tensors of the failed forward
+            if too_large:
+                self.backend.recover()
             if len(batch) > 1:
-                self.batch_size = len(batch) // 2
-                log.warning("a batch of %d did not fit into memory; going on with %d", len(batch), self.batch_size)
+                self._ask_less(len(batch), too_large)
                 return done
-            self._write([(batch[0][0], Response("", error=too_large))])
+            said = failure if too_large else self._context.told(failure, batch[0][1])
+            self._write([(batch[0][0], Response("", error=said))])
         elif len(done) < len(batch):
             lost = next(one.document.id for place, (one, _) in enumerate(batch) if place not in done)
             raise PaperhooksError(f"{type(self.backend).__name__} gave no response to {lost!r}")
@@ -276,6 +287,14 @@ class Asker:
                 f"{reason}; {self._done} of {self._wanted} documents are answered, and the same call goes on from here"
             )
         return range(len(batch))
+
+    def _ask_less(self, count: int, too_large: bool) -> None:
+        """From now on, after a batch failed: smaller ones, or what may be longer than the model's context apart."""
+        if not too_large:
+            self._context.apart = True
+            return
+        self.batch_size = count // 2
+        log.warning("a batch of %d did not fit into memory; going on with %d", count, self.batch_size)
 
     def _shown(self, batch: Sequence[tuple[_Open, Prompt]]) -> dict[str, Any]:
         """The images of a batch by key, opened, or why they cannot be opened."""
