@@ -1,4 +1,4 @@
-"""Numbers as people write them in Japanese and English: 2,000,000円, 200万, 64分の1, 四つ, 28.6%, 1.2×10^5, -$3.
+"""Numbers as people write them in Japanese and English: 2,000,000円, 200万, 64分の1, 四つ, 28.6%, 1.2×10^5, -$3, 5kΩ.
 
 Texts are expected as :func:`~.plain.plain` gives them, so that digits are ASCII.
 """
@@ -10,24 +10,17 @@ import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-__all__ = ["Amount", "amounts", "in_digits", "superscripts"]
+from paperhooks_jmmmu.answers.numerals import in_digits
+
+__all__ = ["Amount", "amounts", "superscripts"]
 
 _SUPERSCRIPT: Final = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _TO_PLAIN: Final = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 
-_UNITS: Final = {"十": 1e1, "百": 1e2, "千": 1e3, "万": 1e4, "億": 1e8, "兆": 1e12}
-_DIGITS: Final = {digit: n for n, digit in enumerate("〇一二三四五六七八九")} | {"零": 0}
-_ENGLISH: Final = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
-
-_PLAIN: Final = r"(?<![\d.])\d[\d,]{0,20}+(?:\.\d{1,20}+)?"
-#: 200万, 3億2000万, 2千万: digits with units of their own.
-_WITH_UNITS: Final = re.compile(_PLAIN + r"\s?[十百千万億兆](?:\d[\d,]{0,20}+(?:\.\d{1,20}+)?|[百千万億兆])*+")
-#: 四つ, 三百六十: not inside a word such as 三角形, 一般 or 統一.
-_KANJI: Final = re.compile(
-    r"(?<![一-龥々ァ-ヶー])[〇零一二三四五六七八九十百千万億兆]{1,20}"
-    r"(?=分の|つ|[個度円人年匹台倍本枚回種点通組杯歳秒時%]|[^\w]|です|である|$)"
-)
-_PIECE: Final = re.compile(r"\d[\d,]*(?:\.\d+)?|\S")
+_ENGLISH: Final = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
+#: Prefixes of units, and the units that have them.
+_PREFIXES: Final = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "c": 1e-2, "m": 1e-3, "μ": 1e-6, "n": 1e-9, "p": 1e-12}
+_SCALED: Final = "Ω|ohm|Hz|Wh|W|V|A|N|J|Pa|F|H|eV|mol|cal|bit|B|g|m|L|l|s"
 
 #: A minus is no hyphen, no dash between two numbers and no long vowel.
 _MINUS: Final = r"(?:(?<![A-Za-z0-9)\]}.])[-−–▲△]|(?<!\w)ー|マイナス|\bminus )\s?[¥$€£]?\s?"
@@ -39,8 +32,9 @@ _NUMBER: Final = re.compile(
     r"(?P<over>\d{1,15}(?:\.\d{1,15})?)\s?[/⁄]\s?(?P<under>\d{1,15}(?:\.\d{1,15})?)(?![\d/⁄])|"
     rf"(?P<value>{_VALUE})(?![_\d]|x\d|-[A-Za-z])"
     r"(?:\s?(?:[×x*·]|\\times|\\cdot)\s?10\s?(?:\^\s?\{?|(?=[+-]))(?P<power>[+-]?\d{1,4})\}?|e(?P<exponent>[+-]?\d{1,4})(?!\w)|"
-    r"\s?(?P<english>thousand|million|billion|trillion))?"
-    r")(?P<percent>\s?(?:%|パーセント|percent))?",
+    r"\s?(?P<english>hundred|thousand|million|billion|trillion))?"
+    r")(?P<percent>\s?(?:%|パーセント|percent))?"
+    rf"(?-i:(?=\s?(?P<prefix>[{''.join(_PREFIXES)}])(?:{_SCALED})(?![A-Za-z]))|)",
     re.IGNORECASE,
 )
 
@@ -51,6 +45,7 @@ class Amount(NamedTuple):
     :param value: what it is; a percentage as a fraction of one.
     :param unit: the value of its last digit; 0 for a fraction, which is exact.
     :param percent: whether it was a percentage.
+    :param scale: of the prefix of its unit: 1000 for 5kΩ, whose value is 5.
     """
 
     value: float
@@ -58,6 +53,7 @@ class Amount(NamedTuple):
     percent: bool
     start: int
     end: int
+    scale: float = 1.0
 
 
 def superscripts(text: str) -> str:
@@ -70,7 +66,7 @@ def superscripts(text: str) -> str:
 
 
 def amounts(text: str) -> Iterator[Amount]:
-    """The numbers of a text, from left to right; places count in the text as :func:`in_digits` gives it.
+    """The numbers of a text, from left to right; places count in the text as :func:`~.numerals.in_digits` gives it.
 
     >>> [each.value for each in amounts("64分の1、200万円、四つ、-1.5")]
     [0.015625, 2000000.0, 4.0, -1.5]
@@ -79,32 +75,9 @@ def amounts(text: str) -> Iterator[Amount]:
         size, unit = _size(found)
         if math.isfinite(size):
             share = 0.01 if found["percent"] else 1.0
+            scale = _PREFIXES.get(found["prefix"] or "", 1.0)
             sign = -1.0 if found["minus"] else 1.0
-            yield Amount(sign * size * share, unit * share, bool(found["percent"]), *found.span())
-
-
-def in_digits(text: str) -> str:
-    """The text with digits in place of Japanese numerals and units."""
-    for pattern in (_WITH_UNITS, _KANJI):
-        text = pattern.sub(lambda found: f"{_japanese(found[0]):.15g}", text)
-    return text
-
-
-def _japanese(text: str) -> float:
-    total = section = current = 0.0
-    fresh = True
-    for piece in _PIECE.findall(text):
-        unit = _UNITS.get(piece)
-        if unit is None:
-            current = current * 10 + _DIGITS[piece] if piece in _DIGITS else float(piece.replace(",", ""))
-            fresh = False
-        elif unit < 1e4:
-            section += (1.0 if fresh else current) * unit
-            current, fresh = 0.0, True
-        else:
-            total += (section + current or 1.0) * unit
-            section, current, fresh = 0.0, 0.0, True
-    return total + section + current
+            yield Amount(sign * size * share, unit * share, bool(found["percent"]), *found.span(), scale)
 
 
 def _size(found: re.Match[str]) -> tuple[float, float]:

@@ -68,7 +68,7 @@ _TO: Final = (
 )
 #: Between two letters that are named together: by a word, by a comma, as the ends of a range, or side by side.
 _TOGETHER: Final = re.compile(
-    rf"{_CLOTHES}(?:(?P<word>[,、]?{_CLOTHES}(?:{_AND}){_CLOTHES}[,、]?)|(?P<comma>[,、;])|(?P<range>{_TO})|[→-]?)"
+    rf"{_CLOTHES}(?:(?P<word>[,、]?{_CLOTHES}(?:{_AND}){_CLOTHES}[,、]?)|(?P<comma>[,、])|(?P<range>{_TO})|[→-]?)"
     rf"{_CLOTHES}(?:選択肢|(?:the )?(?:options?|choices?|answer))?{_CLOTHES}(?:an? |the )?",
     re.IGNORECASE,
 )

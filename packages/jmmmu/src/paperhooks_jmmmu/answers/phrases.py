@@ -45,7 +45,7 @@ _CUES: Final = {
         """,
     WEAK: """
         のは したがって よって ゆえに 故に 従って 以上より 以上から これより そのため つまり すなわち 結局 最終的に
-        おそらく 恐らく たぶん 多分 やはり きっと 消去法で 消去法により
+        ので おそらく 恐らく たぶん 多分 やはり きっと 消去法で 消去法により
         choose chose chosen pick select selected selecting go_with going_with think believe guess say so thus hence
         therefore conclude conclusion finally final solution leaving leaves must nothing_but none_but none_other_than
         no_other_than no_other_answer_than no_other_option_than no_other_choice_than cannot_be_anything_but
@@ -166,7 +166,7 @@ _STATEMENT: Final = re.compile(
     rf"{_CLOSERS}(?:です(?!か)|であ(?:る|り)|でし(?:た|ょう)|だ(?!か|け)|ではな{_RHETORICAL}|"
     r"に\s?(?:な[るり]|該当|当て|当た|相当|決|す[るべ]|し(?:ます|た|よう))|"
     r"と\s?(?:な[るり]|考え|思|判断|言え|いえ|わか|分か|推|す|結論|答え|回答|特定)|"
-    r"を\s?(?:選|回答|答え|推)|が\s?選|does[\s.!]*$)"
+    r"を\s?(?:選|回答|答え|推)|が\s?(?:選|残)|(?:does|remains)[\s.!]*$)"
 )
 #: A statement that its own verb takes back: を選ぶことはできません, とは言えない, にはならない.
 _TAKEN_BACK: Final = re.compile(
@@ -205,6 +205,10 @@ _JUDGEMENT: Final = re.compile(
 #: English words that deny what is near them, and so a letter only where it is near.
 _BARE: Final = frozenset(("not", "n't", "n’t", "cannot", "never", "hardly"))
 _REACH: Final = 25
+#: Behind "not": what it then denies is the letter, even after a comma.
+_OF_IT: Final = re.compile(
+    r" (?:a |the |really |quite )?(?:correct|right|answer|true|possible|likely|suitable|match|fit)"
+)
 #: Words in brackets between a letter and what is said of it: "A (noh mask): no".
 _ASIDE: Final = re.compile(r"\s?\([^()\n]{1,40}\)(?=\s?[:はがも])")
 #: Behind an English verdict: what it is about to be taken back with.
@@ -250,20 +254,28 @@ def said_behind(text: str) -> str | None:
         return None
     if marked := _MARKED.match(text, subject.end()):
         return YES if marked["yes"] else NO
-    return _judgement(_OF_THE_NEXT.sub("", _CLAUSE_END.split(text[subject.end() :], maxsplit=1)[0]))
+    clause = _OF_THE_NEXT.sub("", _CLAUSE_END.split(text[subject.end() :], maxsplit=1)[0])
+    return _judgement(clause, subject[0][-1:])
 
 
-def _judgement(clause: str) -> str | None:
+def _judgement(clause: str, mark: str) -> str | None:
+    """What a clause says; ``mark`` is the character before it."""
     verdict = None
     for each in _JUDGEMENT.finditer(clause):
-        # "B is printed, not carved" says nothing against B.
-        if each[0].lower() in _BARE and (each.start() > _REACH or clause[: each.start()].endswith((", ", "and "))):
+        if each[0].lower() in _BARE and not _denies(clause, each, mark):
             continue
         verdict = YES if each["yes"] else NO
         if each[0].isascii():
             turn = _HOWEVER.search(clause, each.end()) if verdict == YES else None
             return NO if turn and _judgement_of(turn[0]) == NO else verdict
     return verdict
+
+
+def _denies(clause: str, found: re.Match[str], mark: str) -> bool:
+    """Whether a bare "not" is said of the letter before the clause: "B is printed, not carved" denies nothing of B."""
+    before = (mark + clause[: found.start()]).rstrip()
+    contrast = before.endswith((",", "(", "–", "—", "-", "and")) and not _OF_IT.match(clause, found.end())
+    return found.start() <= _REACH and not contrast
 
 
 def _judgement_of(clause: str) -> str | None:

@@ -7,8 +7,9 @@ the last line of a long one.
 A number x is right for a gold number g if ``abs(x - g) <= min(0.01 * abs(g), u / 2)``, where u is the value of the
 last digit of g: within one per cent, and equal to g once it is rounded to as many digits. So 1.064 is 1.06 and 2/7 is
 0.286, but 1 is not 0.9965, 4.3 is not 4, and nothing but 0 is 0. A fraction as gold has no last digit: one per cent
-alone counts. A percentage, in the reply or as gold, is its figure and its share of one. Numbers that stand in a row
-("3, 4, 5", "4~5") must all be right.
+alone counts. A percentage, in the reply or as gold, is its figure and its share of one; 5kΩ is 5 and 5000. Numbers that
+stand in a row ("3, 4, 5", "4~5") or make one quantity (8時30分) must all be right; 第3 and 図3 name things.
+What a reply denies (12ではなく, "not 12 but", 12以外) is no answer of its.
 
 A text is right if it is the gold answer after NFKC, case, spaces and ``$`` aside, or has it in a few words as words of
 their own; a gold letter is right where the reply answers that letter.
@@ -21,7 +22,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from paperhooks_jmmmu.answers.amounts import Amount, amounts, in_digits, superscripts
+from paperhooks_jmmmu.answers.amounts import Amount, amounts, superscripts
+from paperhooks_jmmmu.answers.numerals import in_digits
 from paperhooks_jmmmu.answers.plain import boxed, plain, without_markup, without_thought
 from paperhooks_jmmmu.answers.robust_choices import parse_choice_robust
 
@@ -59,11 +61,29 @@ _SHORT: Final = 80
 _ASIDE: Final = re.compile(r"\(([^()]{1,60})\)|[「『\"“]([^「」『』\"“”]{1,60})[」』\"”]")
 _IGNORED: Final = re.compile(r"[\s$「」『』\"'“”‘’*`\\{}]+")
 _DASHES: Final = str.maketrans(dict.fromkeys("‐‑‒–—−", "-"))
-_DENIED: Final = re.compile(r"で\s?は\s?な|じゃな|以外|\bnot\b|n't\b|誤り|間違", re.IGNORECASE)
+#: What is denied, with the words that deny it: up to what is said in its place, or as far as the clause goes.
+_DENIED: Final = re.compile(
+    r"[^、。,;\n()]{1,60}?(?:で\s?は\s?なくて?|じゃなくて?|でなくて?)[、,]?|"
+    r"[^、。,;\n()]{1,60}?(?:で\s?は\s?(?:な[いかけ](?!か|でしょう|だろう)|あり(?:ま|え)|ござい)|じゃな|でもな|以外|"
+    r"とは?(?:異な|違[いう])|とは(?:言え|限)|は(?:誤り|不正解|間違い(?!な|あり|で)))[^、。,;\n]{0,60}|"
+    r"\b(?:(?:not|cannot|\w{2,6}n't)(?! (?:only|just|less|more|fewer|exceed\w*)\b)|neither|unlike|rather than|"
+    r"instead of|other than|except)\b[^,;\n]{0,60}?(?:\bbut\b|(?=[,;\n]|\.\s|$))",
+    re.IGNORECASE,
+)
+#: Without any of these nothing is denied.
+_MAY_DENY: Final = re.compile(
+    r"な[いくかけ]|ありま|ありえ|ござい|以外|異な|違|とは|誤|不正解|not|n't|neither|unlike|than|instead|except",
+    re.IGNORECASE,
+)
 #: What makes a longer word of a word when it stands beside it.
 _JOINED: Final = "[A-Za-z0-9一-龥ァ-ヶー々]"
-#: Between numbers that are named in a row, units included.
-_ROW: Final = re.compile(r"\s?[^\W\d]{0,3}\s?(?:,|、|~|〜|-|–|と|か|\bor\b|\band\b|または)\s?[¥$]?", re.IGNORECASE)
+#: Between numbers that are named in a row, units included, and in one quantity of several units: 8時30分, 5m30cm, 2対1.
+_ROW: Final = re.compile(
+    r"\s?[^\W\d]{0,3}\s?(?:,|、|~|〜|-|–|と|か|\bor\b|\band\b|または)\s?[¥$]?|[一-龥A-Za-zヶか]{1,3}|:", re.IGNORECASE
+)
+#: Before a number that is a name, and behind one that is more than itself: 第3四半期, 図3, 8時半, 5m30cm.
+_NAME: Final = re.compile(r"[第図表式問]\s?$")
+_GOES_ON: Final = re.compile(r"[一-龥]{1,2}半(?!分)|[A-Za-z]{1,3}\d")
 #: What a gold number may have beside its digits.
 _UNIT: Final = re.compile(r"[\s$¥€£,%]*(?:[つ個度円人年匹台倍本枚回種点]|[A-Za-zΩμ°/]{1,6})?[\s$.]*")
 _ANY_LETTER: Final = ("",) * 26
@@ -121,13 +141,26 @@ def _key(text: str) -> str:
     """The text behind the last cue that has any behind it."""
     for cue in (_ANNOUNCED, _CONCLUDED):
         for found in reversed(list(cue.finditer(text))[-_MOST:]):
-            if key := _trimmed(_sentence(text[found.end() :])):
+            if key := _told(text[found.end() :]):
                 return key
     return _trimmed(text if len(text) <= _SHORT else text.rpartition("\n")[2])
 
 
-def _sentence(text: str) -> str:
-    return _SENTENCE_END.split(text.lstrip(), maxsplit=1)[0]
+def _told(text: str) -> str:
+    """The first sentence, or the second if the first only denies: 答えは12ではありません。13です。"""
+    first, *rest = (_trimmed(each) for each in _SENTENCE_END.split(text.lstrip(), maxsplit=2)[:2])
+    if rest and rest[0] and first and not _affirmed(first):
+        return rest[0]
+    return first
+
+
+def _affirmed(text: str) -> str:
+    """The text without what it denies.
+
+    >>> _affirmed("12ではなく13"), _affirmed("not 12 but 13"), _affirmed("12以外")
+    ('13', '13', '')
+    """
+    return _DENIED.sub(" ", text).strip(_LEFT + _RIGHT) if _MAY_DENY.search(text) else text
 
 
 def _trimmed(text: str) -> str:
@@ -152,9 +185,11 @@ def _has_number(key: str, golds: Sequence[Amount]) -> bool:
     """Whether a number of the text is right, or all of those that stand in a row."""
     if not golds:
         return False
-    text = in_digits(key)
+    text = in_digits(_affirmed(key))
     rows: list[list[Amount]] = []
     for each in amounts(text):
+        if _NAME.search(text, max(0, each.start - 2), each.start) or _GOES_ON.match(text, each.end):
+            continue
         if rows and _ROW.fullmatch(text, rows[-1][-1].end, each.start):
             rows[-1].append(each)
         else:
@@ -163,16 +198,18 @@ def _has_number(key: str, golds: Sequence[Amount]) -> bool:
 
 
 def _equal(answer: Amount, gold: Amount) -> bool:
-    # A percentage may be given, and be asked for, as its figure or as its share of one.
+    # A percentage may be given, and be asked for, as its figure or as its share of one; a unit with its prefix or not.
+    if answer.scale != 1.0 and gold.scale != 1.0:
+        return _close(answer.value * answer.scale, gold.value * gold.scale, gold.unit * gold.scale)
     return any(
         _close(x, y, unit)
-        for x in _readings(answer.value, answer.percent)
-        for y, unit in zip(_readings(gold.value, gold.percent), _readings(gold.unit, gold.percent), strict=True)
+        for x in _readings(answer.value, answer)
+        for y, unit in zip(_readings(gold.value, gold), _readings(gold.unit, gold), strict=True)
     )
 
 
-def _readings(value: float, percent: bool) -> list[float]:
-    return [value, value * 100] if percent else [value]
+def _readings(value: float, amount: Amount) -> list[float]:
+    return [value, *([value * 100] if amount.percent else []), *([value * amount.scale] if amount.scale != 1.0 else [])]
 
 
 def _close(answer: float, gold: float, unit: float) -> bool:
@@ -184,13 +221,16 @@ def _close(answer: float, gold: float, unit: float) -> bool:
 def _has_text(key: str, gold: str) -> bool:
     """Whether a text is the gold answer, or has it as words of their own among a few."""
     if len(gold) == 1 and gold.isascii() and gold.isalpha():
-        return parse_choice_robust(key, _ANY_LETTER).letter == gold.upper()
+        return parse_choice_robust(_affirmed(key), _ANY_LETTER).letter == gold.upper()
     right = _same(gold)
     if right in {_same(each) for each in (key, _ASIDE.sub("", key), *_asides(key))}:
         return True
-    near = len(gold) > 1 and len(key) <= len(gold) + 20 and not _DENIED.search(key)
+    told = key if _affirmed(gold) != gold else _affirmed(key)
+    if right == _same(told):
+        return True
+    near = len(gold) > 1 and len(told) <= len(gold) + 20
     pattern = rf"(?<!{_JOINED}){re.escape(gold.casefold())}(?!{_JOINED})"
-    return near and re.search(pattern, key.casefold()) is not None
+    return near and re.search(pattern, told.casefold()) is not None
 
 
 def _same(text: str) -> str:
