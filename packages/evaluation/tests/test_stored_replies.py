@@ -82,6 +82,7 @@ def test_rows_of_a_harness_on_other_data_are_refused(
         {"doc": {"pictures": "<PIL.Image>", "subject": " ART. "}},
         {"doc": {"question": None, "answer": 3, "number": 2, "groups": {"subject": "Art"}}},
         {"target": ["A", "B"]},
+        {"doc": {"doc_hash": "of a column"}, "arguments": {"doc_hash": "of a request"}},
     ],
 )
 def test_rows_of_a_harness_on_the_same_data_go_on(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:

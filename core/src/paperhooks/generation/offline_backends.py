@@ -182,11 +182,13 @@ def _stored_response(where: str, row: Any) -> tuple[str, Response]:
 
 
 def _stored_document(file: str, row: Mapping[str, Any]) -> StoredDocument:
-    """What a record says of its document; the ``doc_hash`` of a harness' own record is of its rows, not of ours."""
-    own = "reply" in row and "run" in row
-    hashes = [row.get("doc_hash") if own else None, *(one.get("doc_hash") for one in _holders(row))]
-    digest = next((one for one in hashes if isinstance(one, str) and one), "")
+    """What a record says of its document: a run by itself, an exported task under the name of a metric.
+
+    The ``doc_hash`` of a harness' own record is of its rows, not of ours.
+    """
     document, target = row.get("doc"), row.get("target")
+    telling = [row] if "reply" in row and "run" in row else [one for one in _holders(row) if one is not document]
+    digest = next((one["doc_hash"] for one in telling if isinstance(one.get("doc_hash"), str) and "id" in one), "")
     plain = document if isinstance(document, Mapping) else {}
     values = {name: value for name, value in plain.items() if isinstance(value, str | int | float) and name != "id"}
     return StoredDocument(file, digest, values, target if isinstance(target, str) else "")

@@ -167,8 +167,8 @@ class TransformersBackend(Backend):
     @cached_property
     def _positions(self) -> int:
         """How many positions a model has learned, a row of a table each; 0 of one that computes them."""
-        words = self.model.get_input_embeddings()
-        tables = (one for one in self.model.get_decoder().modules() if isinstance(one, torch.nn.Embedding))
+        decoder, words = getattr(self.model, "get_decoder", lambda: None)(), self.model.get_input_embeddings()
+        tables = (one for one in (decoder.modules() if decoder else ()) if isinstance(one, torch.nn.Embedding))
         rows = [one.num_embeddings for one in tables if one is not words]
         limit = self.context()
         # Some have two rows in front that no position uses.

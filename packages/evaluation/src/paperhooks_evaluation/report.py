@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from paperhooks.errors import LibraryBroken, MissingExtra
+from paperhooks.errors import LibraryBroken, MissingExtra, counted
 from paperhooks.reports import Block, Figure, Heading, Paragraph, RunFolder, Table
 
 from paperhooks_evaluation.results import EvaluationResult, describe_metric
@@ -49,7 +49,7 @@ def _opening(run: RunFolder, result: EvaluationResult) -> list[Block]:
     reasoning = run.result["results"]["reasoning"]
     if reasoning["responses"]:
         read = "read with them" if reasoning["kept"] else "kept apart"
-        lines.append(f"Reasoning in front of {reasoning['responses']} answers was {read}.")
+        lines.append(f"Reasoning in front of {counted(reasoning['responses'], 'answer')} was {read}.")
     if any(result.cost.values()):
         prompts, answers = result.cost["prompt_tokens"], result.cost["answer_tokens"]
         lines.append(f"Tokens: {prompts:,} of prompts, {answers:,} of answers.")
