@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from exam_ranks import evaluated
 from exam_runs import backend, canned, quick, untimed
 from paperhooks.errors import DataError
-from paperhooks.testing import run_python
+from paperhooks.testing import run_python, run_ranks
 from paperhooks_evaluation import compare, rescore
 from paperhooks_jmmmu import Jmmmu, JmmmuPro, make_sample
 from paperhooks_jmmmu.data import JAPANESE, read_questions
@@ -33,6 +34,20 @@ def test_a_killed_run_ends_as_an_undisturbed_one(japanese: Path, tmp_path: Path)
     assert all(one["same"] for one in found), found
     assert any(one["kept"] > 0 for one in found), "no kill came in the middle of the work"
     assert any(one["cut"] for one in found), "no kill came in the middle of a line"
+
+
+def test_two_processes_share_the_questions(japanese: Path, tmp_path: Path) -> None:
+    """They know nothing of one another but their group; the files are those of one process."""
+    replies = canned(read_questions(str(japanese), JAPANESE).documents)
+    file = tmp_path / "replies.json"
+    file.write_text(json.dumps(replies, ensure_ascii=False), encoding="utf-8")
+    first, second = run_ranks(evaluated, japanese, tmp_path / "shared", file)
+    assert not {*first} & {*second}
+    assert sorted(first + second) == sorted(replies)
+    assert min(len(first), len(second)) > 10
+    quick(backend(replies), None, Jmmmu(), data=japanese, out=tmp_path / "alone")
+    assert untimed(tmp_path / "shared") == untimed(tmp_path / "alone")
+    assert (tmp_path / "shared" / "scores.csv").read_bytes() == (tmp_path / "alone" / "scores.csv").read_bytes()
 
 
 def moved(data: Path, tmp_path: Path) -> Path:
