@@ -67,7 +67,7 @@ _LENGTHS: Final = {
     for end in {word[-1] for word in _MEANING}
 }
 #: What may stand between a cue and its letter.
-_OPENERS: Final = " \t\n\"'“‘「『(【[<{〈《〔:=→、,-–—~>…_"
+_OPENERS: Final = " \t\n\"'“‘「『(【】[<{〈《〔:=→、,-–—~>…_"
 #: A denial reaches no further than its line, and "no" stands right before what it denies: "no, A" is none.
 _LINE: Final = frozenset("\n")
 _BREAKS: Final = frozenset("\n,:、-–—")
@@ -171,7 +171,7 @@ _STATEMENT: Final = re.compile(
 #: A statement that its own verb takes back: を選ぶことはできません, とは言えない, にはならない.
 _TAKEN_BACK: Final = re.compile(
     rf"{_CLOSERS}(?:を\s?(?:選|回答|答え|正解|正答)|が\s?選|"
-    r"だ?\s?と\s?[はもまで]{0,2}\s?(?:言|い[えいうっ]|断|判|確|決|思|考え|限|結論|特定|な[らりる]|見え|一致)|"
+    r"(?:だ|である)?\s?と\s?[はもまで]{0,2}\s?(?:言|い[えいうっ]|断|判|確|決|思|考え|限|結論|特定|な[らりる]|見え|一致)|"
     r"に\s?[はも]?\s?(?:な[らりる]|該当|当|あ[てた]|相当|決|見え))"
     r"(?:(?!ので|から|ため|わけ)[^、。\n]){0,16}?(?:な[いくか](?!でしょうか|だろうか|か)|ませ\s?[んぬ]|にく[いく]|がた[いく]|難し|困難|不可能|かね|"
     r"無理|不適|誤り|間違)"
@@ -187,7 +187,7 @@ _MARKED: Final = re.compile(r"[\s=(–—-]*(?:(?P<yes>yes|y)|(?P<no>no|n))(?=\s
 _JUDGEMENT: Final = re.compile(
     rf"(?P<yes>(?:誤り|間違い)で\s?は\s?な|正し\s?い{_NOT_A_TOPIC}|正解(?!\s*[はが:]|で\s?は\s?な)|"
     rf"(?<!不)(?:適切|適当|最適|妥当)(?!で\s?は?\s?な){_NOT_A_TOPIC}|[当あ](?:て|)はま(?:る|り(?!ませ))|"
-    r"ふさわしい|(?:該当|一致|合致)(?:す|し(?!な|ませ|て(?:いな|いませ|おら|おりませ)))|"
+    r"ふさわしい|最も\w{0,4}(?:考えら|疑わ)れ(?!な|ませ)|(?:該当|一致|合致)(?:す|し(?!な|ませ|て(?:いな|いませ|おら|おりませ)))|"
     r"答え(?![はが:]|で\s?は?\s?な)|[○✓✔✅◯]|選[びぶ択]|"
     r"\bnot (?:be )?(?:wrong|incorrect|false)\b|\b(?:more|most) (?:likely|plausible|suitable|appropriate|fitting|"
     r"accurate|reasonable|consistent|convincing|probable)\b|\bbetter\b(?! known)|"

@@ -34,13 +34,14 @@ _MOST: Final = 150
 
 #: A reply, or a line, that is a letter in any clothes, with a copula at most.
 _WHOLE: Final = re.compile(
-    rf"[\W_]*+(?:(?:選択肢|記号|option|choice)[\W_]*+)?([a-z])[\W_]*+(?:(?:{COPULA})[\W_]*+)?", re.IGNORECASE
+    rf"[\W_]*+(?:(?:選択肢|記号|option|choice)[\W_]*+)?(?P<letter>[a-z])[\W_]*+(?:(?:{COPULA})[\W_]*+)?", re.IGNORECASE
 )
 #: The common reply of one line, told at once: a cue and a letter.
 _STATED: Final = re.compile(
     r"[\s*#]*+(?:(?:よって|したがって|ゆえに|以上より|so|thus|therefore|hence)[、,]?\s?)?(?:the )?"
-    r"(?:(?:最終|correct |final )?(?:答え|正解|正答|回答|解答|answer)|(?:正しい)?選択肢|記号|(?:correct )?option)"
-    rf"\s?(?:は|is|:|：)?[、*]*\s?[*(（「『\[【]*((?-i:[A-Z]))[*)）」』\]】]*(?:{COPULA}|が正しい(?:です)?)?[。.*]*\s*",
+    r"(?:(?P<told>(?:最終|correct |final )?(?:答え|正解|正答|回答|解答|answer))|(?:正しい)?選択肢|記号|"
+    r"(?:correct )?option)"
+    rf"\s?(?:は|is|:|：)?[、*]*\s?[*(（「『\[【]*(?P<letter>(?-i:[A-Z]))[*)）」』\]】]*(?:{COPULA}|が正しい(?:です)?)?[。.*]*\s*",
     re.IGNORECASE,
 )
 #: What a reply of more than a line may have to drop before its last line is read.
@@ -70,13 +71,13 @@ def parse_choice_robust(response: str, options: Sequence[str]) -> LetterChoice:
     letters = letters_of(options)
     if len(response) == 1 and response in letters:
         return LetterChoice(response, "letter")
-    if (found := _WHOLE.fullmatch(response) or _STATED.fullmatch(response)) and found[1].isascii():
-        return _in_range(found[1].upper(), letters, "letter")
+    if (found := _WHOLE.fullmatch(response) or _STATED.fullmatch(response)) and found["letter"].isascii():
+        return _in_range(found["letter"].upper(), letters, "letter")
     found = _OWN_OPTION.fullmatch(response)
     if found and found[1] in letters and options[letters.index(found[1])] == found[2]:
         return LetterChoice(found[1], "leading")
-    if found := _last_line(response):
-        return _in_range(found[1], letters, "statement")
+    if letter := _last_line(response):
+        return _in_range(letter, letters, "statement")
     text = without_thought(plain(response))
     box = boxed(text)
     if box is not None:
@@ -86,11 +87,11 @@ def parse_choice_robust(response: str, options: Sequence[str]) -> LetterChoice:
     return _read(without_markup(text).replace("\\boxed", ""), letters, tuple(options))
 
 
-def _last_line(response: str) -> re.Match[str] | None:
-    """The last line of a longer reply, if it states a letter: no other statement outweighs it."""
+def _last_line(response: str) -> str | None:
+    """The letter that the last line of a longer reply states as its answer: no other statement outweighs it."""
     before, _, line = response.rpartition("\n")
     found = _STATED.fullmatch(line) if before else None
-    return found if found and not _HIDDEN.search(response) else None
+    return found["letter"] if found and found["told"] and not _HIDDEN.search(response) else None
 
 
 def _in_range(letter: str, letters: str, rule: str) -> LetterChoice:
@@ -101,7 +102,7 @@ def _read(text: str, letters: str, options: tuple[str, ...]) -> LetterChoice:
     words = OptionWords.of(options)
     text = words.without_letters(words.without_list(text)).strip()
     if found := _WHOLE.fullmatch(text):
-        return _in_range(found[1].upper(), letters, "letter")
+        return _in_range(found["letter"].upper(), letters, "letter")
     if letter := words.exact(text):
         return LetterChoice(letter, "option")
     # A letter in an option's words is no letter of the reply.
@@ -113,7 +114,10 @@ def _read(text: str, letters: str, options: tuple[str, ...]) -> LetterChoice:
     leading = _leading(text, mentions, letters) if mentions else None
     if leading and words.owns(leading, text):
         return LetterChoice(leading, "leading")
-    told = mentions_in(words.spoken(text), SYMBOL)
+    spoken = words.spoken(text)
+    told = mentions_in(spoken, SYMBOL)
+    if SYMBOL.match(spoken) and _heads(spoken, told, 1):
+        return LetterChoice(min(told[0].denied), "leading")
     if not told and not mentions:
         return LetterChoice(None, NOTHING)
     by_words = _last_stated(told, letters) if told else None
@@ -188,13 +192,19 @@ def _leading(text: str, mentions: Sequence[NamedLetters], letters: str) -> str |
     found = _LEADING.match(text)
     if not found or found[1] not in letters:
         return None
-    if len(mentions) == 1 and mentions[0].denied == {found[1]} and _OWN_SENTENCE.match(text, found.end()):
-        return None if _VERDICT.search(text, found.end()) else found[1]
+    if _heads(text, mentions, found.end()):
+        return found[1]
     if mentions[0].letters != {found[1]}:
         return None
     if found["goes_on"] and any(each.letters - {found[1]} for each in mentions):
         return None
     return found[1] if {found[1]} >= {each[1] for each in LISTED.finditer(text)} else None
+
+
+def _heads(text: str, mentions: Sequence[NamedLetters], end: int) -> bool:
+    """Whether the only letter of a text, which ends at ``end``, begins it and a sentence on something else follows."""
+    alone = len(mentions) == 1 and len(mentions[0].denied) == 1
+    return alone and _OWN_SENTENCE.match(text, end) is not None and not _VERDICT.search(text, end)
 
 
 def _labelled(text: str, letter: str) -> bool:
