@@ -125,7 +125,7 @@ def test_the_row_of_a_part_lacks_columns() -> None:
     table = Jmmmu().leaderboard(Jmmmu().aggregate(records, "official-wrong"))
     assert table is not None
     assert {title: value for title, value in table.items() if value is not None} == {
-        "Overall": 100.0, "CS": 100.0, "World History": 100.0,
+        "Overall": 100.0, "CS": 100.0, "World History": 100.0, "Partial": "1 of 1320 questions",
     }  # fmt: skip
 
 
@@ -133,7 +133,9 @@ def test_other_questions_give_no_row_of_the_table() -> None:
     records = [record(Jmmmu(), choice("validation_Design_1"), "A", "official-wrong")]
     for task in (Jmmmu(rotation=1), Jmmmu(pictures="blank"), Jmmmu(pictures="shuffled")):
         assert task.leaderboard(task.aggregate(records, "official-wrong")) is None
-    assert MmmuPaired().leaderboard(MmmuPaired().aggregate(records, "official-wrong")) == {"CA (EN)": 100.0}
+    assert MmmuPaired().leaderboard(MmmuPaired().aggregate(records, "official-wrong")) == {
+        "CA (EN)": 100.0, "Partial": "1 of 720 questions",
+    }  # fmt: skip
 
 
 # -- behind the score --------------------------------------------------------------------------------------------------

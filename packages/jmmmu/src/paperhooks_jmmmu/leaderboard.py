@@ -7,6 +7,8 @@ from typing import Any, Final
 
 from paperhooks_evaluation import Summary
 
+from paperhooks_jmmmu.data import SUBJECTS, Edition
+
 __all__ = ["COLUMNS", "leaderboard_row"]
 
 #: Column to the grouping and group behind it.
@@ -26,10 +28,17 @@ COLUMNS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
-def leaderboard_row(summary: Summary, metric: str) -> dict[str, Any]:
-    """Percent with one decimal by column; None where the run has no question of it."""
-    found = {(one.grouping, one.group): one.value for one in summary.metrics if one.name == metric}
-    return {column: _percent(found.get(part)) for column, part in COLUMNS.items()}
+def leaderboard_row(summary: Summary, metric: str, edition: Edition) -> dict[str, Any]:
+    """Percent with one decimal by column; None where the run has no question of it.
+
+    Data that are a part of the edition give a row that says so in a last column, ``Partial``.
+    """
+    found = {(one.grouping, one.group): one for one in summary.metrics if one.name == metric}
+    row: dict[str, Any] = {
+        column: _percent(found[part].value if part in found else None) for column, part in COLUMNS.items()
+    }
+    n, whole = found["", ""].n, sum(SUBJECTS[name].n for name in edition.subjects)
+    return row | ({"Partial": f"{n} of {whole} questions"} if n < whole else {})
 
 
 def _percent(value: float | None) -> float | None:

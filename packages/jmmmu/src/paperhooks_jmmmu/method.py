@@ -192,7 +192,7 @@ class Exam(Task):
     def leaderboard(self, summary: Summary) -> Mapping[str, Any] | None:
         """The row of JMMMU's table; None of a control, which asks something else."""
         control = self.rotation or self.pictures != "own"
-        return None if control else leaderboard_row(summary, self.metric)
+        return None if control else leaderboard_row(summary, self.metric, self.edition)
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ class MmmuPaired(Exam):
     def leaderboard(self, summary: Summary) -> Mapping[str, Any] | None:
         """The one column of JMMMU's table that is about the English questions."""
         row = super().leaderboard(summary)
-        return None if row is None else {"CA (EN)": row["CA"]}
+        return None if row is None else {"CA (EN)": row["CA"], **{k: row[k] for k in ("Partial",) if k in row}}
 
 
 def _parser(mode: str) -> str:
