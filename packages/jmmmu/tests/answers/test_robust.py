@@ -139,6 +139,7 @@ HARD = {
         (IN_ENGLISH, "As an AI, I cannot see. A", None),
         (ART, "申し訳ありませんが、能面については答えられません", None),
         (ART, "画像を確認できませんが、浮世絵だと思います。", "B"),
+        (IN_ENGLISH, "I can't see a face.\n\n**B**\n\nNote that I can't verify the date.", "B"),
     ],
     "comparison": [
         (IN_ENGLISH, "A is tempting, but B is better.", "B"),
@@ -248,6 +249,7 @@ def test_flags() -> None:
     assert not is_empty(".")
     assert is_refusal("申し訳ありませんが、画像を認識できません。")
     assert is_refusal("I’m sorry, I can’t help with that.")
+    assert is_refusal("I cannot see a picture.")
     assert not is_refusal("答えは B です。")
     assert is_several("BとC", ART)
     assert not is_several("B", ART)

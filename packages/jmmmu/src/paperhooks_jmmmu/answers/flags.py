@@ -29,7 +29,7 @@ LIMIT: Final = 20_000
 _REFUSAL: Final = re.compile(
     rf"{REFUSAL}|申し訳(?:あり|ござい|な)|すみませんが|(?:わか|分か)(?:りません|りかねます|らない)|"
     r"\b(?:i'?m|i am) (?:sorry|unable|afraid|not (?:able|sure))|\bi don't know\b|"
-    r"\bi (?:can(?:no|')t|cannot|can not|could not|couldn't) tell|"
+    r"\bi (?:can(?:no|')t|cannot|can not|could not|couldn't) (?:tell|see|view|access)|"
     r"\b(?:cannot|can't|impossible to|unable to) (?:be determined|determine|answer)",
     re.IGNORECASE,
 )

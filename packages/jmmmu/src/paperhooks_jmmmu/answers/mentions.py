@@ -212,23 +212,22 @@ def _said(text: str, token: re.Match[str], previous: int, following: int) -> tup
     if cue == DOUBTED or said == UNSURE:
         return DOUBTED, False
     more = MORE.search(before) is not None or (said == YES and behind.lstrip()[:1] == "も")
-    if cue == STRONG or _stands_alone(text, start, end):
-        return STRONG, more
-    return max(cue, WEAK if said == YES else 0), more
+    strength = STRONG if cue == STRONG else _standing(text, start, end)
+    return max(strength, cue, WEAK if said == YES else 0), more
 
 
-def _stands_alone(text: str, start: int, end: int) -> bool:
-    """Whether a letter is the first or last line, or the last sentence."""
+def _standing(text: str, start: int, end: int) -> int:
+    """What the place of a letter makes of it: STRONG as the first or last line or the last sentence, WEAK as a line."""
     line_start, line_end = text.rfind("\n", 0, start) + 1, text.find("\n", end)
     line_end = len(text) if line_end < 0 else line_end
     if text[end:line_end].strip(_WRAPPING):
-        return False
+        return 0
     before = text[line_start:start].rstrip(_WRAPPING)
     if not before:
-        return line_start == 0 or line_end == len(text)
+        return STRONG if line_start == 0 or line_end == len(text) else WEAK
     # "B.能面" is no sentence with another behind it.
     ends_sentence = text[line_start:start].rstrip(_OPENING)[-1:] in _STOPS
-    if line_end == len(text) and ends_sentence and len(before.strip(_WRAPPING)) > 1:
-        # A refusal that goes on with "A" was cut.
-        return not refuses(text[line_start:start])
-    return False
+    if line_end < len(text) or not ends_sentence or len(before.strip(_WRAPPING)) <= 1:
+        return 0
+    # A refusal that goes on with "A" was cut.
+    return 0 if refuses(text[line_start:start]) else STRONG

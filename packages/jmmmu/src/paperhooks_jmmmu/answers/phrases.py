@@ -290,7 +290,9 @@ REFUSAL: Final = (
     r"(?:でき(?:ません|ない|かね)|不可能|困難|難しい)|"
     r"(?:画像|図|写真)が(?:見え|表示され|添付され|提供され|あり)(?:ません|ていません|ない)|"
     r"\bas an ai\b|\b(?:i (?:can(?:no|')t|cannot|can not|could not|couldn't)|(?:i'?m|i am) unable to) "
-    r"(?:assist|help|answer|determine|see|view|provide|identify|process|comply|access)"
+    r"(?:assist|help|answer|determine|provide|identify|process|comply|(?:see|view|access)"
+    r"(?= (?:the |any |an? |this |that |your )?(?:image|picture|photo|figure|graph|attachment|file|it\b)|"
+    r"\s*(?:[.,!]|$)))"
 )
 _REFUSAL: Final = re.compile(REFUSAL, re.IGNORECASE)
 #: Words that go on to an answer for all that.
