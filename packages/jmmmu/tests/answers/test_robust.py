@@ -27,8 +27,8 @@ from paperhooks_jmmmu.answers import (
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 CLEAR = json.loads((REFERENCE / "robust_expectations.json").read_text(encoding="utf-8"))
-THIRD = json.loads(Path(__file__).with_name("third_replies.json").read_text(encoding="utf-8"))
 OWN = json.loads((REFERENCE / "own_replies.json").read_text(encoding="utf-8"))
+THIRD = json.loads((REFERENCE / "third_replies.json").read_text(encoding="utf-8"))
 GOLDS = json.loads((REFERENCE / "open_cases.json").read_text(encoding="utf-8"))["golds"]
 ART = ["能面", "浮世絵", "枯山水", "漆器"]
 

@@ -336,6 +336,7 @@ def test_rows_of_a_download_with_a_pinned_revision(tmp_path: Path, monkeypatch: 
     by_name = read_questions("JMMMU/JMMMU", revision=commit)
     assert len(by_name.documents) == 28
     assert same(by_name, read_questions(f"JMMMU/JMMMU@{commit}"))
+    assert (by_name.revision, read_questions(str(tmp_path / "datasets--JMMMU--JMMMU")).revision) == (commit, "")
     with pytest.raises(DataError, match="JMMMU/JMMMU is no folder here and its split 'test' cannot be loaded"):
         read_questions("JMMMU/JMMMU", revision="b" * 40)
 
