@@ -68,6 +68,18 @@ def test_what_a_function_raises_or_returns_is_its_documents_error(data: Path, tm
         quick(CallableBackend(answer), None, Echo(), data=data, out=tmp_path / "x", methods=["any"])
 
 
+def test_a_function_or_a_file_that_says_nothing_gives_an_empty_response(data: Path, tmp_path: Path) -> None:
+    result = quick(CallableBackend(lambda request: None), None, Echo(), data=data, out=tmp_path / "run")
+    assert (result.first.empty, result.headline.value, dict(result.first.failures)) == (result.headline.n, 0, {})
+    said: list[dict[str, Any]] = [{"reply": None}, {"resps": [[None]]}, {"filtered_resps": None}, {"resps": []}]
+    rows = [{"id": f"q{number}", **one} for number, one in enumerate(said)]
+    (tmp_path / "told.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    replayed = quick(ReplayBackend(tmp_path / "told.jsonl"), None, Echo(), data=data, out=tmp_path / "again")
+    assert replayed.first.empty == 3
+    (failure,) = replayed.first.failures.items()
+    assert (failure[0], "has no response" in failure[1]) == ("q3", True)
+
+
 def test_stored_responses_are_replayed_without_any_request(data: Path, tmp_path: Path) -> None:
     first = quick(CallableBackend(lambda request: request.prompt[-2:]), None, Echo(), data=data, out=tmp_path / "run")
 

@@ -132,8 +132,7 @@ ODD: dict[str, tuple[int, str, bytes] | None] = {
     "empty choices": (200, "application/json", b'{"id": "1", "choices": []}'),
     "odd choices": (200, "application/json", b'{"id": "1", "choices": {"a": 1}}'),
     "null message": choice(None, "content_filter"),
-    "null content": choice({"role": "assistant", "content": None}, "content_filter"),
-    "parts": choice({"role": "assistant", "content": [{"type": "text", "text": "w1"}]}),
+    "parts of numbers": choice({"role": "assistant", "content": [{"type": "text", "text": 7}]}),
     "number": choice({"role": "assistant", "content": 7}),
     "refused": (400, "application/json", b'{"error": {"message": "no"}}'),
     "forbidden": (403, "text/html", b"blocked"),
@@ -198,6 +197,29 @@ def test_a_page_instead_of_every_answer_is_noticed(tmp_path: Path) -> None:
     with serving(lambda question: ODD["html"]) as (address, seen), pytest.raises(DataError, match=said):
         quick(asked(address), None, Told(), data=data, out=tmp_path / "run")
     assert len(seen) == 20
+
+
+SAID: dict[str, tuple[dict[str, Any], str]] = {
+    "nothing": ({"content": None}, ""),
+    "why not": ({"content": None, "refusal": "I cannot help."}, "I cannot help."),
+    "parts": ({"content": [{"type": "text", "text": "w1 "}, {"type": "text", "text": "w2"}]}, "w1 w2"),
+    "no part": ({"content": []}, ""),
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_a_model_that_says_nothing_has_answered(data: Path, tmp_path: Path, name: str) -> None:
+    """It is counted as empty, and not left out; a text may come in parts."""
+    message, reply = SAID[name]
+
+    def answer(question: str) -> tuple[int, str, bytes]:
+        return choice({"role": "assistant", **message}, "content_filter") if question == "p5" else fine(question)
+
+    with serving(answer) as (address, _):
+        result = quick(asked(address), None, Told(), data=data, out=tmp_path / "run")
+    assert (result.headline.n, dict(result.first.failures)) == (8, {})
+    assert result.first.empty == (reply == "")
+    assert next(row["reply"] for row in rows_of(tmp_path / "run") if row["id"] == "q5") == reply
 
 
 def test_reasoning_that_a_server_tells_apart_is_kept(data: Path, tmp_path: Path) -> None:

@@ -187,11 +187,9 @@ class ServerBackend(Backend):
         if not isinstance(choices, list) or not choices:
             raise ValueError(f"it holds no choices: {str(done)[:200]!r}")
         message, reason = _get(choices[0], "message"), _get(choices[0], "finish_reason")
-        content = _get(message, "content")
+        content = _content(message)
         told = (_get(message, name) for name in ("reasoning_content", "reasoning"))
         thought = next((text for text in told if isinstance(text, str) and text), "")
-        if content is None and thought:  # cut before the answer began
-            content = ""
         if not isinstance(content, str):
             ended = f" (finish reason {reason})" if isinstance(reason, str) else ""
             raise ValueError(f"its content is {type(content).__name__}, not a text{ended}")
@@ -287,6 +285,20 @@ def _secrets(settings: Mapping[str, Any]) -> set[str]:
 def _get(value: Any, name: str) -> Any:
     """An entry of whatever the library made of an answer, which it does not check; None where there is none."""
     return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+
+
+def _content(message: Any) -> Any:
+    """The text of a message, also where it comes in parts; of one without content, why it was refused, or nothing.
+
+    A model that says nothing has answered: asking again would not help, and leaving the document out would flatter it.
+    """
+    content, refusal = _get(message, "content"), _get(message, "refusal")
+    if isinstance(content, list):
+        parts = [_get(part, "text") for part in content if _get(part, "type") in ("text", "output_text", None)]
+        return "".join(parts) if all(isinstance(part, str) for part in parts) else content
+    if content is None and message is not None:
+        return refusal if isinstance(refusal, str) else ""
+    return content
 
 
 def _with_images(request: Request) -> list[dict[str, Any]]:
