@@ -1,13 +1,13 @@
-"""What the engine takes beside the model: a run against the same calls of ``generate`` alone.
+"""What the engine takes beside the model: a run against its own calls of ``generate``.
 
 Synthetic questions with up to four pictures, the test bed's vision-language model, batches of 8. The run reads the
-data, makes prompts, opens pictures, stores every reply and scores all in eight modes; its calls of ``generate`` and of
-the model's processor are kept, and made again on their own. All sides in one process, in turn, by wall and by processor
-time, which other work on the machine disturbs less.
+data, makes prompts, opens pictures, stores every reply and scores all in eight modes. Its calls of ``generate`` and of
+the model's processor are timed inside the run, kept, and made again alone, in turn in one process.
 
-``asking_ratio``: from the start of asking to the last reply, against processor and ``generate`` alone, as a loop of
-one's own would call them. ``run_ratio``: the whole run, with reading and scoring, which take some tenths of a second
-however long the model takes. Beside both stand the ratios to ``generate`` alone.
+``asking_ratio``: from the start of asking to the last reply, against the calls of processor and ``generate`` in it, as
+a loop of one's own would make them. ``slowing``: these calls inside the run against the same ones alone, since work ahead
+of the model may slow them. ``run_ratio``: the whole run, with reading and scoring, which take some tenths of a second
+however long the model takes. The ratios ``to_generate`` count the processor as the engine's.
 
     python packages/jmmmu/benchmarks/engine.py [--quick] [--rounds N] [--new-tokens N]
 
@@ -20,7 +20,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -34,33 +34,34 @@ from paperhooks_testbed import load_vlm
 
 PER_SUBJECT: Final = 10
 BATCH: Final = 8
-#: Wall and processor seconds.
-Seconds: TypeAlias = tuple[float, float]
 #: A function, and what it was called with.
 Call: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 class Calls:
-    """The calls of ``generate`` and of the processor while this is in use; they are made as they come, and kept."""
+    """The calls of ``generate`` and of the processor while this is in use: made as they come, timed and kept."""
 
     def __init__(self, model: Any, processor: Any) -> None:
-        self.generations: list[Call] = []
-        self.preparations: list[Call] = []
+        self.kept: dict[str, list[Call]] = {}
+        self.seconds: dict[str, float] = {}
         self._model, self._processor, self._class = model, processor, type(processor)
         self._generate = model.generate
 
     def __enter__(self) -> Calls:
-        self.generations, self.preparations = [], []
+        self.kept, self.seconds = {"generate": [], "processor": []}, {"generate": 0.0, "processor": 0.0}
 
-        def generate(*arguments: Any, **named: Any) -> Any:
-            self.generations.append((self._generate, arguments, named))
-            return self._generate(*arguments, **named)
+        def timed(which: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+            self.kept[which].append((function, arguments, named))
+            begin = time.perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                self.seconds[which] += time.perf_counter() - begin
 
         def prepare(processor: Any, *arguments: Any, **named: Any) -> Any:
-            self.preparations.append((partial(self._class.__call__, processor), arguments, named))
-            return self._class.__call__(processor, *arguments, **named)
+            return timed("processor", partial(self._class.__call__, processor), *arguments, **named)
 
-        self._model.generate = generate
+        self._model.generate = partial(timed, "generate", self._generate)
         self._processor.__class__ = type(self._class.__name__, (self._class,), {"__call__": prepare})
         return self
 
@@ -68,36 +69,26 @@ class Calls:
         del self._model.generate
         self._processor.__class__ = self._class
 
-
-def now() -> Seconds:
-    return time.perf_counter(), time.process_time()
-
-
-def since(begin: Seconds, end: Seconds | None = None) -> Seconds:
-    wall, used = end or now()
-    return wall - begin[0], used - begin[1]
-
-
-def again(calls: Sequence[Call]) -> Seconds:
-    """Make calls again."""
-    begin = now()
-    with torch.no_grad():
-        for function, arguments, named in calls:
-            function(*arguments, **named)
-    return since(begin)
+    def again(self) -> float:
+        """Make the calls again; seconds of all."""
+        begin = time.perf_counter()
+        with torch.no_grad():
+            for function, arguments, named in (call for calls in self.kept.values() for call in calls):
+                function(*arguments, **named)
+        return time.perf_counter() - begin
 
 
 class Clock:
     """An observer: from the start of asking to the last reply."""
 
     def __init__(self) -> None:
-        self.begin = self.end = now()
+        self.begin = self.end = 0.0
 
     def started(self, run: Any) -> None:
-        self.begin = now()
+        self.begin = time.perf_counter()
 
     def sample(self, record: Any) -> None:
-        self.end = now()
+        self.end = time.perf_counter()
 
 
 def main() -> None:
@@ -110,35 +101,36 @@ def main() -> None:
     model, processor = load_vlm()
     model.generation_config.min_new_tokens = options.new_tokens  # it has nothing to say to Japanese
     calls = Calls(model, processor)
-    sides: dict[str, list[Seconds]] = {"run": [], "asking": [], "generate": [], "processor": []}
+    sides: dict[str, list[float]] = {"run": [], "asking": [], "generate": [], "processor": [], "alone": []}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder, "data")
         make_sample(data, per_subject=1 if options.quick else PER_SUBJECT)
         for number in range(rounds + 1):  # the first round warms up, and is not counted
-            clock, begin = Clock(), now()
+            clock, begin = Clock(), time.perf_counter()
             with calls:
                 result = evaluate(
                     TransformersBackend(model, processor), None, "jmmmu", data=data, out=Path(folder, f"run-{number}"),
                     batch_size=BATCH, max_new_tokens=options.new_tokens, observers=[clock], report=False,
                 )  # fmt: skip
-            took = since(begin), since(clock.begin, clock.end), again(calls.generations), again(calls.preparations)
+            took = time.perf_counter() - begin, clock.end - clock.begin, *calls.seconds.values(), calls.again()
             if number:
                 for side, seconds in zip(sides, took, strict=True):
                     sides[side].append(seconds)
-                told = (f"{side} {wall:.2f} ({used:.2f}) s" for side, (wall, used) in zip(sides, took, strict=True))
-                print(", ".join(told), flush=True)
+                print(", ".join(f"{side} {each[-1]:.2f} s" for side, each in sides.items()), flush=True)
 
-    def ratio(which: int, one: str, *others: str) -> float:
-        pairs = zip(sides[one], zip(*(sides[other] for other in others), strict=True), strict=True)
-        return round(median(own[which] / sum(each[which] for each in alone) for own, alone in pairs), 4)
-
-    figures: dict[str, Any] = {"questions": result.documents, "calls": len(calls.generations), "rounds": rounds}
-    figures["new_tokens"] = options.new_tokens
-    for which, ending in enumerate(("", "_cpu")):
-        figures |= {f"{side}{ending}_s": round(median(one[which] for one in took), 3) for side, took in sides.items()}
-        for side in ("asking", "run"):
-            figures[f"{side}_ratio{ending}"] = ratio(which, side, "generate", "processor")
-            figures[f"{side}_to_generate_ratio{ending}"] = ratio(which, side, "generate")
+    rounds_of = [dict(zip(sides, each, strict=True)) for each in zip(*sides.values(), strict=True)]
+    inside = [one["generate"] + one["processor"] for one in rounds_of]
+    figures: dict[str, Any] = {
+        "questions": result.documents, "calls": len(calls.kept["generate"]), "rounds": rounds,
+        "new_tokens": options.new_tokens, **{f"{side}_s": round(median(each), 3) for side, each in sides.items()},
+        "slowing": median(each / one["alone"] for each, one in zip(inside, rounds_of, strict=True)),
+    }  # fmt: skip
+    for side in ("asking", "run"):
+        figures[f"{side}_ratio"] = median(one[side] / each for each, one in zip(inside, rounds_of, strict=True))
+        figures[f"{side}_to_generate_ratio"] = median(one[side] / one["generate"] for one in rounds_of)
+    figures |= {name: round(value, 4) for name, value in figures.items() if isinstance(value, float)}
+    beside = median(one["asking"] - each for each, one in zip(inside, rounds_of, strict=True))
+    figures["asking_beside_ms_a_question"] = round(1000 * beside / result.documents, 2)
     print(json.dumps(figures))
 
 
