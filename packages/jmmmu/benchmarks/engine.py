@@ -5,9 +5,9 @@ data, makes prompts, opens pictures, stores every reply and scores all in eight 
 the model's processor are timed inside the run, kept, and made again alone, in turn in one process.
 
 ``asking_ratio``: from the start of asking to the last reply, against the calls of processor and ``generate`` in it, as
-a loop of one's own would make them. ``slowing``: these calls inside the run against the same ones alone, since work ahead
-of the model may slow them. ``run_ratio``: the whole run, with reading and scoring, which take some tenths of a second
-however long the model takes. The ratios ``to_generate`` count the processor as the engine's.
+a loop of one's own would make them. ``slowing``: these calls inside the run against the same ones alone, since work
+ahead of the model may slow them. ``run_ratio``: the whole run, with reading and scoring, which take some tenths of a
+second however long the model takes. The ratios ``to_generate`` count the processor as the engine's.
 
     python packages/jmmmu/benchmarks/engine.py [--quick] [--rounds N] [--new-tokens N]
 
