@@ -8,7 +8,10 @@ from typing import Any
 from paperhooks.testing import IMAGE_TOKEN
 
 #: Ids of tokens that are not text; the tiny models know these.
-SPECIAL = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "<image>": IMAGE_TOKEN, "<video>": 96, "<[>": 97, "<]>": 98}
+SPECIAL = {
+    "<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "<image>": IMAGE_TOKEN, "<video>": 96, "<[>": 97, "<]>": 98,
+    "<fake_token_around_image>": 92, "<global-img>": 93, "<end_of_utterance>": 94,
+}  # fmt: skip
 CHARACTERS = (
     "ABCDEFGHI0123456789.、。はのをどれですか図表すとが言葉比べ選びなさいメートル倍長何英語"
     "富士山浮世絵茶碗電流利益細胞橋薬楽譜地図城"
@@ -33,7 +36,7 @@ def tokenizer() -> Any:
     core.pre_tokenizer = Split(Regex("."), "isolated")
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     found = PreTrainedTokenizerFast(tokenizer_object=core, padding_side="left", **names)
-    found.add_special_tokens({"additional_special_tokens": ["<image>", "<video>", "<[>", "<]>"]})
+    found.add_special_tokens({"additional_special_tokens": [*SPECIAL][4:]})
     for name, token in {
         "image_token": "<image>", "video_token": "<video>", "context_image_token": "<image>",
         "start_image_token": "<[>", "end_image_token": "<]>",
@@ -91,5 +94,19 @@ def _internvl() -> Any:
     )
 
 
+def _smolvlm() -> Any:
+    """Idefics3's processor: SmolVLM's own does the same for images, and needs more for videos."""
+    from transformers import Idefics3Processor
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    tile = {"longest_edge": 16}
+    images = Idefics3ImageProcessorPil(size=tile, max_image_size=tile, do_image_splitting=False)
+    return Idefics3Processor(
+        images, tokenizer(), image_seq_len=4, chat_template=TEMPLATE.replace("IMAGE", "<image>")
+    )  # fmt: skip
+
+
 #: Family to a function that makes its processor.
-PROCESSORS: dict[str, Callable[[], Any]] = {"llava": _llava, "qwen2_5_vl": _qwen, "internvl": _internvl}
+PROCESSORS: dict[str, Callable[[], Any]] = {
+    "llava": _llava, "qwen2_5_vl": _qwen, "internvl": _internvl, "smolvlm": _smolvlm,
+}  # fmt: skip
