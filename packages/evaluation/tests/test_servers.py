@@ -204,6 +204,9 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
     "why not": ({"content": None, "refusal": "I cannot help."}, "I cannot help."),
     "parts": ({"content": [{"type": "text", "text": "w1 "}, {"type": "text", "text": "w2"}]}, "w1 w2"),
     "no part": ({"content": []}, ""),
+    "empty part": ({"content": [{"type": "text", "text": None}]}, ""),
+    "part that refuses": ({"content": [{"type": "refusal", "refusal": "I will not."}]}, "I will not."),
+    "empty text that refuses": ({"content": "", "refusal": "No."}, "No."),
 }
 
 

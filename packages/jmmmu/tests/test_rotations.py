@@ -12,7 +12,7 @@ from exam_runs import backend, quick
 from paperhooks.errors import DataError
 from paperhooks.generation import CallableBackend
 from paperhooks_evaluation import Document
-from paperhooks_jmmmu import Jmmmu, compare_rotations
+from paperhooks_jmmmu import Jmmmu, compare_rotations, make_sample
 from paperhooks_jmmmu.answers import letters_of
 from paperhooks_jmmmu.data import CHOICE
 
@@ -126,6 +126,13 @@ def test_what_does_not_go_together_is_refused(japanese: Path, known: list[Path],
         compare_rotations([other, *runs[1:]])
     with pytest.raises(DataError, match="holds no"):
         compare_rotations([tmp_path, *runs[1:]])
+
+
+def test_other_data_are_refused(known: list[Path], tmp_path: Path) -> None:
+    make_sample(tmp_path / "data", 1, seed=5)
+    (other,) = runs_of(tmp_path / "data", tmp_path / "other", knows, range(3, 4))
+    with pytest.raises(DataError, match="is another question than in the other runs"):
+        compare_rotations([*known[:3], other])
 
 
 def test_another_model_is_refused(japanese: Path, known: list[Path], tmp_path: Path) -> None:

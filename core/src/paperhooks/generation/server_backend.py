@@ -294,9 +294,9 @@ def _content(message: Any) -> Any:
     """
     content, refusal = _get(message, "content"), _get(message, "refusal")
     if isinstance(content, list):
-        parts = [_get(part, "text") for part in content if _get(part, "type") in ("text", "output_text", None)]
-        return "".join(parts) if all(isinstance(part, str) for part in parts) else content
-    if content is None and message is not None:
+        parts = [text for part in content for text in (_get(part, "text"), _get(part, "refusal")) if text is not None]
+        content = "".join(parts) if all(isinstance(part, str) for part in parts) else content
+    if content in (None, "") and message is not None:
         return refusal if isinstance(refusal, str) else ""
     return content
 

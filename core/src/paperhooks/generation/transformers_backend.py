@@ -25,6 +25,7 @@ from paperhooks.generation.settings import (
     processor_settings,
     tokenizer_settings,
 )
+from paperhooks.generation.stated_context import stated_context
 from paperhooks.generation.thoughts import REASONING_TAGS
 from paperhooks.io.hashing import class_name, hash_json, model_digest
 from paperhooks.io.images import fitted_size
@@ -114,8 +115,7 @@ class TransformersBackend(Backend):
 
     def context(self) -> int:
         """What the config says of positions; most models with rotary ones go on beyond them, and worse."""
-        limit = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        return limit if isinstance(limit, int) else 0
+        return stated_context(self.model.config.get_text_config(decoder=True))
 
     def prompt(self, document_id: str, request: Request) -> Prompt:
         """See :func:`paperhooks.generation.make_prompt`; with its tokens counted."""

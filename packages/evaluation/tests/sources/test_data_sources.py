@@ -205,11 +205,23 @@ def test_a_file_that_others_count_is_missed(tmp_path: Path) -> None:
     write(tmp_path / "a" / "test-00001-of-00003.parquet", ["a"])
     write(tmp_path / "b" / "test-00000-of-00001.parquet", ["b"])
     assert ids(read(str(tmp_path), configs=("b",))) == ["b"]
-    with pytest.raises(DataError, match=r"lacks test-00000-of-00003\.parquet, test-00002-of-00003\.parquet, which"):
+    with pytest.raises(DataError, match="lacks test-00000-of-00003, test-00002-of-00003, which"):
         read(str(tmp_path))
     for number in (0, 2):
         write(tmp_path / "a" / f"test-0000{number}-of-00003.parquet", [str(number)])
     assert ids(read(str(tmp_path))) == ["0", "a", "2", "b"]
+
+
+def test_numbered_files_may_have_names_of_their_own(tmp_path: Path) -> None:
+    """Each with a hash, as older versions of the library wrote them; in endings of either case; counted from 1."""
+    for number, ending in enumerate(("a25dbe3b.parquet", "7d22c7f1.PARQUET")):
+        write(tmp_path / "hub" / "data" / f"test-0000{number}-of-00002-{ending}", [str(number)])
+        write(tmp_path / "own" / f"test-0000{number + 1}-of-00002.parquet", [str(number)])
+    assert ids(read(str(tmp_path / "hub"))) == ids(read(str(tmp_path / "own"))) == ["0", "1"]
+    for part in "ab":  # each folder has one of two
+        write(tmp_path / "parts" / "data" / part / f"test-0000{'ab'.index(part)}-of-00002.parquet", [part])
+    with pytest.raises(DataError, match="lacks test-00001-of-00002, test-00000-of-00002"):
+        read(str(tmp_path / "parts"))
 
 
 def test_files_of_another_form_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

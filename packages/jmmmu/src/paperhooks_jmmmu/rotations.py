@@ -152,11 +152,23 @@ def _asked(runs: Mapping[int, Path], mode: str) -> tuple[list[_Asked], int]:
     found = []
     for name in names:
         row = next(rows[name] for rows in documents.values() if name in rows)
+        for number, rows in documents.items():
+            if name in rows and _asked_about(rows[name]) != _asked_about(row):
+                raise DataError(
+                    f"{name} of {runs[number]} is another question than in the other runs: it was asked of other data; "
+                    "ask all rotations of the same data"
+                )
         k = len(row["data"]["options"]) if row["data"]["question_type"] == CHOICE else 0
         if k and all(name in documents.get(number, ()) and name in replies[number] for number in range(k)):
             answers = [documents[number][name]["data"]["answer"] for number in range(k)]
             found.append(_Asked(row["groups"], k, answers, [replies[number][name] for number in range(k)]))
     return found, len(names) - len(found)
+
+
+def _asked_about(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a rotation leaves alone."""
+    data = row["data"]
+    return data["question"], sorted(data["options"]), sorted(data["pictures"].items())
 
 
 def _replies(file: Path, mode: str) -> dict[str, _Reply]:

@@ -213,6 +213,15 @@ def test_data_of_another_edition_are_told(tmp_path: Path, rows: list[Any], editi
         read_questions(str(write_rows(tmp_path, rows)), edition)
 
 
+@pytest.mark.parametrize(
+    ("question", "edition"),
+    [("<image 1>の作者", JAPANESE), ("能面", JAPANESE), ("ｱｲｳ?", JAPANESE), ("Is CH3・H2O a ビタミン?", ENGLISH)],
+)
+def test_what_may_be_of_the_edition_is_not_doubted(tmp_path: Path, question: str, edition: Any) -> None:
+    rows = [GOOD | {"id": f"validation_Design_{number}", "question": question} for number in (1, 2)]
+    assert read_questions(str(write_rows(tmp_path, rows)), edition).notes() == []
+
+
 def test_open_questions_of_an_edition_without_any(tmp_path: Path) -> None:
     """Those that were given options are multiple choice, whatever their type says; others are doubted."""
     given = GOOD | {"question_type": "open"}

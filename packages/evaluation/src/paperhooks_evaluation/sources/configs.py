@@ -28,7 +28,7 @@ _SPLITS: Final = ("train", "training", "validation", "valid", "val", "dev", "tes
 _NO_CONFIG: Final = ("data", "default", *_SPLITS)
 
 #: The name of one of several files: which, and of how many.
-_SHARD: Final = re.compile(r"(?P<head>.*-)(?P<number>\d{5})(?P<of>-of-)(?P<count>\d{5})(?P<tail>\D.*)?")
+_SHARD: Final = re.compile(r"(?P<head>.*-)(?P<number>\d{5})-of-(?P<count>\d{5})(?!\d)")
 #: How many files a message names.
 _SHOWN: Final = 5
 
@@ -66,13 +66,21 @@ def config_files(folder: Path, split: str, configs: Sequence[str] = ()) -> dict[
 
 
 def _lacking_shards(files: Sequence[Path]) -> list[str]:
-    """The names of files that are missing: ``test-00001-of-00002.parquet`` where only the first one is there."""
-    there = {file.name for file in files}
-    wanted = {
-        f"{name['head']}{number:05}{name['of']}{name['count']}{name['tail'] or ''}": None
-        for name in map(_SHARD.fullmatch, sorted(there)) if name for number in range(int(name["count"]))
-    }  # fmt: skip
-    return [name for name in wanted if name not in there]
+    """Which files are missing: ``test-00001-of-00002`` where only the first one is there.
+
+    A name may end in a hash of its own, and files may be counted from 1.
+    """
+    found: dict[tuple[Path, str, int], set[int]] = {}
+    for file in files:
+        if name := _SHARD.match(file.name):
+            found.setdefault((file.parent, name["head"], int(name["count"])), set()).add(int(name["number"]))
+    return [
+        f"{head}{number:05}-of-{count:05}"
+        for (_, head, count), numbers in sorted(found.items())
+        if numbers != set(range(1, count + 1))
+        for number in range(count)
+        if number not in numbers
+    ]
 
 
 def _named(names: Sequence[str]) -> str:

@@ -12,7 +12,9 @@ from paperhooks_jmmmu.data.subjects import MMMU_ONLY, SUBJECTS
 __all__ = ["ENGLISH", "JAPANESE", "VERIFIED", "VISION", "Edition", "kinship"]
 
 _AGNOSTIC: Final = tuple(name for name, subject in SUBJECTS.items() if subject.subset == "CA")
-_KANA: Final = re.compile("[\u3041-\u30ff]")
+#: Of a text in Japanese, and of one with a Japanese character at all, those of half width included.
+_HIRAGANA: Final = re.compile("[\u3041-\u309f]")
+_JAPANESE: Final = re.compile("[\u3041-\u30ff\u3400-\u9fff\uff66-\uff9f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def kinship(edition: Edition, questions: Sequence[Any], pictures: int, opens: in
     :param pictures: how many rows have a picture in one of the edition's columns. :param opens: how many are open.
     """
     texts = [one for one in questions if isinstance(one, str) and one.strip()]
-    japanese = sum(_KANA.search(one) is not None for one in texts)
+    written = sum(_HIRAGANA.search(one) is not None for one in texts)
     if edition.vision:
         elsewhere = bool(texts) and not pictures
         return (
@@ -62,10 +64,10 @@ def kinship(edition: Edition, questions: Sequence[Any], pictures: int, opens: in
         )  # fmt: skip
     if questions and not texts:
         return "its rows have no questions: they look like those of JMMMU-Pro's config vision (task jmmmu-pro)"
-    if not edition.japanese and 2 * japanese > len(texts):
+    if not edition.japanese and 2 * written > len(texts):
         return "its questions are in Japanese: they look like those of JMMMU (task jmmmu)"
     if opens and not edition.opens:
         return f"{opens} of its questions are open, and it has none: they look like those of JMMMU (task jmmmu)"
-    if edition.japanese and texts and not japanese:
+    if edition.japanese and texts and not any(map(_JAPANESE.search, texts)):
         return "no question of it is in Japanese: they look like those of MMMU (task mmmu-paired)"
     return ""
