@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import unicodedata
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +15,7 @@ from typing import Any
 import pytest
 from paperhooks.errors import DataError
 from paperhooks.generation import CallableBackend, ReplayBackend
-from paperhooks_evaluation import evaluate, export_task
+from paperhooks_evaluation import Document, evaluate, export_task
 from paperhooks_evaluation.harness import lmms_eval
 from quiz_task import Quiz, write_quiz
 
@@ -92,6 +96,62 @@ def test_rows_of_a_harness_on_the_same_data_go_on(data: Path, tmp_path: Path, ch
     file = stored(tmp_path / "samples.jsonl", data, **changes)
     result = quick(ReplayBackend(file), None, Quiz(), data=data, out=tmp_path / "run")
     assert result.first.failures == {}
+
+
+@pytest.mark.parametrize(
+    ("stored_options", "refused"),
+    [("['red', 'blue']", False), ('["Red", "blue."]', False), (["red", "blue"], False), ("red, blue", False),
+     ("['blue', 'red']", True), (["red"], True), (["<PIL.Image>", "blue"], False)],
+)  # fmt: skip
+def test_options_are_compared_as_lists(data: Path, tmp_path: Path, stored_options: Any, refused: bool) -> None:
+    rows = json.loads((data / "questions.json").read_text("utf-8"))
+    (data / "questions.json").write_text(json.dumps([row | {"options": ["red", "blue"]} for row in rows]))
+    backend = ReplayBackend(stored(tmp_path / "samples.jsonl", data, doc={"options": stored_options}))
+    with pytest.raises(DataError, match="its options is ") if refused else nullcontext():
+        assert quick(backend, None, OptionQuiz(), data=data, out=tmp_path / "run").answered == 14
+
+
+class OptionQuiz(Quiz):
+    """Its documents hold options."""
+
+    def documents(self, source: str) -> Sequence[Document]:
+        options = ["red", "blue"]
+        return [replace(one, data={**one.data, "options": options}) for one in super().documents(source)]
+
+
+def test_forms_of_unicode_and_kinds_of_questions_are_no_other_document(data: Path, tmp_path: Path) -> None:
+    rows = json.loads((data / "questions.json").read_text("utf-8"))
+    composed = [row | {"question": f"Ｃafé が {number}"} for number, row in enumerate(rows)]
+    (data / "questions.json").write_text(json.dumps(composed))
+    file = stored(tmp_path / "samples.jsonl", data, doc={"question_type": "open", "kind": "another"})
+    text = file.read_text("utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    for line in lines:
+        line["doc"]["question"] = unicodedata.normalize("NFD", line["doc"]["question"])
+    file.write_text("\n".join(json.dumps(line) for line in lines))
+    assert quick(ReplayBackend(file), None, Quiz(), data=data, out=tmp_path / "run").answered == 14
+
+
+def test_further_replies_are_left_out_where_none_is_missing(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = stored(tmp_path / "samples.jsonl", data)
+    rows = json.loads((data / "questions.json").read_text("utf-8"))
+    (data / "questions.json").write_text(json.dumps(rows[2:]))
+    result = quick(ReplayBackend(file), None, Quiz(), data=data, out=tmp_path / "run")
+    assert (result.answered, dict(result.first.failures)) == (12, {})
+    assert "2 replies are to documents that the data do not have, such as" in caplog.text
+    file.write_text("\n".join(file.read_text("utf-8").splitlines()[:-1]))
+    with pytest.raises(DataError, match="holds responses to 2 documents that the data do not have"):
+        quick(ReplayBackend(file), None, Quiz(), data=data, out=tmp_path / "other")
+
+
+def test_replies_given_under_other_options_are_refused(data: Path, tmp_path: Path) -> None:
+    quick(CallableBackend(lambda request: "A"), None, Quiz(limit=5), data=data, out=tmp_path / "run")
+    for source in (tmp_path / "run", tmp_path / "run" / "samples.jsonl"):
+        with pytest.raises(DataError, match="were given with limit = 5; give the task these options"):
+            quick(ReplayBackend(source), None, Quiz(), data=data, out=tmp_path / "again")
+    assert quick(ReplayBackend(tmp_path / "run"), None, Quiz(limit=5), data=data, out=tmp_path / "again").answered == 14
 
 
 def test_what_an_exported_folder_says_of_a_document_is_compared(data: Path, tmp_path: Path) -> None:

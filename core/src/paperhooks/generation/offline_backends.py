@@ -196,7 +196,9 @@ def _stored_document(file: str, row: Mapping[str, Any]) -> StoredDocument:
     telling = [row] if "reply" in row and "run" in row else [one for one in _holders(row) if one is not document]
     digest = next((one["doc_hash"] for one in telling if isinstance(one.get("doc_hash"), str) and "id" in one), "")
     plain = document if isinstance(document, Mapping) else {}
-    values = {name: value for name, value in plain.items() if isinstance(value, str | int | float) and name != "id"}
+    values = {
+        name: value for name, value in plain.items() if isinstance(value, str | int | float | list) and name != "id"
+    }
     return StoredDocument(file, digest, values, target if isinstance(target, str) else "")
 
 

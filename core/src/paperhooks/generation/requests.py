@@ -100,13 +100,13 @@ class StoredDocument:
 
     :param file: where it stands.
     :param digest: the hash of the document by whoever stored it.
-    :param values: texts and numbers of the document, by name.
+    :param values: texts, numbers and lists of the document, by name.
     :param target: the right answer.
     """
 
     file: str
     digest: str = ""
-    values: Mapping[str, str | int | float] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
     target: str = ""
 
 
