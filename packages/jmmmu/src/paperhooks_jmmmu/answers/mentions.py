@@ -23,14 +23,15 @@ from paperhooks_jmmmu.answers.phrases import (
     refuses,
     said_behind,
 )
+from paperhooks_jmmmu.answers.turns import reconsidered, withdrawn
 
 __all__ = ["LABEL", "LETTER", "SMALL_LETTER", "SYMBOL", "NamedLetters", "mentions_in"]
 
-#: A letter that is a word of its own: not in a word, a number, A-type, A社 or Aタイプ. What may not stand before it is
-#: looked at behind it, since a search for a letter is fast.
+#: A letter that is a word of its own: not in a word, a number, A-type, A社, Aさん or Aタイプ. What may not stand
+#: before it is looked at behind it, since a search for a letter is fast.
 LETTER: Final = re.compile(
     r"([A-Z])(?<![A-Za-z0-9_\\].)(?<![A-Za-z0-9]['’-].)(?<![a-z0-9]/.)"
-    r"(?![A-Za-z0-9_^]|['’][A-Za-z]|-[A-Za-z0-9]|/[a-z0-9]|[ァ-ヶー々]|(?![正最適選以番案及並又若或])[一-龥])"
+    r"(?![A-Za-z0-9_^]|['’][A-Za-z]|-[A-Za-z0-9]|/[a-z0-9]|[ァ-ヶー々]|さん|くん|ちゃん|(?![正最適選以番案及並又若或])[一-龥])"
 )
 #: A small letter that is labelled, closed by a mark, or has a verdict behind it.
 SMALL_LETTER: Final = re.compile(
@@ -55,22 +56,38 @@ _NO_LETTER: Final = {
 }
 #: Words that a letter makes a name with.
 _NAME: Final = re.compile(r"(?:\b(?:vitamin|hepatitis|influenza|appendix)\s|ビタミン|インフルエンザ)$", re.IGNORECASE)
+#: Words that a letter makes a name with unless something is said of it: 図B, 電流A, "Plan B".
+_THING: Final = re.compile(
+    r"(?:\b(?:plan|fig(?:ure|\.)?|table|points?|type|group|team|class|grade|part|section|panel|curve|line|graph|region|area|"
+    r"person|company|country|phase|exhibit|case|side|node|player|drug|sample|patient|model|method|site|angle|vertex|"
+    r"circle|block|box|current|voltage|force|city|product|material|substance|gene|cell|level|step|stage)\s|"
+    r"[一-龥ァ-ヶー](?<!選択肢)(?<!記号)(?<!番号)(?<!正解)(?<!解答)(?<!回答)(?<!結論)(?<!判断)(?<!結果)(?<!最終)(?<!訂正)"
+    r"(?<![答肢番案選是択])(?<!当然)(?<!絶対)(?<!結局))$",
+    re.IGNORECASE,
+)
 
 _CLOTHES: Final = r"[\s()\[\]「」『』【】\"'“”]*"
-_AND: Final = (
+#: Words that share what is said of either letter, and those that begin something new as well.
+_JOINT: Final = (
     "と|か|や|で?も|にも|および|及び|並びに|ならびに|かつ|または|又は|もしくは|若しくは|あるいは|或いは|それに|それから|に加えて?|"
-    r"だけで(?:は)?なく|のみならず|[/・&+|]|"
-    r"(?:and/or|and|or|nor|plus|as well as|along with|but also)\b(?:\s(?:also|both|either))?"
+    r"だけで(?:は)?なく|のみならず|[/・&+|]"
 )
+_AND: Final = r"(?:and/or|and|or|nor|plus|as well as|along with|but also)\b(?:\s(?:also|both|either))?"
 _TO: Final = (
     r"[~〜]|(?<!\s)[–—-](?!\s)|\s[–—](?=\s[A-Z]\W*$)|\.{2,3}|から|ないし|乃至|"
     r"(?<=\s)(?:to|through|thru|until|up to)(?=\s)"
 )
 #: Between two letters that are named together: by a word, by a comma, as the ends of a range, or side by side.
 _TOGETHER: Final = re.compile(
-    rf"{_CLOTHES}(?:(?P<word>[,、]?{_CLOTHES}(?:{_AND}){_CLOTHES}[,、]?)|(?P<comma>[,、])|(?P<range>{_TO})|[→-]?)"
+    rf"{_CLOTHES}(?:(?:(?P<joint>[,、]?{_CLOTHES}(?:{_JOINT}){_CLOTHES}[,、]?)|"
+    rf"(?P<word>[,、]?{_CLOTHES}(?:{_AND}){_CLOTHES}[,、]?))|(?P<comma>[,、])|(?P<range>{_TO})|[→-]?)"
     rf"{_CLOTHES}(?:選択肢|(?:the )?(?:options?|choices?|answer))?{_CLOTHES}(?:an? |the )?",
     re.IGNORECASE,
+)
+#: Between a letter that is denied and the one that is named in its place: BではなくC.
+_INSTEAD: Final = re.compile(
+    rf"{_CLOTHES}[^\n。、]{{0,20}}?(?:で\s?[はも]\s?なく|じゃなく)て?[、,]?\s?(?:むしろ|実は|正しくは|本当は)?"
+    rf"{_CLOTHES}(?:選択肢|記号)?{_CLOTHES}"
 )
 #: "from A to B" and AからBに is a correction where these words stand before it, or behind it.
 _AFTER_CHANGE: Final = re.compile(r"(?:chang|switch|correct|revis|updat)\w*[^.\n]{0,30}$", re.IGNORECASE)
@@ -79,6 +96,8 @@ _CHANGE: Final = re.compile(r"\s?[」』]?\s?[にへ]\s?(?:変|訂正|修正|改
 _WRAPPING: Final = " \t\"'“”‘’「」『』()【】[]{}<>.,:;!?、。…–—_~-"
 _OPENING: Final = " \t\"'“‘「『(【[<{"
 _STOPS: Final = ("。", ".", "!", "?")
+#: A line that goes on to the letter on the next one, or has a sentence of its own.
+_ANNOUNCING: Final = re.compile(r"[。.!?]\s*\S|[。.!?:はが]$|\bis$")
 #: How far words around a letter are looked at, and how far apart letters may be that are named together.
 _NEAR: Final = 60
 _BETWEEN: Final = 30
@@ -103,7 +122,10 @@ class NamedLetters(NamedTuple):
 
 
 class _Named(NamedTuple):
-    """One letter of a text, and how it is linked to the one before: ``word``, ``comma``, ``range`` or ``beside``."""
+    """One letter of a text, and how it is linked to the one before.
+
+    :param link: ``joint``, ``word``, ``comma``, ``range``, ``beside``, ``change``, ``instead``, or nothing.
+    """
 
     letter: str
     strength: int
@@ -122,19 +144,46 @@ def mentions_in(text: str, pattern: re.Pattern[str]) -> list[NamedLetters]:
     if len(tokens) > 2 * _MOST:
         tokens = tokens[:_MOST] + tokens[-_MOST:]
     groups: list[list[_Named]] = []
+    starts: list[int] = []
+    announced, kept = 0, False
     for number, token in enumerate(tokens):
         previous = tokens[number - 1] if number else None
         following = tokens[number + 1].start() if number + 1 < len(tokens) else len(text)
         link = _link(text, previous, token) if previous else ""
+        strength, more, cue = _said(text, token, previous.end() if previous else 0, following)
+        if not strength and ((link and not kept) or (not link and _is_thing(text, token))):
+            kept = False
+            continue
+        link, kept = link if kept else "", True
+        # "The answer is not A but B" announces B.
+        announced = max(cue, announced if link else 0)
         if link == "change":
             groups[-1][-1] = groups[-1][-1]._replace(strength=DENIED)
-        strength, more = _said(text, token, previous.end() if previous else 0, following)
-        named = _Named(_letter_of(token[1]), STRONG if link == "change" and strength >= 0 else strength, link, more)
-        if link and link != "change":
+        if strength >= 0 and link in ("change", "instead"):
+            strength = STRONG if link == "change" else max(strength, announced)
+        named = _Named(_letter_of(token[1]), strength, link, more)
+        if link and link not in ("change", "instead"):
             groups[-1].append(named)
         else:
             groups.append([named])
-    return [_together(each) for each in groups]
+            starts.append(token.start())
+    if not groups:
+        return []
+    return _taken_back(text, tokens[0].end(), [_together(each) for each in groups], starts)
+
+
+def _taken_back(text: str, begin: int, mentions: list[NamedLetters], starts: list[int]) -> list[NamedLetters]:
+    """The mentions, those before a correction as withdrawn; a second look corrects where it states another answer."""
+    turn = withdrawn(text, begin)
+    last = max((start for start, each in zip(starts, mentions, strict=True) if each.strength > 0), default=0)
+    if len(mentions) > 1 and last > max(begin, turn):
+        turn = max((turn, *(place for place in reconsidered(text, begin) if place < last)))
+    if not turn:
+        return mentions
+    return [
+        each._replace(strength=DOUBTED) if start < turn and each.letters else each
+        for start, each in zip(starts, mentions, strict=True)
+    ]
 
 
 def _letter_of(token: str) -> str:
@@ -150,13 +199,19 @@ def _is_other(text: str, token: re.Match[str]) -> bool:
     return token[1] < "\ue000" and _NAME.search(text, max(0, start - 12), start) is not None
 
 
+def _is_thing(text: str, token: re.Match[str]) -> bool:
+    """Whether a letter of which nothing is said is the name of a thing."""
+    start = token.start()
+    return token[1] < "\ue000" and _THING.search(text, max(0, start - 12), start) is not None
+
+
 def _link(text: str, previous: re.Match[str], token: re.Match[str]) -> str:
     """How two letters that follow each other are named together; nothing where they are not."""
     if token.start() - previous.end() > _BETWEEN:
         return ""
     found = _TOGETHER.fullmatch(text, previous.end(), token.start())
     if not found:
-        return ""
+        return "instead" if _INSTEAD.fullmatch(text, previous.end(), token.start()) else ""
     if found["range"] and (
         _CHANGE.match(text, token.end())
         or _AFTER_CHANGE.search(text, max(0, previous.start() - _NEAR), previous.start())
@@ -189,9 +244,10 @@ def _shared(members: list[_Named]) -> list[_Named]:
     members = list(members)
     for number in range(len(members) - 1, 0, -1):
         one, before = members[number], members[number - 1]
-        if one.strength < 0 and before.strength == 0 and one.link in ("word", "comma", "range"):
+        shared = one.link == "joint" or (one.link in ("word", "comma", "range") and before.strength == 0)
+        if one.strength < 0 <= before.strength and shared:
             members[number - 1] = before._replace(strength=one.strength)
-    if any(each.link in ("word", "range") for each in members[1:]):
+    if any(each.link in ("joint", "word", "range") for each in members[1:]):
         for number in range(1, len(members)):
             before, one = members[number - 1], members[number]
             # "whether A or B is correct"
@@ -201,19 +257,28 @@ def _shared(members: list[_Named]) -> list[_Named]:
     return members
 
 
-def _said(text: str, token: re.Match[str], previous: int, following: int) -> tuple[int, bool]:
-    """How strongly a letter is stated, and whether beside others."""
+def _said(text: str, token: re.Match[str], previous: int, following: int) -> tuple[int, bool, int]:
+    """How strongly a letter is stated, whether beside others, and how strongly the words before it announce it."""
     start, end = token.span()
-    before = text[max(previous, start - _NEAR) : start]
+    before = _own_words(text[max(previous, start - _NEAR) : start]) if previous else text[max(0, start - _NEAR) : start]
     behind = text[end : min(following, end + _NEAR)]
     cue, said = cue_before(before), said_behind(behind)
     if cue == DENIED or said == NO:
-        return DENIED, False
+        return DENIED, False, cue
     if cue == DOUBTED or said == UNSURE:
-        return DOUBTED, False
+        return DOUBTED, False, cue
     more = MORE.search(before) is not None or (said == YES and behind.lstrip()[:1] == "も")
     strength = STRONG if cue == STRONG else _standing(text, start, end)
-    return max(strength, cue, WEAK if said == YES else 0), more
+    return max(strength, cue, WEAK if said == YES else 0), more, cue
+
+
+def _own_words(before: str) -> str:
+    """What stands between two letters without the end of a line that is about the first: "C) 正解" above "D) ..."."""
+    line, there, behind = before.rpartition("\n")
+    last = line.rstrip()
+    if not there or behind.strip(_WRAPPING) or not last or "\n" in last or _ANNOUNCING.search(last):
+        return before
+    return behind
 
 
 def _standing(text: str, start: int, end: int) -> int:

@@ -32,6 +32,9 @@ _NO_MATTER: Final = re.compile(r"[\s\"'“”‘’「」『』【】*_]+|,(?=\d
 _ENDS: Final = "()[]{}<>.,、。:;!?…–—=→"
 #: The first character that it does not pass over.
 _FIRST: Final = re.compile(rf"[\s\"'“”‘’「」『』【】*_{re.escape(_ENDS)}]*+(.)")
+#: Between a letter and its option, and between an option and the next letter, in a row of all of them.
+_IS: Final = r"(?:[.:)、\s]|は|が|is|an|a|the){1,6}"
+_NEXT: Final = r"(?:[\s、,。;./・(-]|である|であり|で|です|を[示表指][すし]|and){1,6}"
 #: Behind an option that is the whole reply.
 _SENTENCE_END: Final = re.compile(rf"(?:{COPULA})[。.]?$")
 
@@ -100,6 +103,38 @@ class OptionWords:
         for each in reversed(listed):
             text = text[: each.start()] + text[each.end() :]
         return text
+
+    def without_all(self, text: str) -> str:
+        """The text without a row of all letters with their options: "A is a mask, B a print, ..." chooses none."""
+        return self._row.sub("", text) if len(text) > self._shortest_row else text
+
+    @cached_property
+    def _shortest_row(self) -> int:
+        return sum(map(len, self._words)) + 2 * len(self._words)
+
+    @cached_property
+    def _row(self) -> re.Pattern[str]:
+        pairs = [rf"{chr(ord('A') + n)}{_IS}{_bounded(word)}" for n, word in enumerate(self._words) if word]
+        if len(pairs) < max(2, len(self._words)):
+            return re.compile("(?!)")
+        return re.compile(rf"(?<![A-Za-z]){_NEXT.join(pairs)}(?:{COPULA})?(?:[。.;\s]|$)", re.IGNORECASE)
+
+    def as_one(self, text: str) -> str:
+        """The text without options behind their own letter in a sentence that goes on: B(浮世絵)は is Bは."""
+        return self._doubled.sub(lambda found: found[0][0], text) if len(text) > self._shortest_double else text
+
+    @cached_property
+    def _shortest_double(self) -> int:
+        return 3 + min(map(len, self._words), default=0)
+
+    @cached_property
+    def _doubled(self) -> re.Pattern[str]:
+        pairs = [(chr(ord("A") + n), _bounded(word)) for n, word in enumerate(self._words) if word]
+        either = (
+            rf"{letter}(?:\s?[(「『]{own}[)」』]|[)）]?(?:の|[.:]?\s?){own})(?=[)」』\"\s]{{0,3}}[ぁ-ん])"
+            for letter, own in pairs
+        )
+        return re.compile(rf"(?<![A-Za-z])(?:{'|'.join(either) or '(?!)'})")
 
     def without_letters(self, text: str) -> str:
         """The text without options that are letters themselves, where they stand behind their own: "D. C" is D."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from paperhooks_jmmmu.answers.turns import is_conceded, is_of_others
+
 __all__ = [
     "DENIED",
     "DOUBTED",
@@ -40,8 +42,8 @@ _CUES: Final = {
     STRONG: """
         答え 答 回答 解答 正解 正答 結論 正しくは 訂正 訂正します いや 失礼 正しいのは 適切なのは 最適なのは 妥当なのは
         当てはまるのは 該当するのは 正しいものは 適切なものは 正しい選択肢は 適切な選択肢は 最適な選択肢は
-        answer answers ans ans. correct best appropriate accurate right_option right_choice right_letter right_one
-        wait actually sorry on_reflection on_second_thought
+        answer answers ans ans. correct best appropriate accurate right_option right_choice right_letter
+        right_one correct_one best_one wait actually sorry on_reflection on_second_thought
         """,
     WEAK: """
         のは したがって よって ゆえに 故に 従って 以上より 以上から これより そのため つまり すなわち 結局 最終的に
@@ -86,8 +88,11 @@ _NEW: Final = (
     "question|whether|option|problem|wrong|other"
 )
 _FAR_DENIAL: Final = re.compile(
-    r"\b(?:not|never|no|without|nothing|isn't|aren't|wasn't|doesn't|don't|didn't|can't|cannot|hardly)"
-    rf"(?: (?!(?:{_NEW})\b)[a-z]+(?:'s)?){{1,5}}$"
+    r"\b(?:(?:not|never|no|without|nothing|isn't|aren't|wasn't|doesn't|don't|didn't|can't|cannot|hardly)"
+    rf"(?: (?!(?:{_NEW})\b)[a-z]+(?:'s)?){{1,5}}|"
+    r"(?:lack(?:s|ed|ing)?|absence of|absent|devoid of|free of|far from|different from|differs? from|contrary to|"
+    r"fails? to)"
+    rf"(?: (?!(?:{_NEW})\b)[a-z]+(?:'s)?){{0,5}})$"
 )
 #: Before a letter that is right beside others.
 MORE: Final = re.compile(
@@ -120,7 +125,7 @@ def cue_before(text: str) -> int:
             break
     if not whole:
         return 0
-    if _DOUBT.search(text if strength else whole):
+    if _DOUBT.search(text if strength else whole) or is_of_others(whole):
         return DOUBTED
     return DENIED if not strength and _FAR_DENIAL.search(whole) else strength
 
@@ -142,7 +147,7 @@ _CLOSERS: Final = "[\\s\"'”’」』)】\\]>}〉》〕_]*"
 #: A question that means yes: ではないでしょうか.
 _RHETORICAL: Final = "(?:い(?:でしょうか|だろうか|か)|かろうか)"
 _DENIAL: Final = re.compile(
-    rf"{_CLOSERS}(?:で\s?は\s?(?:な(?!{_RHETORICAL})|あり(?!ませんか|ませんでしょうか)|ござ)|じゃな(?!{_RHETORICAL})|"
+    rf"{_CLOSERS}(?:(?:(?:の|に関する|による|を描いた|を示す|という)[^。、\nはがで]{{0,12}})?で\s?は\s?(?:な(?!{_RHETORICAL})|あり(?!ませんか|ませんでしょうか)|ござ)|じゃな(?!{_RHETORICAL})|"
     rf"でも?な[いく](?!でしょうか|だろうか|か)|でもあり|以外|を除|より(?!明)|とは?\s?(?:異な|違[いうっ])|"
     r"(?:isn['’]t|is not|cannot|can['’]t|does(?:n['’]t| not))"
     r"(?! (?:only|just|be (?:ruled|excluded|wrong)|wrong|incorrect|false|in doubt)))",
@@ -164,7 +169,7 @@ _EMPHASIS: Final = re.compile(
 )
 _STATEMENT: Final = re.compile(
     rf"{_CLOSERS}(?:です(?!か)|であ(?:る|り)|でし(?:た|ょう)|だ(?!か|け)|ではな{_RHETORICAL}|"
-    r"に\s?(?:な[るり]|該当|当て|当た|相当|決|す[るべ]|し(?:ます|た|よう))|"
+    r"に\s?(?:な[るり]|該当|当て|当た|相当|決|す[るべ]|し(?:ます|た|よう)|変更|訂正|修正)|"
     r"と\s?(?:な[るり]|考え|思|判断|言え|いえ|わか|分か|推|す|結論|答え|回答|特定)|"
     r"を\s?(?:選|回答|答え|推)|が\s?(?:選|残)|(?:does|remains)[\s.!]*$)"
 )
@@ -178,7 +183,7 @@ _TAKEN_BACK: Final = re.compile(
 )
 _SUBJECT: Final = re.compile(
     rf"{_CLOSERS}(?:の(?:特徴|説明|条件|定義|内容|記述|要素|性質|様子|方|ほう)|に(?=は|も))?"
-    r"(?:は|が|も|の(?:方|ほう)|こそ|のみ|だけ|と(?=は)|[:.、,→=(–—-]|(?=[最正適案○◯×✓✔✅✗✘❌])|"
+    r"(?:は|が|も|の(?:方|ほう)|こそ|のみ|だけ|と(?=は)|[:.、,→=(–—-]|(?<=\)\s)|(?=[最正適案○◯×✓✔✅✗✘❌])|"
     r"(?<=\s)(?=(?:is|are|was|would|should|seems|appears|looks|might|may|could|can|fits|matches|best)\b))"
 )
 _NOT_A_TOPIC: Final = r"(?!\s?(?:の[はが]|選択肢[はを]|答え[はを]|もの[はを]|とは|なのは|な選択肢|なもの))"
@@ -210,7 +215,7 @@ _OF_IT: Final = re.compile(
     r" (?:a |the |really |quite )?(?:correct|right|answer|true|possible|likely|suitable|match|fit)"
 )
 #: Words in brackets between a letter and what is said of it: "A (noh mask): no".
-_ASIDE: Final = re.compile(r"\s?\([^()\n]{1,40}\)(?=\s?[:はがも])")
+_ASIDE: Final = re.compile(r"\s?\([^()\n]{1,40}\)(?=\s?[:はがもでじをとに以だの]| (?:is|was|can|does|seems)\b)")
 #: Behind an English verdict: what it is about to be taken back with.
 _HOWEVER: Final = re.compile(r"\b(?:but|however|yet|although)\b.*", re.IGNORECASE | re.DOTALL)
 #: Where a clause ends, or turns to something else than its letter.
@@ -243,7 +248,7 @@ def said_behind(text: str) -> str | None:
     if _DENIAL.match(text):
         return NO
     clause = _CLAUSE_END.split(text, maxsplit=1)[0]
-    if _SUPPOSITION.match(text) or _QUESTION.search(clause):
+    if _SUPPOSITION.match(text) or _QUESTION.search(clause) or is_conceded(text):
         return UNSURE
     if _TAKEN_BACK.match(clause):
         return NO

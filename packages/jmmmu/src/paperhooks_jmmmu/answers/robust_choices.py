@@ -58,6 +58,11 @@ _VERDICT: Final = re.compile(
     r"\b(?:in)?correct\b|\b(?:right|wrong|false|answer|option|choice|best|match|fit|unlikely|rule)",
     re.IGNORECASE,
 )
+#: The end of a reply that was cut within its sentence, which may have gone on to anything.
+_CUT: Final = re.compile(
+    r"(?:[ぁ-ん一-龥々ァ-ヶーA-Z](?:[はがをにの]|では|とは|ので|から、|、|,)|"
+    r"\b(?:is|are|was|the|an?|of|and|or|to|in|with|by|for|as|that|which|because|but|since|while|first),?)\s*$"
+)
 
 
 def parse_choice_robust(response: str, options: Sequence[str]) -> LetterChoice:
@@ -100,13 +105,13 @@ def _in_range(letter: str, letters: str, rule: str) -> LetterChoice:
 
 def _read(text: str, letters: str, options: tuple[str, ...]) -> LetterChoice:
     words = OptionWords.of(options)
-    text = words.without_letters(words.without_list(text)).strip()
+    text = words.without_letters(words.without_all(words.without_list(text))).strip()
     if found := _WHOLE.fullmatch(text):
         return _in_range(found["letter"].upper(), letters, "letter")
     if letter := words.exact(text):
         return LetterChoice(letter, "option")
     # A letter in an option's words is no letter of the reply.
-    spelt = words.spoken(text) if words.lettered else text
+    spelt = words.spoken(text) if words.lettered else words.as_one(text)
     mentions = mentions_in(spelt, LETTER) or mentions_in(spelt, SMALL_LETTER)
     stated = _last_stated(mentions, letters) if mentions else None
     if stated and stated.strength == STRONG:
@@ -137,7 +142,8 @@ def _unstated(
     words: OptionWords,
 ) -> LetterChoice:
     """The letter of a reply that states none: that it begins with, or names alone."""
-    if leading:
+    cut = _CUT.search(text) is not None
+    if leading and not (cut and leading == letters[0]):
         return LetterChoice(leading, "leading")
     short = len(text) <= _SHORT
     choice = LetterChoice(None, NOTHING)
@@ -147,7 +153,7 @@ def _unstated(
         choice = LetterChoice(letter, "mention")
     else:
         choice = _nothing(mentions, told, letters)
-    return LetterChoice(None, NOTHING) if choice.letter and refuses(text) else choice
+    return LetterChoice(None, NOTHING) if choice.letter and (cut or refuses(text)) else choice
 
 
 def _settled(mention: NamedLetters, letters: str, rule: str) -> LetterChoice:
@@ -182,9 +188,10 @@ def _last_stated(mentions: Sequence[NamedLetters], letters: str) -> NamedLetters
 def _only(mentions: Sequence[NamedLetters], letters: str) -> str | None:
     """The only letter that is named and not denied."""
     denied = frozenset[str]().union(*(each.denied for each in mentions))
-    named = frozenset[str]().union(*(each.letters for each in mentions)) & set(letters)
+    named = frozenset[str]().union(*(each.letters for each in mentions if each.strength >= 0)) & set(letters)
+    withdrawn = frozenset[str]().union(*(each.letters for each in mentions if each.strength < 0))
     named = named - denied if len(named) > 1 else named
-    return min(named) if len(named) == 1 else None
+    return min(named) if len(named) == 1 and withdrawn <= named else None
 
 
 def _leading(text: str, mentions: Sequence[NamedLetters], letters: str) -> str | None:
@@ -194,7 +201,7 @@ def _leading(text: str, mentions: Sequence[NamedLetters], letters: str) -> str |
         return None
     if _heads(text, mentions, found.end()):
         return found[1]
-    if mentions[0].letters != {found[1]}:
+    if mentions[0].letters != {found[1]} or mentions[0].strength < 0:
         return None
     if found["goes_on"] and any(each.letters - {found[1]} for each in mentions):
         return None
