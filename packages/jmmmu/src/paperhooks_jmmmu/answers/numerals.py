@@ -20,7 +20,7 @@ _WITH_UNITS: Final = re.compile(NUMBER + r"\s?[十百千万億兆](?:\d[\d,]{0,2
 #: 四つ, 三百六十: not inside a word such as 三角形, 一般 or 統一.
 _KANJI: Final = re.compile(
     r"(?<![一-龥々ァ-ヶー])[〇零一二三四五六七八九十百千万億兆]{1,20}"
-    r"(?=分の|つ|[個度円人年匹台倍本枚回種点通組杯歳秒時%]|[^\w]|です|である|$)"
+    r"(?=分の|つ|[割個度円人年匹台倍本枚回種点通組杯歳秒時%]|[^\w]|です|である|$)"
 )
 _PIECE: Final = re.compile(r"\d[\d,]*(?:\.\d+)?|\S")
 #: Words that are numbers, where they go on no other word: サブゼロ, 半分以下.

@@ -26,11 +26,13 @@ from paperhooks_jmmmu.answers.amounts import Amount, amounts, superscripts
 from paperhooks_jmmmu.answers.numerals import in_digits
 from paperhooks_jmmmu.answers.plain import boxed, plain, without_markup, without_thought
 from paperhooks_jmmmu.answers.robust_choices import parse_choice_robust
+from paperhooks_jmmmu.answers.turns import CONCEDED, withdrawn
 
 __all__ = ["golds_of", "judge_open_robust", "parse_open_robust"]
 
 _CONNECTOR: Final = (
-    r"(?:\s*(?:は|が|として|以下の(?:通り|とおり)(?:です|である)?|is|are|would be|will be|[:=、。]))*\s*"
+    r"(?:\s*(?:は|が|として|以下の(?:通り|とおり)(?:です|である)?|(?:is|are|was|were)(?![a-z])|would be|will be|"
+    r"[:=、。]))*\s*"
 )
 #: Words that announce an answer, and those that conclude with one.
 _ANNOUNCED: Final = re.compile(
@@ -61,25 +63,34 @@ _SHORT: Final = 80
 _ASIDE: Final = re.compile(r"\(([^()]{1,60})\)|[「『\"“]([^「」『』\"“”]{1,60})[」』\"”]")
 _IGNORED: Final = re.compile(r"[\s$「」『』\"'“”‘’*`\\{}]+")
 _DASHES: Final = str.maketrans(dict.fromkeys("‐‑‒–—−", "-"))
+#: Before a number that stands in place of another.
+_RATHER: Final = (
+    r"(?:より)?(?:(?:正確|厳密)に(?:は|言えば|言うと)?|(?:more|to be) (?:precise|exact)(?:ly)?|precisely|"
+    r"exactly|or rather)[、,:]?"
+)
 #: What is denied, with the words that deny it: up to what is said in its place, or as far as the clause goes.
 _DENIED: Final = re.compile(
     r"[^、。,;\n()]{1,60}?(?:で\s?は\s?なくて?|じゃなくて?|でなくて?)[、,]?|"
+    rf"[^、。;\n()]{{1,60}}?{CONCEDED}|[^。;\n()]{{1,60}}?[、,(]\s?{_RATHER}|"
+    r"[^、。,;\n()]{1,60}? (?:(?:is|was|can|could)n't|(?:is|was|can) not|cannot)"
+    r"(?= (?:be )?(?:right|correct|the|it\b|true))|"
     r"[^、。,;\n()]{1,60}?(?:で\s?は\s?(?:な[いかけ](?!か|でしょう|だろう)|あり(?:ま|え)|ござい)|じゃな|でもな|以外|"
     r"とは?(?:異な|違[いう])|とは(?:言え|限)|は(?:誤り|不正解|間違い(?!な|あり|で)))[^、。,;\n]{0,60}|"
     r"\b(?:(?:not|cannot|\w{2,6}n't)(?! (?:only|just|less|more|fewer|exceed\w*)\b)|neither|unlike|rather than|"
     r"instead of|other than|except)\b[^,;\n]{0,60}?(?:\bbut\b|(?=[,;\n]|\.\s|$))",
     re.IGNORECASE,
 )
-#: Without any of these nothing is denied.
+#: Without any of these nothing is denied or put more precisely.
 _MAY_DENY: Final = re.compile(
-    r"な[いくかけ]|ありま|ありえ|ござい|以外|異な|違|とは|誤|不正解|not|n't|neither|unlike|than|instead|except",
+    r"確に|密に|precise|exact|rather|が|けれど|けど|のに|しかし|な[いくかけ]|ありま|ありえ|ござい|以外|異な|違|とは|誤|不正解|not|n't|neither|unlike|than|instead|except",
     re.IGNORECASE,
 )
 #: What makes a longer word of a word when it stands beside it.
 _JOINED: Final = "[A-Za-z0-9一-龥ァ-ヶー々]"
 #: Between numbers that are named in a row, units included, and in one quantity of several units: 8時30分, 5m30cm, 2対1.
 _ROW: Final = re.compile(
-    r"\s?[^\W\d]{0,3}\s?(?:,|、|~|〜|-|–|と|か|\bor\b|\band\b|または)\s?[¥$]?|[一-龥A-Za-zヶか]{1,3}|:", re.IGNORECASE
+    r"\s?[^\W\d]{0,3}\s?(?:,|、|~|〜|-|–|と|か|から|ないし|/|\bor\b|\band\b|\bto\b|\bthrough\b|または)\s?[¥$]?|[一-龥A-Za-zヶか]{1,3}|:",
+    re.IGNORECASE,
 )
 #: Before a number that is a name, and behind one that is more than itself: 第3四半期, 図3, 8時半, 5m30cm.
 _NAME: Final = re.compile(r"[第図表式問]\s?$")
@@ -95,10 +106,12 @@ def parse_open_robust(response: str) -> list[str]:
     >>> parse_open_robust("計算すると 2×0.53 なので、答えは1.06です。"), parse_open_robust(" ")
     (['1.06'], [])
     """
-    text = without_thought(plain(superscripts(response)))
+    text = without_thought(plain(superscripts(response))).replace("’", "'")
     box = boxed(text)
     key = _trimmed(without_markup(box)) if box else ""
-    key = key or _key(without_markup(text).strip())
+    if not key:
+        text = without_markup(text).strip()
+        key = _key(text[withdrawn(text) :])
     return [key[:_LONG]] if key else []
 
 
