@@ -42,13 +42,14 @@ _FRACTION: Final = (
 #: Behind a value: what it is multiplied by, or raised to.
 _POWER: Final = (
     r"\s?(?:[×x*·]|\\times|\\cdot)\s?10\s?(?:\^\s?\{?|(?=[+-]))(?P<power>[+-]?\d{1,4})\}?|"
-    r"e(?P<exponent>[+-]?\d{1,4})(?!\w)|\s?\^\s?[{(]?(?P<raised>[+-]?\d{1,3})(?!\d)[)}]?|の(?P<nth>\d{1,3})乗|"
+    r"e(?P<exponent>[+-]?\d{1,4})(?!\w)|(?:\s?\^\s?[{(]?|\sto the power (?:of )?)(?P<raised>[+-]?\d{1,3})(?!\d)[)}]?|"
+    r"の(?P<nth>[+-]?\d{1,3})乗|"
     r"\s?(?P<english>hundred|thousand|million|billion|trillion)"
 )
 _NUMBER: Final = re.compile(
     rf"(?P<minus>{_MINUS})?[¥$€£]?{_NOT_BEFORE}(?:{_SURD}|"
     r"\\[dt]?frac\s?\{(?P<top>[\d.]{1,15})\}\s?\{(?P<bottom>[\d.]{1,15})\}|"
-    rf"{_FRACTION}|(?P<value>{_VALUE})(?![_\d]|x\d|-[A-Za-z]|\s?[√π]|\^[{{(]?[A-Za-z])(?:{_POWER})?)"
+    rf"{_FRACTION}|(?P<value>{_VALUE})(?![_\d]|\.\d|x\d|-[A-Za-z]|\s?[√π]|\^[{{(]?[A-Za-z])(?:{_POWER})?)"
     r"(?P<percent>\s?(?:%|パーセント|percent|(?P<tenth>割)(?![合引りる当増減])(?:\s?(?P<hundredth>\d)分(?!の))?))?"
     rf"(?-i:(?=\s?(?P<prefix>[{''.join(_PREFIXES)}])(?:{_SCALED})(?![A-Za-z]))|)",
     re.IGNORECASE,

@@ -65,6 +65,12 @@ _THING: Final = re.compile(
     r"(?<![答肢番案選是択])(?<!当然)(?<!絶対)(?<!結局))$",
     re.IGNORECASE,
 )
+#: What a reply goes on to look at: "let's consider option A".
+_LOOKED_AT: Final = re.compile(
+    r"\b(?:consider|start with|begin with|look at|examine|check|evaluate|analy[sz]e|discuss)(?: with)?(?: the)?"
+    r"(?: options?| choices?)? \(?$",
+    re.IGNORECASE,
+)
 
 _CLOTHES: Final = r"[\s()\[\]「」『』【】\"'“”]*"
 #: Words that share what is said of either letter, and those that begin something new as well.
@@ -200,9 +206,11 @@ def _is_other(text: str, token: re.Match[str]) -> bool:
 
 
 def _is_thing(text: str, token: re.Match[str]) -> bool:
-    """Whether a letter of which nothing is said is the name of a thing."""
+    """Whether a letter of which nothing is said is the name of a thing, or what the reply goes on to look at."""
     start = token.start()
-    return token[1] < "\ue000" and _THING.search(text, max(0, start - 12), start) is not None
+    if token[1] < "\ue000" and _THING.search(text, max(0, start - 12), start):
+        return True
+    return _LOOKED_AT.search(text, max(0, start - 30), start) is not None
 
 
 def _link(text: str, previous: re.Match[str], token: re.Match[str]) -> str:

@@ -51,7 +51,7 @@ _CUES: Final = {
         choose chose chosen pick select selected selecting go_with going_with think believe guess say so thus hence
         therefore conclude conclusion finally final solution leaving leaves must nothing_but none_but none_other_than
         no_other_than no_other_answer_than no_other_option_than no_other_choice_than cannot_be_anything_but
-        can't_be_anything_but it_is it's this_is that's that_is ✅ ✓ ✔ ◯ ○
+        can't_be_anything_but it_should_be it_has_to_be it_is it's this_is that's that_is ✅ ✓ ✔ ◯ ○
         """,
     _FILLER: """
         は が を も こそ として 選択肢 記号 番号 アルファベット 肢 option choice letter the a an is be are would should
@@ -88,10 +88,10 @@ _NEW: Final = (
     "question|whether|option|problem|wrong|other"
 )
 _FAR_DENIAL: Final = re.compile(
-    r"\b(?:(?:not|never|no|without|nothing|isn't|aren't|wasn't|doesn't|don't|didn't|can't|cannot|hardly)"
+    r"\b(?:(?:not|never|no|without|nothing|none|isn't|aren't|wasn't|doesn't|don't|didn't|can't|cannot|hardly)"
     rf"(?: (?!(?:{_NEW})\b)[a-z]+(?:'s)?){{1,5}}|"
     r"(?:lack(?:s|ed|ing)?|absence of|absent|devoid of|free of|far from|different from|differs? from|contrary to|"
-    r"fails? to)"
+    r"fails? to|before|predat(?:es?|ed|ing)|prior to|(?:earlier|later|older|newer) than)"
     rf"(?: (?!(?:{_NEW})\b)[a-z]+(?:'s)?){{0,5}})$"
 )
 #: Before a letter that is right beside others.
@@ -147,11 +147,16 @@ _CLOSERS: Final = "[\\s\"'”’」』)】\\]>}〉》〕_]*"
 #: A question that means yes: ではないでしょうか.
 _RHETORICAL: Final = "(?:い(?:でしょうか|だろうか|か)|かろうか)"
 _DENIAL: Final = re.compile(
-    rf"{_CLOSERS}(?:(?:(?:の|に関する|による|を描いた|を示す|という)[^。、\nはがで]{{0,12}})?で\s?は\s?(?:な(?!{_RHETORICAL})|あり(?!ませんか|ませんでしょうか)|ござ)|じゃな(?!{_RHETORICAL})|"
+    rf"{_CLOSERS}(?:(?:(?:[のにをと])[^。、\nはがで間違誤]{{0,12}})?で\s?は\s?(?:な(?!{_RHETORICAL})|あり(?!ませんか|ませんでしょうか)|ござ)|じゃな(?!{_RHETORICAL})|"
     rf"でも?な[いく](?!でしょうか|だろうか|か)|でもあり|以外|を除|より(?!明)|とは?\s?(?:異な|違[いうっ])|"
     r"(?:isn['’]t|is not|cannot|can['’]t|does(?:n['’]t| not))"
     r"(?! (?:only|just|be (?:ruled|excluded|wrong)|wrong|incorrect|false|in doubt)))",
     re.IGNORECASE,
+)
+#: What is not there of an option, or not likely: の特徴がありません, らしさがない.
+_ABSENT: Final = re.compile(
+    rf"{_CLOSERS}(?:らしさ|の\s?(?:特徴|要素|性質|可能性|所見|痕跡|証拠|兆候|形跡|様子|気配|条件))(?:は|が|も)\s?(?:全く|まったく|ほとんど)?"
+    r"(?:な[いくか]|ありませ|低|見当たら|見られな|見られませ|認めな|認められな|認められませ|乏し|少な|欠|満たさ)"
 )
 _SUPPOSITION: Final = re.compile(
     rf"{_CLOSERS}(?:(?:が(?:正しい|正解|答え))?(?:な\s?ら(?!な)|だ?と\s?(?:すると|すれば|したら|仮定)|の場合|だった場合)|"
@@ -245,7 +250,7 @@ def said_behind(text: str) -> str | None:
         text = text[aside.end() :]
     if not text.isascii():
         text = _EMPHASIS.sub("です", text)
-    if _DENIAL.match(text):
+    if _DENIAL.match(text) or _ABSENT.match(text):
         return NO
     clause = _CLAUSE_END.split(text, maxsplit=1)[0]
     if _SUPPOSITION.match(text) or _QUESTION.search(clause) or is_conceded(text):

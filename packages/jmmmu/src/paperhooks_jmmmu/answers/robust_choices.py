@@ -19,6 +19,7 @@ from paperhooks_jmmmu.answers.mentions import LABEL, LETTER, SMALL_LETTER, SYMBO
 from paperhooks_jmmmu.answers.option_words import COPULA, LISTED, OptionWords
 from paperhooks_jmmmu.answers.phrases import STRONG, WEAK, refuses
 from paperhooks_jmmmu.answers.plain import boxed, plain, without_markup, without_thought
+from paperhooks_jmmmu.answers.turns import withdrawn
 
 __all__ = ["NOTHING", "OUTSIDE", "SEVERAL", "parse_choice_robust"]
 
@@ -211,7 +212,8 @@ def _leading(text: str, mentions: Sequence[NamedLetters], letters: str) -> str |
 def _heads(text: str, mentions: Sequence[NamedLetters], end: int) -> bool:
     """Whether the only letter of a text, which ends at ``end``, begins it and a sentence on something else follows."""
     alone = len(mentions) == 1 and len(mentions[0].denied) == 1
-    return alone and _OWN_SENTENCE.match(text, end) is not None and not _VERDICT.search(text, end)
+    goes_on = alone and _OWN_SENTENCE.match(text, end) is not None
+    return goes_on and not _VERDICT.search(text, end) and not withdrawn(text, end)
 
 
 def _labelled(text: str, letter: str) -> bool:

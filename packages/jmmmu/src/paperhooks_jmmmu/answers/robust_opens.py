@@ -47,7 +47,7 @@ _CONCLUDED: Final = re.compile(
 _EQUALS: Final = re.compile(r"[=≈≒]|\b(?:is|equals)\b", re.IGNORECASE)
 _SENTENCE_END: Final = re.compile(r"[。\n!?]|\.(?=\s|$)")
 _COPULA: Final = re.compile(
-    r"(?:です|である|でした|であり|だ|とな(?:る|ります)|にな(?:る|ります)|でしょう|と(?:考え|思|言え|いえ)[^、。]{0,12})?"
+    r"(?:です|である|でした|であり|だ|とな(?:る|ります)|にな(?:る|ります)|でしょう|と(?:考え|思|言え|いえ)[^、。\d]{0,12})?"
     r"[ねよ、,。.]{0,3}$"
 )
 _LEFT: Final = " \t\n\"'“‘「『【<:、。,…~*"
@@ -75,7 +75,7 @@ _DENIED: Final = re.compile(
     r"[^、。,;\n()]{1,60}? (?:(?:is|was|can|could)n't|(?:is|was|can) not|cannot)"
     r"(?= (?:be )?(?:right|correct|the|it\b|true))|"
     r"[^、。,;\n()]{1,60}?(?:で\s?は\s?(?:な[いかけ](?!か|でしょう|だろう)|あり(?:ま|え)|ござい)|じゃな|でもな|以外|"
-    r"とは?(?:異な|違[いう])|とは(?:言え|限)|は(?:誤り|不正解|間違い(?!な|あり|で)))[^、。,;\n]{0,60}|"
+    r"とは?(?:異な|違[いう])|とは(?:言え|限)|は(?:誤り|不正解|間違い(?!な|あり|で(?:は|も)?\s?(?:な|あり))))[^、。,;\n]{0,60}|"
     r"\b(?:(?:not|cannot|\w{2,6}n't)(?! (?:only|just|less|more|fewer|exceed\w*)\b)|neither|unlike|rather than|"
     r"instead of|other than|except)\b[^,;\n]{0,60}?(?:\bbut\b|(?=[,;\n]|\.\s|$))",
     re.IGNORECASE,
@@ -89,7 +89,7 @@ _MAY_DENY: Final = re.compile(
 _JOINED: Final = "[A-Za-z0-9一-龥ァ-ヶー々]"
 #: Between numbers that are named in a row, units included, and in one quantity of several units: 8時30分, 5m30cm, 2対1.
 _ROW: Final = re.compile(
-    r"\s?[^\W\d]{0,3}\s?(?:,|、|~|〜|-|–|と|か|から|ないし|/|\bor\b|\band\b|\bto\b|\bthrough\b|または)\s?[¥$]?|[一-龥A-Za-zヶか]{1,3}|:",
+    r"\s?[^\W\d]{0,3}\s?(?:[,、]\s?(?:あるいは|もしくは|または|か|or)|,|、|~|〜|-|–|と|か|から|ないし|/|\bor\b|\band\b|\bto\b|\bthrough\b|または)\s?[¥$]?|[一-龥A-Za-zヶか]{1,3}|:",
     re.IGNORECASE,
 )
 #: Before a number that is a name, and behind one that is more than itself: 第3四半期, 図3, 8時半, 5m30cm.

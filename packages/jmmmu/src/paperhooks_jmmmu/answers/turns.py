@@ -28,6 +28,8 @@ _CORRECTED: Final = re.compile(
     r"(?<=[?])\s*(?:no(?:pe)?(?=[.,!;—–\n]|\s[^a-z])|いいえ|いや|違)",
     re.IGNORECASE,
 )
+#: Before all of these, and a second look; most replies end without.
+_GOES_ON: Final = re.compile(r"[。、…!?\n—–(「 .,;]\s*\w")
 #: A second look, which corrects an answer only where it comes to another.
 _RECONSIDERED: Final = re.compile(
     r"(?:(?<=[。…!?\n])|(?<=[.;!?—–-]\s)|(?<=なお、))"
@@ -49,6 +51,7 @@ _OF_OTHERS: Final = re.compile(
     rf"(?:\b(?:(?:{_PEOPLE})(?: [a-z]+){{0,2}}? (?:{_SAYING})|"
     r"(?:common|typical|frequent|popular|easy|classic|usual) (?:[a-z]+ )?"
     r"(?:mistakes?|misconceptions?|errors?|traps?|distractors?|confusions?)|(?:tempting|easy) to|"
+    r"according to (?!the (?:image|picture|figure|graph|photo|table|chart|diagram|data|text))|"
     r"at first (?:glance|sight)|(?:i|we) (?:had )?(?:initially|first|originally|almost|nearly|at first) [a-z]+)\b"
     r"(?:(?!\b(?:but|so|yet)\b)[^.;\n])*|"
     r"(?:(?:多く|大半|ほとんど|大抵|一部)の(?:人|方|受験|学生|生徒|回答)|人によっては|"
@@ -57,7 +60,7 @@ _OF_OTHERS: Final = re.compile(
 )
 #: Letters before these words are none of others; most texts before a letter have none of them.
 _MAY_BE_OF_OTHERS: Final = re.compile(
-    r"[msfp]|one |you |they |よくある|ありがち|典型|の[人方受学生回]|人に|友|先生|教科書|同僚|一見|最初|初め|当初"
+    r"[a-z]{3}|よくある|ありがち|典型|の[人方受学生回]|人に|友|先生|教科書|同僚|一見|最初|初め|当初"
 )
 
 _THOUGHT: Final = (
@@ -104,6 +107,8 @@ def withdrawn(text: str, start: int = 0) -> int:
     >>> withdrawn("B. Wait, no. C"), withdrawn("答えはB。いや、C"), withdrawn("B is right.")
     (3, 5, 0)
     """
+    if not _GOES_ON.search(text, start):
+        return 0
     return max((found.start() for found in _CORRECTED.finditer(text.replace("’", "'"), start)), default=0)
 
 
