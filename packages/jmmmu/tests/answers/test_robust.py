@@ -29,6 +29,7 @@ REFERENCE = Path(__file__).parents[1] / "reference"
 CLEAR = json.loads((REFERENCE / "robust_expectations.json").read_text(encoding="utf-8"))
 OWN = json.loads((REFERENCE / "own_replies.json").read_text(encoding="utf-8"))
 THIRD = json.loads((REFERENCE / "third_replies.json").read_text(encoding="utf-8"))
+FOURTH = json.loads((REFERENCE / "fourth_replies.json").read_text(encoding="utf-8"))
 GOLDS = json.loads((REFERENCE / "open_cases.json").read_text(encoding="utf-8"))["golds"]
 ART = ["能面", "浮世絵", "枯山水", "漆器"]
 
@@ -76,6 +77,14 @@ def test_replies_that_deny_doubt_and_compare_are_read() -> None:
     published = sum(published_letter(THIRD, case) == case["expected"] for case in THIRD["cases"])
     assert (len(THIRD["cases"]), published) == (140, 76)
     assert right >= 137
+
+
+def test_replies_that_correct_themselves_and_quote_others_are_read() -> None:
+    """73 when the parser first saw them."""
+    right = sum(read(FOURTH, case) == case["expected"] for case in FOURTH["cases"])
+    published = sum(published_letter(FOURTH, case) == case["expected"] for case in FOURTH["cases"])
+    assert (len(FOURTH["cases"]), published) == (80, 38)
+    assert right >= 73
 
 
 def test_options_that_are_letters_stand_behind_their_own() -> None:
@@ -146,6 +155,53 @@ HARD = {
         (IN_ENGLISH, "A: no. B: yes. C: no. D: no.", "B"),
         (ART, "A× B○ C× D×", "B"),
     ],
+    "denied beside another": [
+        (ART, "答えはAでもBでもなくCです。", "C"),
+        (ART, "正解はA・Bではなく、Cとなる。", "C"),
+        (ART, "正解はB（浮世絵）ではなくC（枯山水）です。", "C"),
+        (ART, "答えは「B. 浮世絵」ではなく「C. 枯山水」です。", "C"),
+        (ART, "答えは、Bの浮世絵ではなくCの枯山水。", "C"),
+        (ART, "正解はBの浮世絵ではありません。", None),
+        (ART, "正解はA、BではなくCだ。", "C"),
+    ],
+    "withdrawn": [
+        (IN_ENGLISH, "The answer is B. Wait, no. It must be C.", "C"),
+        (IN_ENGLISH, "The answer is B. Wait, no.", None),
+        (IN_ENGLISH, "B. On second thought, I am not sure.", None),
+        (IN_ENGLISH, "I'd say B. Actually, it is C.", "C"),
+        (IN_ENGLISH, "The answer is C. Actually, this is a famous garden.", "C"),
+        (ART, "答えはB。いや、よく見ると庭なのでC。", "C"),
+        (ART, "答えはAだと思ったが、砂紋があるのでCに変更する。", "C"),
+        (ART, "一見Bが正解に見えるが、実はC。", "C"),
+        (ART, "一見してBとわかります。", "B"),
+        (ART, "Aだと思いましたが、違いました。", None),
+    ],
+    "others": [
+        (IN_ENGLISH, "Most people would answer B, but the correct one is C.", "C"),
+        (IN_ENGLISH, "A common mistake is choosing B. The correct one is C.", "C"),
+        (IN_ENGLISH, "Some might say the answer is B, but it's C.", "C"),
+        (IN_ENGLISH, "Some might say the answer is B.", None),
+        (IN_ENGLISH, "I would answer B.", "B"),
+        (ART, "友人はBだと言うが、私はCだと思う。", "C"),
+    ],
+    "verdicts": [
+        (ART, "A) 違う\nB) 違う\nC) これが正解\nD) 違う", "C"),
+        (ART, "A 能面\nB 浮世絵\nC 枯山水\nD 漆器\n\nこの中で画像に合うのは C です。", "C"),
+        (ART, "Aは能面、Bは浮世絵、Cは枯山水、Dは漆器である。画像は枯山水。", "C"),
+        (ART, "Aは能面、Bは浮世絵、Cは枯山水、Dは漆器である。", None),
+    ],
+    "option that is not there": [
+        (ART, "これは浮世絵の作品ではありません。", None),
+        (ART, "浮世絵らしさがない。", None),
+        (IN_ENGLISH, "It lacks the features of a rock garden.", None),
+        (["鎌倉時代", "江戸時代"], "この作品は江戸時代に描かれたもので、鎌倉時代のものではありません。", "B"),
+    ],
+    "letter of a thing": [
+        *((ART, reply, None) for reply in ("図Bを参照。", "電流Aが流れる。", "Aさんは歩く。", "試料Aと試料Bを見る")),
+        *((IN_ENGLISH, reply, None) for reply in ("Plan B would be to ask.", "Let me start with option A.")),
+        (ART, "まず選択肢Aから検討する。能面は", None),
+        (ART, "正解は図Bです。", "B"),
+    ],
     "small letter": [(IN_ENGLISH, "b is correct", "B"), (IN_ENGLISH, "option b is correct", "B")],
     "letter of a name": [
         (["ビタミンD", "ビタミンA"], "ビタミンAが適切です", "B"),
@@ -200,6 +256,20 @@ RIGHT = [
     ("5000", "5kΩ"),
     ("5", "5kΩ"),
     ("8時30分", "8時30分です"),
+    ("13", "The answer isn't 12, it's 13."),
+    ("13", "The answer is 12. Wait, no, 13."),
+    ("13", "答えは12だと思ったが、13です"),
+    ("12.8", "約13、正確には12.8"),
+    ("25", "25 m²"),
+    ("1024", "2^10"),
+    ("1000", "10の3乗"),
+    ("2.5", "2 1/2"),
+    ("0.1", "1割"),
+    ("0.25", "2割5分"),
+    ("1.414", "√2"),
+    ("0.866", "$\\sqrt{3}/2$"),
+    ("6.28", "2π"),
+    ("-5", "零下5度"),
 ]
 WRONG = [
     ("0.9965", "1"),
@@ -231,6 +301,18 @@ WRONG = [
     ("1", "The first one"),
     ("0.5", "半分以下"),
     ("5kΩ", "5MΩ"),
+    *(
+        ("12", reply)
+        for reply in ("The answer isn't 12.", "The answer isn’t 12.", "The result isn't 12 but 13", "12 isn't right")
+    ),
+    ("12", "The answer is 12. Wait, no."),
+    ("12", "答えは12だと思ったが13"),
+    ("13", "約13、正確には12.8"),
+    *(("2", reply) for reply in ("10 cm^2", "10 m²", "9.8 m/s²", "10 cm^{2}", "\\frac{\\sqrt{3}}{2}")),
+    ("10", "2^10"),
+    *(("15", reply) for reply in ("12 to 15", "12–15", "12~15", "12から15")),
+    ("2024", "2024/03/05"),
+    ("2024", "2024.03.05"),
 ]
 
 
