@@ -50,7 +50,7 @@ def test_clear_replies_are_read_as_a_human_reads_them() -> None:
 def test_nothing_is_read_where_a_human_reads_nothing() -> None:
     wrong = [
         case
-        for table in (CLEAR, OWN, THIRD)
+        for table in (CLEAR, OWN, THIRD, FOURTH)
         for case in table["cases"]
         if case["expected"] is None and read(table, case)
     ]
@@ -58,7 +58,7 @@ def test_nothing_is_read_where_a_human_reads_nothing() -> None:
 
 
 def test_where_the_published_parser_is_right_so_is_the_robust_one() -> None:
-    for table in (CLEAR, OWN, THIRD):
+    for table in (CLEAR, OWN, THIRD, FOURTH):
         for case in table["cases"]:
             if case["expected"] and published_letter(table, case) == case["expected"]:
                 assert read(table, case) == case["expected"], case
@@ -80,11 +80,11 @@ def test_replies_that_deny_doubt_and_compare_are_read() -> None:
 
 
 def test_replies_that_correct_themselves_and_quote_others_are_read() -> None:
-    """73 when the parser first saw them."""
+    """73 when the parser first saw them, 80 since the kinds of the seven others were mended."""
     right = sum(read(FOURTH, case) == case["expected"] for case in FOURTH["cases"])
     published = sum(published_letter(FOURTH, case) == case["expected"] for case in FOURTH["cases"])
     assert (len(FOURTH["cases"]), published) == (80, 38)
-    assert right >= 73
+    assert right >= 78
 
 
 def test_options_that_are_letters_stand_behind_their_own() -> None:

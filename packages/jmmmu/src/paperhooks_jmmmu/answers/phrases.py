@@ -43,7 +43,7 @@ _CUES: Final = {
         答え 答 回答 解答 正解 正答 結論 正しくは 訂正 訂正します いや 失礼 正しいのは 適切なのは 最適なのは 妥当なのは
         当てはまるのは 該当するのは 正しいものは 適切なものは 正しい選択肢は 適切な選択肢は 最適な選択肢は
         answer answers ans ans. correct best appropriate accurate right_option right_choice right_letter
-        right_one correct_one best_one wait actually sorry on_reflection on_second_thought
+        right_one correct_one best_one correction wait actually sorry on_reflection on_second_thought
         """,
     WEAK: """
         のは したがって よって ゆえに 故に 従って 以上より 以上から これより そのため つまり すなわち 結局 最終的に

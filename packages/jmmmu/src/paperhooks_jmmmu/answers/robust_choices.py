@@ -64,6 +64,11 @@ _CUT: Final = re.compile(
     r"(?:[ぁ-ん一-龥々ァ-ヶーA-Z](?:[はがをにの]|では|とは|ので|から、|、|,)|"
     r"\b(?:is|are|was|the|an?|of|and|or|to|in|with|by|for|as|that|which|because|but|since|while|first),?)\s*$"
 )
+#: A reply that begins to look at its options one by one, and its end if it came to one.
+_BEGUN: Final = re.compile(
+    r"\b(?:let's|let us|let me|i will|i'll|step 1)\b|まず|順に|\A\W*(?:選択肢|option )\s?A", re.IGNORECASE
+)
+_ENDED: Final = re.compile(r"[。.!?)」』\]]\s*$")
 
 
 def parse_choice_robust(response: str, options: Sequence[str]) -> LetterChoice:
@@ -143,7 +148,7 @@ def _unstated(
     words: OptionWords,
 ) -> LetterChoice:
     """The letter of a reply that states none: that it begins with, or names alone."""
-    cut = _CUT.search(text) is not None
+    cut = _CUT.search(text) is not None or (not _ENDED.search(text) and _BEGUN.search(text) is not None)
     if leading and not (cut and leading == letters[0]):
         return LetterChoice(leading, "leading")
     short = len(text) <= _SHORT

@@ -16,7 +16,7 @@ __all__ = ["CONCEDED", "is_conceded", "is_of_others", "reconsidered", "withdrawn
 #: Where something begins that may be a correction.
 _START: Final = r"(?:(?<=[。、…!?\n—–(「 ])|(?<=[.,;])|^)"
 _CORRECTED: Final = re.compile(
-    rf"{_START}(?:い[やえ](?:いや)?(?=[、,。…!—–\s])|違(?:う|います)(?=[、。…!])|訂正(?=し|す|い|[:、。,])|前言|"
+    rf"{_START}(?:い[やえ](?:いや)?(?=[、,。…!—–\s待違])|違(?:う|います)(?=[、。…!])|訂正(?=し|す|い|[:、。,])|前言|"
     r"(?:答え|回答|解答)を(?:撤回|変更|訂正|修正)|(?:考え|見)直す?(?:と|した)|再考すると|"
     r"(?:やはり|やっぱり|すみません[、。]?|失礼(?:しました)?[、。]?|あ[、。])\s?(?:間違|違[いう]|訂正)|"
     r"間違え(?:た|まし)|間違いでした|違いました|"
@@ -41,11 +41,13 @@ _RECONSIDERED: Final = re.compile(
 #: What others say, what is a common mistake, what seems so at first: in the same part of the sentence as the letter.
 _SAYING: Final = (
     "answer|say|says|said|think|thinks|thought|argue|argues|believe|believes|choose|chooses|chose|pick|picks|picked|select|"
-    "guess|assume|claim|claims|suggest|suggests|consider|go (?:with|for)|be (?:tempted|inclined)|confuse|expect"
+    "guess|assume|claim|claims|suggest|suggests|consider|mistake|go (?:with|for)|be (?:tempted|inclined)|confuse|expect"
 )
 _PEOPLE: Final = (
     r"(?:most|many|some|several|few)(?: of)?(?: (?:the |my )?[a-z]+)?|people|others|students|someone|somebody|they|"
-    r"(?:my|a) (?:friend|teacher|colleague|classmate)s?|(?:the |some )?textbooks?|(?:one|you) (?:might|may|could)"
+    r"(?:my|his|her|our|the|a) (?:friend|teacher|colleague|classmate|brother|sister|mother|father|professor|tutor|doctor|"
+    r"boss|son|daughter|neighbou?r|partner|student|author|internet)s?|(?:the |some )?textbooks?|"
+    r"(?:one|you) (?:might|may|could)"
 )
 _OF_OTHERS: Final = re.compile(
     rf"(?:\b(?:(?:{_PEOPLE})(?: [a-z]+){{0,2}}? (?:{_SAYING})|"
@@ -53,7 +55,7 @@ _OF_OTHERS: Final = re.compile(
     r"(?:mistakes?|misconceptions?|errors?|traps?|distractors?|confusions?)|(?:tempting|easy) to|"
     r"according to (?!the (?:image|picture|figure|graph|photo|table|chart|diagram|data|text))|"
     r"at first (?:glance|sight)|(?:i|we) (?:had )?(?:initially|first|originally|almost|nearly|at first) [a-z]+)\b"
-    r"(?:(?!\b(?:but|so|yet)\b)[^.;\n])*|"
+    r"(?:(?!\b(?:but|so|yet)\b)[^.;\n])*|\bothers(?: say| chose)?|"
     r"(?:(?:多く|大半|ほとんど|大抵|一部)の(?:人|方|受験|学生|生徒|回答)|人によっては|"
     r"(?:よくある|ありがちな|典型的な)(?:間違|誤|ミス)|(?:友人|友達|先生|教科書|同僚)[はがでに]|一見(?!して)|最初は|初めは|当初は)"
     r"(?:(?!が[、,]|けれど|けど|ものの)[^。\n])*)$"
@@ -65,7 +67,7 @@ _MAY_BE_OF_OTHERS: Final = re.compile(
 
 _THOUGHT: Final = (
     r"思(?:った|って(?:い|しま)|いま(?:した))|考え(?:た|まし|てい(?:た|まし))|見え(?:る|ます|た|まし|なくもな)|"
-    r"思え(?:る|ます|た)|思われ(?:る|ます)|言いたい|答えたく|選びたく|され(?:る|て(?:い|お)|ます)|"
+    r"思え(?:る|ます|た)|思われ(?:る|ます)|言いた[いく]|(?:答え|選び|し)た[いく]|され(?:る|て(?:い|お)|ます)|"
     r"(?:答え|言|いわ|言わ)(?:る|う|い|え|れ)"
 )
 #: What was only thought, or seems so: up to the word that turns against it.
