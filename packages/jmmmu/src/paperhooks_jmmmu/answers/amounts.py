@@ -50,7 +50,7 @@ _NUMBER: Final = re.compile(
     rf"(?P<minus>{_MINUS})?[¥$€£]?{_NOT_BEFORE}(?:{_SURD}|"
     r"\\[dt]?frac\s?\{(?P<top>[\d.]{1,15})\}\s?\{(?P<bottom>[\d.]{1,15})\}|"
     rf"{_FRACTION}|(?P<value>{_VALUE})(?![_\d]|\.\d|x\d|-[A-Za-z]|\s?[√π]|\^[{{(]?[A-Za-z])(?:{_POWER})?)"
-    r"(?P<percent>\s?(?:%|パーセント|percent|(?P<tenth>割)(?![合引りる当増減])(?:\s?(?P<hundredth>\d)分(?!の))?))?"
+    r"(?P<percent>\s?(?:%|パーセント|percent|(?P<tenth>割)(?![合引りる当増減])(?:\s?(?P<hundredth>\d)\s?分(?!の))?))?"
     rf"(?-i:(?=\s?(?P<prefix>[{''.join(_PREFIXES)}])(?:{_SCALED})(?![A-Za-z]))|)",
     re.IGNORECASE,
 )

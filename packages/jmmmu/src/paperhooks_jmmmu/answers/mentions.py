@@ -60,15 +60,15 @@ _NAME: Final = re.compile(r"(?:\b(?:vitamin|hepatitis|influenza|appendix)\s|ビ�
 _THING: Final = re.compile(
     r"(?:\b(?:plan|fig(?:ure|\.)?|table|points?|type|group|team|class|grade|part|section|panel|curve|line|graph|region|area|"
     r"person|company|country|phase|exhibit|case|side|node|player|drug|sample|patient|model|method|site|angle|vertex|"
-    r"circle|block|box|current|voltage|force|city|product|material|substance|gene|cell|level|step|stage)\s|"
+    r"circle|block|box|current|voltage|force|city|product|material|substance|gene|cell|level|step|stage)[ \t]|"
     r"[一-龥ァ-ヶー](?<!選択肢)(?<!記号)(?<!番号)(?<!正解)(?<!解答)(?<!回答)(?<!結論)(?<!判断)(?<!結果)(?<!最終)(?<!訂正)"
-    r"(?<![答肢番案選是択])(?<!当然)(?<!絶対)(?<!結局))$",
+    r"(?<![答肢番案選是択])(?<!当然)(?<!絶対)(?<!結局))\Z",
     re.IGNORECASE,
 )
 #: What a reply goes on to look at: "let's consider option A".
 _LOOKED_AT: Final = re.compile(
     r"\b(?:consider|start with|begin with|look at|examine|check|evaluate|analy[sz]e|discuss)(?: with)?(?: the)?"
-    r"(?: options?| choices?)? \(?$",
+    r"(?: options?| choices?)? \(?\Z",
     re.IGNORECASE,
 )
 
@@ -104,6 +104,8 @@ _OPENING: Final = " \t\"'“‘「『(【[<{"
 _STOPS: Final = ("。", ".", "!", "?")
 #: A line that goes on to the letter on the next one, or has a sentence of its own.
 _ANNOUNCING: Final = re.compile(r"[。.!?]\s*\S|[。.!?:はが]$|\bis$")
+#: A reply as short as this is the name of a picture among the options: 図B, "Figure B".
+_NAME_ALONE: Final = 12
 #: How far words around a letter are looked at, and how far apart letters may be that are named together.
 _NEAR: Final = 60
 _BETWEEN: Final = 30
@@ -207,7 +209,9 @@ def _is_other(text: str, token: re.Match[str]) -> bool:
 
 def _is_thing(text: str, token: re.Match[str]) -> bool:
     """Whether a letter of which nothing is said is the name of a thing, or what the reply goes on to look at."""
-    start = token.start()
+    start, end = token.span()
+    if end <= _NAME_ALONE and not text[end:].strip(_WRAPPING) and " " not in text[:start].strip():
+        return False
     if token[1] < "\ue000" and _THING.search(text, max(0, start - 12), start):
         return True
     return _LOOKED_AT.search(text, max(0, start - 30), start) is not None

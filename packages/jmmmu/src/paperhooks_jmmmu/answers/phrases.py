@@ -264,7 +264,10 @@ def said_behind(text: str) -> str | None:
         return None
     if marked := _MARKED.match(text, subject.end()):
         return YES if marked["yes"] else NO
-    clause = _OF_THE_NEXT.sub("", _CLAUSE_END.split(text[subject.end() :], maxsplit=1)[0])
+    rest = text[subject.end() :]
+    clause = _CLAUSE_END.split(rest, maxsplit=1)[0]
+    if len(clause) == len(rest):
+        clause = _OF_THE_NEXT.sub("", clause)
     return _judgement(clause, subject[0][-1:])
 
 

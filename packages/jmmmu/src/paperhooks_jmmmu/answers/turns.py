@@ -23,7 +23,7 @@ _CORRECTED: Final = re.compile(
     r"(?:wait|hmm+|oh|sorry|hold on)[\s,.!…—–-]{1,4}(?:no\b|that(?:'s| is| was| can't| isn't)|this (?:is|isn't)|"
     r"i (?:made|misread|was|mis)|actually\b|it(?:'s| is) not|it isn't|not )|no[,.]? wait\b|on second thoughts?\b|"
     r"scratch that\b|(?:strike|ignore|disregard) that\b|i take (?:that|it) back|i stand corrected|"
-    r"i (?:was|am) (?:wrong|mistaken)|i (?:made|have made) an? (?:mistake|error)|let me correct|correction[:,]|"
+    r"i (?:was|am) (?:wrong|mistaken)|i (?:made|have made) an? (?:mistake|error)|let me correct|correction[:,]|edit:|"
     r"my mistake|i (?:\w+ )?changed? my mind)|"
     r"(?<=[?])\s*(?:no(?:pe)?(?=[.,!;—–\n]|\s[^a-z])|いいえ|いや|違)",
     re.IGNORECASE,
@@ -45,20 +45,22 @@ _SAYING: Final = (
 )
 _PEOPLE: Final = (
     r"(?:most|many|some|several|few)(?: of)?(?: (?:the |my )?[a-z]+)?|people|others|students|someone|somebody|they|"
-    r"(?:my|his|her|our|the|a) (?:friend|teacher|colleague|classmate|brother|sister|mother|father|professor|tutor|doctor|"
-    r"boss|son|daughter|neighbou?r|partner|student|author|internet)s?|(?:the |some )?textbooks?|"
+    r"(?:my|his|her|our|the|a) (?:friend|teacher|colleague|classmate|brother|sister|mother|father|professor|tutor|"
+    r"doctor|boss|son|daughter|neighbou?r|partner|student|author|internet)s?|(?:the |some )?textbooks?|"
     r"(?:one|you) (?:might|may|could)"
 )
 _OF_OTHERS: Final = re.compile(
     rf"(?:\b(?:(?:{_PEOPLE})(?: [a-z]+){{0,2}}? (?:{_SAYING})|"
     r"(?:common|typical|frequent|popular|easy|classic|usual) (?:[a-z]+ )?"
-    r"(?:mistakes?|misconceptions?|errors?|traps?|distractors?|confusions?)|(?:tempting|easy) to|"
+    r"(?:mistakes?|misconceptions?|errors?|traps?|distractors?|confusions?)|(?:tempting|easy) to "
+    r"(?:choose|pick|select|say|answer|go|mistake|confuse|think|assume|be)|"
+    r"(?:i|we) (?:had )?thought (?:it|that|the|this)|"
     r"according to (?!the (?:image|picture|figure|graph|photo|table|chart|diagram|data|text))|"
     r"at first (?:glance|sight)|(?:i|we) (?:had )?(?:initially|first|originally|almost|nearly|at first) [a-z]+)\b"
     r"(?:(?!\b(?:but|so|yet)\b)[^.;\n])*|\bothers(?: say| chose)?|"
     r"(?:(?:多く|大半|ほとんど|大抵|一部)の(?:人|方|受験|学生|生徒|回答)|人によっては|"
     r"(?:よくある|ありがちな|典型的な)(?:間違|誤|ミス)|(?:友人|友達|先生|教科書|同僚)[はがでに]|一見(?!して)|最初は|初めは|当初は)"
-    r"(?:(?!が[、,]|けれど|けど|ものの)[^。\n])*)$"
+    r"(?:[はがもに]?[、,])?(?:(?!が[、,]|けれど|けど|ものの|ので|から|いて)[^。、\n]){0,16})$"
 )
 #: Letters before these words are none of others; most texts before a letter have none of them.
 _MAY_BE_OF_OTHERS: Final = re.compile(
@@ -80,7 +82,9 @@ _IS_CONCEDED: Final = re.compile(
     rf"{_CLOSERS}(?:(?:[がはを]|の(?:方|ほう)が)?\s?(?:一見)?(?:最も)?(?:正解|正し|正答|答え|適切|妥当|もっともらし)?い?"
     rf"(?:{CONCEDED}|(?:の(?:よう)|っぽい|らしい|そう)(?:だ|です|な)?の?(?:が|けれど|けど)|"
     r"だ?[とをに]\s?(?:思われ|思い|考え|見られ|され|答え|選び)(?:がち|やす)|だ?[とにを]\s?(?:誤解|勘違い|混同|間違え)|"
-    r"だ?[とを]\s?(?:答え|言|選|思|考え)(?:る|う|ぶ|んだ|った|た|える)(?:人|方|受験|学生|生徒))|"
+    r"だ?[」』]?[とを]\s?(?:答え|言|選|思|考え|主張|回答|解答|述べ|推|挙げ|信じ)(?:る|う|ぶ|す|んだ|った|た|える|する|した)"
+    r"(?:人|方|受験|学生|生徒|声|意見|説)|に\s?(?:惑わさ|騙さ|だまさ|引っ?かか|ひっかか)|"
+    r"[^。\n「」]{0,12}[」』]\s?と\s?(?:述べ|言|い[いう]|主張|答え|語|書|発言|説明))|"
     r"(?:から|を|について)\s?(?:順に)?(?:検討|考え|見て|確認|検証|分析))"
 )
 
