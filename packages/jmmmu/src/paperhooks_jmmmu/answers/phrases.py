@@ -59,6 +59,8 @@ _CUES: Final = {
         """,
     DENIED: """
         not n't except neither nor than without eliminate eliminated eliminating exclude excluding ruled_out rule_out
+        wrong_answer incorrect_answer wrong_choice incorrect_choice wrong_option incorrect_option second_best_answer
+        second-best_answer would_have_been used_to_be 不正解 誤答
         cannot no unlike rather_than instead_of anything_but everything_but all_but never ❌ ✗ ✘
         """,
 }
@@ -77,7 +79,9 @@ _BREAKS: Final = frozenset("\n,:、-–—")
 _DOUBT: Final = re.compile(
     r"(?:\b(?:if|suppose|supposing|assum(?:e|ing)|whether|unless|"
     r"(?<!no )(?<!without )(?<!without a )(?<!beyond )doubts?|doubtful|unsure|uncertain|unclear|"
-    r"(?:not|n't) (?:\w+ )?(?:sure|certain|clear|convinced|confident|possible to (?:say|tell))|"
+    r"(?:not|\w{2,6}n't) (?:\w+ )?(?:sure|certain|clear|convinced|confident|possible to (?:say|tell))|"
+    r"no way|no one|nobody|impossible that|(?:false|unlikely|improbable) that|(?:wrong|incorrect|mistake) to|refuse to|"
+    r"hardly|little (?:evidence|reason|sign)|avoid|by no means|"
     r"(?:can't|cannot|can not|couldn't|could not|don't|do not|unable to|impossible to) (?:\w+ )?"
     r"(?:say|tell|know|think|believe|determine|decide|confirm|verify|judge|see (?:if|whether|that|why)))\b"
     r"(?:(?!\b(?:but|so)\b)[^,.;\n])*|(?<!か)もし(?!く)も?[^。、\n]*)$"
@@ -155,11 +159,15 @@ _DENIAL: Final = re.compile(
 )
 #: What is not there of an option, or not likely: の特徴がありません, らしさがない.
 _ABSENT: Final = re.compile(
+    rf"{_CLOSERS}(?:[^。、\n]{{0,10}}?(?:(?:わけ|はず|筈)(?:で?は|が|も)|こと(?:は|も))\s?(?:な[いくか]|あり(?:え)?ませ)|"
+    r"[^。、\n]{0,8}?可能性(?:は|が|も)\s?(?:極めて|かなり)?(?:低|な[いくか]|ありませ|少な|考えにく|否定(?!でき(?:な|ませ)))|"
+    r"と(?:は)?\s?(?:無関係|関係(?:が|は)?(?:な|ありませ))|の影響(?:は|を)\s?(?:受けてい(?:な|ませ)|な)|"
+    r"(?:は|が|も)\s?(?:どこにも|全く)?(?:写って|描かれて|見えて)い?(?:な|ませ)|(?:だ)?とするには\s?(?:無理|難))|"
     rf"{_CLOSERS}(?:らしさ|の\s?(?:特徴|要素|性質|可能性|所見|痕跡|証拠|兆候|形跡|様子|気配|条件))(?:は|が|も)\s?(?:全く|まったく|ほとんど)?"
     r"(?:な[いくか]|ありませ|低|見当たら|見られな|見られませ|認めな|認められな|認められませ|乏し|少な|欠|満たさ)"
 )
 _SUPPOSITION: Final = re.compile(
-    rf"{_CLOSERS}(?:(?:が(?:正しい|正解|答え))?(?:な\s?ら(?!な)|だ?と\s?(?:すると|すれば|したら|仮定)|の場合|だった場合)|"
+    rf"{_CLOSERS}(?:(?:が(?:正しい|正解|答え))?(?:な\s?ら(?!な)|だ?と\s?(?:すると|すれば|したら|仮定)|の場合|だった(?:場合|ら))|"
     r"(?:cannot|can['’]t) be (?:ruled out|excluded))"
 )
 #: か with a word for not knowing: かどうか, か分かりません.
@@ -204,7 +212,7 @@ _JUDGEMENT: Final = re.compile(
     r"\b(?:correct|right|best|answer|true|appropriate|accurate|matches|fits|consistent|preferable)\b)|"
     r"(?P<no>誤|間違|違[いうっ]|不(?:適|正解|十分|可能|一致)|除外|正し\s?く\s?(?:な|あり)|"
     r"(?:適切|適当|最適|妥当|正解|正答|答え)で\s?は?\s?(?:な|あり)|(?:該当|一致|合致|関係|存在)(?:し(?:な|ませ|て(?:いな|いませ|おら|おりませ))|な)|"
-    r"[当あ]て?はまら|[当あ]て?はまりませ|ふさわしく|[×✗✘❌]|あり(?:得|え)な|考えにく|異な|ではありま|ではない|"
+    r"[当あ]て?はまら|[当あ]て?はまりませ|ふさわしく|[×✗✘❌]|否定的|あり(?:得|え)な|考えにく|異な|ではありま|ではない|"
     r"(?:見られ|見え|含まれ|選べ|選ば|選び|選択でき|選択し)(?:な|ませ)|"
     r"と(?:は|も)?(?:言え|いえ|言い切れ|言いきれ|いい切れ|限ら|限り|思え|思わ|思い|断定でき|断言でき|判断でき|考えられ)(?:な|ませ)|とは言え|"
     r"\b(?:incorrect|wrong|false|not|cannot|eliminated?|exclude[ds]?|unlikely|inaccurate|irrelevant|nor|hardly|never|"

@@ -148,7 +148,11 @@ def _unstated(
     words: OptionWords,
 ) -> LetterChoice:
     """The letter of a reply that states none: that it begins with, or names alone."""
-    cut = _CUT.search(text) is not None or (not _ENDED.search(text) and _BEGUN.search(text) is not None)
+    cut = (
+        text[-1] == "?"
+        or _CUT.search(text) is not None
+        or (not _ENDED.search(text) and _BEGUN.search(text) is not None)
+    )
     if leading and not (cut and leading == letters[0]):
         return LetterChoice(leading, "leading")
     short = len(text) <= _SHORT

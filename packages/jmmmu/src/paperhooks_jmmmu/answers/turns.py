@@ -16,7 +16,7 @@ __all__ = ["CONCEDED", "is_conceded", "is_of_others", "reconsidered", "withdrawn
 #: Where something begins that may be a correction.
 _START: Final = r"(?:(?<=[。、…!?\n—–(「 ])|(?<=[.,;])|^)"
 _CORRECTED: Final = re.compile(
-    rf"{_START}(?:い[やえ](?:いや)?(?=[、,。…!—–\s待違])|違(?:う|います)(?=[、。…!])|訂正(?=し|す|い|[:、。,])|前言|"
+    rf"{_START}(?:い(?:え|や(?:いや)?)(?=[、,。…!—–\s待違])|違(?:う|います)(?=[、。…!])|訂正(?=し|す|い|[:、。,])|前言|"
     r"(?:答え|回答|解答)を(?:撤回|変更|訂正|修正)|(?:考え|見)直す?(?:と|した)|再考すると|"
     r"(?:やはり|やっぱり|すみません[、。]?|失礼(?:しました)?[、。]?|あ[、。])\s?(?:間違|違[いう]|訂正)|"
     r"間違え(?:た|まし)|間違いでした|違いました|"
@@ -25,7 +25,7 @@ _CORRECTED: Final = re.compile(
     r"scratch that\b|(?:strike|ignore|disregard) that\b|i take (?:that|it) back|i stand corrected|"
     r"i (?:was|am) (?:wrong|mistaken)|i (?:made|have made) an? (?:mistake|error)|let me correct|correction[:,]|edit:|"
     r"my mistake|i (?:\w+ )?changed? my mind)|"
-    r"(?<=[?])\s*(?:no(?:pe)?(?=[.,!;—–\n]|\s[^a-z])|いいえ|いや|違)",
+    r"(?<=か[。、])いいえ|(?<=[?])\s*(?:no(?:pe)?(?=[.,!;—–\n]|\s[^a-z])|i (?:doubt|don't)|いいえ|いや|違)",
     re.IGNORECASE,
 )
 #: Before all of these, and a second look; most replies end without.
@@ -58,6 +58,7 @@ _OF_OTHERS: Final = re.compile(
     r"according to (?!the (?:image|picture|figure|graph|photo|table|chart|diagram|data|text))|"
     r"at first (?:glance|sight)|(?:i|we) (?:had )?(?:initially|first|originally|almost|nearly|at first) [a-z]+)\b"
     r"(?:(?!\b(?:but|so|yet)\b)[^.;\n])*|\bothers(?: say| chose)?|"
+    r"\b(?:if [^.;\n]*\b(?:were|was|had|did)|were|had) [^.;\n]*\bwould (?:be|have been)|"
     r"(?:(?:多く|大半|ほとんど|大抵|一部)の(?:人|方|受験|学生|生徒|回答)|人によっては|"
     r"(?:よくある|ありがちな|典型的な)(?:間違|誤|ミス)|(?:友人|友達|先生|教科書|同僚)[はがでに]|一見(?!して)|最初は|初めは|当初は)"
     r"(?:[はがもに]?[、,])?(?:(?!が[、,]|けれど|けど|ものの|ので|から|いて)[^。、\n]){0,16})$"
@@ -81,7 +82,7 @@ _CLOSERS: Final = "[\\s\"'”’」』)】\\]>}〉》〕_]*"
 _IS_CONCEDED: Final = re.compile(
     rf"{_CLOSERS}(?:(?:[がはを]|の(?:方|ほう)が)?\s?(?:一見)?(?:最も)?(?:正解|正し|正答|答え|適切|妥当|もっともらし)?い?"
     rf"(?:{CONCEDED}|(?:の(?:よう)|っぽい|らしい|そう)(?:だ|です|な)?の?(?:が|けれど|けど)|"
-    r"だ?[とをに]\s?(?:思われ|思い|考え|見られ|され|答え|選び)(?:がち|やす)|だ?[とにを]\s?(?:誤解|勘違い|混同|間違え)|"
+    r"だ?[とをに]\s?(?:思われ|思い|考え|見られ|され|答え|選び)(?:がち|やす)|[がをと]\s?疑(?:われ|っ|い)[^。、\n]{0,6}?(?:が|けれど|けど)|だ?[とにを]\s?(?:誤解|勘違い|混同|間違え)|"
     r"だ?[」』]?[とを]\s?(?:答え|言|選|思|考え|主張|回答|解答|述べ|推|挙げ|信じ)(?:る|う|ぶ|す|んだ|った|た|える|する|した)"
     r"(?:人|方|受験|学生|生徒|声|意見|説)|に\s?(?:惑わさ|騙さ|だまさ|引っ?かか|ひっかか)|"
     r"[^。\n「」]{0,12}[」』]\s?と\s?(?:述べ|言|い[いう]|主張|答え|語|書|発言|説明))|"
