@@ -140,12 +140,13 @@ def main() -> None:
         "table": {"rows": rows, "adding_up": adding},
         "own_replies": shares("own_replies"),
         "third_replies": shares("third_replies"),
+        "fourth_replies": shares("fourth_replies"),
         "clear_replies": shares("robust_expectations"),
         "luck": {str(share): spread(share, seeds) for share in (0.3, 0.9)},
     }
     for name, one in figures.items():
         print(name, one)
-    for name in ("own_replies", "third_replies", "clear_replies"):
+    for name in ("own_replies", "third_replies", "fourth_replies", "clear_replies"):
         for which in ("official", "robust", "official_cut", "robust_cut"):
             low, high = wilson_interval(figures[name][which], figures[name]["n"])
             print(f"{name}, {which}: {figures[name][which] / figures[name]['n']:.4f} [{low:.4f}, {high:.4f}]")
