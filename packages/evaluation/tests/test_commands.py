@@ -111,7 +111,12 @@ def test_evaluate_replays_stored_responses(task: Path, cli, tmp_path: Path) -> N
     assert json.loads((tmp_path / "run" / "result.json").read_text())["results"]["about"]["name"] == "some-model"
     code, out, err = cli(*arguments[:-3], str(tmp_path / "folder"), "--replay", str(tmp_path))
     assert (code, "n = 4" in out) == (0, True), err
-    code, _, err = cli("evaluate", "m", "count", "--data", "3", "--out", str(tmp_path / "c"), "--replay", str(tmp_path))
+    code, out, err = cli(
+        "evaluate", "m", "count", "--data", "3", "--out", str(tmp_path / "c"), "--replay", str(tmp_path)
+    )
+    assert (code, "n = 3" in out) == (0, True), err
+    part = ("evaluate", "m", "count", "--data", "3", "--out", str(tmp_path / "d"), "--replay", str(files[1]))
+    code, _, err = cli(*part)
     assert (code, "holds responses to 1 document that the data do not have, such as '3'" in err) == (1, True)
     assert not (tmp_path / "c").exists()
     code, _, err = cli(*arguments, "--replay", str(files[0]), "--server", "http://127.0.0.1:9")
