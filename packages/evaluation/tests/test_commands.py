@@ -118,7 +118,7 @@ def test_evaluate_replays_stored_responses(task: Path, cli, tmp_path: Path) -> N
     part = ("evaluate", "m", "count", "--data", "3", "--out", str(tmp_path / "d"), "--replay", str(files[1]))
     code, _, err = cli(*part)
     assert (code, "holds responses to 1 document that the data do not have, such as '3'" in err) == (1, True)
-    assert not (tmp_path / "c").exists()
+    assert not (tmp_path / "d").exists()
     code, _, err = cli(*arguments, "--replay", str(files[0]), "--server", "http://127.0.0.1:9")
     assert (code, "--server and --replay" in err) == (2, True)
 
