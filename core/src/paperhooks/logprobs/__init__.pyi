@@ -5,6 +5,7 @@ from .chunked import target_rows as target_rows
 from .divergence import Divergence as Divergence
 from .divergence import divergence_of as divergence_of
 from .head import Head as Head
+from .teacher_rows import TeacherRows as TeacherRows
 from .tokens import next_token_labels as next_token_labels
 from .tokens import sequence_logprobs as sequence_logprobs
 from .tokens import token_logprobs as token_logprobs
