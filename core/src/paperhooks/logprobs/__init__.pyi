@@ -5,6 +5,12 @@ from .chunked import target_rows as target_rows
 from .divergence import Divergence as Divergence
 from .divergence import divergence_of as divergence_of
 from .head import Head as Head
+from .likelihood import LogLikelihood as LogLikelihood
+from .likelihood import OverLong as OverLong
+from .likelihood import RowScores as RowScores
+from .likelihood import ScoringWarning as ScoringWarning
+from .likelihood import longest_readable as longest_readable
+from .likelihood import row_pieces as row_pieces
 from .teacher_rows import TeacherRows as TeacherRows
 from .tokens import next_token_labels as next_token_labels
 from .tokens import sequence_logprobs as sequence_logprobs

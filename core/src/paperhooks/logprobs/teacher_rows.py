@@ -186,7 +186,7 @@ def _fitting(n: int, whole: int, size: int, limit: int, tokens: int | None) -> t
 
 def _one_pass(logits: Tensor, p: Tensor, entropies: Tensor, sums: Tensor) -> Tensor:
     """C - sum p z + S logsumexp(z), over all tokens."""
-    dot = torch.linalg.vecdot(p, logits)
+    dot: Tensor = torch.linalg.vecdot(p, logits)
     if bool(dot.isnan().any()):  # 0 times -inf, of a token that neither has
         dot = torch.linalg.vecdot(p, torch.where(p > 0, logits, 0.0))
     return entropies - dot + sums * logits.logsumexp(-1)

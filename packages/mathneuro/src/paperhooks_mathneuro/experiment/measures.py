@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias
 
+import numpy as np
 import torch
 from paperhooks import DataError, ModelView
-from paperhooks.logprobs import Head, sequence_logprobs
+from paperhooks.logprobs import Head, LogLikelihood
 from paperhooks.models import evaluation_mode
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from paperhooks_mathneuro.texts import Sample, batches_by_length, check_vocabulary
+from paperhooks_mathneuro.texts import Sample, check_vocabulary
 
 __all__ = ["Items", "Scored", "choose_by_likelihood", "generated_numbers", "last_number", "nll"]
 
@@ -117,22 +118,12 @@ def _answer_logprobs(
     """Sum of log-probabilities and number of scored tokens of every sample, in their order."""
     view = ModelView.from_model(model)
     check_vocabulary(samples, view.model)
-    head = head or Head.from_model(view)
-    device = getattr(model, "device", torch.device("cpu"))
-    found: list[tuple[float, int]] = [(0.0, 0)] * len(samples)
-    with evaluation_mode(model):
-        for batch in batches_by_length(samples, range(len(samples)), batch_size, batch_tokens):
-            inputs = _padded([samples[i] for i in batch], scored, device)
-            out = sequence_logprobs(view, inputs, head=head)
-            for i, total, count in zip(batch, out.sum.tolist(), out.count.tolist(), strict=True):
-                found[i] = (total, count)
-    return found
-
-
-def _padded(samples: Sequence[Sample], scored: Scored, device: torch.device) -> dict[str, Tensor]:
-    ids = [torch.tensor(sample.ids) for sample in samples]
+    ids = [np.asarray(sample.ids, dtype=np.int64) for sample in samples]
     starts = [sample.answer_start if scored == "answer" else 0 for sample in samples]
-    labels = [own.masked_fill(torch.arange(len(own)) < start, -100) for own, start in zip(ids, starts, strict=True)]
-    mask = pad_sequence([torch.ones_like(own) for own in ids], True)
-    found = {"input_ids": pad_sequence(ids, True), "attention_mask": mask, "labels": pad_sequence(labels, True, -100)}
-    return {name: each.to(device) for name, each in found.items()}
+    longest = max(max(map(len, ids), default=0) - 1, 1)
+    likelihood = LogLikelihood(
+        model, max_length=longest, batch_tokens=batch_tokens, batch_rows=batch_size, head=head
+    )  # fmt: skip
+    counted = [np.arange(len(own)) >= start for own, start in zip(ids, starts, strict=True)]
+    found = likelihood.score(ids, counted=counted)
+    return list(zip((-found.nll).tolist(), found.count.tolist(), strict=True))
