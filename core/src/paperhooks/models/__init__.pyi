@@ -3,6 +3,7 @@ from .attention import causal_attention as causal_attention
 from .attention import full_precision as full_precision
 from .attention import queries_and_keys as queries_and_keys
 from .calibration import CalibrationBatch as CalibrationBatch
+from .calibration import RoutedReceiver as RoutedReceiver
 from .calibration import calibrate as calibrate
 from .experts import Experts as Experts
 from .forward import evaluation_mode as evaluation_mode
@@ -15,6 +16,7 @@ from .images import ImageSpan as ImageSpan
 from .images import image_runs as image_runs
 from .rounds import in_step as in_step
 from .rounds import ranks_of as ranks_of
+from .shared_inputs import SharedInputs as SharedInputs
 from .spread import Spread as Spread
 from .spread import spread_of as spread_of
 from .tokenizers import check_ids as check_ids

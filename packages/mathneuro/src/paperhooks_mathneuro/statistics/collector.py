@@ -12,7 +12,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
@@ -258,9 +258,12 @@ class _Work:
                 piece = piece.extended(batch, recorder.finish([self.texts[i].place for i in batch]), self.keep)
 
         linear = [m.module for m in self.coverage.matrices if m.expert is None]
-        with _routed(self.view, recorder):
-            calls = calibrate(self.view, feed(), dict.fromkeys(linear), recorder.receive, progress=False)
-        return replace(piece, calls=calls)
+        routed = [m.module for m in self.coverage.matrices if m.expert is not None]
+        calls = calibrate(
+            self.view, feed(), dict.fromkeys(linear), recorder.receive, routed=dict.fromkeys(routed),
+            receive_routed=recorder.receive_routed, progress=False,
+        )  # fmt: skip
+        return replace(piece, calls={name: calls[name] for name in dict.fromkeys(linear)})
 
     def _padded(self, batch: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs padded on the right, and which of their tokens count."""
@@ -287,21 +290,6 @@ def _pad_token(view: ModelView) -> int:
         if isinstance(token, int) and token >= 0:
             return token
     return 0  # masked out, so that any token will do
-
-
-@contextmanager
-def _routed(view: ModelView, recorder: NormRecorder) -> Iterator[None]:
-    """Hooks on the modules that hold experts, which get more than one argument."""
-    with ExitStack() as stack:
-        for name in dict.fromkeys(m.module for m in recorder.matrices if m.expert is not None):
-
-            def receive(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-                given = (*args, *kwargs.values())
-                with torch.no_grad():
-                    recorder.receive_routed(name, module, given[0], given[1])
-
-            stack.callback(view.model.get_submodule(name).register_forward_pre_hook(receive, with_kwargs=True).remove)
-        yield
 
 
 @dataclass(frozen=True, slots=True, eq=False)

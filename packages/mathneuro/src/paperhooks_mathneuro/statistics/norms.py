@@ -6,14 +6,13 @@ tensor (q, k and v; gate and up) share one set of norms, found by the identity o
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import torch
 from paperhooks import DataError
-from paperhooks.models import CalibrationBatch, Experts
+from paperhooks.models import CalibrationBatch, Experts, SharedInputs
 from paperhooks.tokens import on_host
 from torch import Tensor, nn
 
@@ -21,18 +20,6 @@ from paperhooks_mathneuro.algorithm import squared_norms
 from paperhooks_mathneuro.matrices import Matrix
 
 __all__ = ["NormRecorder", "Norms", "refined"]
-
-#: How many inputs are kept alive to be recognised: parallel branches read one tensor with a few others in between.
-_WINDOW: Final = 6
-
-
-@dataclass(eq=False)
-class _Seen:
-    """An input that a module received, kept alive so that its address is not used again, and its sums of squares."""
-
-    value: Tensor
-    version: int
-    squares: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,9 +62,8 @@ class NormRecorder:
     matrices: Sequence[Matrix]
     group: Any = None
     _squares: dict[str, list[Tensor]] = field(default_factory=dict, init=False)
-    _recent: deque[_Seen] = field(default_factory=lambda: deque(maxlen=_WINDOW), init=False)
+    _recent: SharedInputs[Tensor] = field(default_factory=SharedInputs, init=False)
     _mask: Tensor | None = field(default=None, init=False)
-    _experts: dict[str, Experts] = field(default_factory=dict, init=False)
     _pool: Tensor = field(default_factory=lambda: torch.empty(0), init=False)
     _used: int = field(default=0, init=False)
 
@@ -101,21 +87,19 @@ class NormRecorder:
 
     def receive(self, name: str, module: nn.Module, hidden: Tensor, batch: CalibrationBatch) -> None:
         """The input [B, T, D] (or its rows [B * T, D]) of a linear layer; sums over calls within one forward."""
-        squares = self._known(hidden)
+        squares = self._recent.known(hidden)
         if squares is None:
             squares = self._pooled(squared_norms(_rows(name, hidden, self._counted()), self._counted()))
-            self._recent.append(_Seen(hidden, hidden._version, squares))
+            self._recent.keep(hidden, squares)
         self._squares.setdefault(self._linear[name].name, []).append(squares)
 
-    def receive_routed(self, name: str, module: nn.Module, hidden: Tensor, index: Tensor) -> None:
+    def receive_routed(
+        self, name: str, experts: Experts, hidden: Tensor, index: Tensor, batch: CalibrationBatch
+    ) -> None:
         """The rows [N, D] that a mixture's experts read, and the experts int64 [N, K] of every row."""
         mask = self._counted()
         if len(hidden) != mask.numel():
             raise DataError(_unassigned(name, hidden, mask))
-        experts = self._experts.get(name) or Experts.of(module)
-        if experts is None:
-            raise DataError(f"the experts of {name} cannot be read")
-        self._experts[name] = experts
         samples = torch.arange(len(mask)).repeat_interleave(mask.shape[1]).to(hidden.device, non_blocking=True)
         counted = mask.reshape(-1).to(hidden.device, non_blocking=True)
         named = {(matrix.parameter.rpartition(".")[2], matrix.expert): matrix.name for matrix in self._routed[name]}
@@ -145,14 +129,6 @@ class NormRecorder:
             if matrix.name in found:
                 _check_finite(matrix, found[matrix.name], samples)
         return Norms(inputs, found)
-
-    def _known(self, hidden: Tensor) -> Tensor | None:
-        for seen in self._recent:
-            same = seen.value.data_ptr() == hidden.data_ptr() and seen.value.dtype == hidden.dtype
-            layout = seen.value.shape == hidden.shape and seen.value.stride() == hidden.stride()
-            if same and layout and seen.version == hidden._version and hidden.device == seen.value.device:
-                return seen.squares
-        return None
 
     def _pooled(self, squares: Tensor) -> Tensor:
         """A copy in one large tensor: small ones, kept between activations, would split the heap."""
