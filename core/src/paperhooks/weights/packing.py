@@ -1,0 +1,238 @@
+"""Weights in less room: codes of 1 to 8 bits with scales and zeros by group, or values beside a mask of their places.
+
+A packed weight knows its exact bytes before it is made, unpacks to the dtype it came from, and is tensors and plain
+numbers, so that it can be stored without knowing who made it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import torch
+from torch import Tensor
+
+from paperhooks.errors import DataError
+
+__all__ = ["Dense", "Masked", "Packed", "Quantised", "packed_bytes", "read_packed"]
+
+#: Bits of a code, as bits of planes that are packed one by one: each plane's entries fill bytes.
+_PLANES: Final = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
+
+
+class Packed:
+    """A weight matrix, or any tensor, in the room that it takes at a level.
+
+    :cvar form: how it is stored, for :func:`read_packed`.
+    """
+
+    form: ClassVar[str]
+
+    def unpack(self) -> Tensor:
+        """The values in their own dtype: a new tensor, or the one that is held."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is stored of it, by name."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """What else is needed to read the tensors, as plain data."""
+        return {}
+
+    @property
+    def bytes(self) -> int:
+        """What all of it takes."""
+        return sum(each.numel() * each.element_size() for each in self.tensors().values())
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Packed):
+    """All values as they are."""
+
+    values: Tensor
+    form: ClassVar[str] = "dense"
+
+    def unpack(self) -> Tensor:
+        """The values themselves, not a copy."""
+        return self.values
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The values."""
+        return {"values": self.values}
+
+
+@dataclass(frozen=True, eq=False)
+class Masked(Packed):
+    """The values that are not zero, in row-major order, and a bit for every entry.
+
+    :param values: [n]. :param bits: uint8 [ceil(N / 8)] of the N entries of ``shape``.
+    """
+
+    values: Tensor
+    bits: Tensor
+    shape: tuple[int, ...]
+    form: ClassVar[str] = "masked"
+
+    @classmethod
+    def of(cls, values: Tensor, kept: Tensor) -> Masked:
+        """A tensor of which only the entries that are True in ``kept``, bool of its shape, are kept; others are 0."""
+        return cls(values[kept].contiguous(), _packed(kept.reshape(1, -1).to(torch.uint8), 1)[0], tuple(values.shape))
+
+    def unpack(self) -> Tensor:
+        """The values at their places, zero elsewhere."""
+        n = math.prod(self.shape)
+        kept = _unpacked(self.bits[None], 1, n)[0].bool()
+        out = torch.zeros(n, dtype=self.values.dtype, device=self.values.device)
+        return out.masked_scatter_(kept, self.values).view(self.shape)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Values and mask."""
+        return {"values": self.values, "bits": self.bits}
+
+    def settings(self) -> dict[str, Any]:
+        """The shape."""
+        return {"shape": list(self.shape)}
+
+
+@dataclass(frozen=True, eq=False)
+class Quantised(Packed):
+    """Codes of ``width`` bits with a scale and a zero for every run of ``group`` columns: (code - zero) scale.
+
+    :param planes: uint8, the codes' bits as they are packed.
+    :param scales: [rows, groups], in the dtype of the weight; the last group may be shorter.
+    :param zeros: uint8 [rows, groups]: codes that stand for 0.
+    """
+
+    planes: tuple[Tensor, ...]
+    scales: Tensor
+    zeros: Tensor
+    width: int
+    columns: int
+    group: int
+    form: ClassVar[str] = "quantised"
+
+    @classmethod
+    def of(cls, codes: Tensor, scales: Tensor, zeros: Tensor, width: int, group: int) -> Quantised:
+        """Packs codes.
+
+        :param codes: int [rows, columns] from 0 to 2 ** width - 1. :param scales, zeros: [rows, groups]; zeros as codes.
+        :raises DataError: a width outside 1 to 8, codes or zeros outside of it, or groups that do not fit.
+        """
+        if width not in _PLANES:
+            raise DataError(f"codes have {width} bits; expected 1 to 8")
+        rows, columns = codes.shape
+        groups = math.ceil(columns / group)
+        if tuple(scales.shape) != (rows, groups) or scales.shape != zeros.shape:
+            raise DataError(
+                f"scales and zeros are {list(scales.shape)} and {list(zeros.shape)}; {columns} columns in groups of "
+                f"{group} have {[rows, groups]}"
+            )
+        for name, given in (("codes", codes), ("zeros", zeros)):
+            if given.numel() and not 0 <= int(given.min()) <= int(given.max()) < 2**width:
+                raise DataError(f"{name} go from {int(given.min())} to {int(given.max())}; {width} bits hold 0 to "
+                                f"{2**width - 1}")  # fmt: skip
+        planes, shift = [], 0
+        for bits in _PLANES[width]:
+            planes.append(_packed(((codes >> shift) & (2**bits - 1)).to(torch.uint8), bits))
+            shift += bits
+        return cls(tuple(planes), scales.contiguous(), zeros.to(torch.uint8).contiguous(), width, columns, group)
+
+    def codes(self) -> Tensor:
+        """The codes, uint8 [rows, columns]."""
+        out, shift = None, 0
+        for plane, bits in zip(self.planes, _PLANES[self.width], strict=True):
+            part = _unpacked(plane, bits, self.columns)
+            out = part if out is None else out.add_(part << shift)
+            shift += bits
+        assert out is not None
+        return out
+
+    def unpack(self) -> Tensor:
+        """(code - zero) scale, in float32 and rounded to the scales' dtype."""
+        codes, scales = self.codes(), self.scales.float()
+        rows, groups = scales.shape
+        offset = self.zeros.float() * scales
+        if self.columns == groups * self.group:
+            wide = codes.view(rows, groups, self.group).float()
+            return wide.mul_(scales[..., None]).sub_(offset[..., None]).view(rows, -1).to(self.scales.dtype)
+        place = torch.arange(self.columns, device=codes.device) // self.group
+        return codes.float().mul_(scales[:, place]).sub_(offset[:, place]).to(self.scales.dtype)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Planes of the codes, scales and zeros."""
+        planes = {f"plane{number}": plane for number, plane in enumerate(self.planes)}
+        return {**planes, "scales": self.scales, "zeros": self.zeros}
+
+    def settings(self) -> dict[str, Any]:
+        """Bits of a code, columns, and how many of them share a scale."""
+        return {"width": self.width, "columns": self.columns, "group": self.group}
+
+
+def packed_bytes(
+    shape: Sequence[int], *, width: int | None = None, group: int | None = None, kept: int | None = None,
+    itemsize: int = 2,
+) -> dict[str, int]:  # fmt: skip
+    """Exact bytes of a matrix before it is packed: of its ``codes``, and of all with scales, zeros and masks (``bytes``).
+
+    :param shape: [rows, columns]. :param width, group: for :class:`Quantised`. :param kept: entries, for
+        :class:`Masked`. :param itemsize: bytes of a value or scale. Without either, all values as they are.
+    """
+    n = math.prod(shape)
+    if width is not None:
+        rows, columns = shape
+        codes = rows * sum(math.ceil(columns / (8 // bits)) for bits in _PLANES[width])
+        scales = rows * math.ceil(columns / (group or columns))
+        return {"codes": codes, "bytes": codes + scales * (itemsize + 1)}
+    if kept is not None:
+        return {"codes": kept * itemsize, "bytes": kept * itemsize + math.ceil(n / 8)}
+    return {"codes": n * itemsize, "bytes": n * itemsize}
+
+
+def read_packed(form: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Packed:
+    """What :meth:`Packed.tensors` and :meth:`Packed.settings` say; raises DataError where they say nothing of the form."""
+    try:
+        if form == Dense.form:
+            return Dense(tensors["values"])
+        if form == Masked.form:
+            return Masked(tensors["values"], tensors["bits"], tuple(settings["shape"]))
+        if form == Quantised.form:
+            planes = tuple(tensors[f"plane{number}"] for number in range(len(_PLANES[settings["width"]])))
+            return Quantised(
+                planes, tensors["scales"], tensors["zeros"], settings["width"], settings["columns"], settings["group"]
+            )
+    except (KeyError, TypeError) as error:
+        raise DataError(f"a weight of the form {form!r} lacks {error}") from error
+    raise DataError(f"there is no form of weights {form!r}; known: dense, masked, quantised")
+
+
+def _packed(codes: Tensor, bits: int) -> Tensor:
+    """uint8 [rows, columns] below 2 ** bits as uint8 [rows, ceil(columns bits / 8)].
+
+    A byte holds entries that lie a share of the row apart, so that unpacking writes runs and not single entries.
+    """
+    share = 8 // bits
+    rows, columns = codes.shape
+    length = math.ceil(columns / share)
+    parts = torch.nn.functional.pad(codes, (0, length * share - columns)).view(rows, share, length)
+    out = parts[:, 0].clone()
+    for number in range(1, share):
+        out |= parts[:, number] << (number * bits)
+    return out
+
+
+def _unpacked(packed: Tensor, bits: int, columns: int) -> Tensor:
+    share, mask = 8 // bits, 2**bits - 1
+    if share == 1:
+        return packed.clone()
+    rows, length = packed.shape
+    out = torch.empty((rows, share, length), dtype=torch.uint8, device=packed.device)
+    for number in range(share):
+        part = torch.bitwise_right_shift(packed, number * bits, out=out[:, number])
+        if number < share - 1:
+            part &= mask
+    return (
+        out.view(rows, -1)[:, :columns] if share * length == columns else out.view(rows, -1)[:, :columns].contiguous()
+    )
