@@ -118,7 +118,8 @@ class Quantised(Packed):
     def of(cls, codes: Tensor, scales: Tensor, zeros: Tensor, width: int, group: int) -> Quantised:
         """Packs codes.
 
-        :param codes: int [rows, columns] from 0 to 2 ** width - 1. :param scales, zeros: [rows, groups]; zeros as codes.
+        :param codes: int [rows, columns] from 0 to 2 ** width - 1.
+        :param scales, zeros: [rows, groups]; zeros as codes.
         :raises DataError: a width outside 1 to 8, codes or zeros outside of it, or groups that do not fit.
         """
         if width not in _PLANES:
@@ -175,7 +176,7 @@ def packed_bytes(
     shape: Sequence[int], *, width: int | None = None, group: int | None = None, kept: int | None = None,
     itemsize: int = 2,
 ) -> dict[str, int]:  # fmt: skip
-    """Exact bytes of a matrix before it is packed: of its ``codes``, and of all with scales, zeros and masks (``bytes``).
+    """Exact bytes of a matrix before it is packed: of its ``codes``, and with scales, zeros and masks (``bytes``).
 
     :param shape: [rows, columns]. :param width, group: for :class:`Quantised`. :param kept: entries, for
         :class:`Masked`. :param itemsize: bytes of a value or scale. Without either, all values as they are.
@@ -192,7 +193,10 @@ def packed_bytes(
 
 
 def read_packed(form: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Packed:
-    """What :meth:`Packed.tensors` and :meth:`Packed.settings` say; raises DataError where they say nothing of the form."""
+    """The weight that :meth:`Packed.tensors` and :meth:`Packed.settings` tell of.
+
+    :raises DataError: an unknown form, or one of which something is missing.
+    """
     try:
         if form == Dense.form:
             return Dense(tensors["values"])
