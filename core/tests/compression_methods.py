@@ -9,17 +9,30 @@ from functools import partial
 import torch
 from paperhooks import Level, Traits, hookimpl
 from paperhooks.models import calibrate
+from paperhooks.weights import Dense, Masked, Quantised, packed_bytes
 
 LINEARS = r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
 
 
-def prune(journal, name, module, *, share):
-    """Set the smallest ``share`` of a weight's entries to zero."""
-    original = journal.original(f"{name}.weight")
-    order = original.abs().flatten().argsort(stable=True)
-    cut = order[: int(share * len(order))]
-    journal.write_sparse(f"{name}.weight", order, original.flatten()[order])
-    journal.scale_sparse(f"{name}.weight", cut, 0.0)
+def pruned(module, share):
+    """The weight without the smallest ``share`` of its entries."""
+    weight = module.weight.detach()
+    order = weight.abs().flatten().argsort(stable=True)
+    kept = torch.ones(weight.numel(), dtype=torch.bool)
+    kept[order[: int(share * len(order))]] = False
+    return {"weight": Masked.of(weight, kept.view_as(weight))}
+
+
+def rounded(module, width, group):
+    """The weight rounded to the nearest of 2 ** width values of its group."""
+    weight = module.weight.detach().float()
+    rows, columns = weight.shape
+    parts = weight.view(rows, columns // group, group)
+    low, high = parts.amin(-1).clamp(max=0), parts.amax(-1).clamp(min=0)
+    scales = ((high - low) / (2**width - 1)).clamp(min=1e-8).to(module.weight.dtype)
+    zeros = (-low / scales.float()).round().clamp(0, 2**width - 1)
+    codes = (parts / scales.float()[..., None] + zeros[..., None]).round().clamp(0, 2**width - 1)
+    return {"weight": Quantised.of(codes.view(rows, columns).int(), scales, zeros.int(), width, group)}
 
 
 @dataclass(eq=False)
@@ -30,16 +43,44 @@ class Magnitude:
     traits = Traits(writes=frozenset({"weights"}))
 
     @hookimpl
-    def compression_levels(self, view, name, module, request):
-        if not isinstance(module, torch.nn.Linear):
-            return None
-        size = module.weight.numel()
-        return [
-            Level(
-                "magnitude", f"zeros {s}", {"parameters": size - int(s * size)}, partial(prune, share=s), {"share": s}
+    def compression_levels(self, view, modules, request):
+        return {name: self.levels(module) for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
+
+    def levels(self, module):
+        weight = module.weight
+        size = weight.numel()
+        found = []
+        for s in self.shares:
+            kept = size - int(s * size)
+            told = packed_bytes(weight.shape, kept=kept, itemsize=weight.element_size())
+            cost = {"parameters": kept, **told}
+            found.append(
+                Level("magnitude", f"zeros {s}", cost, partial(pruned, module, s) if s else None, {"share": s})
             )
-            for s in self.shares
-        ]
+        return found
+
+
+@dataclass(eq=False)
+class Nearest:
+    """Offers rounding each linear layer to codes of some bits."""
+
+    widths: tuple[int, ...] = (2, 3, 4)
+    group: int = 16
+    traits = Traits(writes=frozenset({"weights"}))
+
+    @hookimpl
+    def compression_levels(self, modules):
+        found = {}
+        for name, module in modules.items():
+            weight = module.weight
+            told = {w: packed_bytes(weight.shape, width=w, group=self.group, itemsize=weight.element_size())
+                    for w in self.widths}  # fmt: skip
+            found[name] = [
+                Level("nearest", f"{w} bits", {"parameters": weight.numel(), **told[w]},
+                      partial(rounded, module, w, self.group), {"width": w})
+                for w in self.widths
+            ]  # fmt: skip
+        return found
 
 
 @dataclass(eq=False)
@@ -49,11 +90,14 @@ class Halve:
     traits = Traits()
 
     @hookimpl
-    def compression_levels(self, name, module):
-        def halve(journal, name, module):
-            journal.write(f"{name}.weight", journal.original(f"{name}.weight") / 2)
+    def compression_levels(self, modules):
+        def halved(module):
+            return {"weight": Dense(module.weight.detach() / 2)}
 
-        return [Level("halve", "half", {"parameters": module.weight.numel()}, halve)]
+        return {
+            name: [Level("halve", "half", {"parameters": module.weight.numel()}, partial(halved, module))]
+            for name, module in modules.items()
+        }
 
 
 @dataclass(eq=False)
@@ -81,9 +125,9 @@ class Greedy:
         while sum(levels[n][i].cost["parameters"] for n, i in chosen.items()) > request.target * total:
             open_ones = [n for n, i in chosen.items() if i + 1 < len(levels[n])]
             chosen[min(open_ones, key=lambda n: norms[n] * (chosen[n] + 1))] += 1
-        for name, i in chosen.items():
-            if i:
-                levels[name][i].apply(view.journal, name, modules[name])
+        with levels:
+            levels.switch({name: levels[name][i].label for name, i in chosen.items() if i})
+            levels.write(view.journal)
         labels = {name: levels[name][i].label for name, i in chosen.items()}
         return request.artefact(view, data={"levels": labels}, tensors={"norms": torch.tensor(list(norms.values()))})
 

@@ -9,7 +9,7 @@ import paperhooks
 import pytest
 import torch
 from compression_methods import LINEARS, Answers, Greedy, Halve, Magnitude
-from paperhooks import Artefact, ArtefactError, DataError, HookError, ModelView, PluginConflict, PluginInfo
+from paperhooks import Artefact, ArtefactError, DataError, HookError, Level, ModelView, PluginConflict, PluginInfo
 from paperhooks.compression import compress
 from paperhooks.errors import PluginError, PluginIncompatible, PluginNotFound
 from paperhooks.hooks import CompressionRequest
@@ -161,13 +161,17 @@ def test_levels_of_several_methods_are_collected_in_order_and_switched_freely() 
     model, seen = tiny_llama(layers=2), {}
 
     def search(view, request):
-        seen.update(request.levels(view, [UP]))
-        module, journal = view.model.get_submodule(UP), view.journal
+        levels = request.levels(view, [UP])
+        seen.update(levels)
+        module = view.model.get_submodule(UP)
         original = module.weight.detach().clone()
-        for level in [*seen[UP], *reversed(seen[UP])]:
-            level.apply(journal, UP, module)
-        assert torch.equal(module.weight, original)  # "zeros 0.0" came last
-        seen[UP][-1].apply(journal, UP, module)
+        with levels:
+            for level in [*levels[UP], *reversed(levels[UP])]:
+                levels.switch({UP: level.label})
+            assert torch.equal(module.weight, original)  # "zeros 0.0" came last
+            levels.switch({UP: "half"})
+            assert torch.equal(module.weight, original / 2)
+            levels.write(view.journal)
         assert torch.equal(module.weight, original / 2)
         return request.artefact(view)
 
@@ -181,10 +185,16 @@ def test_levels_of_several_methods_are_collected_in_order_and_switched_freely() 
 
 def test_offers_that_are_no_levels_are_refused() -> None:
     view = ModelView.from_model(tiny_llama(layers=2))
-    request = CompressionRequest("x", offers=[lambda *_: ["50%"]])
-    with pytest.raises(HookError, match="returned list; expected a sequence of Level"):
-        request.levels(view, [UP])
-    assert CompressionRequest("x", offers=[lambda *_: None]).levels(view, [UP]) == {UP: []}
+    level = Level("x", "half", {"bytes": 1})
+    for answer, said in (
+        (["50%"], "returned list; expected a mapping of module names to levels, or None"),
+        ({UP: ["50%"]}, f"gave list for {UP}; expected a sequence of Level"),
+        ({"lm_head": [level]}, "offers levels of 'lm_head', which it was not asked about"),
+        ({UP: [level, level]}, f"two levels of {UP} are called 'half'"),
+    ):
+        with pytest.raises(HookError, match=said):
+            CompressionRequest("x", offers=[lambda *_, answer=answer: answer]).levels(view, [UP])
+    assert dict(CompressionRequest("x", offers=[lambda *_: None]).levels(view, [UP])) == {UP: ()}
 
 
 def test_generators_are_private_and_seeded() -> None:

@@ -21,9 +21,9 @@ from .errors import UnsupportedModel as UnsupportedModel
 from .hooks.call import Call as Call
 from .hooks.call import Site as Site
 from .hooks.compression import CompressionRequest as CompressionRequest
-from .hooks.compression import Level as Level
 from .hooks.inputs import DecoderInputs as DecoderInputs
 from .hooks.inputs import LayerInputs as LayerInputs
+from .hooks.levels import Level as Level
 from .hooks.loss import LossContext as LossContext
 from .hooks.specs import hookimpl as hookimpl
 from .info import HOOK_API as HOOK_API

@@ -2,9 +2,10 @@ from .attention_rows import attention_from as attention_from
 from .call import Call as Call
 from .call import Site as Site
 from .compression import CompressionRequest as CompressionRequest
-from .compression import Level as Level
 from .inputs import DecoderInputs as DecoderInputs
 from .inputs import LayerInputs as LayerInputs
+from .levels import Level as Level
+from .levels import Levels as Levels
 from .loss import LossContext as LossContext
 from .specs import CHAINED as CHAINED
 from .specs import CatalogHooks as CatalogHooks

@@ -1,57 +1,22 @@
-"""What the hooks ``compression`` and ``compression_levels`` are asked, and the levels they offer."""
+"""What the hooks ``compression`` and ``compression_levels`` are asked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from paperhooks.errors import DataError, HookError
+from paperhooks.errors import DataError
+from paperhooks.hooks.levels import Levels, collected
 from paperhooks.models.batches import token_batches
-from paperhooks.models.calibration import find_module
 from paperhooks.models.view import ModelView
 from paperhooks.reports.run_folder import RunFolder
 from paperhooks.weights.artefact import Artefact
 
-if TYPE_CHECKING:
-    from paperhooks.weights.journal import WeightJournal
-
-__all__ = ["CompressionRequest", "Level", "LevelAction"]
-
-
-class LevelAction(Protocol):
-    """Brings one module to a level: writes its parameters through ``journal``, naming no method."""
-
-    def __call__(self, journal: WeightJournal, name: str, module: nn.Module) -> object:
-        """Write new values for the parameters of ``module``, whose qualified name is ``name``."""
-
-
-@dataclass(frozen=True, eq=False)
-class Level:
-    """Something that could be done to one module.
-
-    method, label
-        Who offers it, and its name among that method's levels of the module, such as ``"sparsity 0.5"``.
-    cost
-        What the module costs at this level, by kind: ``{"bytes": ..., "flops": ..., "parameters": ...}``.
-    action
-        Brings the module to the level.
-    options
-        The level's own settings, for records.
-    """
-
-    method: str
-    label: str
-    cost: Mapping[str, float]
-    action: LevelAction
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def apply(self, journal: WeightJournal, name: str, module: nn.Module) -> None:
-        """Bring ``module`` to this level; levels start from the module's original weights, not from one another."""
-        self.action(journal, name, module)
+__all__ = ["CompressionRequest"]
 
 
 @dataclass(eq=False)
@@ -95,27 +60,18 @@ class CompressionRequest:
         """A new random generator on the CPU, seeded with :attr:`seed`."""
         return torch.Generator().manual_seed(self.seed)
 
-    def levels(self, view: ModelView, modules: Iterable[str]) -> dict[str, list[Level]]:
-        """What all methods of this run offer for each module, in the order in which the methods were given.
+    def levels(self, view: ModelView, modules: Iterable[str]) -> Levels:
+        """What all methods of this run offer for the modules, in the order in which the methods were given.
 
-        Raises HookError for an offer that is no sequence of levels, LookupError for a module that does not exist.
+        Every method is asked once, for all modules together, so that it reads its calibration data once.
+
+        :raises HookError: an offer that is no mapping to levels, or two levels of one label for a module.
+        :raises LookupError: a module that does not exist. :raises DataError: two modules that share a parameter.
         """
-        found: dict[str, list[Level]] = {}
-        for name in modules:
-            module = find_module(view.model, name)
-            found[name] = [level for offer in self.offers for level in _checked(offer(view, name, module, self))]
-        return found
+        return Levels(view, collected(self.offers, view, modules, self))
 
     def artefact(
         self, view: ModelView, *, data: Mapping[str, Any] | None = None, tensors: Mapping[str, Tensor] | None = None
     ) -> Artefact:
         """The open edits of ``view.journal`` as the artefact of this request."""
         return Artefact.from_journal(view.journal, method=self.method, options=self.options, data=data, tensors=tensors)
-
-
-def _checked(offer: Any) -> Sequence[Level]:
-    if offer is None:
-        return ()
-    if not isinstance(offer, Sequence) or not all(isinstance(level, Level) for level in offer):
-        raise HookError(f"compression_levels returned {type(offer).__name__}; expected a sequence of Level, or None")
-    return offer

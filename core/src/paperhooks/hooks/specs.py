@@ -47,8 +47,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from paperhooks.hooks.call import Call, Site
-    from paperhooks.hooks.compression import CompressionRequest, Level
+    from paperhooks.hooks.compression import CompressionRequest
     from paperhooks.hooks.inputs import DecoderInputs, LayerInputs
+    from paperhooks.hooks.levels import Level
     from paperhooks.hooks.loss import LossContext
     from paperhooks.info import TaskInfo
     from paperhooks.models.view import ModelView
@@ -152,15 +153,14 @@ class OfflineHooks:
 
     @hookspec
     def compression_levels(
-        self, view: ModelView, name: str, module: nn.Module, request: CompressionRequest
-    ) -> Sequence[Level] | None:
-        """Say what could be done to one module, and at what cost. Collected over all methods of a run.
+        self, view: ModelView, modules: Mapping[str, nn.Module], request: CompressionRequest
+    ) -> Mapping[str, Sequence[Level]] | None:
+        """Say what could be done to modules, and at what cost. Collected over all methods of a run.
 
         :param view: the model.
-        :param name: the module's qualified name.
-        :param module: the module itself, unchanged.
-        :param request: the running request.
-        :return: the levels this method offers for the module, or None.
+        :param modules: qualified name to module, unchanged: linear layers, or larger parts.
+        :param request: the running request, with the calibration data.
+        :return: name to the levels this method offers, of those modules for which it has any; or None.
         """
 
     @hookspec(firstresult=True)

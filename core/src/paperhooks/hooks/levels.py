@@ -1,0 +1,267 @@
+"""Levels that modules can be brought to, and a live model that stands at one level of each.
+
+A level knows what it costs before its values are made, and has them packed, so that a search holds all of them in
+memory and opens no file. :meth:`Levels.switch` moves only what differs: a parameter's storage is exchanged, nothing is
+written twice, and the journal hears of the final choice alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from paperhooks.errors import DataError, HookError, UnsupportedModel, did_you_mean
+from paperhooks.models.calibration import find_module
+from paperhooks.weights.entries import ordinary
+from paperhooks.weights.packing import Packed
+
+if TYPE_CHECKING:
+    from paperhooks.models.view import ModelView
+    from paperhooks.weights.journal import WeightJournal
+
+__all__ = ["Level", "Levels"]
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """Something that could be done to one module.
+
+    method, label
+        Who offers it, and its name among all levels of the module, such as ``"sparsity 0.5"``.
+    cost
+        What the module costs at this level, by kind: exact ``"bytes"`` (codes, scales, zeros and masks), ``"codes"``
+        for those of codes alone, ``"flops"``, ``"parameters"``.
+    prepare
+        Makes the values of the module's parameters at this level, packed, by the parameter's name in the module, such
+        as ``{"weight": ...}``; parameters that it does not name stay. None leaves the module as it is. Called once,
+        while the module has its own weights.
+    options
+        The level's own settings, for records.
+    """
+
+    method: str
+    label: str
+    cost: Mapping[str, float]
+    prepare: Callable[[], Mapping[str, Packed]] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Levels(Mapping[str, Sequence[Level]]):
+    """What is offered for each module, and the model at a choice of them.
+
+        with request.levels(view, names) as levels:
+            levels.switch({"model.layers.0.mlp.up_proj": "3 bits"})
+            ...                                   # measure
+            levels.write(view.journal)            # the choice that it stands at
+
+    Modules that are not in a choice have their own weights. At the end of the block the model has its own weights
+    again, bit for bit, but for what was written to the journal.
+
+    :param offers: qualified module name to its levels.
+    :raises HookError: two levels of one label for a module. :raises LookupError: no such module.
+    :raises DataError: a parameter that two of the modules share, as tied embeddings are.
+    """
+
+    def __init__(self, view: ModelView, offers: Mapping[str, Sequence[Level]]) -> None:
+        self.view = view
+        self._offers = {name: tuple(levels) for name, levels in offers.items()}
+        self._modules = {name: find_module(view.model, name) for name in offers}
+        self._choice: dict[str, Level] = {}
+        self._packed: dict[tuple[str, str], Mapping[str, Packed]] = {}
+        self._own: dict[str, dict[str, Tensor]] = {}
+        for name, levels in self._offers.items():
+            labels = [level.label for level in levels]
+            if twice := sorted({label for label in labels if labels.count(label) > 1}):
+                raise HookError(f"two levels of {name} are called {twice[0]!r}; a label has to be a module's own")
+        _check_shared(self._modules)
+
+    # -- what there is -------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Sequence[Level]:
+        return self._offers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._offers)
+
+    def __len__(self) -> int:
+        return len(self._offers)
+
+    def level(self, name: str, label: str) -> Level:
+        """A level by its label; raises DataError for a module or label that is not among the offers."""
+        if name not in self._offers:
+            raise DataError(f"there are no levels of {name!r}; {did_you_mean(name, self._offers)}")
+        for level in self._offers[name]:
+            if level.label == label:
+                return level
+        raise DataError(f"{name} has no level {label!r}; {did_you_mean(label, [one.label for one in self[name]])}")
+
+    def cost(self, choice: Mapping[str, str], kind: str = "bytes") -> float:
+        """What the chosen modules cost together; raises DataError where a level does not tell this kind of cost."""
+        total = 0.0
+        for name, label in choice.items():
+            level = self.level(name, label)
+            if kind not in level.cost:
+                raise DataError(f"the level {label!r} of {name} tells no {kind!r}; it tells {', '.join(level.cost)}")
+            total += level.cost[kind]
+        return total
+
+    def packed(self, name: str, label: str) -> Mapping[str, Packed]:
+        """The packed values of a level, made at the first time; raises HookError for what its method may not make."""
+        key = name, label
+        if key not in self._packed:
+            level, module = self.level(name, label), self._modules[name]
+            with self._at_home(name):
+                made = {} if level.prepare is None else dict(level.prepare())
+            self._packed[key] = MappingProxyType(made)
+            own = dict(module.named_parameters(recurse=False))
+            for parameter, packed in made.items():
+                if parameter not in own or not isinstance(packed, Packed):
+                    del self._packed[key]
+                    raise HookError(
+                        f"the level {label!r} of {name} by {level.method!r} gives {type(packed).__name__} for "
+                        f"{parameter!r}; expected packed values of its parameters {', '.join(own)}"
+                    )
+        return self._packed[key]
+
+    # -- the live model ------------------------------------------------------------------------------------------------
+
+    @property
+    def choice(self) -> Mapping[str, str]:
+        """The level of each module that the model stands at now, but for those that have their own weights."""
+        return {name: level.label for name, level in self._choice.items()}
+
+    def switch(self, choice: Mapping[str, str]) -> None:
+        """Bring the live model to a choice of levels, module name to label; only what differs is moved.
+
+        After an error, an interrupt included, the model stands where it stood before.
+
+        :raises DataError: an unknown module or label. :raises HookError: values of another shape or dtype than the
+            parameter's. :raises UnsupportedModel: a parameter that is no plain tensor here.
+        """
+        wanted = {name: self.level(name, label) for name, label in choice.items()}
+        moved = [name for name in {**self._choice, **wanted} if self._choice.get(name) is not wanted.get(name)]
+        before: list[tuple[nn.Parameter, Tensor]] = []
+        try:
+            for name in moved:
+                self._move(name, wanted.get(name), before)
+        except BaseException:
+            for parameter, values in reversed(before):
+                parameter.data = values
+            raise
+        self._choice = wanted
+
+    def restore(self) -> None:
+        """Give all modules their own weights again, and forget which these are."""
+        self.switch({})
+        self._own.clear()
+
+    def write(self, journal: WeightJournal, *, method: str = "") -> None:
+        """Write the choice that the model stands at through a journal, from which it can be undone.
+
+        The model has its own weights in between. Raises what the journal raises; then the choice is not written, and
+        the model has its own weights.
+        """
+        choice = self._choice
+        self.restore()
+        for name, level in choice.items():
+            for parameter, packed in self.packed(name, level.label).items():
+                journal.write(f"{name}.{parameter}", packed.unpack(), method=method)
+
+    def __enter__(self) -> Levels:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.restore()
+
+    @contextmanager
+    def _at_home(self, name: str) -> Iterator[None]:
+        """The module with its own weights: what a level is made from, wherever the model stands."""
+        module = self._modules[name]
+        parameters = {key: module.get_parameter(key) for key in self._own.get(name, {})}
+        here = {key: parameter.data for key, parameter in parameters.items()}
+        try:
+            for key, parameter in parameters.items():
+                parameter.data = self._own[name][key]
+            yield
+        finally:
+            for key, parameter in parameters.items():
+                parameter.data = here[key]
+
+    def _move(self, name: str, level: Level | None, before: list[tuple[nn.Parameter, Tensor]]) -> None:
+        """One module to a level, or to its own weights; what its parameters held goes to ``before``."""
+        module, own = self._modules[name], self._own.get(name, {})
+        values = self.packed(name, level.label) if level is not None else {}
+        for parameter_name in dict.fromkeys([*values, *own]):
+            parameter = module.get_parameter(parameter_name)
+            if parameter_name in values:
+                _check_plain(name, parameter_name, parameter)
+                new = _fitting(name, parameter_name, parameter, values[parameter_name])
+            else:
+                new = own[parameter_name]
+            self._own.setdefault(name, {}).setdefault(parameter_name, parameter.data)
+            before.append((parameter, parameter.data))
+            parameter.data = new
+
+
+def _fitting(name: str, parameter_name: str, parameter: nn.Parameter, packed: Packed) -> Tensor:
+    new = packed.unpack()
+    if new.shape != parameter.shape or new.dtype != parameter.dtype:
+        raise HookError(
+            f"the values for {name}.{parameter_name} are {new.dtype} {list(new.shape)}; expected {parameter.dtype} "
+            f"{list(parameter.shape)}"
+        )
+    return new.to(parameter.device)
+
+
+def _check_plain(name: str, parameter_name: str, parameter: nn.Parameter) -> None:
+    if type(parameter) is not nn.Parameter or not ordinary(parameter) or parameter.is_meta:
+        raise UnsupportedModel(
+            f"{name}.{parameter_name} is a {type(parameter).__name__} on {parameter.device.type}; levels exchange "
+            "plain parameters that are in memory: load the model whole and without quantisation"
+        )
+
+
+def _check_shared(modules: Mapping[str, nn.Module]) -> None:
+    holders: dict[int, str] = {}
+    for name, module in modules.items():
+        for parameter in module.parameters(recurse=False):
+            other = holders.setdefault(id(parameter), name)
+            if other != name:
+                raise DataError(
+                    f"{name} and {other} share a parameter; leave one of them out, so that it has one level at a time"
+                )
+
+
+def collected(
+    offers: Iterable[Callable[..., Any]], view: ModelView, names: Iterable[str], request: Any
+) -> dict[str, list[Level]]:
+    """What all offers of ``compression_levels`` say of the modules, in their order.
+
+    :raises HookError: an offer that is no mapping of names to levels, or names a module that was not asked for.
+    :raises LookupError: a module that does not exist.
+    """
+    modules = {name: find_module(view.model, name) for name in names}
+    found: dict[str, list[Level]] = {name: [] for name in modules}
+    for offer in offers:
+        answer = offer(view, MappingProxyType(modules), request)
+        if answer is None:
+            continue
+        if not isinstance(answer, Mapping):
+            raise HookError(
+                f"compression_levels returned {type(answer).__name__}; expected a mapping of module names to levels, "
+                "or None"
+            )
+        for name, levels in answer.items():
+            if name not in found:
+                raise HookError(f"compression_levels offers levels of {name!r}, which it was not asked about")
+            if not isinstance(levels, Sequence) or not all(isinstance(level, Level) for level in levels):
+                raise HookError(
+                    f"compression_levels gave {type(levels).__name__} for {name}; expected a sequence of Level"
+                )
+            found[name] += levels
+    return found

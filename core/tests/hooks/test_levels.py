@@ -1,0 +1,223 @@
+"""Levels of many modules on a live model: switched freely, at exact cost, and undone bit for bit."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+import torch
+from compression_methods import LINEARS, Magnitude, Nearest
+from paperhooks import DataError, HookError, Level, ModelView, Traits, hookimpl
+from paperhooks.errors import UnsupportedModel
+from paperhooks.hooks import CompressionRequest, Levels
+from paperhooks.models import calibrate
+from paperhooks.testing import fingerprint, tiny_llama, tiny_text
+from paperhooks.weights import Dense, WeightJournal
+from torch import nn
+
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
+UP = "model.layers.0.mlp.up_proj"
+DOWN = "model.layers.1.mlp.down_proj"
+
+
+def offered(model: nn.Module, *methods: object, pattern: str = LINEARS, **options) -> tuple[ModelView, Levels]:
+    view = ModelView.from_model(model)
+    offers = [lambda view, modules, request, own=own: _asked(own, view, modules, request) for own in methods]
+    request = CompressionRequest("search", offers=offers, **options)
+    return view, request.levels(view, [name for name, _ in view.modules(pattern)])
+
+
+def _asked(method, view, modules, request):
+    return (
+        method.compression_levels(modules)
+        if isinstance(method, Nearest)
+        else method.compression_levels(view, modules, request)
+    )
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def test_a_thousand_switches_leave_nothing_behind() -> None:
+    """Two methods' levels together, at random; every choice gives what it gave before."""
+    model = tiny_llama(layers=2)
+    before, own, plain = fingerprint(model), logits(model), [p.data_ptr() for p in model.parameters()]
+    _, levels = offered(model, Magnitude(), Nearest())
+    draw, seen = random.Random(0), {}
+    names = list(levels)
+    with levels:
+        for _ in range(1000):
+            some = draw.sample(names, draw.randint(0, 3))
+            choice = {name: draw.choice(levels[name]).label for name in some}
+            levels.switch(choice)
+            assert levels.choice == choice
+            if draw.random() < 0.05:
+                key = tuple(sorted(choice.items()))
+                found = logits(model)
+                assert torch.equal(seen.setdefault(key, found), found)
+        levels.switch({names[0]: levels[names[0]][-1].label})
+        assert not torch.equal(logits(model), own)
+    assert fingerprint(model) == before
+    assert torch.equal(logits(model), own)
+    assert [p.data_ptr() for p in model.parameters()] == plain, "the very memory that was there"
+
+
+def test_a_level_gives_its_values_and_costs_their_bytes() -> None:
+    model = tiny_llama(layers=2)
+    _, levels = offered(model, Magnitude(), Nearest())
+    for name in levels:
+        weight = model.get_parameter(f"{name}.weight").detach().clone()
+        for level in levels[name]:
+            packed = levels.packed(name, level.label)
+            if level.prepare is None:
+                assert not packed
+                continue
+            assert packed["weight"].bytes == level.cost["bytes"]
+            with levels:
+                levels.switch({name: level.label})
+                assert torch.equal(model.get_parameter(f"{name}.weight"), packed["weight"].unpack())
+            if level.method == "nearest":
+                step = (weight.amax() - weight.amin()) / (2 ** level.options["width"] - 1)
+                assert float((packed["weight"].unpack() - weight).abs().max()) <= float(step) * 0.51
+    choice = {UP: "3 bits", DOWN: "zeros 0.5"}
+    total = sum(levels.level(name, label).cost["bytes"] for name, label in choice.items())
+    assert levels.cost(choice) == total > levels.cost(choice, "codes")
+    with pytest.raises(DataError, match=f"the level '3 bits' of {UP} tells no 'flops'; it tells"):
+        levels.cost(choice, "flops")
+
+
+def test_levels_are_made_once_and_from_the_module_s_own_weights() -> None:
+    model, calls = tiny_llama(layers=2), []
+    view = ModelView.from_model(model)
+    weight = model.get_parameter(f"{UP}.weight")
+    own = weight.detach().clone()
+
+    def made(factor: float) -> dict[str, Dense]:
+        calls.append(factor)
+        return {"weight": Dense(weight.detach() * factor)}
+
+    offers = {UP: [Level("x", str(f), {"bytes": 1}, partial(made, f)) for f in (2.0, 3.0)]}
+    with Levels(view, offers) as levels:
+        for label in ("2.0", "3.0", "2.0", "3.0"):
+            levels.switch({UP: label})
+            assert torch.equal(weight, own * float(label)), "not of the other level's weights"
+    assert calls == [2.0, 3.0]
+    assert torch.equal(weight, own)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
+def test_an_error_in_the_middle_leaves_the_model_where_it_was(error: BaseException) -> None:
+    model = tiny_llama(layers=2)
+    before = fingerprint(model)
+    view, levels = offered(model, Magnitude(), Nearest())
+
+    def breaks() -> dict[str, Dense]:
+        raise error
+
+    offers = {**levels, DOWN: [Level("x", "breaks", {}, breaks), *levels[DOWN]]}
+    with Levels(view, offers) as levels:
+        levels.switch({UP: "2 bits", DOWN: "zeros 0.5"})
+        at = logits(model)
+        with pytest.raises(type(error)):
+            levels.switch({UP: "4 bits", DOWN: "breaks"})
+        assert levels.choice == {UP: "2 bits", DOWN: "zeros 0.5"}
+        assert torch.equal(logits(model), at)
+        levels.switch({UP: "4 bits"})
+    assert fingerprint(model) == before
+
+
+def test_no_file_is_opened_in_a_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama(layers=2)
+    _, levels = offered(model, Nearest())
+    monkeypatch.setattr("builtins.open", lambda *a, **k: pytest.fail("a file was opened"))
+    monkeypatch.setattr("io.open", lambda *a, **k: pytest.fail("a file was opened"))
+    with levels:
+        for label in ("2 bits", "3 bits", "2 bits"):
+            levels.switch(dict.fromkeys(levels, label))
+
+
+def test_the_journal_hears_of_the_final_choice_alone() -> None:
+    model, choice = tiny_llama(layers=2), {UP: "3 bits", DOWN: "zeros 0.75"}
+    before = fingerprint(model)
+    _, levels = offered(model, Magnitude(), Nearest())
+    journal = WeightJournal(model)
+    with levels:
+        levels.switch({UP: "2 bits", DOWN: "zeros 0.5"})
+        levels.switch(choice)
+        wanted = logits(model)
+        levels.write(journal, method="search")
+    assert set(journal.changed) == {f"{name}.weight" for name in choice}
+    assert torch.equal(logits(model), wanted)
+    journal.undo()
+    assert fingerprint(model) == before
+
+
+def test_what_cannot_be_chosen_or_made_is_refused() -> None:
+    model = tiny_llama(layers=2)
+    view, levels = offered(model, Nearest())
+    with pytest.raises(DataError, match=f"there are no levels of 'model.layers.0.mlp.up'; did you mean '{UP}'"):
+        levels.switch({"model.layers.0.mlp.up": "2 bits"})
+    with pytest.raises(DataError, match=f"{UP} has no level '5 bits'; did you mean"):
+        levels.switch({UP: "5 bits"})
+    odd = {
+        "shape": ({"weight": Dense(torch.zeros(2, 2))}, r"\[2, 2\]; expected torch.float32 \[64, 32\]"),
+        "dtype": ({"weight": Dense(torch.zeros(64, 32).half())}, "are torch.float16"),
+        "name": ({"bias": Dense(torch.zeros(64))}, "gives Dense for 'bias'; expected packed values of its parameters"),
+        "kind": ({"weight": torch.zeros(64, 32)}, "gives Tensor for 'weight'"),
+    }  # fmt: skip
+    for label, (values, said) in odd.items():
+        offers = {UP: [Level("x", label, {}, lambda values=values: values)]}
+        with pytest.raises(HookError, match=said), Levels(view, offers) as made:
+            made.switch({UP: label})
+    assert torch.equal(logits(model), logits(tiny_llama(layers=2)))
+
+
+def test_modules_that_share_a_parameter_are_refused() -> None:
+    model = tiny_text("gemma2", layers=1)
+    tied = tiny_llama(layers=1)
+    tied.lm_head.weight = tied.model.embed_tokens.weight
+    level = Level("x", "half", {})
+    with pytest.raises(DataError, match=r"model\.embed_tokens and lm_head share a parameter; leave one"):
+        Levels(ModelView.from_model(tied), {"lm_head": [level], "model.embed_tokens": [level]})
+    with pytest.raises(LookupError, match="has no module"):
+        Levels(ModelView.from_model(model), {"nowhere": [level]})
+
+
+def test_parameters_that_are_not_in_memory_are_refused() -> None:
+    model = tiny_llama(layers=1)
+    name = "model.layers.0.mlp.up_proj"
+    model.get_submodule(name).to("meta")
+    offers = {name: [Level("x", "zero", {}, lambda: {"weight": Dense(torch.zeros(64, 32))})]}
+    with pytest.raises(UnsupportedModel, match=r"up_proj.weight is a Parameter on meta; levels exchange plain"):
+        Levels(ModelView.from_model(model), offers).switch({name: "zero"})
+
+
+@dataclass(eq=False)
+class Calibrated:
+    """Reads the data once for all modules that it offers levels for."""
+
+    passes: int = 0
+    traits = Traits()
+
+    @hookimpl
+    def compression_levels(self, view, modules, request):
+        seen = dict.fromkeys(modules, 0)
+
+        def count(name, module, hidden, batch):
+            seen[name] += 1
+
+        calibrate(view, request.batches(), modules, count, progress=False)
+        self.passes += 1
+        return {name: [Level("calibrated", f"of {n}", {"bytes": n})] for name, n in seen.items()}
+
+
+def test_a_method_with_calibration_reads_the_data_once() -> None:
+    method = Calibrated()
+    _, levels = offered(tiny_llama(layers=2), method, data=[[5, 6, 7], [8, 9]])
+    assert method.passes == 1
+    assert len(levels) == 14
+    assert all(one.label == "of 2" for own in levels.values() for one in own)
