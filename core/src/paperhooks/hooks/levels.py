@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from paperhooks.errors import DataError, HookError, UnsupportedModel, did_you_mean
 from paperhooks.models.calibration import find_module
 from paperhooks.weights.entries import ordinary
-from paperhooks.weights.packing import Packed
+from paperhooks.weights.packed_forms import Packed
 
 if TYPE_CHECKING:
     from paperhooks.models.view import ModelView

@@ -3,9 +3,9 @@ from .artefact import Edit as Edit
 from .artefact import warn_of_config as warn_of_config
 from .entries import ordinary as ordinary
 from .journal import WeightJournal as WeightJournal
-from .packing import Dense as Dense
-from .packing import Masked as Masked
-from .packing import Packed as Packed
-from .packing import Quantised as Quantised
-from .packing import packed_bytes as packed_bytes
-from .packing import read_packed as read_packed
+from .packed_forms import Dense as Dense
+from .packed_forms import Masked as Masked
+from .packed_forms import Packed as Packed
+from .packed_forms import Quantised as Quantised
+from .packed_forms import packed_bytes as packed_bytes
+from .packed_forms import read_packed as read_packed
