@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 from paperhooks.authoring.template import create_project
-from paperhooks.testing import ChildError, MethodContract, tiny_llama, tiny_vlm, vlm_inputs
+from paperhooks.hooks import CompressionRequest
+from paperhooks.models import ModelView
+from paperhooks.testing import ChildError, MethodContract, fingerprint, tiny_llama, tiny_vlm, vlm_inputs
 from repository import ROOT
 
 pytest_plugins = ["paperhooks.testing.fixtures"]
@@ -178,6 +180,25 @@ def test_messages_on_the_page_of_errors_are_those_of_the_code() -> None:
     source = re.sub(r'"\s*\n\s*f?"', "", "".join(file.read_text(encoding="utf-8") for file in files))
     parts = [part.strip("[] ") for message in messages for part in message.split("...")]
     assert [part for part in parts if part not in source] == []
+
+
+def test_levels_of_a_page_are_offered_switched_and_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offer, search = FENCE.findall((ROOT / "docs" / "compression-levels.md").read_text(encoding="utf-8"))
+    module = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)
+    exec(offer, vars(module))
+    model = tiny_llama()
+    before, view = fingerprint(model), ModelView.from_model(model)
+    method = module.Nearest()
+    request = CompressionRequest("search", offers=[lambda view, modules, request: method.compression_levels(modules)])
+    names = [name for name, _ in view.modules(r".*_proj")]
+    exec(search, {"request": request, "view": view, "names": names})
+    assert capsys.readouterr().out.endswith("{'model.layers.0.mlp.up_proj': '3 bits'}\n")
+    assert set(view.journal.changed) == {"model.layers.0.mlp.up_proj.weight"}
+    view.journal.undo()
+    assert fingerprint(model) == before
 
 
 def test_the_task_of_a_page_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
