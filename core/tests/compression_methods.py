@@ -129,7 +129,8 @@ class Greedy:
             levels.switch({name: levels[name][i].label for name, i in chosen.items() if i})
             levels.write(view.journal)
         labels = {name: levels[name][i].label for name, i in chosen.items()}
-        return request.artefact(view, data={"levels": labels}, tensors={"norms": torch.tensor(list(norms.values()))})
+        tensors = {"norms": torch.tensor(list(norms.values()))}
+        return request.artefact(view, data={"levels": labels}, tensors=tensors, levels=levels)
 
     def norms(self, view, request, names):
         """Sum of squared inputs a module, from the run folder if they are there."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import paperhooks
 import pytest
 import torch
-from compression_methods import LINEARS, Answers, Greedy, Halve, Magnitude
+from compression_methods import LINEARS, Answers, Greedy, Halve, Magnitude, Nearest
 from paperhooks import Artefact, ArtefactError, DataError, HookError, Level, ModelView, PluginConflict, PluginInfo
 from paperhooks.compression import compress
 from paperhooks.errors import PluginError, PluginIncompatible, PluginNotFound
@@ -180,6 +180,47 @@ def test_levels_of_several_methods_are_collected_in_order_and_switched_freely() 
     assert [level.method for level in seen[UP]][-2:] == ["magnitude", "halve"]
     assert artefact.method == "answers"
     artefact.undo()
+    assert same_weights(model, tiny_llama(layers=2))
+
+
+def test_an_artefact_of_levels_holds_them_packed(tmp_path: Path) -> None:
+    """A whole model at 3 bits: the file is as small, and gives the same logits elsewhere."""
+    model, fresh, ids = tiny_llama(layers=2), tiny_llama(layers=2), torch.tensor([[5, 6, 7]])
+
+    def search(view, request):
+        with request.levels(view, [name for name, _ in view.modules(LINEARS)]) as levels:
+            levels.switch(dict.fromkeys(levels, "3 bits"))
+            levels.write(view.journal)
+            return request.artefact(view, data={"levels": dict.fromkeys(levels, "3 bits")}, levels=levels)
+
+    artefact = squeeze(model, tmp_path / "packed", method=Answers(search), levels_from=[Nearest()])
+    assert len(artefact.edits) == 14
+    assert all(edit.packed is not None and edit.values is None for edit in artefact.edits.values())
+    entries = sum(edit.entries for edit in artefact.edits.values())
+    packed = sum(edit.packed.bytes for edit in artefact.edits.values())
+    assert packed < entries * 4 / 4
+    loaded = Artefact.load(tmp_path / "packed")
+    loaded.apply(fresh)
+    assert torch.equal(fresh(ids).logits, model(ids).logits)
+    loaded.undo()
+    assert same_weights(fresh, tiny_llama(layers=2))
+    artefact.undo()
+    assert same_weights(model, tiny_llama(layers=2))
+    with pytest.raises(ArtefactError, match="has other values"):
+        loaded.apply(tiny_llama(layers=2, seed=3))
+
+
+def test_packed_values_that_were_edited_further_are_refused() -> None:
+    def search(view, request):
+        with request.levels(view, [UP]) as levels:
+            levels.switch({UP: "3 bits"})
+            levels.write(view.journal)
+            view.journal.scale_sparse(f"{UP}.weight", torch.tensor([0]), 2.0)
+            return request.artefact(view, levels=levels)
+
+    model = tiny_llama(layers=2)
+    with pytest.raises(ArtefactError, match=f"the packed values of {UP}.weight are not those that were written"):
+        squeeze(model, method=Answers(search), levels_from=[Nearest()])
     assert same_weights(model, tiny_llama(layers=2))
 
 

@@ -159,9 +159,7 @@ def _inputs(model: nn.Module, methods: MethodSet, data: Any, target: Any) -> dic
 
 
 def _report(run: RunFolder, artefact: Artefact) -> None:
-    rows = [
-        (name, edit.values.numel(), _share(edit.values.numel(), edit.shape)) for name, edit in artefact.edits.items()
-    ]
+    rows = [(name, edit.entries, _share(edit.entries, edit.shape)) for name, edit in artefact.edits.items()]
     run.record(parameters=len(rows), entries=sum(row[1] for row in rows), data=plain(artefact.data))
     table = Table(("parameter", "entries written", "share"), rows, "What the artefact writes.")
     run.report(f"Compression with {artefact.method}", [Heading("Edits"), Paragraph(str(artefact)), table])

@@ -71,7 +71,18 @@ class CompressionRequest:
         return Levels(view, collected(self.offers, view, modules, self))
 
     def artefact(
-        self, view: ModelView, *, data: Mapping[str, Any] | None = None, tensors: Mapping[str, Tensor] | None = None
+        self,
+        view: ModelView,
+        *,
+        data: Mapping[str, Any] | None = None,
+        tensors: Mapping[str, Tensor] | None = None,
+        levels: Levels | None = None,
     ) -> Artefact:
-        """The open edits of ``view.journal`` as the artefact of this request."""
-        return Artefact.from_journal(view.journal, method=self.method, options=self.options, data=data, tensors=tensors)
+        """The open edits of ``view.journal`` as the artefact of this request.
+
+        :param levels: whose choice was written: their values are kept packed, and not as whole weights.
+        """
+        return Artefact.from_journal(
+            view.journal, method=self.method, options=self.options, data=data, tensors=tensors,
+            packed=None if levels is None else levels.written,
+        )  # fmt: skip

@@ -74,6 +74,7 @@ class Levels(Mapping[str, Sequence[Level]]):
         self._choice: dict[str, Level] = {}
         self._packed: dict[tuple[str, str], Mapping[str, Packed]] = {}
         self._own: dict[str, dict[str, Tensor]] = {}
+        self._written: dict[str, Packed] = {}
         for name, levels in self._offers.items():
             labels = [level.label for level in levels]
             if twice := sorted({label for label in labels if labels.count(label) > 1}):
@@ -168,9 +169,16 @@ class Levels(Mapping[str, Sequence[Level]]):
         """
         choice = self._choice
         self.restore()
+        self._written = {}
         for name, level in choice.items():
             for parameter, packed in self.packed(name, level.label).items():
                 journal.write(f"{name}.{parameter}", packed.unpack(), method=method)
+                self._written[f"{name}.{parameter}"] = packed
+
+    @property
+    def written(self) -> Mapping[str, Packed]:
+        """Parameter name to the packed values that :meth:`write` wrote last, for an artefact that holds these."""
+        return MappingProxyType(self._written)
 
     def __enter__(self) -> Levels:
         return self

@@ -2,10 +2,12 @@
 
 An artefact is one safetensors file. Its header carries, as JSON, who made it from what: method, options, versions, the
 model's config, and a SHA-256 of every touched tensor before and after, which decide whether a model is the right one.
-Sparse edits are stored as positions and values. A file that was cut or changed, and any other weights, are refused
-before anything is written; another config around the same weights is warned of. Nothing is ever unpickled.
+Sparse edits are stored as positions and values, packed weights as they are packed. A file that was cut or changed, and
+any other weights, are refused before anything is written; another config around the same weights is warned of. Nothing
+is ever unpickled.
 
-Names of tensors in the file: ``dense/NAME``, ``index/NAME`` with ``values/NAME``, and ``extra/KEY`` for a method's own.
+Names of tensors in the file: ``dense/NAME``, ``index/NAME`` with ``values/NAME``, ``packed/NAME/PART``, and
+``extra/KEY`` for a method's own.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from paperhooks.io.files import plain, versions, write_json
 from paperhooks.io.hashing import class_name, config_entries, held_tensor, tensor_digest
 from paperhooks.io.tensors import read_tensors, write_tensors
 from paperhooks.io.units import differences
+from paperhooks.weights.packed_forms import Packed, read_packed
 
 if TYPE_CHECKING:
     from paperhooks.weights.entries import Change
@@ -41,16 +44,35 @@ class Edit:
     """New values of one parameter.
 
     values
-        The whole parameter, or [n] entries at the flat row-major positions ``index`` int64 [n].
+        The whole parameter, or [n] entries at the flat row-major positions ``index`` int64 [n]; None where ``packed``
+        holds the whole parameter in less room.
     before, after
         SHA-256 of the whole parameter before and after the edit, see :func:`paperhooks.io.tensor_digest`.
     """
 
-    values: Tensor
+    values: Tensor | None
     index: Tensor | None
     shape: tuple[int, ...]
     before: str
     after: str
+    packed: Packed | None = None
+
+    @property
+    def entries(self) -> int:
+        """How many entries of the parameter it writes."""
+        return math.prod(self.shape) if self.index is None else len(self.index)
+
+    def written(self) -> Tensor:
+        """The new values: of all entries, or of those at ``index``."""
+        if self.packed is not None:
+            return self.packed.unpack()
+        assert self.values is not None
+        return self.values
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the parameter."""
+        return self.written().dtype if self.packed is None else self.packed.dtype
 
 
 @dataclass(eq=False)
@@ -92,12 +114,17 @@ class Artefact:
         data: Mapping[str, Any] | None = None,
         tensors: Mapping[str, Tensor] | None = None,
         kind: str = "weights",
+        packed: Mapping[str, Packed] | None = None,
     ) -> Artefact:
-        """The open edits of ``journal`` as an artefact that shares nothing with the live model."""
+        """The open edits of ``journal`` as an artefact that shares nothing with the live model.
+
+        :param packed: parameter name to the values that were written, where these take less room so than as they are;
+            see :meth:`paperhooks.hooks.Levels.written`.
+        """
         return cls(
             method=method,
             options=plain(dict(options or {})),
-            edits={name: _edit(change) for name, change in journal.changed.items()},
+            edits={name: _edit(change, (packed or {}).get(name)) for name, change in journal.changed.items()},
             data=plain(dict(data or {})),
             tensors={name: tensor.detach().cpu().clone() for name, tensor in (tensors or {}).items()},
             kind=kind,
@@ -148,13 +175,20 @@ class Artefact:
     def _stored(self) -> dict[str, Tensor]:
         stored = {f"extra/{name}": tensor for name, tensor in self.tensors.items()}
         for name, edit in self.edits.items():
-            stored["dense/" + name if edit.index is None else "values/" + name] = edit.values
+            if edit.packed is not None:
+                stored |= {f"packed/{name}/{part}": tensor for part, tensor in edit.packed.tensors().items()}
+                continue
+            stored["dense/" + name if edit.index is None else "values/" + name] = edit.written()
             if edit.index is not None:
                 stored["index/" + name] = edit.index
         return stored
 
     def _header(self) -> dict[str, Any]:
-        edits = {n: {"shape": list(e.shape), "before": e.before, "after": e.after} for n, e in self.edits.items()}
+        edits = {
+            name: {"shape": list(edit.shape), "before": edit.before, "after": edit.after}
+            | ({} if edit.packed is None else {"form": edit.packed.form, "settings": edit.packed.settings()})
+            for name, edit in self.edits.items()
+        }
         header = {"schema": _SCHEMA, "kind": self.kind, "method": self.method, "options": self.options, "edits": edits}
         header |= {"data": self.data, "model_class": self.model_class, "config": self.config}
         result: dict[str, Any] = plain(header | {"versions": self.versions})
@@ -192,9 +226,9 @@ class Artefact:
         self.journal = opened  # before the first write, so that an interrupt half-way can be undone
         for name, edit in self.edits.items():
             if edit.index is None:
-                opened.write(name, edit.values, method=self.method)
+                opened.write(name, edit.written(), method=self.method)
             else:
-                opened.write_sparse(name, edit.index, edit.values, method=self.method)
+                opened.write_sparse(name, edit.index, edit.written(), method=self.method)
         return opened
 
     def undo(self) -> None:
@@ -208,20 +242,25 @@ class Artefact:
         self.journal = None
 
     def __str__(self) -> str:
-        entries = sum(edit.values.numel() for edit in self.edits.values())
+        entries = sum(edit.entries for edit in self.edits.values())
         return f"{self.kind} of {self.method}: {entries} entries in {len(self.edits)} parameters of {self.model_class}"
 
 
-def _edit(change: Change) -> Edit:
+def _edit(change: Change, packed: Packed | None) -> Edit:
     parameter = change.parameter.detach()
     index = change.index
+    before, after = tensor_digest(change.original()), tensor_digest(parameter)
+    if packed is not None:
+        if not torch.equal(packed.unpack(), parameter.cpu()):
+            raise ArtefactError(f"the packed values of {change.name} are not those that were written to it")
+        return Edit(None, None, tuple(parameter.shape), before, after, packed)
     values = parameter if index is None else parameter[torch.unravel_index(index, parameter.shape)]
     return Edit(
         values=values.cpu().clone(memory_format=torch.contiguous_format),
         index=None if index is None else index.cpu().clone(),
         shape=tuple(parameter.shape),
-        before=tensor_digest(change.original()),
-        after=tensor_digest(parameter),
+        before=before,
+        after=after,
     )
 
 
@@ -243,6 +282,11 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _stored_edit(name: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
+    if "form" in entry:
+        head = f"packed/{name}/"
+        parts = {key.removeprefix(head): tensor for key, tensor in tensors.items() if key.startswith(head)}
+        packed = read_packed(entry["form"], parts, entry["settings"])
+        return Edit(None, None, tuple(entry["shape"]), entry["before"], entry["after"], packed)
     index = tensors.get(f"index/{name}")
     values = tensors[f"dense/{name}"] if index is None else tensors[f"values/{name}"]
     return Edit(values, index, tuple(entry["shape"]), entry["before"], entry["after"])
@@ -253,9 +297,9 @@ def _check_parameter(model: nn.Module, name: str, edit: Edit) -> None:
         parameter = model.get_parameter(name).detach()
     except AttributeError:
         raise ArtefactError(f"this model has no parameter {name}, which the artefact edits") from None
-    if tuple(parameter.shape) != edit.shape or parameter.dtype != edit.values.dtype:
+    if tuple(parameter.shape) != edit.shape or parameter.dtype != edit.dtype:
         raise ArtefactError(
-            f"{name} is {parameter.dtype} {list(parameter.shape)}; the artefact was made from {edit.values.dtype} "
+            f"{name} is {parameter.dtype} {list(parameter.shape)}; the artefact was made from {edit.dtype} "
             f"{list(edit.shape)}"
         )
     if not _fits(edit):
@@ -269,9 +313,10 @@ def _check_parameter(model: nn.Module, name: str, edit: Edit) -> None:
 
 def _fits(edit: Edit) -> bool:
     """Whether values and positions are in order, so that applying cannot fail half way."""
+    values = edit.written()
     if edit.index is None:
-        return tuple(edit.values.shape) == edit.shape
-    if edit.index.dtype != torch.int64 or edit.index.ndim != 1 or edit.values.shape != edit.index.shape:
+        return tuple(values.shape) == edit.shape
+    if edit.index.dtype != torch.int64 or edit.index.ndim != 1 or values.shape != edit.index.shape:
         return False
     inside = not len(edit.index) or 0 <= int(edit.index.min()) <= int(edit.index.max()) < math.prod(edit.shape)
     return inside and len(torch.unique(edit.index)) == len(edit.index)

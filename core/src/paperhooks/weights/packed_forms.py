@@ -26,9 +26,11 @@ class Packed:
     """A weight matrix, or any tensor, in the room that it takes at a level.
 
     :cvar form: how it is stored, for :func:`read_packed`.
+    :cvar of_dtype: which of its tensors has the dtype of the values.
     """
 
     form: ClassVar[str]
+    of_dtype: ClassVar[str] = "values"
 
     def unpack(self) -> Tensor:
         """The values in their own dtype: a new tensor, or the one that is held."""
@@ -37,6 +39,11 @@ class Packed:
     def tensors(self) -> dict[str, Tensor]:
         """What is stored of it, by name."""
         raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the values."""
+        return self.tensors()[self.of_dtype].dtype
 
     def settings(self) -> dict[str, Any]:
         """What else is needed to read the tensors, as plain data."""
@@ -113,6 +120,7 @@ class Quantised(Packed):
     columns: int
     group: int
     form: ClassVar[str] = "quantised"
+    of_dtype: ClassVar[str] = "scales"
 
     @classmethod
     def of(cls, codes: Tensor, scales: Tensor, zeros: Tensor, width: int, group: int) -> Quantised:

@@ -82,7 +82,7 @@ class Surgery:
         forward = self.artefact()
         edits = {
             name: Edit(
-                self.journal.changed[name].saved.to(edit.values.dtype).cpu().clone(),
+                self.journal.changed[name].saved.to(edit.dtype).cpu().clone(),
                 edit.index,
                 edit.shape,
                 before=edit.after,
