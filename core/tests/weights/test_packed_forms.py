@@ -29,7 +29,7 @@ def test_codes_come_back(width: int, columns: int, group: int, dtype: torch.dtyp
     packed = Quantised.of(given, scales, zeros, width, group)
     assert torch.equal(packed.codes().long(), given)
     place = torch.arange(columns) // group
-    wide = given.float() * scales.float()[:, place] - (zeros.float() * scales.float())[:, place]
+    wide = (given - zeros[:, place]).float() * scales.float()[:, place]
     assert packed.unpack().dtype == dtype
     assert torch.equal(packed.unpack(), wide.to(dtype))
     assert torch.equal(again(packed).unpack(), packed.unpack())

@@ -161,14 +161,13 @@ class Quantised(Packed):
 
     def unpack(self) -> Tensor:
         """(code - zero) scale, in float32 and rounded to the scales' dtype."""
-        codes, scales = self.codes(), self.scales.float()
+        codes, scales, zeros = self.codes(), self.scales.float(), self.zeros.float()
         rows, groups = scales.shape
-        offset = self.zeros.float() * scales
         if self.columns == groups * self.group:
             wide = codes.view(rows, groups, self.group).float()
-            return wide.mul_(scales[..., None]).sub_(offset[..., None]).view(rows, -1).to(self.scales.dtype)
+            return wide.sub_(zeros[..., None]).mul_(scales[..., None]).view(rows, -1).to(self.scales.dtype)
         place = torch.arange(self.columns, device=codes.device) // self.group
-        return codes.float().mul_(scales[:, place]).sub_(offset[:, place]).to(self.scales.dtype)
+        return codes.float().sub_(zeros[:, place]).mul_(scales[:, place]).to(self.scales.dtype)
 
     def tensors(self) -> dict[str, Tensor]:
         """Planes of the codes, scales and zeros."""
