@@ -1,5 +1,6 @@
 from .commands import commands_of as commands_of
 from .contract import MethodContract as MethodContract
+from .contract_levels import LevelsContract as LevelsContract
 from .contract_tasks import TaskContract as TaskContract
 from .dropper import Dropper as Dropper
 from .emulated import emulated_accelerator as emulated_accelerator
