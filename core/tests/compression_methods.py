@@ -18,7 +18,7 @@ def pruned(module, share):
     """The weight without the smallest ``share`` of its entries."""
     weight = module.weight.detach()
     order = weight.abs().flatten().argsort(stable=True)
-    kept = torch.ones(weight.numel(), dtype=torch.bool)
+    kept = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
     kept[order[: int(share * len(order))]] = False
     return {"weight": Masked.of(weight, kept.view_as(weight))}
 

@@ -9,13 +9,15 @@ from functools import partial
 import pytest
 import torch
 from compression_methods import LINEARS, Magnitude, Nearest
-from paperhooks import DataError, HookError, Level, ModelView, Traits, hookimpl
+from paperhooks import Artefact, DataError, HookError, Level, ModelView, Traits, hookimpl
 from paperhooks.errors import UnsupportedModel
 from paperhooks.hooks import CompressionRequest, Levels
 from paperhooks.models import calibrate
 from paperhooks.testing import fingerprint, tiny_llama, tiny_text
 from paperhooks.weights import Dense, WeightJournal
 from torch import nn
+
+pytest_plugins = ["paperhooks.testing.accelerator_fixtures"]
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 UP = "model.layers.0.mlp.up_proj"
@@ -221,3 +223,25 @@ def test_a_method_with_calibration_reads_the_data_once() -> None:
     assert method.passes == 1
     assert len(levels) == 14
     assert all(one.label == "of 2" for own in levels.values() for one in own)
+
+
+def test_weights_may_be_on_a_device(accelerator: torch.device) -> None:
+    """Offered, switched, written and kept as on the CPU, for weights that are elsewhere."""
+    model, plain = tiny_llama(layers=2).to(accelerator), tiny_llama(layers=2)
+    (_, levels), (_, ours) = offered(model, Magnitude(), Nearest()), offered(plain, Magnitude(), Nearest())
+    journal = WeightJournal(model)
+    choice = {UP: "3 bits", DOWN: "zeros 0.5"}
+    before = {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
+    with levels, ours:
+        levels.switch(choice)
+        ours.switch(choice)
+        for name in choice:
+            here, there = (one.get_parameter(f"{name}.weight").detach() for one in (model, plain))
+            assert here.device.type == accelerator.type
+            torch.testing.assert_close(here.cpu(), there, rtol=0, atol=1e-6)
+        levels.write(journal, method="search")
+        artefact = Artefact.from_journal(journal, method="search", packed=levels.written)
+    assert all(edit.packed is not None for edit in artefact.edits.values())
+    journal.undo()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.detach().cpu(), before[name]), name

@@ -10,6 +10,8 @@ from paperhooks.logprobs.divergence import kl_divergence
 from paperhooks.testing import LargestTensor
 from torch import Tensor, nn
 
+pytest_plugins = ["paperhooks.testing.accelerator_fixtures"]
+
 N, D, V = 37, 16, 300
 PLENTY = 1 << 24
 
@@ -181,3 +183,16 @@ def test_padded_vocabularies_are_compared_as_far_as_they_go() -> None:
     rows = TeacherRows.of(taught, teacher, limit=PLENTY, vocabulary=V - 8)
     expected = kl_divergence(hidden, head, taught, teacher, vocabulary=V - 8)
     torch.testing.assert_close(rows.divergence(hidden, head), expected, rtol=1e-4, atol=2e-5)
+
+
+def test_rows_may_be_on_a_device(accelerator: torch.device) -> None:
+    (taught, teacher), (hidden, head) = material(0), material(1)
+    for tokens in (None, 20):
+        wanted = TeacherRows.of(taught, teacher, limit=PLENTY, tokens=tokens).divergence(hidden, head)
+        placed = [Head(nn.Linear(D, V, bias=False).to(accelerator)) for _ in range(2)]
+        with torch.no_grad():
+            for one, other in zip(placed, (teacher, head), strict=True):
+                one.module.weight.copy_(other.module.weight)
+        rows = TeacherRows.of(taught.to(accelerator), placed[0], limit=PLENTY, tokens=tokens)
+        found = rows.divergence(hidden.to(accelerator), placed[1])
+        torch.testing.assert_close(found.cpu(), wanted, rtol=1e-3, atol=1e-4)

@@ -227,7 +227,7 @@ def _fitting(name: str, parameter_name: str, parameter: nn.Parameter, packed: Pa
 
 
 def _check_plain(name: str, parameter_name: str, parameter: nn.Parameter) -> None:
-    if type(parameter) is not nn.Parameter or not ordinary(parameter) or parameter.is_meta:
+    if not ordinary(parameter) or parameter.is_meta:
         raise UnsupportedModel(
             f"{name}.{parameter_name} is a {type(parameter).__name__} on {parameter.device.type}; levels exchange "
             "plain parameters that are in memory: load the model whole and without quantisation"

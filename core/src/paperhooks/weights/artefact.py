@@ -251,7 +251,7 @@ def _edit(change: Change, packed: Packed | None) -> Edit:
     index = change.index
     before, after = tensor_digest(change.original()), tensor_digest(parameter)
     if packed is not None:
-        if not torch.equal(packed.unpack(), parameter.cpu()):
+        if not torch.equal(packed.unpack().cpu(), parameter.cpu()):
             raise ArtefactError(f"the packed values of {change.name} are not those that were written to it")
         return Edit(None, None, tuple(parameter.shape), before, after, packed)
     values = parameter if index is None else parameter[torch.unravel_index(index, parameter.shape)]
