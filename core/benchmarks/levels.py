@@ -106,7 +106,7 @@ def saved(model: LlamaForCausalLM, levels: Levels, rounds: int) -> dict[str, flo
     begin = time.process_time()
     artefact = Artefact.from_journal(journal, method="bench", packed=levels.written)
     made = time.process_time() - begin
-    size = sum(edit.packed.bytes for edit in artefact.edits.values() if edit.packed is not None)
+    size = sum(edit.packed.nbytes for edit in artefact.edits.values() if edit.packed is not None)
     sides: dict[str, list[float]] = {"save": [], "pass": []}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):

@@ -78,7 +78,7 @@ def peak(n: int, limit: int) -> None:
 
     def work() -> dict[str, int]:
         rows = TeacherRows.of(taught, own, limit=limit)
-        return {"tokens": rows.tokens, "rows_bytes": rows.bytes}
+        return {"tokens": rows.tokens, "rows_bytes": rows.nbytes}
 
     print_peak(work)
 

@@ -197,7 +197,7 @@ def test_an_artefact_of_levels_holds_them_packed(tmp_path: Path) -> None:
     assert len(artefact.edits) == 14
     assert all(edit.packed is not None and edit.values is None for edit in artefact.edits.values())
     entries = sum(edit.entries for edit in artefact.edits.values())
-    packed = sum(edit.packed.bytes for edit in artefact.edits.values())
+    packed = sum(edit.packed.nbytes for edit in artefact.edits.values())
     assert packed < entries * 4 / 4
     loaded = Artefact.load(tmp_path / "packed")
     loaded.apply(fresh)

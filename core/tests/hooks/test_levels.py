@@ -78,7 +78,7 @@ def test_a_level_gives_its_values_and_costs_their_bytes() -> None:
             if level.prepare is None:
                 assert not packed
                 continue
-            assert packed["weight"].bytes == level.cost["bytes"]
+            assert packed["weight"].nbytes == level.cost["bytes"]
             with levels:
                 levels.switch({name: level.label})
                 assert torch.equal(model.get_parameter(f"{name}.weight"), packed["weight"].unpack())

@@ -148,7 +148,7 @@ def test_the_limit_is_kept(limit: int) -> None:
 
     with LargestTensor() as seen:
         rows = TeacherRows.of(taught, Head(Watched()), limit=limit)
-    assert rows.bytes + 4 * max(held) * 600 * 4 <= limit
+    assert rows.nbytes + 4 * max(held) * 600 * 4 <= limit
     assert seen.entries <= max(max(held) * 600, rows.probabilities.numel(), D * 600)
     assert (rows.tokens == 600) == (limit >= 120_000)
 

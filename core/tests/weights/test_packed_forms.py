@@ -34,7 +34,7 @@ def test_codes_come_back(width: int, columns: int, group: int, dtype: torch.dtyp
     assert torch.equal(packed.unpack(), wide.to(dtype))
     assert torch.equal(again(packed).unpack(), packed.unpack())
     told = packed_bytes((5, columns), width=width, group=group, itemsize=dtype.itemsize)
-    assert told["bytes"] == packed.bytes
+    assert told["bytes"] == packed.nbytes
     assert told["codes"] == sum(plane.numel() for plane in packed.planes)
     assert told["codes"] <= 5 * (columns * width / 8 + 3)
 
@@ -48,7 +48,7 @@ def test_masked_values_come_back(shape: tuple[int, ...], share: float) -> None:
     packed = Masked.of(values, kept)
     assert torch.equal(packed.unpack(), values * kept)
     assert torch.equal(again(packed).unpack(), packed.unpack())
-    assert packed_bytes(shape, kept=int(kept.sum()))["bytes"] == packed.bytes
+    assert packed_bytes(shape, kept=int(kept.sum()))["bytes"] == packed.nbytes
 
 
 def test_dense_values_are_held_and_not_copied() -> None:
@@ -57,7 +57,7 @@ def test_dense_values_are_held_and_not_copied() -> None:
     assert packed.unpack() is values
     assert again(packed).unpack() is values
     assert packed_bytes((3, 4), itemsize=4) == {"codes": 48, "bytes": 48}
-    assert packed.bytes == 48
+    assert packed.nbytes == 48
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -126,7 +126,7 @@ class TeacherRows:
         return self.probabilities.shape[-1]
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """What the rows take in memory."""
         return sum(each.numel() * each.element_size() for each in self._tensors())
 

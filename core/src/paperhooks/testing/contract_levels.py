@@ -83,7 +83,7 @@ class LevelsContract:
             for level in own:
                 packed = levels.packed(name, level.label)
                 if packed:
-                    held, told = sum(each.bytes for each in packed.values()), level.cost.get("bytes")
+                    held, told = sum(each.nbytes for each in packed.values()), level.cost.get("bytes")
                     assert told == held, f"{level.label!r} of {name} costs {told} bytes, and its values take {held}"
 
     def test_values_are_those_of_the_level_wherever_the_model_stands(self) -> None:

@@ -50,7 +50,7 @@ class Packed:
         return {}
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """What all of it takes."""
         return sum(each.numel() * each.element_size() for each in self.tensors().values())
 
