@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from paperhooks.errors import DataError
-from paperhooks.logprobs import Head, TeacherRows
+from paperhooks.logprobs import Head, TeacherRows, TeacherStates
 from paperhooks.logprobs.divergence import kl_divergence
 from paperhooks.testing import LargestTensor
 from torch import Tensor, nn
@@ -183,6 +183,19 @@ def test_padded_vocabularies_are_compared_as_far_as_they_go() -> None:
     rows = TeacherRows.of(taught, teacher, limit=PLENTY, vocabulary=V - 8)
     expected = kl_divergence(hidden, head, taught, teacher, vocabulary=V - 8)
     torch.testing.assert_close(rows.divergence(hidden, head), expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_states_give_what_rows_of_all_tokens_give(temperature: float) -> None:
+    (taught, teacher), (hidden, head) = material(0), material(1)
+    states = TeacherStates(taught, teacher, temperature, V - 8)
+    rows = TeacherRows.of(taught, teacher, limit=PLENTY, temperature=temperature, vocabulary=V - 8)
+    torch.testing.assert_close(states.divergence(hidden, head), rows.divergence(hidden, head), rtol=1e-4, atol=2e-5)
+    part = states.divergence(hidden[3:9], head, start=3, chunk=2)
+    torch.testing.assert_close(part, rows.divergence(hidden, head)[3:9], rtol=1e-4, atol=2e-5)
+    assert (len(states), states.nbytes) == (N, N * D * 4)
+    with pytest.raises(DataError, match=r"from position 1; expected .* within the teacher's 37 rows"):
+        states.divergence(hidden, head, start=1)
 
 
 def test_rows_may_be_on_a_device(accelerator: torch.device) -> None:

@@ -12,6 +12,7 @@ from .likelihood import ScoringWarning as ScoringWarning
 from .likelihood import longest_readable as longest_readable
 from .likelihood import row_pieces as row_pieces
 from .teacher_rows import TeacherRows as TeacherRows
+from .teacher_rows import TeacherStates as TeacherStates
 from .tokens import next_token_labels as next_token_labels
 from .tokens import sequence_logprobs as sequence_logprobs
 from .tokens import token_logprobs as token_logprobs

@@ -1,8 +1,9 @@
 """A teacher's next-token distributions, computed once and kept, and a divergence from them in one pass.
 
-Where many candidates are measured against one teacher, its head need not run again for each. Of every position is kept
-either all of its distribution, or its most likely tokens with one bucket for the rest, whichever a limit of memory
-allows.
+Where many candidates are measured against one teacher, its head need not run again for each. Of every position
+:class:`TeacherRows` keeps either all of its distribution, or its most likely tokens with one bucket for the rest,
+whichever a limit of memory allows. :class:`TeacherStates` keeps hidden states, which take least, and asks the head
+again.
 
 With p the teacher's kept probabilities, z a candidate's logits, C = sum p log p and S = sum p:
 
@@ -22,9 +23,10 @@ from torch import Tensor
 
 from paperhooks.errors import DataError
 from paperhooks.logprobs.chunked import in_chunks
+from paperhooks.logprobs.divergence import kl_divergence
 from paperhooks.logprobs.head import Head
 
-__all__ = ["TeacherRows"]
+__all__ = ["TeacherRows", "TeacherStates"]
 
 #: Bytes of a number that is kept, and of a kept token's id.
 _FLOAT: Final = 4
@@ -147,10 +149,7 @@ class TeacherRows:
         """
         stop = start + len(hidden)
         if hidden.ndim != 2 or not 0 <= start <= stop <= len(self):
-            raise DataError(
-                f"hidden states are {list(hidden.shape)} from position {start}; expected [positions, width] within the "
-                f"teacher's {len(self)} rows"
-            )
+            raise DataError(_outside(hidden, start, len(self)))
         if head.vocabulary < self.vocabulary:
             raise DataError(
                 f"the candidate gives {head.vocabulary} logits; the teacher's rows are of {self.vocabulary}"
@@ -163,6 +162,47 @@ class TeacherRows:
             return _one_pass(logits, *rows) if self.ids is None else _with_rest(logits, *rows)
 
         return in_chunks(divergences, chunk, hidden, *part)
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherStates:
+    """A teacher's hidden states, whose distributions are made again, exact, wherever they are needed.
+
+    They take 2 or 4 bytes times the width a position, thousands of times less than distributions; in return the
+    teacher's head runs for every candidate. Its decoder does not.
+
+    :param hidden: [n, D] before ``head``. :param head: the teacher's, not of a model that FSDP2 shards.
+    """
+
+    hidden: Tensor
+    head: Head
+    temperature: float = 1.0
+    vocabulary: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    @property
+    def nbytes(self) -> int:
+        """What the states take in memory."""
+        return self.hidden.numel() * self.hidden.element_size()
+
+    def divergence(self, hidden: Tensor, head: Head, *, start: int = 0, chunk: int = 512) -> Tensor:
+        """As :meth:`TeacherRows.divergence`, over all tokens."""
+        stop = start + len(hidden)
+        if hidden.ndim != 2 or not 0 <= start <= stop <= len(self):
+            raise DataError(_outside(hidden, start, len(self)))
+        taught = self.hidden[start:stop]
+        return kl_divergence(
+            hidden, head, taught, self.head, temperature=self.temperature, vocabulary=self.vocabulary, chunk=chunk
+        )
+
+
+def _outside(hidden: Tensor, start: int, n: int) -> str:
+    return (
+        f"hidden states are {list(hidden.shape)} from position {start}; expected [positions, width] within the "
+        f"teacher's {n} rows"
+    )
 
 
 def _fitting(n: int, whole: int, size: int, limit: int, tokens: int | None) -> tuple[int, int]:
