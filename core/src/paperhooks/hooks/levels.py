@@ -164,8 +164,8 @@ class Levels(Mapping[str, Sequence[Level]]):
     def write(self, journal: WeightJournal, *, method: str = "") -> None:
         """Write the choice that the model stands at through a journal, from which it can be undone.
 
-        The model has its own weights in between. Raises what the journal raises; then the choice is not written, and
-        the model has its own weights.
+        Afterwards the model stands at its own weights again, but for what was written. Raises what the journal raises,
+        which holds what was written until then: undo it.
         """
         choice = self._choice
         self.restore()
