@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from paperhooks.errors import DataError, HookError, UnsupportedModel, did_you_mean
+from paperhooks.errors import DataError, HookError, did_you_mean
 from paperhooks.models.calibration import find_module
-from paperhooks.weights.entries import ordinary
+from paperhooks.weights.journal import WeightJournal, check_plain
 from paperhooks.weights.packed_forms import Packed
 
 if TYPE_CHECKING:
     from paperhooks.models.view import ModelView
-    from paperhooks.weights.journal import WeightJournal
 
-__all__ = ["Level", "Levels"]
+__all__ = ["Level", "Levels", "collected"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +141,7 @@ class Levels(Mapping[str, Sequence[Level]]):
         After an error, an interrupt included, the model stands where it stood before.
 
         :raises DataError: an unknown module or label. :raises HookError: values of another shape or dtype than the
-            parameter's. :raises UnsupportedModel: a parameter that is no plain tensor here.
+            parameter's. :raises UnsupportedModel: a parameter that a journal could not edit either.
         """
         wanted = {name: self.level(name, label) for name, label in choice.items()}
         moved = [name for name in {**self._choice, **wanted} if self._choice.get(name) is not wanted.get(name)]
@@ -206,8 +205,9 @@ class Levels(Mapping[str, Sequence[Level]]):
         values = self.packed(name, level.label) if level is not None else {}
         for parameter_name in dict.fromkeys([*values, *own]):
             parameter = module.get_parameter(parameter_name)
+            if parameter_name not in own:  # once, and not at every switch
+                check_plain(self.view.model, parameter, f"{name}.{parameter_name}")
             if parameter_name in values:
-                _check_plain(name, parameter_name, parameter)
                 new = _fitting(name, parameter_name, parameter, values[parameter_name])
             else:
                 new = own[parameter_name]
@@ -224,14 +224,6 @@ def _fitting(name: str, parameter_name: str, parameter: nn.Parameter, packed: Pa
             f"{list(parameter.shape)}"
         )
     return new.to(parameter.device)
-
-
-def _check_plain(name: str, parameter_name: str, parameter: nn.Parameter) -> None:
-    if not ordinary(parameter) or parameter.is_meta:
-        raise UnsupportedModel(
-            f"{name}.{parameter_name} is a {type(parameter).__name__} on {parameter.device.type}; levels exchange "
-            "plain parameters that are in memory: load the model whole and without quantisation"
-        )
 
 
 def _check_shared(modules: Mapping[str, nn.Module]) -> None:

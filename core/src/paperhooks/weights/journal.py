@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from paperhooks.errors import ModelError, PluginConflict, UnsupportedModel, did_you_mean
 from paperhooks.weights.entries import Change, Digests, Values, bits, ordinary, put, take, written_in_full
 
-__all__ = ["WeightJournal"]
+__all__ = ["WeightJournal", "check_plain"]
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class WeightJournal:
     def _open(self, target: str | nn.Parameter, method: str) -> tuple[nn.Parameter, Change | None]:
         parameter, method = self._find(target), method or self.writer
         change = self._changes.get(id(parameter))
-        _check_plain(self.model, parameter, self._label(target))
+        check_plain(self.model, parameter, self._label(target))
         if change is not None and change.method != method:
             raise PluginConflict(
                 f"{method or 'an unnamed method'} writes {change.name}, which {change.method or 'an unnamed method'} "
@@ -323,8 +323,12 @@ def _checked_index(index: Tensor, parameter: nn.Parameter, label: str) -> Tensor
     return index
 
 
-def _check_plain(model: nn.Module, parameter: nn.Parameter, label: str) -> None:
-    """Refuse what is not an ordinary floating-point tensor in memory."""
+def check_plain(model: nn.Module, parameter: nn.Parameter, label: str) -> None:
+    """Raise UnsupportedModel for a parameter whose values cannot be replaced here: it has to be an ordinary tensor of
+    floating point, in memory, and not a share of one.
+
+    :param label: what to call it.
+    """
     if parameter.is_meta:
         raise UnsupportedModel(
             f"{label} is on the meta device (offloaded or not loaded), so it cannot be edited; load the model "
