@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from paperhooks.errors import DataError, UnsupportedModel
 from paperhooks.logprobs.head import Head
 from paperhooks.logprobs.tokens import token_logprobs
+from paperhooks.models.batches import length_batches
 from paperhooks.models.forward import evaluation_mode, view_of
 from paperhooks.models.tokenizers import check_ids
 from paperhooks.models.view import ModelView
@@ -228,17 +229,7 @@ class LogLikelihood:
         usable = [i for i, piece in enumerate(pieces) if len(piece) > 1]
         if self.sort:
             usable.sort(key=lambda i: len(pieces[i]))
-        batch: list[int] = []
-        longest = 0
-        for i in usable:
-            longest = max(longest, len(pieces[i]))
-            full = self.batch_rows is not None and len(batch) >= self.batch_rows
-            if batch and (full or longest * (len(batch) + 1) > self._budget):
-                yield batch
-                batch, longest = [], len(pieces[i])
-            batch.append(i)
-        if batch:
-            yield batch
+        return length_batches(usable, list(map(len, pieces)), self._budget, self.batch_rows)
 
     def _batch(self, rows: Sequence[_Piece]) -> tuple[Tensor, Array]:
         """Summed negative log-likelihoods [B], float64 where the model is, and how many were counted, int64 [B]."""

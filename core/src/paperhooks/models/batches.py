@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,36 @@ from paperhooks.errors import DataError
 from paperhooks.io.corpus import Corpus
 from paperhooks.io.hashing import hash_json, tensor_digest
 
-__all__ = ["data_digest", "has_text", "token_batches"]
+__all__ = ["data_digest", "has_text", "length_batches", "token_batches"]
 
 logger = logging.getLogger(__name__)
+
+
+def length_batches(
+    numbers: Iterable[int],
+    lengths: Sequence[int] | Mapping[int, int],
+    batch_tokens: int,
+    batch_rows: int | None = None,
+) -> Iterator[list[int]]:
+    """Numbers of rows in batches, in their order; of similar length where they come sorted, so that little is padding.
+
+    :param lengths: of the rows, by number.
+    :param batch_tokens, batch_rows: most tokens with padding, and most rows, of a batch; one row always fits.
+
+    >>> list(length_batches([1, 0, 2], [3, 2, 4], 6))
+    [[1, 0], [2]]
+    """
+    batch: list[int] = []
+    longest = 0
+    for number in numbers:
+        longest = max(longest, lengths[number])
+        full = batch_rows is not None and len(batch) >= batch_rows
+        if batch and (full or longest * (len(batch) + 1) > batch_tokens):
+            yield batch
+            batch, longest = [], lengths[number]
+        batch.append(number)
+    if batch:
+        yield batch
 
 
 def token_batches(

@@ -22,7 +22,7 @@ from typing import Any, Final
 from paperhooks import DataError
 from paperhooks.io import hash_json, list_cell
 from paperhooks.io import read_records as placed_records
-from paperhooks.models import check_ids
+from paperhooks.models import check_ids, length_batches
 
 __all__ = [
     "OFFICIAL_TEMPLATE",
@@ -163,14 +163,8 @@ def batches_by_length(
 
     :param batch_size, batch_tokens: most samples and most tokens with padding of a batch; one sample always fits.
     """
-    found: list[list[int]] = []
-    for i in sorted(wanted, key=lambda i: len(samples[i].ids)):
-        fits = found and len(found[-1]) < batch_size and len(samples[i].ids) * (len(found[-1]) + 1) <= batch_tokens
-        if fits:
-            found[-1].append(i)
-        else:
-            found.append([i])
-    return found
+    lengths = {i: len(samples[i].ids) for i in wanted}
+    return list(length_batches(sorted(lengths, key=lengths.__getitem__), lengths, batch_tokens, batch_size))
 
 
 def samples_digest(samples: Sequence[Sample]) -> str:
