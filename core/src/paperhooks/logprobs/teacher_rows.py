@@ -147,19 +147,17 @@ class TeacherRows:
         :param chunk: positions that the head sees at once.
         :raises DataError: more positions than there are rows, or a smaller vocabulary.
         """
-        stop = start + len(hidden)
-        if hidden.ndim != 2 or not 0 <= start <= stop <= len(self):
-            raise DataError(_outside(hidden, start, len(self)))
+        rows = _positions(hidden, start, len(self))
         if head.vocabulary < self.vocabulary:
             raise DataError(
                 f"the candidate gives {head.vocabulary} logits; the teacher's rows are of {self.vocabulary}"
             )
-        part = [each[start:stop].to(hidden.device, non_blocking=True) for each in self._tensors()]
+        part = [each[rows].to(hidden.device, non_blocking=True) for each in self._tensors()]
 
-        def divergences(h: Tensor, *rows: Tensor) -> Tensor:
+        def divergences(h: Tensor, *taught: Tensor) -> Tensor:
             logits = head.logits(h)[..., : self.vocabulary]
             logits = logits if self.temperature == 1 else logits / self.temperature
-            return _one_pass(logits, *rows) if self.ids is None else _with_rest(logits, *rows)
+            return _one_pass(logits, *taught) if self.ids is None else _with_rest(logits, *taught)
 
         return in_chunks(divergences, chunk, hidden, *part)
 
@@ -189,20 +187,21 @@ class TeacherStates:
 
     def divergence(self, hidden: Tensor, head: Head, *, start: int = 0, chunk: int = 512) -> Tensor:
         """As :meth:`TeacherRows.divergence`, over all tokens."""
-        stop = start + len(hidden)
-        if hidden.ndim != 2 or not 0 <= start <= stop <= len(self):
-            raise DataError(_outside(hidden, start, len(self)))
-        taught = self.hidden[start:stop]
+        taught = self.hidden[_positions(hidden, start, len(self))]
         return kl_divergence(
             hidden, head, taught, self.head, temperature=self.temperature, vocabulary=self.vocabulary, chunk=chunk
         )
 
 
-def _outside(hidden: Tensor, start: int, n: int) -> str:
-    return (
-        f"hidden states are {list(hidden.shape)} from position {start}; expected [positions, width] within the "
-        f"teacher's {n} rows"
-    )
+def _positions(hidden: Tensor, start: int, n: int) -> slice:
+    """Where hidden states [m, D] from a position on stand among n rows; raises DataError where they do not fit."""
+    stop = start + len(hidden)
+    if hidden.ndim != 2 or not 0 <= start <= stop <= n:
+        raise DataError(
+            f"hidden states are {list(hidden.shape)} from position {start}; expected [positions, width] within the "
+            f"teacher's {n} rows"
+        )
+    return slice(start, stop)
 
 
 def _fitting(n: int, whole: int, size: int, limit: int, tokens: int | None) -> tuple[int, int]:

@@ -11,7 +11,16 @@ from paperhooks_jmmmu.answers import letters_of
 from paperhooks_jmmmu.controls import frequent_letter
 from paperhooks_jmmmu.data import CHOICE
 
-__all__ = ["baselines"]
+__all__ = ["baselines", "fixed_letters"]
+
+
+def fixed_letters(answers: Sequence[str | Sequence[str]]) -> tuple[str, int, int]:
+    """The letter that is right most often, how many questions it gets right, and how many A does.
+
+    :param answers: of multiple-choice questions; several right letters count for A, and for no most frequent one.
+    """
+    letter, n = frequent_letter(one for one in answers if isinstance(one, str))
+    return letter, n, sum("A" in one for one in answers)
 
 
 def baselines(documents: Sequence[Document], seed: int = 0) -> dict[str, float]:
@@ -28,8 +37,7 @@ def baselines(documents: Sequence[Document], seed: int = 0) -> dict[str, float]:
     drawn = sum(
         question_letter(seed, one.id, letters_of(one.data["options"])) in one.data["answer"] for one in asked
     )  # fmt: skip
-    letter, n = frequent_letter(answer for one in asked if isinstance(answer := one.data["answer"], str))
-    always = sum("A" in one.data["answer"] for one in asked)
+    letter, n, always = fixed_letters([one.data["answer"] for one in asked])
     total = len(documents)
     return {
         "random": chance(options) or 0.0,

@@ -17,7 +17,7 @@ from paperhooks_evaluation import FigureSpec, Metric, Record, Summary, grouped, 
 
 from paperhooks_jmmmu.algorithm import chance, expected_credit, luck, rounded_accuracy, weighted_accuracy
 from paperhooks_jmmmu.answers import NOTHING, OUTSIDE, SEVERAL, choice_once, flags_once, letters_of
-from paperhooks_jmmmu.controls import frequent_letter
+from paperhooks_jmmmu.baselines import fixed_letters
 from paperhooks_jmmmu.data import CHOICE, SUBJECTS, Edition
 from paperhooks_jmmmu.figures import letters_figure, subjects_figure
 
@@ -181,10 +181,9 @@ def _rules(records: Sequence[Record]) -> dict[str, int]:
 
 
 def _baselines(records: Sequence[Record]) -> dict[str, Any]:
-    answers = [record.document.data["answer"] for record in records if _options(record)]
-    letter, n = frequent_letter(one for one in answers if isinstance(one, str))
+    letter, n, always = fixed_letters([record.document.data["answer"] for record in records if _options(record)])
     return {
         "random": chance(map(_options, records)),
         "most_frequent": {"letter": letter, "accuracy": n / len(records) if records else None},
-        "always_A": sum("A" in one for one in answers) / len(records) if records else None,
+        "always_A": always / len(records) if records else None,
     }
