@@ -132,6 +132,9 @@ ODD: dict[str, tuple[int, str, bytes] | None] = {
     "empty choices": (200, "application/json", b'{"id": "1", "choices": []}'),
     "odd choices": (200, "application/json", b'{"id": "1", "choices": {"a": 1}}'),
     "null message": choice(None, "content_filter"),
+    "null content": choice({"role": "assistant", "content": None}, "content_filter"),
+    "no part": choice({"role": "assistant", "content": []}),
+    "empty part": choice({"role": "assistant", "content": [{"type": "text", "text": None}]}),
     "parts of numbers": choice({"role": "assistant", "content": [{"type": "text", "text": 7}]}),
     "number": choice({"role": "assistant", "content": 7}),
     "refused": (400, "application/json", b'{"error": {"message": "no"}}'),
@@ -200,19 +203,17 @@ def test_a_page_instead_of_every_answer_is_noticed(tmp_path: Path) -> None:
 
 
 SAID: dict[str, tuple[dict[str, Any], str]] = {
-    "nothing": ({"content": None}, ""),
+    "nothing": ({"content": ""}, ""),
     "why not": ({"content": None, "refusal": "I cannot help."}, "I cannot help."),
     "parts": ({"content": [{"type": "text", "text": "w1 "}, {"type": "text", "text": "w2"}]}, "w1 w2"),
-    "no part": ({"content": []}, ""),
-    "empty part": ({"content": [{"type": "text", "text": None}]}, ""),
     "part that refuses": ({"content": [{"type": "refusal", "refusal": "I will not."}]}, "I will not."),
     "empty text that refuses": ({"content": "", "refusal": "No."}, "No."),
 }
 
 
 @pytest.mark.parametrize("name", SAID)
-def test_a_model_that_says_nothing_has_answered(data: Path, tmp_path: Path, name: str) -> None:
-    """It is counted as empty, and not left out; a text may come in parts."""
+def test_a_model_that_refuses_or_answers_in_parts_has_answered(data: Path, tmp_path: Path, name: str) -> None:
+    """An empty text is one, too; null is the error of its document, which is asked again."""
     message, reply = SAID[name]
 
     def answer(question: str) -> tuple[int, str, bytes]:

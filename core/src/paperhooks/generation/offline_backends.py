@@ -30,10 +30,10 @@ class CallableBackend(Backend):
     """A function from a :class:`~paperhooks.generation.Request` to a response.
 
     ``name`` goes into the record of the run; runs under another name are not continued. What the function raises is the
-    error of that document; None is an empty response.
+    error of that document, and so is what is no text, such as None.
     """
 
-    def __init__(self, function: Callable[[Request], str | None], name: str = "callable") -> None:
+    def __init__(self, function: Callable[[Request], str], name: str = "callable") -> None:
         self.function, self.name = function, name
 
     def describe(self) -> dict[str, Any]:
@@ -53,8 +53,6 @@ class CallableBackend(Backend):
             response = self.function(request)
         except Exception as error:
             return Response("", error=error_text(error))
-        if response is None:  # it says nothing, and would again
-            return Response("")
         if not isinstance(response, str):
             return Response("", error=f"the function returned {type(response).__name__}, not a text")
         return Response(response)
@@ -173,10 +171,8 @@ def _stored_response(where: str, row: Any) -> tuple[str, Response]:
     text = next((row[name] for name in ("reply", "resps", "filtered_resps") if name in row), None)
     while isinstance(text, list) and text:
         text = text[0]
-    if text == []:
+    if text in (None, []) and any(name in row for name in ("reply", "resps", "filtered_resps")):
         return str(key), Response("", error=f"{where} has no response")
-    if text is None and any(name in row for name in ("reply", "resps", "filtered_resps")):
-        text = ""  # the model said nothing
     if not isinstance(text, str):
         raise DataError(f"{where}: expected a text in 'reply', or in 'resps' or 'filtered_resps'")
     if "reply" not in row:

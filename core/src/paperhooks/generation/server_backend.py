@@ -190,6 +190,8 @@ class ServerBackend(Backend):
         content = _content(message)
         told = (_get(message, name) for name in ("reasoning_content", "reasoning"))
         thought = next((text for text in told if isinstance(text, str) and text), "")
+        if content is None and thought:  # cut before the answer began
+            content = ""
         if not isinstance(content, str):
             ended = f" (finish reason {reason})" if isinstance(reason, str) else ""
             raise ValueError(f"its content is {type(content).__name__}, not a text{ended}")
@@ -288,17 +290,13 @@ def _get(value: Any, name: str) -> Any:
 
 
 def _content(message: Any) -> Any:
-    """The text of a message, also where it comes in parts; of one without content, why it was refused, or nothing.
-
-    A model that says nothing has answered: asking again would not help, and leaving the document out would flatter it.
-    """
+    """The text of a message, also where it comes in parts; of one without a text, why the model refused; or None."""
     content, refusal = _get(message, "content"), _get(message, "refusal")
     if isinstance(content, list):
         parts = [text for part in content for text in (_get(part, "text"), _get(part, "refusal")) if text is not None]
-        content = "".join(parts) if all(isinstance(part, str) for part in parts) else content
-    if content in (None, "") and message is not None:
-        return refusal if isinstance(refusal, str) else ""
-    return content
+        whole = all(isinstance(part, str) for part in parts)
+        content = ("".join(parts) if parts else None) if whole else content
+    return refusal if content in (None, "") and isinstance(refusal, str) and refusal else content
 
 
 def _with_images(request: Request) -> list[dict[str, Any]]:
