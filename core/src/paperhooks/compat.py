@@ -25,15 +25,15 @@ from transformers.modeling_utils import PreTrainedModel
 from paperhooks.errors import UnsupportedGeneration, UnsupportedModel
 
 __all__ = [
+    "ATTENTION_NAMES",
     "CACHE_CHANGES",
     "CLOSED_LAYERS",
-    "CONFIG_CIRCUMSTANCES",
     "LOSS_FUNCTION",
     "MASK_MAKER",
+    "STANDS_FOR",
     "DynamicLayer",
     "LayerCall",
     "PreTrainedModel",
-    "anyres_tiles",
     "attends",
     "attention_kernel",
     "attention_module",
@@ -44,9 +44,11 @@ __all__ = [
     "find_layers",
     "full_attention",
     "generate_arguments",
+    "inside",
     "is_cache",
     "key_count",
     "keyword_parameters",
+    "layer_list",
     "layer_types",
     "made_mask_arguments",
     "make_mask_maker",
@@ -59,6 +61,7 @@ __all__ = [
     "set_attention_kernel",
     "set_cache",
     "sliding_window",
+    "stood_for",
     "strange_caches",
     "times_written",
     "token_count",
@@ -69,8 +72,10 @@ __all__ = [
 _CACHE_NAMES: Final = ("cache", "past_key_values", "past_key_value", "layer_past", "cache_params")
 _ROTARY: Final = "position_embeddings"
 _MASK: Final = "attention_mask"
-_FULL, _SLIDING, _OTHER = "full_attention", "sliding_attention", "other"
-_ATTENTION_NAMES: Final = ("self_attn", "attn", "attention", "self_attention")
+_FULL, _SLIDING, _OTHER, _SKIPPED = "full_attention", "sliding_attention", "other", "skipped"
+STANDS_FOR: Final = "stands_for"  # under which attribute a module that skips another one holds it
+#: Under which names layers hold their self-attention.
+ATTENTION_NAMES: Final = ("self_attn", "attn", "attention", "self_attention")
 #: Under which name torch's wrappers (CheckpointWrapper, OffloadWrapper, FullyShardedDataParallel) hold what they wrap.
 _WRAPPED: Final = ("_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 #: Layers whose decoder keeps the caller's keyword arguments to itself, although their signature may look open.
@@ -80,16 +85,6 @@ CLOSED_LAYERS: Final = ("BloomBlock", "MambaBlock")
 MASK_MAKER: Final = "create_masks_for_generate"
 #: The attribute of a model instance that takes the place of its loss function.
 LOSS_FUNCTION: Final = "_loss_function"
-#: Entries of a config that say where a model came from or how it runs, not what it is.
-CONFIG_CIRCUMSTANCES: Final = (
-    "_name_or_path",
-    "transformers_version",
-    "architectures",  # written by save_pretrained
-    "_attn_implementation",
-    "dtype",
-    "torch_dtype",
-    "use_cache",
-)
 #: Methods of a cache that change its rows or its length.
 CACHE_CHANGES: Final = ("reorder_cache", "batch_repeat_interleave", "batch_select_indices", "crop", "reset")
 
@@ -153,6 +148,7 @@ class LayerCall:
     @classmethod
     def of(cls, layer: nn.Module) -> LayerCall:
         """Read the names off ``layer.forward``; raises UnsupportedModel where keyword arguments are not accepted."""
+        layer = stood_for(layer)
         parameters = inspect.signature(layer.forward).parameters.values()
         if type(layer).__name__ in CLOSED_LAYERS or not any(p.kind is p.VAR_KEYWORD for p in parameters):
             raise UnsupportedModel(
@@ -174,7 +170,7 @@ class LayerCall:
         read: dict[object, LayerCall] = {}
         found = []
         for layer in layers:
-            key = layer if "forward" in vars(layer) else type(layer)
+            key = layer if "forward" in vars(layer) else type(stood_for(layer))
             read[key] = read.get(key) or cls.of(layer)
             found.append(read[key])
         return found
@@ -245,14 +241,19 @@ def key_count(cache: Any, query_length: int) -> int:
 
 
 def find_layers(decoder: nn.Module) -> tuple[nn.Module, ...]:
-    """The decoder's layers in order: its longest list of modules of the class that marks them.
+    """The decoder's layers in order, those in :func:`layer_list`."""
+    return tuple(map(inside, layer_list(decoder)))
+
+
+def layer_list(decoder: nn.Module) -> nn.ModuleList:
+    """Where a decoder keeps its layers: its longest list of modules of the class that marks them.
 
     :raises UnsupportedModel: there is no such list; names what was found.
     """
-    lists = [tuple(map(_inside, m)) for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
-    found = [m for m in lists if all(isinstance(layer, GradientCheckpointingLayer) for layer in m)]
+    lists = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
+    found = [m for m in lists if all(isinstance(inside(layer), GradientCheckpointingLayer) for layer in m)]
     if not found:
-        seen = sorted({type(m[0]).__name__ for m in lists}) or ["no ModuleList"]
+        seen = sorted({type(inside(m[0])).__name__ for m in lists}) or ["no ModuleList"]
         raise UnsupportedModel(
             f"{type(decoder).__name__} has no list of decoder layers: looked for a ModuleList whose members are all "
             f"GradientCheckpointingLayer, as the models of {version()} have, found {', '.join(seen)}"
@@ -260,24 +261,32 @@ def find_layers(decoder: nn.Module) -> tuple[nn.Module, ...]:
     return max(found, key=len)
 
 
-def _inside(module: nn.Module) -> nn.Module:
+def inside(module: nn.Module) -> nn.Module:
     """What torch's wrappers of single modules hold: checkpointed, offloaded, or sharded by FSDP1."""
     held = next((m for n, m in module.named_children() if n in _WRAPPED), None)
-    return module if held is None else _inside(held)
+    return module if held is None else inside(held)
+
+
+def stood_for(module: nn.Module) -> nn.Module:
+    """The module whose place is taken by one that skips it, and any other module itself."""
+    return getattr(module, STANDS_FOR, module)
 
 
 def attention_module(layer: nn.Module) -> nn.Module | None:
-    """The self-attention module of a decoder layer, or None."""
-    return next((_inside(m) for n, m in layer.named_children() if n in _ATTENTION_NAMES), None)
+    """The self-attention module of a decoder layer, or None; one that is skipped is not there."""
+    found = (inside(m) for n, m in layer.named_children() if n in ATTENTION_NAMES)
+    return next((m for m in found if stood_for(m) is m), None)
 
 
 def layer_types(text_config: Any, layers: tuple[nn.Module, ...]) -> tuple[str, ...]:
-    """transformers' type of each layer, as the config declares it or as the layers show."""
+    """transformers' type of each layer, as the config declares it or as the layers show; "skipped" where one is."""
     declared = getattr(text_config, "layer_types", None)
-    if declared is not None and len(declared) >= len(layers):
-        return tuple(declared[: len(layers)])
-    kind = _SLIDING if getattr(text_config, "sliding_window", None) is not None else _FULL
-    return tuple(_OTHER if attention_module(layer) is None else kind for layer in layers)
+    if declared is None or len(declared) < len(layers):
+        kind = _SLIDING if getattr(text_config, "sliding_window", None) is not None else _FULL
+        declared = [_OTHER if attention_module(layer) is None else kind for layer in layers]
+    parts = [(m, *(c for n, c in m.named_children() if n in ATTENTION_NAMES)) for m in layers]
+    gone = [any(stood_for(part) is not part for part in each) for each in parts]
+    return tuple(_SKIPPED if skipped else kind for skipped, kind in zip(gone, declared, strict=False))
 
 
 def attends(kind: str) -> bool:
@@ -325,14 +334,6 @@ def block_mask(rule: Callable[..., Tensor], batch: int, queries: int, keys: int,
     return make(
         batch_size=batch, q_length=queries, kv_length=keys, mask_function=rule, attention_mask=None, device=device
     )
-
-
-def anyres_tiles(size: tuple[int, int], pinpoints: Any, tile: int) -> tuple[int, int]:
-    """Rows and columns of tiles into which llava_next cuts an image of ``size`` (height, width)."""
-    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
-
-    rows, columns = get_anyres_image_grid_shape(size, pinpoints, tile)
-    return int(rows), int(columns)
 
 
 def times_written(tensor: Tensor) -> int:

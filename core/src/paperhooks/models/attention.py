@@ -92,6 +92,11 @@ def attention_parts(view: ModelView, index: int) -> AttentionParts:
     layer, attention = view.layers[index], view.attention(index)
     found: dict[str, Any] = {"input_layernorm": getattr(layer, "input_layernorm", None)}
     found |= {name: getattr(attention, name, None) for name in ("q_proj", "k_proj", "head_dim", "scaling")}
+    if attention is None and view.layer_types[index] == "skipped":
+        raise UnsupportedModel(
+            f"the attention of layer {index} is skipped in this {view.family}, so nothing can be ranked by it; choose "
+            "a layer that has its attention"
+        )
     missing = [name for name, value in found.items() if value is None]
     if attention is None or missing:
         raise UnsupportedModel(

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from paperhooks.errors import DataError, UnsupportedModel, did_you_mean
+from paperhooks.errors import DataError, UnsupportedModel
 from paperhooks.models.experts import Experts
 from paperhooks.models.forward import absolute_positions, evaluation_mode
 from paperhooks.models.shared_inputs import SharedInputs
 from paperhooks.models.tokenizers import check_ids
 from paperhooks.models.view import ModelView
+from paperhooks.weights.structure import containing, module_at, skipped_modules
 
 __all__ = ["CalibrationBatch", "Receiver", "RoutedReceiver", "calibrate", "find_module"]
 
@@ -166,12 +167,12 @@ def _experts(model: nn.Module, name: str) -> Experts:
 
 
 def find_module(model: nn.Module, name: str) -> nn.Module:
-    """The module of that qualified name; raises LookupError with the nearest one."""
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        near = did_you_mean(name, [n for n, _ in model.named_modules()]).partition("Known:")[0].strip()
-        raise LookupError(f"{type(model).__name__} has no module {name!r}; {near}".rstrip("; ")) from None
+    """The module of that qualified name; raises LookupError with the nearest one, and for one that is skipped."""
+    found = module_at(model, name)
+    skipped = skipped_modules(model)
+    if outer := name if name in skipped else containing(name, skipped):
+        raise LookupError(f"{name} is skipped in this model" + (f", with {outer}" if outer != name else ""))
+    return found
 
 
 def _check_ids(model: Any, number: int, batch: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from paperhooks import compat
+from paperhooks.models.compat import anyres_tiles
 
 __all__ = ["GridPart", "ImageSpan", "image_runs"]
 
@@ -87,7 +87,7 @@ def _qwen_layout(thw: list[int], merge: int) -> _Layout:
 def _llava_next_layout(config: Any, size: list[int]) -> _Layout:
     """The base image's grid, then the unpadded grid of tiles with a newline token at the end of every row."""
     side = config.vision_config.image_size // config.vision_config.patch_size
-    tiles = compat.anyres_tiles((size[0], size[1]), config.image_grid_pinpoints, config.vision_config.image_size)
+    tiles = anyres_tiles((size[0], size[1]), config.image_grid_pinpoints, config.vision_config.image_size)
     rows, cols = tiles[0] * side, tiles[1] * side
     if size[1] / size[0] > cols / rows:
         rows -= 2 * ((rows - round(size[0] * (cols / size[1]), 7).__int__()) // 2)

@@ -36,28 +36,26 @@ FULL_LENGTH = ("gpt2",)
 class ModelView:
     """What core found in a model. Made by :meth:`from_model`; methods receive it as ``view``.
 
-    model, decoder, layers
-        The attached model, its text decoder, and the decoder's layers in order.
+    model, decoder, layer_list
+        The attached model, its text decoder, and where that keeps its layers.
     config, text_config, family
         The model's config, the config of its text decoder, and ``config.model_type``.
     image_token_ids
         Token ids that stand for image or video features; empty for text models.
-    layer_types
-        One of transformers' layer types a layer, such as ``"full_attention"``.
     """
 
     model: nn.Module
     decoder: nn.Module
-    layers: tuple[nn.Module, ...]
+    layer_list: nn.ModuleList
     config: PretrainedConfig
     text_config: PretrainedConfig
     family: str
     image_token_ids: tuple[int, ...]
-    layer_types: tuple[str, ...]
     deferred: list[Callable[[], object]] = field(default_factory=list, repr=False)
     compact_loss: bool = field(default=False, repr=False)
     writer: str = field(default="", repr=False)  # the method that weight edits are booked to
     _journal: WeightJournal | None = field(default=None, repr=False)
+    _layers: tuple[tuple[nn.Module, ...], tuple[nn.Module, ...]] | None = field(default=None, repr=False)
     _spreads: dict[object, Spread] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -77,7 +75,7 @@ class ModelView:
             raise UnsupportedModel(f"{type(model).__name__} is an encoder-decoder model; only decoders are supported")
         decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
         try:
-            layers = compat.find_layers(decoder)
+            layer_list = compat.layer_list(decoder)
         except UnsupportedModel:
             spread_of(model)  # a stage of a pipeline says so
             raise
@@ -85,17 +83,16 @@ class ModelView:
         return cls(
             model=model,
             decoder=decoder,
-            layers=layers,
+            layer_list=layer_list,
             config=config,
             text_config=text_config,
             family=str(config.model_type),
             image_token_ids=_image_token_ids(config),
-            layer_types=compat.layer_types(text_config, layers),
         )
 
     def __getstate__(self) -> dict[str, object]:
         # What a session will undo belongs to the original alone, not to a copy of an attached model.
-        return {**self.__dict__, "deferred": [], "_journal": None, "_spreads": {}}
+        return {**self.__dict__, "deferred": [], "_journal": None, "_layers": None, "_spreads": {}}
 
     @property
     def spread(self) -> Spread:
@@ -107,6 +104,20 @@ class ModelView:
         if mark not in self._spreads:
             self._spreads[mark] = spread_of(self.model)
         return self._spreads[mark]
+
+    @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """The decoder's layers in order, as they stand now: one that is skipped is there as what skips it."""
+        members = tuple(self.layer_list)
+        if self._layers is None or self._layers[0] != members:
+            self._layers = members, tuple(map(compat.inside, members))
+        return self._layers[1]
+
+    @property
+    def layer_types(self) -> tuple[str, ...]:
+        """One of transformers' layer types a layer, such as ``"full_attention"``, or ``"skipped"`` where the layer or
+        its attention is skipped."""
+        return compat.layer_types(self.text_config, self.layers)
 
     @property
     def attention_kernel(self) -> str:
@@ -176,7 +187,7 @@ class ModelView:
         self.compact_loss = True
 
     def attention(self, index: int) -> nn.Module | None:
-        """The self-attention module of layer ``index``, or None for a layer without one."""
+        """The self-attention module of layer ``index``, or None for a layer without one, or where it is skipped."""
         return compat.attention_module(self.layers[index])
 
     def modules(self, pattern: str) -> Iterator[tuple[str, nn.Module]]:

@@ -152,7 +152,8 @@ class MethodSet:
         total = len(view.layers)
         for name, method in self.methods.items():
             _check_layers(name, traits_of(method).layers, view)
-        sites = [Site(i, layer, total, view.layer_types[i], view) for i, layer in enumerate(view.layers)]
+        pairs = zip(view.layers, view.layer_types, strict=True)
+        sites = [Site(i, layer, total, kind, view) for i, (layer, kind) in enumerate(pairs)]
         droppers = [n for n, m in self.methods.items() if "tokens" in traits_of(m).writes]
         first = min((s.index for s in sites if any(self.selected(n, s) for n in droppers)), default=total)
         for site in sites:

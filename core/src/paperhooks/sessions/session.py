@@ -35,6 +35,7 @@ from paperhooks.sessions.threads import in_stack, still_inside
 from paperhooks.sessions.torch_hooks import ModelEnter, ModelExit
 from paperhooks.sessions.undo import UndoStack
 from paperhooks.sessions.versions import warn_untested
+from paperhooks.weights.structure import skipped_modules
 
 __all__ = ["Session", "active_session", "attach"]
 
@@ -134,6 +135,8 @@ class Session:
         found = self._called if self._called is not None and not now.kinds else now
         spread = f"{found}; declared for these methods: {', '.join(self._set.spreads()) or 'plain models only'}"
         head = f"{type(self.view.model).__name__} ({self.view.family}), {state}\nspread: {spread}"
+        if skipped := ", ".join(skipped_modules(self.view.model)):
+            head += f"\nskipped: {skipped}"
         return f"{head}\n{self._set.table(self.view)}"
 
     @contextlib.contextmanager

@@ -49,7 +49,8 @@ class Dropper:
     def setup(self, view: ModelView) -> None:
         """Refuse a decoder whose caches cannot hold a selection of tokens, or one that is too shallow."""
         first = _first_layer(view, self.layer)
-        odd = [i for i in range(first, len(view.layers)) if not view.full_attention(i)]
+        kinds = view.layer_types
+        odd = [i for i in range(first, len(kinds)) if not view.full_attention(i) and kinds[i] != "skipped"]
         if odd or first >= len(view.layers):
             raise UnsupportedModel(
                 f"dropper needs full attention in every layer from {first} on; layer {odd[0] if odd else first} of "

@@ -9,3 +9,6 @@ from .packed_forms import Packed as Packed
 from .packed_forms import Quantised as Quantised
 from .packed_forms import packed_bytes as packed_bytes
 from .packed_forms import read_packed as read_packed
+from .structure import Structure as Structure
+from .structure import skipped_modules as skipped_modules
+from .sublayers import Sublayer as Sublayer

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from paperhooks.errors import ModelError, PluginConflict, UnsupportedModel, did_you_mean
 from paperhooks.weights.entries import Change, Digests, Values, bits, ordinary, put, take, written_in_full
+from paperhooks.weights.structure import Structure, containing, skipped_modules
 
 __all__ = ["WeightJournal", "check_plain"]
 
@@ -80,6 +81,8 @@ class WeightJournal:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        #: What of the model is skipped, beside the edits of its weights: undone and kept with them.
+        self.structure = Structure(model)
         #: Who writes when an edit names no method.
         self.writer = ""
         self._changes: dict[int, Change] = {}
@@ -179,6 +182,7 @@ class WeightJournal:
             as for want of memory. All others are restored first, and those that failed stay in the journal for another
             try. The error then names what the warning would have named.
         """
+        self.structure.undo()
         here = _Here.of(self.model)
         failed: dict[str, Exception] = {}
         for key in reversed(list(self._changes)):
@@ -210,6 +214,7 @@ class WeightJournal:
 
     def keep(self) -> None:
         """Make all edits final: forget what was there before."""
+        self.structure.keep()
         self._changes.clear()
         self._left.clear()
 
@@ -218,6 +223,10 @@ class WeightJournal:
             try:
                 return self.model.get_parameter(target)
             except AttributeError:
+                if outer := containing(target, skipped_modules(self.model)):
+                    raise LookupError(
+                        f"{target} is part of {outer}, which is skipped, so it cannot be edited"
+                    ) from None
                 known = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
                 near = did_you_mean(target, known).partition("Known:")[0].strip()
                 raise LookupError(

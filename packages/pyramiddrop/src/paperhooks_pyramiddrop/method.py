@@ -134,7 +134,8 @@ class PyramidDrop:
         """Fix the schedule for this decoder's depth and check that its layers can be ranked and shortened."""
         schedule = self.schedule_for(len(view.layers))
         first = schedule.layers[0]
-        odd = [i for i in range(first, len(view.layers)) if not view.full_attention(i)]
+        kinds = view.layer_types
+        odd = [i for i in range(first, len(kinds)) if not view.full_attention(i) and kinds[i] != "skipped"]
         if odd:
             raise UnsupportedModel(
                 f"pyramiddrop needs full attention in every layer from the first drop ({first}) on; layer {odd[0]} of "
