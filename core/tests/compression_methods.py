@@ -8,9 +8,11 @@ from functools import partial
 
 import torch
 from paperhooks import Level, Traits, hookimpl
-from paperhooks.models import calibrate
+from paperhooks.models import calibrate, module_cost
 from paperhooks.weights import Dense, Masked, Quantised, packed_bytes
 
+#: Layers, attentions and MLPs, and the matrices in them.
+UNITS = r"model\.layers\.\d+(\.(self_attn|mlp)(\.\w+_proj)?)?"
 LINEARS = r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
 
 
@@ -72,6 +74,8 @@ class Nearest:
     def compression_levels(self, modules):
         found = {}
         for name, module in modules.items():
+            if not isinstance(module, torch.nn.Linear):
+                continue
             weight = module.weight
             told = {w: packed_bytes(weight.shape, width=w, group=self.group, itemsize=weight.element_size())
                     for w in self.widths}  # fmt: skip
@@ -80,6 +84,25 @@ class Nearest:
                       partial(rounded, module, w, self.group), {"width": w})
                 for w in self.widths
             ]  # fmt: skip
+        return found
+
+
+@dataclass(eq=False)
+class LeaveOut:
+    """Offers leaving out layers, attentions and MLPs: at no cost, against that of what belongs to no other unit."""
+
+    traits = Traits()
+
+    @hookimpl
+    def compression_levels(self, view, modules, request):
+        found = {}
+        for name in modules:
+            if name in view.sublayers and not view.sublayers[name].refusal:
+                kept = module_cost(view, name, without=modules)
+                found[name] = [
+                    Level("leave_out", "kept", kept),
+                    Level("leave_out", "left out", dict.fromkeys(kept, 0), skip=True),
+                ]
         return found
 
 

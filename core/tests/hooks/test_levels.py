@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from compression_methods import LINEARS, Magnitude, Nearest
+from compression_methods import LINEARS, UNITS, LeaveOut, Magnitude, Nearest
 from paperhooks import Artefact, DataError, HookError, Level, ModelView, Traits, hookimpl
 from paperhooks.errors import UnsupportedModel
 from paperhooks.hooks import CompressionRequest, Levels
@@ -44,11 +44,12 @@ def logits(model: nn.Module) -> torch.Tensor:
         return model(IDS).logits
 
 
-def test_a_thousand_switches_leave_nothing_behind() -> None:
-    """Two methods' levels together, at random; every choice gives what it gave before."""
+@pytest.mark.parametrize("units", [LINEARS, UNITS], ids=["matrices", "sublayers too"])
+def test_a_thousand_switches_leave_nothing_behind(units: str) -> None:
+    """Levels of several methods together, at random; every choice gives what it gave before."""
     model = tiny_llama(layers=2)
     before, own, plain = fingerprint(model), logits(model), [p.data_ptr() for p in model.parameters()]
-    _, levels = offered(model, Magnitude(), Nearest())
+    _, levels = offered(model, Magnitude(), Nearest(), LeaveOut(), pattern=units)
     draw, seen = random.Random(0), {}
     names = list(levels)
     with levels:
@@ -66,6 +67,115 @@ def test_a_thousand_switches_leave_nothing_behind() -> None:
     assert fingerprint(model) == before
     assert torch.equal(logits(model), own)
     assert [p.data_ptr() for p in model.parameters()] == plain, "the very memory that was there"
+
+
+def test_a_part_of_what_is_left_out_costs_nothing_and_is_written_to_nobody() -> None:
+    model = tiny_llama(layers=2)
+    before, own = fingerprint(model), logits(model)
+    view, levels = offered(model, Nearest(), LeaveOut(), pattern=UNITS)
+    mlp, layer = "model.layers.0.mlp", "model.layers.0"
+    matrices = {f"{mlp}.{name}": "3 bits" for name in ("gate_proj", "up_proj", "down_proj")}
+    other = {DOWN: "2 bits"}
+    with levels:
+        levels.switch({**other, mlp: "left out"})
+        without = logits(model)
+        cost = levels.cost({**other, mlp: "left out"})
+        levels.switch({**other, **matrices, mlp: "left out"})
+        assert torch.equal(logits(model), without)
+        assert levels.choice == {**other, **matrices, mlp: "left out"}
+        assert levels.cost(levels.choice) == cost == levels.level(DOWN, "2 bits").cost["bytes"]
+        levels.switch({**other, **matrices, mlp: "kept"})
+        with_codes = logits(model)
+        levels.switch({**other, **matrices, mlp: "left out", layer: "left out"})
+        assert levels.cost(levels.choice) == cost
+        assert view.layer_types == ("skipped", "full_attention")
+        levels.switch({**other, **matrices})
+        assert torch.equal(logits(model), with_codes)
+        assert not torch.equal(with_codes, own)
+        levels.switch({**other, **matrices, mlp: "left out"})
+        levels.write(view.journal, method="search")
+    assert set(view.journal.changed) == {f"{DOWN}.weight"}
+    assert view.journal.structure.skipped == (mlp,)
+    assert torch.equal(logits(model), without)
+    view.journal.undo()
+    assert fingerprint(model) == before
+
+
+def test_costs_of_units_that_contain_one_another_add_up() -> None:
+    """Everything kept costs what the decoder's layers hold, whatever is a unit of its own."""
+    model = tiny_llama(layers=2)
+    size = sum(p.numel() for p in model.model.layers.parameters())
+    matrices = sum(p.numel() for p in model.model.layers.parameters() if p.ndim == 2)
+    for pattern in (r"model\.layers\.\d+", r"model\.layers\.\d+(\.(mlp|self_attn))?"):
+        _, levels = offered(model, LeaveOut(), pattern=pattern)
+        kept = dict.fromkeys(levels, "kept")
+        assert [levels.cost(kept, kind) for kind in ("parameters", "bytes", "flops")] == [size, 4 * size, 2 * matrices]
+        assert levels.cost({**kept, "model.layers.1": "left out"}, "parameters") == size // 2
+    _, levels = offered(model, Magnitude(), LeaveOut(), pattern=UNITS)
+    choice = {n: "zeros 0.0" if ".proj" in n or "_proj" in n else "kept" for n in levels}
+    assert levels.cost(choice, "parameters") == size
+
+
+def test_no_parameter_has_its_values_from_two_levels() -> None:
+    model = tiny_llama(layers=1)
+    before, view = fingerprint(model), ModelView.from_model(model)
+    weight, other = (model.get_parameter(f"model.layers.0.mlp.{n}_proj.weight") for n in ("up", "gate"))
+    own = {"up": weight.detach().clone(), "gate": other.detach().clone()}
+
+    def times(factor: float, *names: str) -> dict[str, Dense]:
+        prefix = "" if not names else "{}_proj."
+        return {f"{prefix.format(n)}weight": Dense(own[n] * factor) for n in names or ("up",)}
+
+    offers = {
+        "model.layers.0.mlp": [
+            Level("x", "both", {}, partial(times, 2.0, "up", "gate")),
+            Level("x", "gate", {}, partial(times, 3.0, "gate")),
+        ],
+        UP: [Level("x", "four", {}, partial(times, 4.0))],
+    }
+    with Levels(view, offers) as levels:
+        said = r"up_proj\.weight would have values from 'both' of model\.layers\.0\.mlp and from 'four' of .*choose one"
+        with pytest.raises(DataError, match=said):
+            levels.switch({"model.layers.0.mlp": "both", UP: "four"})
+        for choice, up, gate in (
+            ({"model.layers.0.mlp": "both"}, 2.0, 2.0),
+            ({"model.layers.0.mlp": "gate", UP: "four"}, 4.0, 3.0),
+            ({UP: "four"}, 4.0, 1.0),
+            ({"model.layers.0.mlp": "both"}, 2.0, 2.0),
+            ({}, 1.0, 1.0),
+        ):
+            levels.switch(choice)
+            assert torch.equal(weight, own["up"] * up)
+            assert torch.equal(other, own["gate"] * gate)
+    assert fingerprint(model) == before
+
+
+def test_levels_that_skip_what_cannot_be_skipped_are_refused() -> None:
+    view = ModelView.from_model(tiny_llama(layers=1))
+    with pytest.raises(UnsupportedModel, match="up_proj is no layer, attention or MLP"):
+        Levels(view, {UP: [Level("x", "out", {}, skip=True)]})
+    with pytest.raises(HookError, match="the level 'out' of 'x' skips its module and has values for it too"):
+        Level("x", "out", {}, dict, skip=True)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
+def test_an_error_in_the_middle_puts_back_what_was_left_out(error: BaseException) -> None:
+    model = tiny_llama(layers=2)
+    before = fingerprint(model)
+    view, levels = offered(model, Nearest(), LeaveOut(), pattern=UNITS)
+
+    def breaks() -> dict[str, Dense]:
+        raise error
+
+    offers = {**levels, DOWN: [Level("x", "breaks", {}, breaks), *levels[DOWN]]}
+    with Levels(view, offers) as levels:
+        levels.switch({"model.layers.0.self_attn": "left out", UP: "2 bits"})
+        at = logits(model)
+        with pytest.raises(type(error)):
+            levels.switch({"model.layers.0": "left out", DOWN: "breaks"})
+        assert torch.equal(logits(model), at)
+        levels.switch({})
+    assert fingerprint(model) == before
 
 
 def test_a_level_gives_its_values_and_costs_their_bytes() -> None:

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from compression_methods import Halve, Magnitude, Nearest
+from compression_methods import Halve, LeaveOut, Magnitude, Nearest
 from paperhooks import Traits, hookimpl
 from paperhooks.testing import LevelsContract
 from paperhooks.weights import Dense
@@ -21,6 +21,13 @@ class TestMagnitude(LevelsContract):
 class TestNearest(LevelsContract):
     def make(self):
         return Nearest()
+
+
+class TestLeaveOut(LevelsContract):
+    modules = r"model\.layers\.\d+(\.(self_attn|mlp))?"
+
+    def make(self):
+        return LeaveOut()
 
 
 @dataclass(eq=False)

@@ -1,24 +1,29 @@
 """Levels that modules can be brought to, and a live model that stands at one level of each.
 
 A level knows what it costs before its values are made, and has them packed, so that a search holds all of them in
-memory and opens no file. :meth:`Levels.switch` moves only what differs: a parameter's storage is exchanged, nothing is
-written twice, and the journal hears of the final choice alone.
+memory and opens no file; or it leaves a layer, an attention or an MLP out. :meth:`Levels.switch` moves only what
+differs: a parameter's storage or a child module is exchanged, nothing is written twice, and the journal hears of the
+final choice alone.
+
+Units may contain one another, as a sublayer contains its matrices: a part of what is left out costs nothing and is
+written to nobody, and no parameter has its values from two levels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from paperhooks.errors import DataError, HookError, did_you_mean
-from paperhooks.models.calibration import find_module
 from paperhooks.weights.journal import WeightJournal, check_plain
 from paperhooks.weights.packed_forms import Packed
+from paperhooks.weights.structure import Structure, module_at
 
 if TYPE_CHECKING:
     from paperhooks.models.view import ModelView
@@ -37,8 +42,10 @@ class Level:
         for those of codes alone, ``"flops"``, ``"parameters"``.
     prepare
         Makes the values of the module's parameters at this level, packed, by the parameter's name in the module, such
-        as ``{"weight": ...}``; parameters that it does not name stay. None leaves the module as it is. Called once,
-        while the module has its own weights.
+        as ``{"weight": ...}`` or, of modules in it, ``{"q_proj.weight": ...}``; parameters that it does not name stay.
+        None leaves the module as it is. Called once, while the module has its own weights.
+    skip
+        Leave the module out: a layer, or the attention or the MLP of one. There is nothing to prepare then.
     options
         The level's own settings, for records.
     """
@@ -48,6 +55,11 @@ class Level:
     cost: Mapping[str, float]
     prepare: Callable[[], Mapping[str, Packed]] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    skip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.skip and self.prepare is not None:
+            raise HookError(f"the level {self.label!r} of {self.method!r} skips its module and has values for it too")
 
 
 class Levels(Mapping[str, Sequence[Level]]):
@@ -64,20 +76,27 @@ class Levels(Mapping[str, Sequence[Level]]):
     :param offers: qualified module name to its levels.
     :raises HookError: two levels of one label for a module. :raises LookupError: no such module.
     :raises DataError: a parameter that two of the modules share, as tied embeddings are.
+    :raises UnsupportedModel: a level that skips what cannot be skipped.
     """
 
     def __init__(self, view: ModelView, offers: Mapping[str, Sequence[Level]]) -> None:
         self.view = view
         self._offers = {name: tuple(levels) for name, levels in offers.items()}
-        self._modules = {name: find_module(view.model, name) for name in offers}
+        self._modules = {name: module_at(view.model, name) for name in offers}
         self._choice: dict[str, Level] = {}
+        self._here: dict[str, Level] = {}  # of the choice, what the model shows
+        self._structure = Structure(view.model, lambda: view.sublayers)
+        self._outer = {name: outer for name in offers if (outer := _outer_ones(name, offers))}
+        self._nested = [(outer, name) for name, outers in self._outer.items() for outer in outers]
         self._packed: dict[tuple[str, str], Mapping[str, Packed]] = {}
-        self._own: dict[str, dict[str, Tensor]] = {}
+        self._own: dict[str, tuple[nn.Parameter, Tensor]] = {}  # own weights, by the parameter's full name
         self._written: dict[str, Packed] = {}
         for name, levels in self._offers.items():
             labels = [level.label for level in levels]
             if twice := sorted({label for label in labels if labels.count(label) > 1}):
                 raise HookError(f"two levels of {name} are called {twice[0]!r}; a label has to be a module's own")
+            if any(level.skip for level in levels):
+                self._structure.check(name)
         _check_shared(self._modules)
 
     # -- what there is -------------------------------------------------------------------------------------------------
@@ -101,12 +120,16 @@ class Levels(Mapping[str, Sequence[Level]]):
         raise DataError(f"{name} has no level {label!r}; {did_you_mean(label, [one.label for one in self[name]])}")
 
     def cost(self, choice: Mapping[str, str], kind: str = "bytes") -> float:
-        """What the chosen modules cost together; raises DataError where a level does not tell this kind of cost."""
+        """What the chosen modules cost together; parts of what is skipped cost nothing.
+
+        Raises DataError where a level does not tell this kind of cost. A module that others of the choice are part of
+        has to tell the cost of what belongs to none of these, as :func:`paperhooks.models.module_cost` does.
+        """
         total = 0.0
-        for name, label in choice.items():
-            level = self.level(name, label)
+        for name, level in self._shown({name: self.level(name, label) for name, label in choice.items()}).items():
             if kind not in level.cost:
-                raise DataError(f"the level {label!r} of {name} tells no {kind!r}; it tells {', '.join(level.cost)}")
+                told = ", ".join(level.cost)
+                raise DataError(f"the level {level.label!r} of {name} tells no {kind!r}; it tells {told}")
             total += level.cost[kind]
         return total
 
@@ -118,7 +141,7 @@ class Levels(Mapping[str, Sequence[Level]]):
             with self._at_home(name):
                 made = {} if level.prepare is None else dict(level.prepare())
             self._packed[key] = MappingProxyType(made)
-            own = dict(module.named_parameters(recurse=False))
+            own = dict(module.named_parameters())
             for parameter, packed in made.items():
                 if parameter not in own or not isinstance(packed, Packed):
                     del self._packed[key]
@@ -132,7 +155,8 @@ class Levels(Mapping[str, Sequence[Level]]):
 
     @property
     def choice(self) -> Mapping[str, str]:
-        """The level of each module that the model stands at now, but for those that have their own weights."""
+        """The level of each module as it was chosen, parts of what is skipped too; modules that have their own weights
+        are not among them."""
         return {name: level.label for name, level in self._choice.items()}
 
     def switch(self, choice: Mapping[str, str]) -> None:
@@ -140,20 +164,51 @@ class Levels(Mapping[str, Sequence[Level]]):
 
         After an error, an interrupt included, the model stands where it stood before.
 
-        :raises DataError: an unknown module or label. :raises HookError: values of another shape or dtype than the
-            parameter's. :raises UnsupportedModel: a parameter that a journal could not edit either.
+        :raises DataError: an unknown module or label, or two levels that have values for one parameter.
+        :raises HookError: values of another shape or dtype than the parameter's. :raises UnsupportedModel: a parameter
+            that a journal could not edit either. :raises PluginConflict: hooks on a layer that is to be skipped.
         """
         wanted = {name: self.level(name, label) for name, label in choice.items()}
-        moved = [name for name in {**self._choice, **wanted} if self._choice.get(name) is not wanted.get(name)]
-        before: list[tuple[nn.Parameter, Tensor]] = []
+        here = self._shown(wanted)
+        moved = [name for name in {**self._here, **here} if self._here.get(name) is not here.get(name)]
+        self._check_values(here, moved)
+        before: list[Callable[[], object]] = []
         try:
-            for name in moved:
-                self._move(name, wanted.get(name), before)
+            self._exchange([name for name in moved if name in self._here and self._here[name].skip], False, before)
+            # Own weights first: what one level gives up may be another one's.
+            for name in sorted(moved, key=lambda name: name in here):
+                self._move(name, here.get(name), before)
+            self._exchange([name for name in moved if name in here and here[name].skip], True, before)
         except BaseException:
-            for parameter, values in reversed(before):
-                parameter.data = values
+            for put_back in reversed(before):
+                put_back()
             raise
-        self._choice = wanted
+        self._choice, self._here = wanted, here
+
+    def _shown(self, choice: Mapping[str, Level]) -> dict[str, Level]:
+        """The choice without parts of what is skipped in it."""
+        skipped = {name for name, level in choice.items() if level.skip}
+        gone = {name for name, outer in self._outer.items() if not skipped.isdisjoint(outer)} if skipped else ()
+        return {name: level for name, level in choice.items() if name not in gone}
+
+    def _check_values(self, here: Mapping[str, Level], moved: Sequence[str]) -> None:
+        """Refuse a choice in which a unit and one that it contains both have values for a parameter."""
+        for outer, inner in self._nested:
+            if outer in here and inner in here and (outer in moved or inner in moved):
+                values, head = self.packed(outer, here[outer].label), inner.removeprefix(f"{outer}.")
+                both = (p for p in self.packed(inner, here[inner].label) if f"{head}.{p}" in values)
+                if (parameter := next(both, None)) is not None:
+                    raise DataError(
+                        f"{inner}.{parameter} would have values from {here[outer].label!r} of {outer} and from "
+                        f"{here[inner].label!r} of {inner}; choose one of the two"
+                    )
+
+    def _exchange(self, names: Sequence[str], skip: bool, before: list[Callable[[], object]]) -> None:
+        """Skip modules, or put them back; how to take it back goes to ``before``."""
+        for name in names:
+            there, back = self._structure.skip, self._structure.restore
+            before.append(partial(back if skip else there, name))
+            (there if skip else back)(name)
 
     def restore(self) -> None:
         """Give all modules their own weights again, and forget which these are."""
@@ -166,13 +221,15 @@ class Levels(Mapping[str, Sequence[Level]]):
         Afterwards the model stands at its own weights again, but for what was written. Raises what the journal raises,
         which holds what was written until then: undo it.
         """
-        choice = self._choice
+        choice = self._here
         self.restore()
         self._written = {}
         for name, level in choice.items():
             for parameter, packed in self.packed(name, level.label).items():
                 journal.write(f"{name}.{parameter}", packed.unpack(), method=method)
                 self._written[f"{name}.{parameter}"] = packed
+        for name in (name for name, level in choice.items() if level.skip):
+            journal.structure.skip(name)
 
     @property
     def written(self) -> Mapping[str, Packed]:
@@ -188,32 +245,38 @@ class Levels(Mapping[str, Sequence[Level]]):
     @contextmanager
     def _at_home(self, name: str) -> Iterator[None]:
         """The module with its own weights: what a level is made from, wherever the model stands."""
-        module = self._modules[name]
-        parameters = {key: module.get_parameter(key) for key in self._own.get(name, {})}
-        here = {key: parameter.data for key, parameter in parameters.items()}
+        inside = [own for full, own in self._own.items() if full.startswith(f"{name}.")]
+        here = [(parameter, parameter.data) for parameter, _ in inside]
         try:
-            for key, parameter in parameters.items():
-                parameter.data = self._own[name][key]
+            for parameter, values in inside:
+                parameter.data = values
             yield
         finally:
-            for key, parameter in parameters.items():
-                parameter.data = here[key]
+            for parameter, values in here:
+                parameter.data = values
 
-    def _move(self, name: str, level: Level | None, before: list[tuple[nn.Parameter, Tensor]]) -> None:
-        """One module to a level, or to its own weights; what its parameters held goes to ``before``."""
-        module, own = self._modules[name], self._own.get(name, {})
+    def _move(self, name: str, level: Level | None, before: list[Callable[[], object]]) -> None:
+        """One module to a level, or to its own weights; how to take it back goes to ``before``."""
+        module, now = self._modules[name], self._here.get(name)
         values = self.packed(name, level.label) if level is not None else {}
-        for parameter_name in dict.fromkeys([*values, *own]):
-            parameter = module.get_parameter(parameter_name)
-            if parameter_name not in own:  # once, and not at every switch
-                check_plain(self.view.model, parameter, f"{name}.{parameter_name}")
+        given_up = self.packed(name, now.label) if now is not None else {}
+        for parameter_name in dict.fromkeys([*values, *given_up]):
+            parameter, full = module.get_parameter(parameter_name), f"{name}.{parameter_name}"
+            if full not in self._own:  # once, and not at every switch
+                check_plain(self.view.model, parameter, full)
             if parameter_name in values:
                 new = _fitting(name, parameter_name, parameter, values[parameter_name])
             else:
-                new = own[parameter_name]
-            self._own.setdefault(name, {}).setdefault(parameter_name, parameter.data)
-            before.append((parameter, parameter.data))
+                new = self._own[full][1]
+            self._own.setdefault(full, (parameter, parameter.data))
+            before.append(partial(setattr, parameter, "data", parameter.data))
             parameter.data = new
+
+
+def _outer_ones(name: str, others: Container[str]) -> tuple[str, ...]:
+    """Those of ``others`` that the module ``name`` is part of."""
+    parts = name.split(".")
+    return tuple(outer for n in range(1, len(parts)) if (outer := ".".join(parts[:n])) in others)
 
 
 def _fitting(name: str, parameter_name: str, parameter: nn.Parameter, packed: Packed) -> Tensor:
@@ -245,7 +308,7 @@ def collected(
     :raises HookError: an offer that is no mapping of names to levels, or names a module that was not asked for.
     :raises LookupError: a module that does not exist.
     """
-    modules = {name: find_module(view.model, name) for name in names}
+    modules = {name: module_at(view.model, name) for name in names}
     found: dict[str, list[Level]] = {name: [] for name in modules}
     for offer in offers:
         answer = offer(view, MappingProxyType(modules), request)

@@ -6,6 +6,8 @@ from .batches import length_batches as length_batches
 from .calibration import CalibrationBatch as CalibrationBatch
 from .calibration import RoutedReceiver as RoutedReceiver
 from .calibration import calibrate as calibrate
+from .costs import experts_per_token as experts_per_token
+from .costs import module_cost as module_cost
 from .experts import Experts as Experts
 from .forward import evaluation_mode as evaluation_mode
 from .forward import last_hidden_state as last_hidden_state

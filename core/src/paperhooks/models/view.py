@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from paperhooks.weights.journal import WeightJournal
+    from paperhooks.weights.sublayers import Sublayer
 
 __all__ = ["ModelView"]
 
@@ -168,6 +169,15 @@ class ModelView:
             self._journal = WeightJournal(self.model)
         self._journal.writer = self.writer
         return self._journal
+
+    @property
+    def sublayers(self) -> Mapping[str, Sublayer]:
+        """Layers, attentions and MLPs by qualified name, and which of them can be skipped: by a level, or through
+        ``view.journal.structure``. Found at the first look, when the decoder reads two tokens.
+
+        :raises UnsupportedModel: the decoder cannot be tried so, or is sharded.
+        """
+        return self.journal.structure.sublayers
 
     def defer(self, undo: Callable[[], object]) -> None:
         """Run ``undo`` when the session closes, after later entries and before earlier ones."""

@@ -6,7 +6,7 @@ right for all other layers, and :meth:`Structure.restore` puts the very module b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from torch import nn
@@ -50,19 +50,25 @@ class Structure:
     >>> structure.restore("model.layers.3.mlp")  # doctest: +SKIP
 
     :param model: a transformers model, as :attr:`paperhooks.ModelView.model`.
+    :param known: gives its sublayers where these were found before.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, known: Callable[[], Mapping[str, Sublayer]] | None = None) -> None:
         self.model = model
-        self._sublayers: dict[str, Sublayer] | None = None
+        self._known = known
+        self._sublayers: Mapping[str, Sublayer] | None = None
         self._skipped: dict[str, StandIn] = {}
 
     @property
     def sublayers(self) -> Mapping[str, Sublayer]:
         """What there is to skip, by qualified name; found at the first look, when the decoder reads two tokens.
 
+        What was skipped at that time is not among it, nor what is in it.
+
         :raises UnsupportedModel: no decoder layers, or a model that is sharded.
         """
+        if self._sublayers is None and self._known is not None:
+            self._sublayers = self._known()
         if self._sublayers is None:
             if any(hasattr(parameter, "full_tensor") for parameter in self.model.parameters()):
                 raise UnsupportedModel(
@@ -71,7 +77,7 @@ class Structure:
                 )
             decoder: nn.Module = self.model.get_decoder()  # type: ignore[operator]
             self._sublayers = find_sublayers(self.model, compat.layer_list(decoder))
-        return MappingProxyType(self._sublayers)
+        return MappingProxyType(dict(self._sublayers))
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -90,6 +96,9 @@ class Structure:
         if compat.stood_for(held) is not held:
             raise PluginConflict(f"{name} is skipped already, by somebody else; have it put back first")
         found = self.sublayers.get(name)
+        if found is None:  # perhaps it was skipped when they were found
+            self._sublayers = self._known = None
+            found = self.sublayers.get(name)
         if found is None:
             others = ", ".join(n for n, s in self.sublayers.items() if not s.refusal and s.layer == 0)
             raise UnsupportedModel(

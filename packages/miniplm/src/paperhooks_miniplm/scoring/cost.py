@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from paperhooks import ModelView
-from paperhooks.models import view_of
+from paperhooks.models import experts_per_token, view_of
 from torch import nn
 
 from paperhooks_miniplm.algorithm import Array
@@ -189,9 +189,8 @@ def forward_flops(view: ModelView, lengths: Array) -> float:
 def _active(config: Any, matrices: int, view: ModelView) -> int:
     """Parameters that a token meets: of routed experts only those chosen."""
     routed = sum(p.numel() for layer in view.layers for p in layer.parameters() if p.ndim == 3)
-    chosen = getattr(config, "num_experts_per_tok", None)
-    count = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    return matrices - routed + routed * int(chosen) // int(count) if routed and chosen and count else matrices
+    experts = experts_per_token(config)
+    return matrices - routed + routed * experts[0] // experts[1] if experts is not None else matrices
 
 
 def _rate(likelihood: LogLikelihood, sample: Mapping[int, Array]) -> float:
