@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -355,3 +356,67 @@ def test_weights_may_be_on_a_device(accelerator: torch.device) -> None:
     journal.undo()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.detach().cpu(), before[name]), name
+
+
+def test_prepared_levels_are_kept_and_an_interrupted_preparation_goes_on(tmp_path: Path, monkeypatch) -> None:
+    model, calls = tiny_llama(layers=2), []
+    before = fingerprint(model)
+
+    class Counting(Nearest):
+        @hookimpl
+        def compression_levels(self, modules):
+            def counted(name, label, prepare):
+                calls.append((name, label))
+                if len(calls) == 5:
+                    raise KeyboardInterrupt
+                return prepare()
+
+            found = super().compression_levels(modules)
+            return {
+                name: [replace(each, prepare=partial(counted, name, each.label, each.prepare)) for each in own]
+                for name, own in found.items()
+            }
+
+    def all_logits(levels):
+        with levels:
+            found = []
+            for label in ("2 bits", "4 bits"):
+                levels.switch(dict.fromkeys(levels, label))
+                found.append(logits(model))
+            return found
+
+    wanted = all_logits(offered(model, Nearest())[1])
+    options = {"decides": {"group": 16}, "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        offered(model, Counting())[1].prepare(tmp_path, **options)
+    assert len(list(tmp_path.glob("units/*.safetensors"))) == 1
+    _, levels = offered(model, Counting())
+    levels.switch({})
+    levels.prepare(tmp_path, **options)
+    assert len(calls) == 5 + 13 * 3, "the module that was done is not made again"
+    again = offered(model, Counting())[1]
+    again.prepare(tmp_path, **options)
+    assert len(calls) == 5 + 13 * 3
+    monkeypatch.setattr("builtins.open", lambda *a, **k: pytest.fail("a file was opened in a switch"))
+    for held in (levels, again):
+        assert all(torch.equal(one, other) for one, other in zip(all_logits(held), wanted, strict=True))
+    monkeypatch.undo()
+    assert fingerprint(model) == before
+    for other, said in (
+        (lambda: offered(model, Counting())[1].prepare(tmp_path, decides={"group": 8}, progress=False), "group = 16"),
+        (lambda: offered(model, Nearest((2, 3)))[1].prepare(tmp_path, **options), "levels ="),
+        (lambda: offered(tiny_llama(layers=2, seed=1), Nearest())[1].prepare(tmp_path, **options), "model ="),
+    ):
+        with pytest.raises(DataError, match=f"holds prepared levels of another run: .*{said}"):
+            other()
+
+
+def test_levels_are_prepared_in_memory_where_no_folder_is_given() -> None:
+    model = tiny_llama(layers=1)
+    _, levels = offered(model, Nearest(), LeaveOut(), pattern=UNITS)
+    levels.prepare(progress=False)
+    calls = []
+    made = Levels(ModelView.from_model(model), {UP: [Level("x", "n", {}, lambda: calls.append(1) or {})]})
+    made.prepare(progress=False)
+    made.switch({UP: "n"})
+    assert calls == [1]

@@ -12,15 +12,18 @@ written to nobody, and no parameter has its values from two levels.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from paperhooks.errors import DataError, HookError, did_you_mean
+from paperhooks.hooks.level_store import LevelStore
 from paperhooks.weights.journal import WeightJournal, check_plain
 from paperhooks.weights.packed_forms import Packed
 from paperhooks.weights.structure import Structure, module_at
@@ -137,19 +140,49 @@ class Levels(Mapping[str, Sequence[Level]]):
         """The packed values of a level, made at the first time; raises HookError for what its method may not make."""
         key = name, label
         if key not in self._packed:
-            level, module = self.level(name, label), self._modules[name]
+            level = self.level(name, label)
             with self._at_home(name):
                 made = {} if level.prepare is None else dict(level.prepare())
-            self._packed[key] = MappingProxyType(made)
-            own = dict(module.named_parameters())
-            for parameter, packed in made.items():
-                if parameter not in own or not isinstance(packed, Packed):
-                    del self._packed[key]
-                    raise HookError(
-                        f"the level {label!r} of {name} by {level.method!r} gives {type(packed).__name__} for "
-                        f"{parameter!r}; expected packed values of its parameters {', '.join(own)}"
-                    )
+            self._packed[key] = self._checked(name, level, made)
         return self._packed[key]
+
+    def _checked(self, name: str, level: Level, made: Mapping[str, Packed]) -> Mapping[str, Packed]:
+        own = dict(self._modules[name].named_parameters())
+        for parameter, packed in made.items():
+            if parameter not in own or not isinstance(packed, Packed):
+                raise HookError(
+                    f"the level {level.label!r} of {name} by {level.method!r} gives {type(packed).__name__} for "
+                    f"{parameter!r}; expected packed values of its parameters {', '.join(own)}"
+                )
+        return MappingProxyType(made)
+
+    def prepare(
+        self, folder: str | Path | None = None, *, decides: Mapping[str, Any] | None = None, progress: bool = True
+    ) -> None:
+        """Make the values of all levels now, module by module, so that no switch has to.
+
+        With a folder they are kept there, and read where they lie instead of held in memory; an interrupted preparation
+        goes on with the modules that are missing. The model has its own weights afterwards.
+
+        :param decides: what else the values depend on, as plain data: methods' options, a digest of calibration data.
+        :raises DataError: the folder holds levels of another model, other levels, or other ``decides``.
+        """
+        self.restore()
+        wanted = [name for name, levels in self.items() if any(level.prepare is not None for level in levels)]
+        with ExitStack() as stack:
+            store = None
+            if folder is not None:
+                store = stack.enter_context(LevelStore(folder, self._offers, decides or {}).begin(self.view.model))
+            for name in tqdm(wanted, desc="prepare levels", unit="module", disable=not progress):
+                made = store.read(name) if store is not None else None
+                if made is None and store is not None:
+                    store.write(name, {level.label: self.packed(name, level.label) for level in self[name]})
+                    made = store.read(name)
+                for level in self[name]:
+                    if made is None:
+                        self.packed(name, level.label)
+                    else:
+                        self._packed[name, level.label] = self._checked(name, level, made[level.label])
 
     # -- the live model ------------------------------------------------------------------------------------------------
 

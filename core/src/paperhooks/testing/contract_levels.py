@@ -77,8 +77,7 @@ class LevelsContract:
         assert torch.equal(torch.random.get_rng_state(), state), "offering levels drew from the global random state"
 
     def test_costs_are_the_exact_bytes(self) -> None:
-        """``cost["bytes"]`` is what the packed values of the level take, for every level that has any, and 0 for what is
-        skipped."""
+        """``cost["bytes"]`` is what packed values of a level take, where it has any, and 0 for what is skipped."""
         levels = self.levels(self.model())
         for name, own in levels.items():
             for level in own:
