@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-__all__ = ["Chain", "Flags", "Hook", "Owner"]
+__all__ = ["Chain", "Flags", "Owner"]
 
 
 class Chain:
@@ -56,10 +56,6 @@ class Flags:
         self.closed = False
         self.calls = 0
         self.inside: dict[int, int] = {}
-
-
-class Hook:
-    """Base of every torch hook that paperhooks registers; ``strip`` finds them by this class."""
 
 
 Function = Callable[..., Any]

@@ -32,7 +32,7 @@ from paperhooks.compat import (
 from paperhooks.errors import UnsupportedGeneration
 from paperhooks.hooks.call import GENERATE, check_token_mask
 from paperhooks.info import Traits
-from paperhooks.sessions.chain import Hook
+from paperhooks.models.own_hooks import Hook
 from paperhooks.sessions.threads import in_stack
 from paperhooks.tokens.row_state import cache_states
 

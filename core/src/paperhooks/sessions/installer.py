@@ -13,8 +13,9 @@ from torch import nn
 from paperhooks.compat import LOSS_FUNCTION, MASK_MAKER, LayerCall, cache_parameter, keyword_parameters
 from paperhooks.errors import HookError
 from paperhooks.hooks.call import Site
+from paperhooks.models.own_hooks import Hook
 from paperhooks.models.view import ModelView
-from paperhooks.sessions.chain import Flags, Hook
+from paperhooks.sessions.chain import Flags
 from paperhooks.sessions.generate_guard import CacheGuard, GuardedGenerate, MaskNotes
 from paperhooks.sessions.layer_hooks import LayerEnter, LayerExit
 from paperhooks.sessions.method_set import MethodSet

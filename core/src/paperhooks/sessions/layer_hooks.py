@@ -11,7 +11,8 @@ from paperhooks.errors import HookError, UnsupportedModel
 from paperhooks.hooks.call import CALL, Call, Site
 from paperhooks.hooks.inputs import LayerInputs, shape_text
 from paperhooks.hooks.recomputation import in_checkpoint, once
-from paperhooks.sessions.chain import Chain, Flags, Hook
+from paperhooks.models.own_hooks import Hook
+from paperhooks.sessions.chain import Chain, Flags
 from paperhooks.sessions.followed_tokens import follow
 from paperhooks.sessions.layer_check import check_layer_call, unknown_call
 from paperhooks.tokens.cache import selected_layer

@@ -8,17 +8,12 @@ from typing import Any
 from torch import nn
 
 from paperhooks.compat import LOSS_FUNCTION, MASK_MAKER
-from paperhooks.sessions.chain import Hook, Owner
+from paperhooks.models.own_hooks import own_hooks, strip_hooks
+from paperhooks.sessions.chain import Owner
 from paperhooks.sessions.generate_guard import GuardedGenerate, MaskNotes
 from paperhooks.sessions.torch_hooks import CompactLoss, ModelEnter
 
-__all__ = ["open_session", "own_hooks", "strip", "strip_hooks"]
-
-
-def own_hooks(model: nn.Module) -> list[Any]:
-    """The torch hooks of paperhooks on ``model`` and all modules in it."""
-    tables = (table for m in model.modules() for table in (m._forward_pre_hooks, m._forward_hooks) if table)
-    return [hook for table in tables for hook in table.values() if isinstance(hook, Hook)]
+__all__ = ["open_session", "strip"]
 
 
 def open_session(model: nn.Module) -> Owner | None:
@@ -40,19 +35,6 @@ def strip(model: nn.Module) -> int:
     return removed + strip_hooks(model) + sum(map(_strip_attributes, model.modules()))
 
 
-def strip_hooks(model: nn.Module) -> int:
-    """Remove the torch hooks of paperhooks from ``model`` and all modules in it; returns how many."""
-    removed = 0
-    for module in model.modules():
-        for table in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [k for k, h in table.items() if isinstance(h, Hook)]:
-                del table[key]
-                for flags in _hook_flags(module):
-                    flags.pop(key, None)
-                removed += 1
-    return removed
-
-
 def _strip_attributes(module: nn.Module) -> int:
     """Put back what an instance had before; a wrapper that passes calls on because others kept it stays theirs."""
     found = list(_attributes(module))
@@ -71,8 +53,3 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
         yield MASK_MAKER, maker.previous
     if isinstance(loss, CompactLoss):
         yield LOSS_FUNCTION, loss.previous
-
-
-def _hook_flags(module: nn.Module) -> list[dict[int, Any]]:
-    names = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
-    return [getattr(module, n) for n in names if hasattr(module, n)]

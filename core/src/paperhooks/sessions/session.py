@@ -23,6 +23,7 @@ from paperhooks.errors import PluginConflict, UnsupportedGeneration
 from paperhooks.hooks.call import Site
 from paperhooks.hooks.inputs import shape_text
 from paperhooks.hooks.specs import LOSS_HOOKS
+from paperhooks.models.own_hooks import own_hooks, strip_hooks
 from paperhooks.models.spread import Spread
 from paperhooks.models.view import ModelView
 from paperhooks.models.wrappers import refuse_replicator, running_model
@@ -30,7 +31,7 @@ from paperhooks.sessions.agreement import Agreement
 from paperhooks.sessions.chain import Flags
 from paperhooks.sessions.installer import Installer
 from paperhooks.sessions.method_set import Implementation, Method, MethodSet
-from paperhooks.sessions.removal import open_session, own_hooks, strip_hooks
+from paperhooks.sessions.removal import open_session
 from paperhooks.sessions.threads import in_stack, still_inside
 from paperhooks.sessions.torch_hooks import ModelEnter, ModelExit
 from paperhooks.sessions.undo import UndoStack

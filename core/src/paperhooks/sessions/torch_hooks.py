@@ -25,8 +25,9 @@ from paperhooks.errors import HookError, UnsupportedModel
 from paperhooks.hooks.call import CALL, OWN_ARGUMENTS, Call
 from paperhooks.hooks.inputs import DecoderInputs
 from paperhooks.hooks.recomputation import in_checkpoint
+from paperhooks.models.own_hooks import Hook
 from paperhooks.models.spread import spread_mark
-from paperhooks.sessions.chain import Chain, Flags, Function, Hook, Owner
+from paperhooks.sessions.chain import Chain, Flags, Function, Owner
 from paperhooks.sessions.layer_check import unknown_call
 from paperhooks.sessions.layer_hooks import expect, named_arguments
 from paperhooks.sessions.threads import in_stack

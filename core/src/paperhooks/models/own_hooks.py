@@ -1,0 +1,37 @@
+"""The torch hooks that paperhooks itself puts on models: known by their class, also on copies of an attached model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+__all__ = ["Hook", "own_hooks", "strip_hooks"]
+
+
+class Hook:
+    """Base of every torch hook that a session registers; ``strip`` finds them by this class."""
+
+
+def own_hooks(model: nn.Module) -> list[Any]:
+    """The torch hooks of paperhooks on ``model`` and all modules in it."""
+    tables = (table for m in model.modules() for table in (m._forward_pre_hooks, m._forward_hooks) if table)
+    return [hook for table in tables for hook in table.values() if isinstance(hook, Hook)]
+
+
+def strip_hooks(model: nn.Module) -> int:
+    """Remove the torch hooks of paperhooks from ``model`` and all modules in it; returns how many."""
+    removed = 0
+    for module in model.modules():
+        for table in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [k for k, h in table.items() if isinstance(h, Hook)]:
+                del table[key]
+                for flags in _hook_flags(module):
+                    flags.pop(key, None)
+                removed += 1
+    return removed
+
+
+def _hook_flags(module: nn.Module) -> list[dict[int, Any]]:
+    names = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+    return [getattr(module, n) for n in names if hasattr(module, n)]
