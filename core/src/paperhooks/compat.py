@@ -338,7 +338,7 @@ def block_mask(rule: Callable[..., Tensor], batch: int, queries: int, keys: int,
 
 def times_written(tensor: Tensor) -> int:
     """How often a tensor was written in place: torch counts for its gradients. 0 where it does not."""
-    return int(getattr(tensor, "_version", 0))
+    return 0 if tensor.is_inference() else int(getattr(tensor, "_version", 0))
 
 
 # -- generate ----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from .heads import mean_over_heads as mean_over_heads
 from .images import GridPart as GridPart
 from .images import ImageSpan as ImageSpan
 from .images import image_runs as image_runs
+from .layer_calls import LayerCalls as LayerCalls
 from .rounds import in_step as in_step
 from .rounds import ranks_of as ranks_of
 from .shared_inputs import SharedInputs as SharedInputs

@@ -27,6 +27,7 @@ __all__ = [
     "last_hidden_state",
     "reading_hidden_states",
     "run_in_head",
+    "uncompiled",
     "view_of",
 ]
 
@@ -143,7 +144,7 @@ def _call(model: nn.Module | ModelView, view: ModelView, batch: Mapping[str, Any
         inputs["logits_to_keep"] = keep
     if "position_ids" in accepted:
         inputs |= absolute_positions(view, inputs)
-    with _eagerly():
+    with uncompiled():
         called(**inputs, use_cache=False)
 
 
@@ -164,7 +165,7 @@ def reading_hidden_states(view: ModelView) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _eagerly() -> AbstractContextManager[Any]:
+def uncompiled() -> AbstractContextManager[Any]:
     """Run compiled models uncompiled: compiled code would not see the hook, or keep it for good."""
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
