@@ -23,7 +23,7 @@ from .hooks.call import Site as Site
 from .hooks.compression import CompressionRequest as CompressionRequest
 from .hooks.inputs import DecoderInputs as DecoderInputs
 from .hooks.inputs import LayerInputs as LayerInputs
-from .hooks.levels import Level as Level
+from .hooks.level import Level as Level
 from .hooks.loss import LossContext as LossContext
 from .hooks.specs import hookimpl as hookimpl
 from .info import HOOK_API as HOOK_API

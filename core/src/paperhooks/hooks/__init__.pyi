@@ -4,7 +4,7 @@ from .call import Site as Site
 from .compression import CompressionRequest as CompressionRequest
 from .inputs import DecoderInputs as DecoderInputs
 from .inputs import LayerInputs as LayerInputs
-from .levels import Level as Level
+from .level import Level as Level
 from .levels import Levels as Levels
 from .loss import LossContext as LossContext
 from .specs import CHAINED as CHAINED

@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from torch import Tensor, nn
 
+from paperhooks.hooks.level import Level
 from paperhooks.io.files import plain
 from paperhooks.io.hashing import hash_json, model_digest
 from paperhooks.io.units import UnitStore
 from paperhooks.weights.packed_forms import Packed, read_packed
-
-if TYPE_CHECKING:
-    from paperhooks.hooks.levels import Level
 
 __all__ = ["LevelStore"]
 

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from paperhooks.hooks.call import Call, Site
     from paperhooks.hooks.compression import CompressionRequest
     from paperhooks.hooks.inputs import DecoderInputs, LayerInputs
-    from paperhooks.hooks.levels import Level
+    from paperhooks.hooks.level import Level
     from paperhooks.hooks.loss import LossContext
     from paperhooks.info import TaskInfo
     from paperhooks.models.view import ModelView
