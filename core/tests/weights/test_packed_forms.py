@@ -39,6 +39,32 @@ def test_codes_come_back(width: int, columns: int, group: int, dtype: torch.dtyp
     assert told["codes"] <= 5 * (columns * width / 8 + 3)
 
 
+@pytest.mark.parametrize("width", range(1, 9))
+@pytest.mark.parametrize("shape", [(4, 6, 32), (3, 5, 7), (2, 3, 4, 16), (24,)])
+def test_codes_of_several_matrices_are_those_of_each(width: int, shape: tuple[int, ...]) -> None:
+    *rows, columns = shape
+    n, groups = math.prod(rows), math.ceil(columns / 8)
+    given, zeros = codes(n, columns, width), codes(n, groups, width, 2)
+    scales = torch.rand(n, groups, generator=torch.Generator().manual_seed(1)) + 0.1
+    flat = Quantised.of(given, scales, zeros, width, 8)
+    packed = Quantised.of(given.view(shape), scales.view(*rows, groups), zeros.view(*rows, groups), width, 8)
+    assert torch.equal(packed.codes(), flat.codes().view(shape))
+    assert torch.equal(packed.unpack(), flat.unpack().view(shape))
+    assert torch.equal(again(packed).unpack(), packed.unpack())
+    told = packed_bytes(shape, width=width, group=8, itemsize=4)
+    assert told == packed_bytes((n, columns), width=width, group=8, itemsize=4)
+    assert told["bytes"] == packed.nbytes
+
+
+def test_planes_may_lie_anywhere_in_memory() -> None:
+    """As views of other tensors, also where they cannot be read eight bytes at a time."""
+    packed = Quantised.of(codes(6, 64, 3), torch.ones(6, 1), codes(6, 1, 3), 3, 64)
+    for offset in (1, 8):
+        planes = tuple(torch.cat([torch.full((offset,), 255, dtype=torch.uint8), p])[offset:] for p in packed.planes)
+        moved = Quantised(planes, packed.scales, packed.zeros, 3, 64, 64)
+        assert torch.equal(moved.unpack(), packed.unpack())
+
+
 @pytest.mark.parametrize("shape", [(8, 16), (3, 5), (2, 3, 7)])
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_masked_values_come_back(shape: tuple[int, ...], share: float) -> None:
@@ -70,6 +96,11 @@ def test_what_does_not_fit_is_refused() -> None:
         Quantised.of(given, scales, -scales, 3, 4)
     with pytest.raises(DataError, match=r"8 columns in groups of 2 have \[2, 4\]"):
         Quantised.of(given, scales, scales, 3, 2)
+    with pytest.raises(DataError, match=r"codes are \[2, 8\] in groups of 0 columns"):
+        Quantised.of(given, scales, scales, 3, 0)
+    packed = Quantised.of(given, scales, scales, 3, 4)
+    with pytest.raises(DataError, match=r"the planes .* are \[\[4\]\]; \[2, 7\] codes of 4 bits have \[\[7\]\]"):
+        read_packed("quantised", packed.tensors(), {"width": 4, "columns": 7, "group": 4})
     with pytest.raises(DataError, match="there is no form of weights 'zip'"):
         read_packed("zip", {}, {})
     with pytest.raises(DataError, match="a weight of the form 'masked' lacks 'bits'"):
