@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from paperhooks import Artefact, ArtefactError, PluginConflict, UnsupportedModel, WeightJournal
 from paperhooks.io import tensor_digest
 from paperhooks.testing import fingerprint, tiny_llama, tiny_text
+from paperhooks.weights import Masked, Quantised
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -240,6 +241,40 @@ def test_sparse_artefacts_hold_positions_and_values_only(tmp_path) -> None:
     file = Artefact.from_journal(journal, method="test").save(tmp_path / "a.safetensors")
     with safe_open(file, framework="pt") as handle:
         assert {n: handle.get_tensor(n).numel() for n in handle.keys()} == {"index/" + NAME: 2, "values/" + NAME: 2}  # noqa: SIM118
+
+
+def test_packed_weights_are_stored_packed_and_written_as_they_were(tmp_path) -> None:
+    """Of a matrix for each of several experts, quantised, and of another without its negative values."""
+    shape = (3, 16, 64)
+    model, fresh = (holder(torch.randn(shape, generator=torch.Generator().manual_seed(0))) for _ in range(2))
+    for module in (model, fresh):
+        module.other = nn.Parameter(module.weight.detach()[0].clone(), requires_grad=False)
+    original, old = fresh.weight.detach().clone(), model.other.detach().clone()
+    codes = torch.randint(0, 8, shape, generator=torch.Generator().manual_seed(1))
+    scales = torch.rand(3, 16, 2, generator=torch.Generator().manual_seed(2))
+    packed = {
+        "weight": Quantised.of(codes, scales, torch.ones(3, 16, 2), 3, 32),
+        "other": Masked.of(old, old > 0),
+    }
+    journal = WeightJournal(model)
+    for name, each in packed.items():
+        journal.write(name, each.unpack())
+    artefact = Artefact.from_journal(journal, method="test", packed=packed)
+    file = artefact.save(tmp_path / "a.safetensors")
+    assert file.stat().st_size < 3000 + sum(each.nbytes for each in packed.values())
+    loaded = Artefact.load(file)
+    assert [edit.values for edit in loaded.edits.values()] == [None, None]
+    loaded.apply(fresh)
+    assert bits(fresh.weight) == bits(model.weight)
+    assert bits(fresh.other) == bits(model.other)
+    loaded.undo()
+    assert bits(fresh.weight) == bits(original)
+    again = loaded.save(tmp_path / "b.safetensors")
+    assert again.read_bytes() == file.read_bytes()
+    with torch.no_grad():
+        model.weight[2, 3, 4] += 1
+    with pytest.raises(ArtefactError, match="the packed values of weight are not those"):
+        Artefact.from_journal(journal, method="test", packed=packed)
 
 
 def test_another_model_is_refused_naming_the_difference_and_stays_untouched(tmp_path) -> None:

@@ -27,6 +27,7 @@ from paperhooks.io.files import plain, versions, write_json
 from paperhooks.io.hashing import class_name, config_entries, held_tensor, tensor_digest
 from paperhooks.io.tensors import read_tensors, write_tensors
 from paperhooks.io.units import differences
+from paperhooks.weights.entries import bits
 from paperhooks.weights.packed_forms import Packed, read_packed
 
 if TYPE_CHECKING:
@@ -251,7 +252,7 @@ def _edit(change: Change, packed: Packed | None) -> Edit:
     index = change.index
     before, after = tensor_digest(change.original()), tensor_digest(parameter)
     if packed is not None:
-        if not torch.equal(packed.unpack().cpu(), parameter.cpu()):
+        if packed.dtype != parameter.dtype or not torch.equal(bits(packed.unpack()).cpu(), bits(parameter).cpu()):
             raise ArtefactError(f"the packed values of {change.name} are not those that were written to it")
         return Edit(None, None, tuple(parameter.shape), before, after, packed)
     values = parameter if index is None else parameter[torch.unravel_index(index, parameter.shape)]

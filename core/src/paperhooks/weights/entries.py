@@ -120,11 +120,10 @@ class Change:
         """
         self._need_comparable()
         now = self.parameter.detach()
-        whole, old = now.clone(), _cast(self.saved, self.saved.dtype, now)
         if self.index is None:
-            bits(whole).copy_(bits(old))
-        else:
-            put(whole, self.index, old)
+            return _cast(self.saved.clone(), self.saved.dtype, now)
+        whole = now.clone()
+        put(whole, self.index, _cast(self.saved, self.saved.dtype, now))
         return whole
 
     def restore(self) -> int:
