@@ -31,6 +31,9 @@ _LONGEST: Final = 100_000_000
 def write_tensors(path: Path, tensors: Mapping[str, Tensor | np.ndarray[Any, Any]], header: Mapping[str, Any]) -> None:
     """Write a file atomically.
 
+    Tensors that lie on the CPU in row-major order, each in memory of its own, are written from there; of all others
+    there is a copy until the file is written.
+
     :param tensors: torch tensors or numpy arrays of any shape, by name.
     :param header: plain data; the key ``sha256`` is taken.
     :raises DataError: it cannot be written; what stood there stays.
