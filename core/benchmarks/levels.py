@@ -1,7 +1,9 @@
 """Levels on a live model: one switch against one forward, and an artefact of levels against one pass over its bytes.
 
 A random model of SmolLM2's size (30 layers of width 576, 540 MB). Seconds are of the processor; the sides in one
-process, in turn.
+process, in turn. ``save_by_*`` is saving an artefact against one pass over its own bytes, which hashes or writes them,
+``whole_by_*`` making and saving it against one over the bytes of the matrices in the model, and ``memory_ratio`` what
+both take beside the matrices, as the peak of a process of its own.
 
     python core/benchmarks/levels.py [--quick] [--rounds N]
 
@@ -11,25 +13,28 @@ The last line is one JSON object with every figure.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any, Final
 
 import torch
 from paperhooks import Artefact, Level, ModelView
 from paperhooks.hooks import Levels
+from paperhooks.testing import fresh_process, print_peak
 from paperhooks.weights import Packed, Quantised, WeightJournal, packed_bytes
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 TOKENS: Final = 128
 GROUP: Final = 64
 WIDTHS: Final = (3, 4)
+MIB: Final = 2**20
 
 
 def model_of(layers: int) -> LlamaForCausalLM:
@@ -68,10 +73,11 @@ def levels_of(view: ModelView) -> Levels:
 
 
 def switches(model: LlamaForCausalLM, levels: Levels, rounds: int) -> dict[str, float]:
-    """Seconds of a forward, and of a switch of one module, over the matrices of the first layer."""
+    """Seconds of a forward, and of a switch of one module: the mean over the matrices of a layer and their levels."""
     ids = torch.arange(TOKENS)[None]
     names = [name for name in levels if ".layers.0." in name]
-    found: dict[str, list[float]] = {"forward": [], "switch": [], "exchange": []}
+    found: dict[str, list[float]] = {"forward": [], "exchange": []}
+    switched: dict[tuple[str, str], list[float]] = {}
     for name in names:
         for width in WIDTHS:
             levels.packed(name, f"{width} bits")
@@ -86,7 +92,7 @@ def switches(model: LlamaForCausalLM, levels: Levels, rounds: int) -> dict[str, 
             for name in names:
                 begin = time.process_time()
                 levels.switch({**levels.choice, name: label})
-                found["switch"].append(time.process_time() - begin)
+                switched.setdefault((name, label), []).append(time.process_time() - begin)
             parameter = model.get_parameter(f"{names[0]}.weight")
             one, other = parameter.data, parameter.data.clone()
             begin = time.process_time()
@@ -94,47 +100,100 @@ def switches(model: LlamaForCausalLM, levels: Levels, rounds: int) -> dict[str, 
                 parameter.data = other
                 parameter.data = one
             found["exchange"].append((time.process_time() - begin) / 2000)
+    found["switch"] = [mean(median(each) for each in switched.values())]
     return {f"{name}_s": median(each) for name, each in found.items()}
 
 
-def saved(model: LlamaForCausalLM, levels: Levels, rounds: int) -> dict[str, float]:
-    """Seconds to save an artefact of all matrices at 3 bits, and to write as many bytes."""
+def written(model: LlamaForCausalLM, levels: Levels) -> tuple[WeightJournal, Mapping[str, Packed]]:
+    """All matrices at 3 bits through a journal, and their packed values."""
     journal = WeightJournal(model)
     with levels:
         levels.switch(dict.fromkeys(levels, "3 bits"))
         levels.write(journal)
-    begin = time.process_time()
-    artefact = Artefact.from_journal(journal, method="bench", packed=levels.written)
-    made = time.process_time() - begin
-    size = sum(edit.packed.nbytes for edit in artefact.edits.values() if edit.packed is not None)
-    sides: dict[str, list[float]] = {"save": [], "pass": []}
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(rounds):
-            begin = time.process_time()
-            file = artefact.save(Path(folder, "a.safetensors"))
-            sides["save"].append(time.process_time() - begin)
-            content = file.read_bytes()
-            begin = time.process_time()
-            Path(folder, "b").write_bytes(content)
-            sides["pass"].append(time.process_time() - begin)
+    return journal, levels.written
+
+
+def saved(model: LlamaForCausalLM, levels: Levels, rounds: int) -> dict[str, float]:
+    """Seconds to make and save an artefact of all matrices at 3 bits, packed and dense, and of passes over bytes."""
+    journal, packed = written(model, levels)
+    tensors = [change.parameter.detach() for change in journal.changed.values()]
+    figures = {"artefact_mib": sum(p.nbytes for p in packed.values()) / MIB, "model_mib": nbytes(tensors) / MIB}
+    sides: dict[str, list[float]] = {}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        begin = time.process_time()
+        result = work()
+        sides.setdefault(name, []).append(time.process_time() - begin)
+        return result
+
+    for _ in range(rounds):
+        for prefix, values in (("", packed), ("dense_", {})):
+            with tempfile.TemporaryDirectory() as folder:  # new files, so that no side has to free an old one
+                make = partial(Artefact.from_journal, journal, method="bench", packed=values)
+                artefact = timed(f"{prefix}made", make)
+                timed(f"{prefix}save", partial(artefact.save, Path(folder, "artefact.safetensors")))
+                own = [one for each in values.values() for one in each.tensors().values()] or tensors
+                timed(f"{prefix}hashed", partial(passed, own, hashlib.sha256().update))
+                with Path(folder, "pass").open("wb") as file:
+                    timed(f"{prefix}written", partial(passed, own, file.write))
     journal.undo()
-    ratio = median(a / b for a, b in zip(sides["save"], sides["pass"], strict=True))
-    return {"artefact_mib": size / 2**20, "made_s": made, "save_s": median(sides["save"]), "save_ratio": ratio}
+    for prefix in ("", "dense_"):
+        made, save = sides[f"{prefix}made"], sides[f"{prefix}save"]
+        for kind in ("hashed", "written"):
+            own_passes, model_passes = sides[f"{prefix}{kind}"], sides[f"dense_{kind}"]
+            figures[f"{prefix}save_by_{kind}"] = median(a / b for a, b in zip(save, own_passes, strict=True))
+            whole = zip(made, save, model_passes, strict=True)
+            figures[f"{prefix}whole_by_{kind}"] = median((a + b) / c for a, b, c in whole)
+    return figures | {f"{name}_s": median(each) for name, each in sides.items()}
+
+
+def passed(tensors: Iterable[Tensor], work: Callable[[Any], Any]) -> None:
+    """One pass over the bytes of tensors, one tensor after another."""
+    for tensor in tensors:
+        work(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def nbytes(tensors: Iterable[Tensor]) -> int:
+    return sum(each.nbytes for each in tensors)
+
+
+def peak(form: str, layers: int) -> None:
+    """In a process of its own: the peak of making and saving an artefact, above model, journal and packed values."""
+    model = model_of(layers)
+    journal, packed = written(model, levels_of(ModelView.from_model(model)))
+    size = nbytes(change.parameter for change in journal.changed.values())
+    with tempfile.TemporaryDirectory() as folder:
+        Artefact("bench", tensors={"warm": torch.zeros(1)}).save(Path(folder, "warm"))
+
+        def work() -> dict[str, float]:
+            artefact = Artefact.from_journal(journal, method="bench", packed=packed if form == "packed" else {})
+            artefact.save(Path(folder, "artefact"))
+            return {"model_mib": size / MIB}
+
+        print_peak(work)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="four layers, one round")
     parser.add_argument("--rounds", type=int, help="rounds (default: 9, quick: 1)")
+    parser.add_argument("--child", choices=("packed", "dense"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    rounds = options.rounds or (1 if options.quick else 9)
+    rounds, layers = options.rounds or (1 if options.quick else 9), 4 if options.quick else 30
     torch.set_num_threads(1)
-    model = model_of(4 if options.quick else 30)
+    if options.child:
+        peak(options.child, layers)
+        return
+    model = model_of(layers)
     levels = levels_of(ModelView.from_model(model))
     figures: dict[str, Any] = {"quick": options.quick, "rounds": rounds, "tokens": TOKENS}
     figures |= switches(model, levels, rounds)
     figures["switch_ratio"] = figures["switch_s"] / figures["forward_s"]
     figures |= saved(model, levels, max(1, rounds // 3))
+    for prefix, form in (("", "packed"), ("dense_", "dense")):
+        found = fresh_process(__file__, "--child", form, *(["--quick"] if options.quick else []))
+        figures[f"{prefix}peak_mib"] = found["mib"]
+        figures[f"{prefix}memory_ratio"] = found["mib"] / found["model_mib"]
     print(json.dumps({name: round(v, 7) if isinstance(v, float) else v for name, v in figures.items()}))
 
 
