@@ -185,13 +185,15 @@ def test_messages_on_the_page_of_errors_are_those_of_the_code() -> None:
 def test_levels_of_a_page_are_offered_switched_and_written(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    offer, tests, search = FENCE.findall((ROOT / "docs" / "compression-levels.md").read_text(encoding="utf-8"))
+    offer, leave_out, tests, search = FENCE.findall(
+        (ROOT / "docs" / "compression-levels.md").read_text(encoding="utf-8")
+    )
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
-    exec(offer + tests, vars(module))
-    contract = module.TestNearest()
-    for check in sorted(name for name in dir(contract) if name.startswith("test_")):
-        getattr(contract, check)(*([monkeypatch] if check == "test_switching_is_undone_exactly" else []))
+    exec(offer + leave_out + tests, vars(module))
+    for contract in (module.TestNearest(), module.TestLeaveOut()):
+        for check in sorted(name for name in dir(contract) if name.startswith("test_")):
+            getattr(contract, check)(*([monkeypatch] if check == "test_switching_is_undone_exactly" else []))
     model = tiny_llama()
     before, view = fingerprint(model), ModelView.from_model(model)
     method = module.Nearest()

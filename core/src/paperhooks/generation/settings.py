@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from paperhooks.compat import CONFIG_CIRCUMSTANCES
 from paperhooks.io.files import plain
-from paperhooks.io.hashing import CONFIG_CIRCUMSTANCES
 from paperhooks.models.tokenizers import tokenizer_digest
 
 __all__ = ["config_settings", "generation_settings", "processor_settings", "tokenizer_settings"]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from paperhooks.io.files import plain
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 
 __all__ = [
-    "CONFIG_CIRCUMSTANCES",
     "class_name",
     "config_entries",
     "hash_file",
@@ -26,17 +25,6 @@ __all__ = [
     "tensor_digest",
     "tensor_digests",
 ]
-
-#: Entries of a config that say where a model came from or how it runs, not what it is.
-CONFIG_CIRCUMSTANCES: Final = (
-    "_name_or_path",
-    "transformers_version",
-    "architectures",  # written by save_pretrained
-    "_attn_implementation",
-    "dtype",
-    "torch_dtype",
-    "use_cache",
-)
 
 
 def hash_json(value: Any) -> str:
@@ -130,6 +118,7 @@ def config_entries(model: nn.Module) -> dict[str, Any]:
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_dict"):
         return {"class": class_name(model)}
+    from paperhooks.compat import CONFIG_CIRCUMSTANCES  # a model with a config has loaded transformers already
 
     return dict(_entries("", plain(config.to_dict()), CONFIG_CIRCUMSTANCES))
 

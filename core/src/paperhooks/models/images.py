@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from paperhooks.models.compat import anyres_tiles
+from paperhooks.compat import anyres_tiles
 
 __all__ = ["GridPart", "ImageSpan", "image_runs"]
 

@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from paperhooks.compat import CHECKPOINTING, GradientCheckpointingLayer, count_tokens
 from paperhooks.errors import UnsupportedModel
-from paperhooks.weights.compat import CHECKPOINTING, GradientCheckpointingLayer, count_tokens
 
 __all__ = ["SkippedLayer", "SkippedSublayer", "StandIn"]
 

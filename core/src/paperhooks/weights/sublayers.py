@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from paperhooks import compat
+from paperhooks.compat import MIXER_NAMES, MLP_NAMES, shared_cache
 from paperhooks.errors import UnsupportedModel
-from paperhooks.weights.compat import MIXER_NAMES, MLP_NAMES, shared_cache
 
 __all__ = ["Sublayer", "find_sublayers"]
 
@@ -133,7 +133,7 @@ def _refused_mixer(
         return f"layers of this model read keys and values that other layers make, and {name} may be one that does"
     if len(mixers) > 1:
         return f"{type(layer).__name__} mixes tokens in several ways ({', '.join(mixers)})"
-    if kind not in ("full_attention", "sliding_attention", "chunked_attention"):
+    if not compat.keeps_keys(kind):
         return f"{name} is no plain self-attention ({kind}), and what a cache should hold of it is not known"
     return ""
 
