@@ -15,6 +15,8 @@ from paperhooks.testing import cache_argument, fingerprint, tiny_llama, tiny_lla
 from paperhooks.weights import Structure, WeightJournal
 from transformers import DynamicCache, StaticCache
 
+pytest_plugins = ["paperhooks.testing.accelerator_fixtures"]
+
 SKIPPABLE = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2", "gpt_neox", "mixtral")
 #: Families with layers of several kinds of attention, whose cache has layers of several kinds.
 MIXED = ("gemma2", "gemma3")
@@ -425,3 +427,36 @@ def test_the_text_part_of_a_vision_language_model_reads_images_without_its_first
     wanted = zeroed(model, structure, [name])(**inputs).logits
     structure.skip(name)
     assert torch.equal(model(**inputs).logits, wanted)
+
+
+def test_it_runs_and_follows_to_a_device(accelerator):
+    """Skipped on the host and moved, or skipped on the device: the same tokens; what comes back is where the model is."""
+    model, ids = tiny_llama(), ids_of()
+    structure, _ = names_of(model)
+    before = model.generate(ids, max_new_tokens=6, do_sample=False)
+    for name in ("model.layers.0.self_attn", "model.layers.2"):
+        structure.skip(name)
+    wanted = model.generate(ids, max_new_tokens=6, do_sample=False)
+    model.to(accelerator)
+    assert torch.equal(model.generate(ids.to(accelerator), max_new_tokens=6, do_sample=False).cpu(), wanted)
+    structure.undo()
+    assert {p.device.type for p in model.parameters()} == {accelerator.type}
+    assert torch.equal(model.generate(ids.to(accelerator), max_new_tokens=6, do_sample=False).cpu(), before)
+    other = Structure(model)
+    for name in ("model.layers.0.self_attn", "model.layers.2"):
+        other.skip(name)
+    assert torch.equal(model.generate(ids.to(accelerator), max_new_tokens=6, do_sample=False).cpu(), wanted)
+
+
+def test_a_model_that_accelerate_offloads_can_be_left_out_of():
+    accelerate = pytest.importorskip("accelerate")
+    model, ids = tiny_llama(), ids_of()
+    wanted = zeroed(model, Structure(model), ["model.layers.1", "model.layers.0.self_attn"])(ids).logits
+    before = model(ids).logits
+    accelerate.cpu_offload(model, execution_device="cpu")
+    structure = Structure(model)
+    for name in ("model.layers.1", "model.layers.0.self_attn"):
+        structure.skip(name)
+    assert torch.equal(model(ids).logits, wanted)
+    structure.undo()
+    assert torch.equal(model(ids).logits, before)
