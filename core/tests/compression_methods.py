@@ -8,7 +8,8 @@ from functools import partial
 
 import torch
 from paperhooks import Level, Traits, hookimpl
-from paperhooks.models import calibrate, module_cost
+from paperhooks.logprobs import Head, TeacherRows
+from paperhooks.models import calibrate, last_hidden_state, module_cost
 from paperhooks.weights import Dense, Masked, Quantised, packed_bytes
 
 #: Layers, attentions and MLPs, and the matrices in them.
@@ -171,6 +172,50 @@ class Greedy:
         if file is not None:
             file.write_text(json.dumps(norms))
         return norms
+
+
+@dataclass(eq=False)
+class Descent:
+    """Takes, again and again, the level that diverges least from the model for the bytes that it saves, until no more
+    than the target share of them is left. Units may be of any kind and contain one another."""
+
+    pattern: str = UNITS
+    traits = Traits(writes=frozenset({"weights"}))
+
+    @hookimpl
+    def compression(self, view, request):
+        batches = [{"input_ids": torch.tensor([ids])} for ids in request.data]
+        with request.levels(view, [name for name, _ in view.modules(self.pattern)]) as levels:
+            levels.prepare(request.run.path / "levels" if request.run else None, progress=False)
+            head = Head.from_model(view)
+            teacher = [TeacherRows.of(self.states(view, batch), head, limit=2**24) for batch in batches]
+
+            @torch.no_grad()
+            def divergence(choice):
+                levels.switch(choice)
+                pairs = zip(teacher, batches, strict=True)
+                return sum(float(rows.divergence(self.states(view, batch), head).sum()) for rows, batch in pairs)
+
+            order = {n: sorted(own, key=lambda each: -each.cost["bytes"]) for n, own in levels.items() if own}
+            places = dict.fromkeys(order, 0)
+            choice = {n: own[0].label for n, own in order.items()}
+            total = levels.cost(choice)
+            while levels.cost(choice) > request.target * total:
+                tried = []
+                for name in (n for n, place in places.items() if place + 1 < len(order[n])):
+                    other = {**choice, name: order[name][places[name] + 1].label}
+                    saved = levels.cost(choice) - levels.cost(other)
+                    if saved > 0:
+                        tried.append((divergence(other) / saved, name, other))
+                _, name, choice = min(tried, key=lambda each: each[:2])
+                places[name] += 1
+            levels.switch(choice)
+            levels.write(view.journal, method=request.method)
+            return request.artefact(view, levels=levels)
+
+    def states(self, view, batch):
+        with torch.no_grad():
+            return last_hidden_state(view, batch).flatten(0, 1)
 
 
 @dataclass(eq=False)

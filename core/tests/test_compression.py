@@ -8,7 +8,7 @@ from pathlib import Path
 import paperhooks
 import pytest
 import torch
-from compression_methods import LINEARS, Answers, Greedy, Halve, Magnitude, Nearest
+from compression_methods import LINEARS, Answers, Descent, Greedy, Halve, LeaveOut, Magnitude, Nearest
 from paperhooks import Artefact, ArtefactError, DataError, HookError, Level, ModelView, PluginConflict, PluginInfo
 from paperhooks.compression import compress
 from paperhooks.errors import PluginError, PluginIncompatible, PluginNotFound
@@ -208,6 +208,72 @@ def test_an_artefact_of_levels_holds_them_packed(tmp_path: Path) -> None:
     assert same_weights(model, tiny_llama(layers=2))
     with pytest.raises(ArtefactError, match="has other values"):
         loaded.apply(tiny_llama(layers=2, seed=3))
+
+
+def test_a_greedy_search_over_all_kinds_ends_in_an_artefact_that_reloads(tmp_path: Path) -> None:
+    """Zeros, bits and left out sublayers against one budget of bytes; the file gives the same logits elsewhere."""
+    model, fresh, ids = tiny_llama(layers=2), tiny_llama(layers=2), torch.tensor([[5, 6, 7, 9]])
+    before, known = fingerprint(model), fingerprint(fresh)
+    providers = {"levels_from": [Magnitude(shares=(0.0, 0.25, 0.5)), Nearest(widths=(2,)), LeaveOut()]}
+    artefact = squeeze(model, tmp_path / "run", method=Descent(), target=0.5, **providers)
+    kinds = {told["method"] for told in artefact.data["levels"].values()}
+    assert kinds == {"magnitude", "nearest", "leave_out"}, "the budget is one that asks for all of them"
+    assert artefact.skipped
+    skipped = tuple(artefact.skipped)
+    assert not [name for name in artefact.edits if name.startswith(skipped)], "written to nobody"
+    wanted = model(ids).logits
+    for path in (tmp_path / "run", tmp_path / "run" / "artefact.safetensors"):
+        other = Artefact.load(path)
+        other.apply(fresh)
+        assert torch.equal(fresh(ids).logits, wanted)
+        with pytest.raises(ArtefactError, match=r"applied before|is skipped in this model already"):
+            Artefact.load(tmp_path / "run").apply(fresh)
+        other.undo()
+        assert fingerprint(fresh) == known
+    artefact.undo()
+    assert fingerprint(model) == before
+    again = squeeze(model, tmp_path / "run", method=Descent(), target=0.5, **providers)  # finished: applied again
+    assert torch.equal(model(ids).logits, wanted)
+    again.undo()
+    assert fingerprint(model) == before
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "What is left out" in report
+    assert all(name in report for name in skipped)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["results"]["skipped"] == list(skipped)
+    with pytest.raises(ArtefactError, match=r"has other (values|weights) than"):
+        Artefact.load(tmp_path / "run").apply(tiny_llama(layers=2, seed=3))
+
+
+def test_an_artefact_may_only_leave_out(tmp_path: Path) -> None:
+    """Nothing is written, and what was edited before it was left out is known by its weights before that."""
+
+    def search(view, request):
+        view.journal.write("model.layers.1.mlp.up_proj.weight", torch.zeros(64, 32))
+        view.journal.structure.skip("model.layers.1")
+        view.journal.structure.skip("model.layers.0.mlp")
+        return request.artefact(view)
+
+    model, ids = tiny_llama(layers=2), torch.tensor([[5, 6, 7, 9]])
+    artefact = squeeze(model, tmp_path / "a", method=Answers(search), levels_from=[])
+    wanted = model(ids).logits
+    loaded, fresh = Artefact.load(tmp_path / "a"), tiny_llama(layers=2)
+    assert "2 modules skipped" in str(loaded)
+    loaded.apply(fresh)
+    assert torch.equal(fresh(ids).logits, wanted)
+    artefact.undo()
+    assert same_weights(model, tiny_llama(layers=2))
+    only = Artefact(method="x", skipped={"model.layers.0.mlp": loaded.skipped["model.layers.0.mlp"]})
+    only.model_class = loaded.model_class
+    file = only.save(tmp_path / "only.safetensors")
+    other = tiny_llama(layers=2)
+    Artefact.load(file).apply(other).undo()
+    assert same_weights(other, tiny_llama(layers=2))
+    with pytest.raises(ArtefactError, match=r"model\.layers\.0\.mlp has other weights than in the model"):
+        Artefact.load(file).apply(tiny_llama(layers=2, seed=1))
+    only.skipped = {"model.layers.0.ffn": ""}
+    with pytest.raises(ArtefactError, match=r"this model has no module model\.layers\.0\.ffn, which the"):
+        only.apply(other)
 
 
 def test_packed_values_that_were_edited_further_are_refused() -> None:

@@ -26,7 +26,7 @@ from paperhooks.models.tokenizers import find_tokenizer
 from paperhooks.models.view import ModelView
 from paperhooks.plugins.installed import catalog
 from paperhooks.plugins.methods import describe_method
-from paperhooks.reports.blocks import Heading, Paragraph, Table
+from paperhooks.reports.blocks import Block, Heading, Paragraph, Table
 from paperhooks.reports.run_folder import RunFolder
 from paperhooks.sessions.method_set import MethodSet
 from paperhooks.weights.artefact import Artefact
@@ -115,7 +115,7 @@ def _run(view: ModelView, request: CompressionRequest, methods: MethodSet) -> Ar
     run = request.run
     if run is not None and run.finished:
         artefact = Artefact.load(run.path / _ARTEFACT)
-        if artefact.edits:
+        if artefact.applicable:
             artefact.apply(view.model, view.journal)
         return artefact
     view.journal.writer = request.method
@@ -134,14 +134,15 @@ def _accepted(artefact: Any, view: ModelView, request: CompressionRequest) -> Ar
     """Check that the answer reproduces the edits made; make them if the method has left that to core."""
     if not isinstance(artefact, Artefact):
         raise HookError(f"compression of {request.method!r} returned {type(artefact).__name__}; expected an Artefact")
-    changed = set(view.journal.changed)
-    if artefact.kind == "weights" and changed and changed != set(artefact.edits):
-        odd = min(changed ^ set(artefact.edits))
+    changed = {*view.journal.changed, *view.journal.structure.skipped}
+    told = {*artefact.edits, *artefact.skipped}
+    if artefact.kind == "weights" and changed and changed != told:
+        odd = min(changed ^ told)
         raise HookError(
             f"compression of {request.method!r}: the artefact and the edits made differ at {odd}; make it last, with "
             "request.artefact(view)"
         )
-    if artefact.edits and not changed:
+    if artefact.applicable and not changed:
         artefact.apply(view.model, view.journal)
     artefact.journal = view.journal
     return artefact
@@ -160,9 +161,15 @@ def _inputs(model: nn.Module, methods: MethodSet, data: Any, target: Any) -> dic
 
 def _report(run: RunFolder, artefact: Artefact) -> None:
     rows = [(name, edit.entries, _share(edit.entries, edit.shape)) for name, edit in artefact.edits.items()]
-    run.record(parameters=len(rows), entries=sum(row[1] for row in rows), data=plain(artefact.data))
-    table = Table(("parameter", "entries written", "share"), rows, "What the artefact writes.")
-    run.report(f"Compression with {artefact.method}", [Heading("Edits"), Paragraph(str(artefact)), table])
+    skipped = list(artefact.skipped)
+    told = {"skipped": skipped} if skipped else {}
+    run.record(parameters=len(rows), entries=sum(row[1] for row in rows), data=plain(artefact.data), **told)
+    blocks: list[Block] = [Heading("Edits"), Paragraph(str(artefact))]
+    if rows:
+        blocks.append(Table(("parameter", "entries written", "share"), rows, "What the artefact writes."))
+    if skipped:
+        blocks.append(Table(("module",), [(name,) for name in skipped], "What is left out."))
+    run.report(f"Compression with {artefact.method}", blocks)
 
 
 def _share(entries: int, shape: Sequence[int]) -> float:

@@ -430,7 +430,7 @@ def test_the_text_part_of_a_vision_language_model_reads_images_without_its_first
 
 
 def test_it_runs_and_follows_to_a_device(accelerator):
-    """Skipped on the host and moved, or skipped on the device: the same tokens; what comes back is where the model is."""
+    """Skipped on the host and moved, or skipped there: the same tokens; what comes back is where the model is."""
     model, ids = tiny_llama(), ids_of()
     structure, _ = names_of(model)
     before = model.generate(ids, max_new_tokens=6, do_sample=False)

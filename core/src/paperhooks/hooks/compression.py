@@ -80,8 +80,11 @@ class CompressionRequest:
     ) -> Artefact:
         """The open edits of ``view.journal`` as the artefact of this request.
 
-        :param levels: whose choice was written: their values are kept packed, and not as whole weights.
+        :param levels: whose choice was written: their values are kept packed, and not as whole weights, and which
+            these were as ``data["levels"]``, where ``data`` says nothing else there.
         """
+        if levels is not None:
+            data = {"levels": levels.chosen, **(data or {})}
         return Artefact.from_journal(
             view.journal, method=self.method, options=self.options, data=data, tensors=tensors,
             packed=None if levels is None else levels.written,

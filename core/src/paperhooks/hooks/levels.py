@@ -63,6 +63,7 @@ class Levels(Mapping[str, Sequence[Level]]):
         self._packed: dict[tuple[str, str], Mapping[str, Packed]] = {}
         self._own: dict[str, tuple[nn.Parameter, Tensor]] = {}  # own weights, by the parameter's full name
         self._written: dict[str, Packed] = {}
+        self._chosen: dict[str, Level] = {}
         for name, levels in self._offers.items():
             labels = [level.label for level in levels]
             if twice := sorted({label for label in labels if labels.count(label) > 1}):
@@ -225,7 +226,7 @@ class Levels(Mapping[str, Sequence[Level]]):
         """
         choice = self._here
         self.restore()
-        self._written = {}
+        self._written, self._chosen = {}, dict(choice)
         for name, level in choice.items():
             for parameter, packed in self.packed(name, level.label).items():
                 journal.write(f"{name}.{parameter}", packed.unpack(), method=method)
@@ -237,6 +238,14 @@ class Levels(Mapping[str, Sequence[Level]]):
     def written(self) -> Mapping[str, Packed]:
         """Parameter name to the packed values that :meth:`write` wrote last, for an artefact that holds these."""
         return MappingProxyType(self._written)
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Which levels :meth:`write` wrote last, as plain data: module name to method, label, cost and options."""
+        return {
+            name: {"method": each.method, "label": each.label, "cost": dict(each.cost), "options": dict(each.options)}
+            for name, each in self._chosen.items()
+        }
 
     def __enter__(self) -> Levels:
         return self

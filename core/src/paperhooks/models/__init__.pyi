@@ -18,6 +18,7 @@ from .images import GridPart as GridPart
 from .images import ImageSpan as ImageSpan
 from .images import image_runs as image_runs
 from .layer_calls import LayerCalls as LayerCalls
+from .moments import InputMoments as InputMoments
 from .rounds import in_step as in_step
 from .rounds import ranks_of as ranks_of
 from .shared_inputs import SharedInputs as SharedInputs

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from paperhooks.errors import ArtefactError, DataError
 from paperhooks.io.files import plain, versions, write_json
-from paperhooks.io.hashing import class_name, config_entries, held_tensor, tensor_digest
+from paperhooks.io.hashing import class_name, config_entries, hash_json, held_tensor, tensor_digest
 from paperhooks.io.tensors import read_tensors, write_tensors
 from paperhooks.io.units import differences
 from paperhooks.weights.entries import bits
 from paperhooks.weights.packed_forms import Packed, read_packed
+from paperhooks.weights.structure import containing, module_at, skipped_modules
 
 if TYPE_CHECKING:
     from paperhooks.weights.entries import Change
@@ -48,7 +49,8 @@ class Edit:
         The whole parameter, or [n] entries at the flat row-major positions ``index`` int64 [n]; None where ``packed``
         holds the whole parameter in less room.
     before, after
-        SHA-256 of the whole parameter before and after the edit, see :func:`paperhooks.io.tensor_digest`.
+        SHA-256 of the whole parameter before and after the edit, see :func:`paperhooks.io.tensor_digest`. Packed
+        values say themselves what stands there afterwards: ``after`` is empty then.
     """
 
     values: Tensor | None
@@ -84,6 +86,8 @@ class Artefact:
         Who made it, and how it was configured (plain data).
     edits
         Parameter name to :class:`Edit`.
+    skipped
+        Layers, attentions and MLPs that are left out: the module's name to a SHA-256 of its parameters.
     data, tensors
         What the method adds: plain data (levels chosen, scores) and tensors by name.
     kind
@@ -97,6 +101,7 @@ class Artefact:
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
     edits: Mapping[str, Edit] = field(default_factory=dict, repr=False)
+    skipped: Mapping[str, str] = field(default_factory=dict, repr=False)
     data: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     kind: str = "weights"
@@ -117,7 +122,7 @@ class Artefact:
         kind: str = "weights",
         packed: Mapping[str, Packed] | None = None,
     ) -> Artefact:
-        """The open edits of ``journal`` as an artefact that shares nothing with the live model.
+        """The open edits of ``journal``, and what it has skipped, as an artefact that shares nothing with the model.
 
         :param packed: parameter name to the values that were written, where these take less room so than as they are;
             see :meth:`paperhooks.hooks.Levels.written`.
@@ -126,6 +131,7 @@ class Artefact:
             method=method,
             options=plain(dict(options or {})),
             edits={name: _edit(change, (packed or {}).get(name)) for name, change in journal.changed.items()},
+            skipped={name: _skipped_digest(journal, name) for name in journal.structure.skipped},
             data=plain(dict(data or {})),
             tensors={name: tensor.detach().cpu().clone() for name, tensor in (tensors or {}).items()},
             kind=kind,
@@ -163,6 +169,7 @@ class Artefact:
                 method=header["method"],
                 options=header["options"],
                 edits={name: _stored_edit(name, entry, tensors) for name, entry in header["edits"].items()},
+                skipped=header.get("skipped", {}),
                 data=header["data"],
                 tensors={n.removeprefix("extra/"): t for n, t in tensors.items() if n.startswith("extra/")},
                 kind=header["kind"],
@@ -191,11 +198,17 @@ class Artefact:
             for name, edit in self.edits.items()
         }
         header = {"schema": _SCHEMA, "kind": self.kind, "method": self.method, "options": self.options, "edits": edits}
+        header |= {"skipped": self.skipped} if self.skipped else {}
         header |= {"data": self.data, "model_class": self.model_class, "config": self.config}
         result: dict[str, Any] = plain(header | {"versions": self.versions})
         return result
 
     # -- models ----------------------------------------------------------------------------------------------------
+
+    @property
+    def applicable(self) -> bool:
+        """Whether there is anything to apply: weights to write, or modules to skip."""
+        return bool(self.edits or self.skipped)
 
     def check(self, model: nn.Module) -> None:
         """Raise ArtefactError naming the first thing in which ``model`` differs from the one this was made from.
@@ -207,29 +220,36 @@ class Artefact:
             raise ArtefactError(f"this artefact belongs to a {self.model_class}, not to a {class_name(model)}")
         for name, edit in self.edits.items():
             _check_parameter(model, name, edit)
+        for name, digest in self.skipped.items():
+            _check_skipped(model, name, digest)
         warn_of_config("this artefact", self.config, model)
 
     def apply(self, model: nn.Module, journal: WeightJournal | None = None) -> WeightJournal:
-        """Make the edits on ``model``, which must hold the very weights the artefact was made from.
+        """Make the edits on ``model``, which must hold the very weights the artefact was made from, and skip what is.
 
         :param journal: an open journal of ``model`` to write through, such as ``view.journal``; a new one otherwise.
         :return: the journal; its ``undo()`` restores the model bit for bit.
-        :raises ArtefactError: another model, other weights, or no edits here; then nothing was written.
+        :raises ArtefactError: another model, other weights, or nothing to apply; then nothing was written.
+        :raises UnsupportedModel: weights or modules of the right model in which nothing can be edited or skipped here.
         """
         from paperhooks.weights.journal import WeightJournal
 
-        if not self.edits:
+        if not self.applicable:
             raise ArtefactError(f"this artefact of {self.method} (kind {self.kind!r}) holds no weight edits to apply")
         self.check(model)
         opened = journal if journal is not None else WeightJournal(model)
         for name in self.edits:
             opened.check(name, method=self.method)
+        for name in self.skipped:
+            opened.structure.check(name)
         self.journal = opened  # before the first write, so that an interrupt half-way can be undone
         for name, edit in self.edits.items():
             if edit.index is None:
                 opened.write(name, edit.written(), method=self.method)
             else:
                 opened.write_sparse(name, edit.index, edit.written(), method=self.method)
+        for name in self.skipped:
+            opened.structure.skip(name)
         return opened
 
     def undo(self) -> None:
@@ -244,25 +264,47 @@ class Artefact:
 
     def __str__(self) -> str:
         entries = sum(edit.entries for edit in self.edits.values())
-        return f"{self.kind} of {self.method}: {entries} entries in {len(self.edits)} parameters of {self.model_class}"
+        skipped = f", {len(self.skipped)} modules skipped" if self.skipped else ""
+        written = f"{entries} entries in {len(self.edits)} parameters of {self.model_class}"
+        return f"{self.kind} of {self.method}: {written}{skipped}"
 
 
 def _edit(change: Change, packed: Packed | None) -> Edit:
     parameter = change.parameter.detach()
     index = change.index
-    before, after = tensor_digest(change.original()), tensor_digest(parameter)
+    before = tensor_digest(change.original())
     if packed is not None:
         if packed.dtype != parameter.dtype or not torch.equal(bits(packed.unpack()).cpu(), bits(parameter).cpu()):
             raise ArtefactError(f"the packed values of {change.name} are not those that were written to it")
-        return Edit(None, None, tuple(parameter.shape), before, after, packed)
+        return Edit(None, None, tuple(parameter.shape), before, "", packed)
     values = parameter if index is None else parameter[torch.unravel_index(index, parameter.shape)]
     return Edit(
         values=values.cpu().clone(memory_format=torch.contiguous_format),
         index=None if index is None else index.cpu().clone(),
         shape=tuple(parameter.shape),
         before=before,
-        after=after,
+        after=tensor_digest(parameter),
     )
+
+
+def _skipped_digest(journal: WeightJournal, name: str) -> str:
+    """SHA-256 of the parameters of a skipped module, as they were before any edit."""
+    edited = {id(change.parameter): change for change in journal.changed.values()}
+    own = module_at(journal.model, name).named_parameters()
+    before = ((n, edited[id(p)].original() if id(p) in edited else p.detach()) for n, p in own)
+    return hash_json({n: tensor_digest(values) for n, values in before})
+
+
+def _check_skipped(model: nn.Module, name: str, digest: str) -> None:
+    if name in (there := skipped_modules(model)) or containing(name, there):
+        raise ArtefactError(f"{name} is skipped in this model already; the artefact was applied before, or another one")
+    try:
+        parameters = module_at(model, name).named_parameters()
+    except LookupError:
+        raise ArtefactError(f"this model has no module {name}, which the artefact skips") from None
+    found = {n: tensor_digest(held_tensor(model, f"{name}.{n}", p.detach())) for n, p in parameters}
+    if hash_json(found) != digest:
+        raise ArtefactError(f"{name} has other weights than in the model that the artefact was made from")
 
 
 def warn_of_config(what: str, config: Mapping[str, Any], model: nn.Module) -> None:
@@ -306,7 +348,7 @@ def _check_parameter(model: nn.Module, name: str, edit: Edit) -> None:
     if not _fits(edit):
         raise ArtefactError(f"the edit of {name} has positions or values that do not fit {list(edit.shape)}")
     found = tensor_digest(held_tensor(model, name, parameter))
-    if found == edit.after != edit.before:
+    if found != edit.before and found == (edit.after or tensor_digest(edit.written())):
         raise ArtefactError(f"{name} holds the artefact's values already; it was applied before")
     if found != edit.before:
         raise ArtefactError(f"{name} has other values than in the model that the artefact was made from")
