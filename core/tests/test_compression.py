@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import paperhooks
@@ -13,6 +14,7 @@ from paperhooks import Artefact, ArtefactError, DataError, HookError, Level, Mod
 from paperhooks.compression import compress
 from paperhooks.errors import PluginError, PluginIncompatible, PluginNotFound
 from paperhooks.hooks import CompressionRequest
+from paperhooks.io import model_digest
 from paperhooks.models import calibrate
 from paperhooks.models.batches import token_batches
 from paperhooks.plugins import catalog
@@ -276,6 +278,46 @@ def test_an_artefact_may_only_leave_out(tmp_path: Path) -> None:
         only.apply(other)
 
 
+@pytest.mark.parametrize("fails", [True, False], ids=["raises", "returns"])
+def test_a_search_that_leaves_the_model_at_a_choice_is_cleaned_up(fails: bool) -> None:
+    """Neither an error nor a forgotten ``write`` leaves values that nobody could undo."""
+
+    def search(view, request):
+        levels = request.levels(view, [UP])
+        levels.switch({UP: "2 bits"})
+        if fails:
+            raise RuntimeError("no")
+        return request.artefact(view)
+
+    model = tiny_llama(layers=2)
+    if fails:
+        with pytest.raises(RuntimeError, match="no"):
+            squeeze(model, method=Answers(search), levels_from=[Nearest()])
+    else:
+        assert str(squeeze(model, method=Answers(search), levels_from=[Nearest()])).startswith(
+            "weights of answers: nothing written of"
+        )
+    assert same_weights(model, tiny_llama(layers=2))
+
+
+def test_a_checkpoint_without_what_is_skipped_is_warned_of(tmp_path: Path) -> None:
+    def search(view, request):
+        view.journal.structure.skip("model.layers.0.mlp")
+        return request.artefact(view)
+
+    model = tiny_llama(layers=2)
+    artefact = squeeze(model, tmp_path / "a", method=Answers(search), levels_from=[])
+    with pytest.warns(UserWarning, match="are skipped, and their weights are not in its state dict: a checkpoint"):
+        model.save_pretrained(tmp_path / "b")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model_digest(model)
+        artefact.undo()
+        model.state_dict()
+    with pytest.raises(ArtefactError, match="it was not applied here, or is undone already"):
+        artefact.undo()
+
+
 def test_packed_values_that_were_edited_further_are_refused() -> None:
     def search(view, request):
         with request.levels(view, [UP]) as levels:
@@ -295,7 +337,7 @@ def test_offers_that_are_no_levels_are_refused() -> None:
     level = Level("x", "half", {"bytes": 1})
     for answer, said in (
         (["50%"], "returned list; expected a mapping of module names to levels, or None"),
-        ({UP: ["50%"]}, f"gave list for {UP}; expected a sequence of Level"),
+        ({UP: ["50%"]}, f"gave str for {UP}; expected a sequence of Level"),
         ({"lm_head": [level]}, "offers levels of 'lm_head', which it was not asked about"),
         ({UP: [level, level]}, f"two levels of {UP} are called 'half'"),
     ):

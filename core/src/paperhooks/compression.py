@@ -9,7 +9,7 @@ is a :class:`Level`; any method may offer levels through ``compression_levels``,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,7 +46,7 @@ def compress(
     data: Any = None,
     target: Any = None,
     out: str | Path | None = None,
-    levels_from: Sequence[str | object] = (),
+    levels_from: str | Sequence[str | object] = (),
     tokenizer: Any = None,
     seed: int = 0,
     progress: bool = True,
@@ -65,7 +65,8 @@ def compress(
         again, an interrupted one goes on (as far as the method keeps checkpoints), one of other inputs is refused.
     :param levels_from: further methods whose levels a search may use, by name or as instances.
     :param tokenizer: for texts; found by the model's name or folder when missing.
-    :raises PluginNotFound: an unknown name. :raises PluginIncompatible: a method that compresses nothing.
+    :raises PluginNotFound: an unknown name. :raises PluginIncompatible: a method that compresses nothing, or one in
+        ``levels_from`` that offers no levels.
     :raises PluginConflict: the model is attached, or a method was given twice.
     :raises HookError: an answer that is no artefact of the edits made.
     :raises DataError: data or run folder that cannot be used.
@@ -74,7 +75,8 @@ def compress(
 
     if active_session(model) is not None:
         raise PluginConflict("the model is attached to a session; close it before compressing the model")
-    view, methods = ModelView.from_model(model), MethodSet([_resolve(method, options), *levels_from])
+    further = [levels_from] if isinstance(levels_from, str) else levels_from
+    view, methods = ModelView.from_model(model), MethodSet([_resolve(method, options), *further])
     request = _request(model, methods, data, tokenizer)
     request.target, request.seed, request.progress = target, seed, progress
     if out is not None:
@@ -84,6 +86,7 @@ def compress(
         with evaluation_mode(model):
             return _run(view, request, methods)
     except BaseException:
+        _take_back(request)
         view.journal.abandon()
         raise
     finally:
@@ -105,6 +108,10 @@ def _request(model: nn.Module, methods: MethodSet, data: Any, tokenizer: Any) ->
     if "compression" not in methods.hooks(name):
         hooks = ", ".join(sorted(methods.hooks(name)))
         raise PluginIncompatible(f"{name} does not compress models; it implements {hooks}")
+    for other in list(methods.methods)[1:]:
+        if "compression_levels" not in methods.hooks(other):
+            hooks = ", ".join(sorted(methods.hooks(other)))
+            raise PluginIncompatible(f"{other} in levels_from offers no levels; it implements {hooks}")
     if tokenizer is None and has_text(data):
         tokenizer = find_tokenizer(model)
     offers = [i.function for i in methods.implementations("compression_levels")]
@@ -121,13 +128,25 @@ def _run(view: ModelView, request: CompressionRequest, methods: MethodSet) -> Ar
     view.journal.writer = request.method
     hook = next(i.function for i in methods.implementations("compression") if i.method == request.method)
     if run is None:
-        return _accepted(hook(view, request), view, request)
+        return _answered(hook, view, request)
     with run.timed("compress"):
-        artefact = _accepted(hook(view, request), view, request)
+        artefact = _answered(hook, view, request)
     artefact.save(run.path)
     _report(run, artefact)
     run.finish()
     return artefact
+
+
+def _answered(hook: Callable[..., Any], view: ModelView, request: CompressionRequest) -> Artefact:
+    artefact = hook(view, request)
+    _take_back(request)
+    return _accepted(artefact, view, request)
+
+
+def _take_back(request: CompressionRequest) -> None:
+    """What a search has left the model at without writing it."""
+    for levels in request.opened:
+        levels.restore()
 
 
 def _accepted(artefact: Any, view: ModelView, request: CompressionRequest) -> Artefact:

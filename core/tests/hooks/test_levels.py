@@ -213,7 +213,7 @@ def test_levels_are_made_once_and_from_the_module_s_own_weights() -> None:
         calls.append(factor)
         return {"weight": Dense(weight.detach() * factor)}
 
-    offers = {UP: [Level("x", str(f), {"bytes": 1}, partial(made, f)) for f in (2.0, 3.0)]}
+    offers = {UP: [Level("x", str(f), {}, partial(made, f)) for f in (2.0, 3.0)]}
     with Levels(view, offers) as levels:
         for label in ("2.0", "3.0", "2.0", "3.0"):
             levels.switch({UP: label})
@@ -279,14 +279,54 @@ def test_what_cannot_be_chosen_or_made_is_refused() -> None:
     odd = {
         "shape": ({"weight": Dense(torch.zeros(2, 2))}, r"\[2, 2\]; expected torch.float32 \[64, 32\]"),
         "dtype": ({"weight": Dense(torch.zeros(64, 32).half())}, "are torch.float16"),
-        "name": ({"bias": Dense(torch.zeros(64))}, "gives Dense for 'bias'; expected packed values of its parameters"),
-        "kind": ({"weight": torch.zeros(64, 32)}, "gives Tensor for 'weight'"),
+        "name": ({"bias": Dense(torch.zeros(64))}, r"gives Dense for 'bias'; expected .* of its parameters weight"),
+        "kind": ({"weight": torch.zeros(64, 32)}, r"gives Tensor for 'weight'; expected packed values \(Quantised"),
+        "bare": (Dense(torch.zeros(64, 32)), "gives Dense; expected a mapping such as"),
+        "none": (None, "gives NoneType; expected a mapping"),
     }  # fmt: skip
     for label, (values, said) in odd.items():
         offers = {UP: [Level("x", label, {}, lambda values=values: values)]}
         with pytest.raises(HookError, match=said), Levels(view, offers) as made:
             made.switch({UP: label})
+    dear = Level("x", "cheap", {"bytes": 8191}, lambda: {"weight": Dense(torch.zeros(64, 32))})
+    with pytest.raises(HookError, match=f"'cheap' of {UP} by 'x' costs 8191 bytes, and its values take 8192"):
+        Levels(view, {UP: [dear]}).switch({UP: "cheap"})
+    with pytest.raises(ZeroDivisionError) as caught:
+        Levels(view, {UP: [Level("x", "raises", {}, lambda: 1 // 0)]}).switch({UP: "raises"})
+    assert caught.value.__notes__ == [f"paperhooks: raised by prepare of 'raises' of {UP} by 'x'"]
     assert torch.equal(logits(model), logits(tiny_llama(layers=2)))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"cost": 5}, r"the level '3 bits' of 'x' costs 5; expected numbers of 0 or more by kind"),
+        ({"cost": {"bytes": float("nan")}}, "costs {'bytes': nan}"),
+        ({"cost": {"bytes": -4}}, "costs {'bytes': -4}"),
+        ({"label": 3}, "has the label 3; expected text"),
+        ({"prepare": {"weight": None}}, "has dict for prepare; expected a function"),
+    ],
+)
+def test_a_level_is_checked_when_it_is_made(given: dict, said: str) -> None:
+    with pytest.raises(HookError, match=said):
+        Level(**{"method": "x", "label": "3 bits", "cost": {}, **given})
+
+
+def test_a_choice_is_written_once() -> None:
+    model = tiny_llama(layers=2)
+    _, levels = offered(model, Nearest())
+    journal = WeightJournal(model)
+    with levels:
+        levels.switch({UP: "2 bits"})
+        levels.write(journal)
+        levels.switch({DOWN: "2 bits"})
+        with pytest.raises(DataError, match="a choice of these levels is written already; undo it first"):
+            levels.write(journal)
+        journal.undo()
+        levels.switch({DOWN: "2 bits"})
+        levels.write(journal)
+        assert set(levels.chosen) == {DOWN}
+    journal.undo()
 
 
 def test_modules_that_share_a_parameter_are_refused() -> None:
@@ -296,6 +336,8 @@ def test_modules_that_share_a_parameter_are_refused() -> None:
     level = Level("x", "half", {})
     with pytest.raises(DataError, match=r"model\.embed_tokens and lm_head share a parameter; leave one"):
         Levels(ModelView.from_model(tied), {"lm_head": [level], "model.embed_tokens": [level]})
+    with pytest.raises(DataError, match=r"lm_head\.weight is model\.embed_tokens\.weight too, .* leave lm_head out"):
+        Levels(ModelView.from_model(tied), {"lm_head": [level]})
     with pytest.raises(LookupError, match="has no module"):
         Levels(ModelView.from_model(model), {"nowhere": [level]})
 

@@ -46,11 +46,11 @@ class Planted:
             torch.rand(1)
         if self.fault == "edits":
             next(iter(modules.values())).weight.data[0, 0] += 1
-        changed = {"bytes": self._cheap, "random": self._random, "infinite": self._infinite}.get(self.fault)
+        changed = {"bytes": self._dear, "random": self._random, "infinite": self._infinite}.get(self.fault)
         return {name: [changed(one) if changed else one for one in own] for name, own in found.items()}
 
-    def _cheap(self, level):
-        return replace(level, cost={**level.cost, "bytes": level.cost["bytes"] - 1})
+    def _dear(self, level):
+        return replace(level, cost={**level.cost, "bytes": level.cost["bytes"] + 1})
 
     def _random(self, level):
         def noisy():
@@ -59,13 +59,13 @@ class Planted:
                 "weight": Dense(values + torch.rand(values.shape, generator=torch.Generator().manual_seed(next(SEEDS))))
             }
 
-        return replace(level, prepare=noisy)
+        return replace(level, prepare=noisy, cost={})
 
     def _infinite(self, level):
         def infinite():
             return {"weight": Dense(level.prepare()["weight"].unpack() / 0.0)}
 
-        return replace(level, prepare=infinite)
+        return replace(level, prepare=infinite, cost={})
 
 
 SEEDS = iter(range(10**6))

@@ -105,3 +105,24 @@ def test_what_does_not_fit_is_refused() -> None:
         read_packed("zip", {}, {})
     with pytest.raises(DataError, match="a weight of the form 'masked' lacks 'bits'"):
         read_packed("masked", {"values": scales}, {"shape": [2, 2]})
+
+
+def test_forms_and_costs_of_another_kind_are_refused() -> None:
+    values, kept = torch.ones(2, 3), torch.ones(2, 3)
+    for mask, said in (
+        (kept, r"the mask is torch\.float32 \[2, 3\]; expected bool"),
+        (kept[0].bool(), r"bool \[3\]; exp"),
+    ):
+        with pytest.raises(DataError, match=said):
+            Masked.of(values, mask)
+    scale, zero = torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.int)
+    with pytest.raises(DataError, match=r"codes are torch\.float32; expected whole numbers"):
+        Quantised.of(torch.zeros(2, 3), scale, zero, 3, 3)
+    for given, said in (
+        ({"kept": 99}, "kept is 99; expected how many of 6 entries are kept"),
+        ({"kept": 0.5}, "kept is 0.5; expected how many of 6"),
+        ({"kept": 3, "width": 3}, "give one of them"),
+        ({"width": 9}, "codes have 9 bits; expected 1 to 8"),
+    ):
+        with pytest.raises(DataError, match=said):
+            packed_bytes((2, 3), **given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,5 +40,23 @@ class Level:
     skip: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.label, str):
+            raise HookError(f"a level of {self.method!r} has the label {self.label!r}; expected text")
+        if not isinstance(self.cost, Mapping) or not all(map(_is_cost, self.cost.values())):
+            raise HookError(
+                f"the level {self.label!r} of {self.method!r} costs {self.cost!r}; expected numbers of 0 or more by "
+                'kind, such as {"bytes": 1024}'
+            )
+        if self.prepare is not None and not callable(self.prepare):
+            raise HookError(
+                f"the level {self.label!r} of {self.method!r} has {type(self.prepare).__name__} for prepare; expected "
+                "a function that makes the values when they are wanted"
+            )
         if self.skip and self.prepare is not None:
             raise HookError(f"the level {self.label!r} of {self.method!r} skips its module and has values for it too")
+
+
+def _is_cost(value: object) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return math.isfinite(value) and value >= 0

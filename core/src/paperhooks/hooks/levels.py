@@ -11,7 +11,7 @@ written to nobody, and no parameter has its values from two levels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from paperhooks.weights.structure import Structure, module_at
 if TYPE_CHECKING:
     from paperhooks.models.view import ModelView
 
-__all__ = ["Levels", "collected"]
+__all__ = ["Levels"]
 
 
 class Levels(Mapping[str, Sequence[Level]]):
@@ -70,7 +70,7 @@ class Levels(Mapping[str, Sequence[Level]]):
                 raise HookError(f"two levels of {name} are called {twice[0]!r}; a label has to be a module's own")
             if any(level.skip for level in levels):
                 self._structure.check(name)
-        _check_shared(self._modules)
+        _check_shared(view.model, self._modules)
 
     # -- what there is -------------------------------------------------------------------------------------------------
 
@@ -112,19 +112,34 @@ class Levels(Mapping[str, Sequence[Level]]):
         if key not in self._packed:
             level = self.level(name, label)
             with self._at_home(name):
-                made = {} if level.prepare is None else dict(level.prepare())
+                try:
+                    made = {} if level.prepare is None else level.prepare()
+                except Exception as error:
+                    error.add_note(
+                        f"paperhooks: raised by prepare of the level {label!r} of {name} by {level.method!r}"
+                    )
+                    raise
             self._packed[key] = self._checked(name, level, made)
         return self._packed[key]
 
-    def _checked(self, name: str, level: Level, made: Mapping[str, Packed]) -> Mapping[str, Packed]:
-        own = dict(self._modules[name].named_parameters())
+    def _checked(self, name: str, level: Level, made: Any) -> Mapping[str, Packed]:
+        """What prepare has made, or what was stored of it: packed values of parameters, at the told bytes."""
+        which, own = (
+            f"the level {level.label!r} of {name} by {level.method!r}",
+            dict(self._modules[name].named_parameters()),
+        )
+        if not isinstance(made, Mapping):
+            raise HookError(f"{which} gives {type(made).__name__}; expected a mapping such as {{'weight': Quantised}}")
         for parameter, packed in made.items():
             if parameter not in own or not isinstance(packed, Packed):
                 raise HookError(
-                    f"the level {level.label!r} of {name} by {level.method!r} gives {type(packed).__name__} for "
-                    f"{parameter!r}; expected packed values of its parameters {', '.join(own)}"
+                    f"{which} gives {type(packed).__name__} for {parameter!r}; expected packed values (Quantised, "
+                    f"Masked or Dense) of its parameters {', '.join(own)}"
                 )
-        return MappingProxyType(made)
+        told, held = level.cost.get("bytes"), sum(each.nbytes for each in made.values())
+        if made and told is not None and told < held:
+            raise HookError(f"{which} costs {told} bytes, and its values take {held}")
+        return MappingProxyType(dict(made))
 
     def prepare(
         self, folder: str | Path | None = None, *, decides: Mapping[str, Any] | None = None, progress: bool = True
@@ -223,7 +238,13 @@ class Levels(Mapping[str, Sequence[Level]]):
 
         Afterwards the model stands at its own weights again, but for what was written. Raises what the journal raises,
         which holds what was written until then: undo it.
+
+        :raises DataError: a choice was written before and not undone.
         """
+        if set(self._written) & set(journal.changed) or {n for n, each in self._chosen.items() if each.skip} & set(
+            journal.structure.skipped
+        ):
+            raise DataError("a choice of these levels is written already; undo it first (journal.undo())")
         choice = self._here
         self.restore()
         self._written, self._chosen = {}, dict(choice)
@@ -300,42 +321,19 @@ def _fitting(name: str, parameter_name: str, parameter: nn.Parameter, packed: Pa
     return new.to(parameter.device)
 
 
-def _check_shared(modules: Mapping[str, nn.Module]) -> None:
+def _check_shared(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Refuse a parameter that two of the modules share, or that a module without levels shares and would change too."""
+    names: dict[int, list[str]] = {}
+    for full, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(full)
     holders: dict[int, str] = {}
     for name, module in modules.items():
-        for parameter in module.parameters(recurse=False):
+        for own, parameter in module.named_parameters(recurse=False):
             other = holders.setdefault(id(parameter), name)
             if other != name:
                 raise DataError(
                     f"{name} and {other} share a parameter; leave one of them out, so that it has one level at a time"
                 )
-
-
-def collected(
-    offers: Iterable[Callable[..., Any]], view: ModelView, names: Iterable[str], request: Any
-) -> dict[str, list[Level]]:
-    """What all offers of ``compression_levels`` say of the modules, in their order.
-
-    :raises HookError: an offer that is no mapping of names to levels, or names a module that was not asked for.
-    :raises LookupError: a module that does not exist.
-    """
-    modules = {name: module_at(view.model, name) for name in names}
-    found: dict[str, list[Level]] = {name: [] for name in modules}
-    for offer in offers:
-        answer = offer(view, MappingProxyType(modules), request)
-        if answer is None:
-            continue
-        if not isinstance(answer, Mapping):
-            raise HookError(
-                f"compression_levels returned {type(answer).__name__}; expected a mapping of module names to levels, "
-                "or None"
-            )
-        for name, levels in answer.items():
-            if name not in found:
-                raise HookError(f"compression_levels offers levels of {name!r}, which it was not asked about")
-            if not isinstance(levels, Sequence) or not all(isinstance(level, Level) for level in levels):
-                raise HookError(
-                    f"compression_levels gave {type(levels).__name__} for {name}; expected a sequence of Level"
-                )
-            found[name] += levels
-    return found
+            tied = [full for full in names.get(id(parameter), ()) if full != f"{name}.{own}"]
+            if tied and not any(full.rpartition(".")[0] in modules for full in tied):
+                raise DataError(f"{name}.{own} is {tied[0]} too, which would change with it; leave {name} out")

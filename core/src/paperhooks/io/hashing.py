@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Container, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ __all__ = [
     "hash_json",
     "held_tensor",
     "model_digest",
+    "reading_state",
+    "state_is_read",
     "tensor_digest",
     "tensor_digests",
 ]
@@ -45,6 +48,24 @@ def model_digest(model: nn.Module) -> str:
     return hash_json(tensor_digests(model))
 
 
+_READING: ContextVar[bool] = ContextVar("paperhooks_reading_state", default=False)
+
+
+@contextmanager
+def reading_state() -> Iterator[None]:
+    """While it is open, ``state_dict`` is called to look at a model, and not to keep it."""
+    token = _READING.set(True)
+    try:
+        yield
+    finally:
+        _READING.reset(token)
+
+
+def state_is_read() -> bool:
+    """Whether a state dict is made inside :func:`reading_state`."""
+    return _READING.get()
+
+
 def tensor_digests(model: nn.Module) -> dict[str, str]:
     """:func:`tensor_digest` of all parameters and persistent buffers by name, of which :func:`model_digest` is made.
 
@@ -56,7 +77,9 @@ def tensor_digests(model: nn.Module) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     known: dict[tuple[Any, ...], str] = {}
-    for name, tensor in sorted(model.state_dict().items()):
+    with reading_state():
+        state = model.state_dict()
+    for name, tensor in sorted(state.items()):
         # Where a part lies says nothing of the whole: processes that disagreed on what is tied would wait for ever.
         if tensor.device.type == "meta" or hasattr(tensor, "__tensor_flatten__"):
             found[name] = tensor_digest(held_tensor(model, name, tensor))

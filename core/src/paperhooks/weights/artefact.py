@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
-from paperhooks.errors import ArtefactError, DataError
+from paperhooks.errors import ArtefactError, DataError, counted
 from paperhooks.io.files import plain, versions, write_json
 from paperhooks.io.hashing import class_name, config_entries, hash_json, held_tensor, tensor_digest
 from paperhooks.io.tensors import read_tensors, write_tensors
@@ -258,15 +258,17 @@ class Artefact:
         Raises ArtefactError when there are none, as with an artefact that was only loaded.
         """
         if self.journal is None:
-            raise ArtefactError("this artefact was not applied here, so there is nothing to undo")
+            raise ArtefactError("this artefact has no open edits: it was not applied here, or is undone already")
         self.journal.undo()
         self.journal = None
 
     def __str__(self) -> str:
         entries = sum(edit.entries for edit in self.edits.values())
-        skipped = f", {len(self.skipped)} modules skipped" if self.skipped else ""
-        written = f"{entries} entries in {len(self.edits)} parameters of {self.model_class}"
-        return f"{self.kind} of {self.method}: {written}{skipped}"
+        told = (
+            [f"{counted(entries, 'entry', 'entries')} in {counted(len(self.edits), 'parameter')}"] if self.edits else []
+        )
+        told += [f"{counted(len(self.skipped), 'module')} skipped"] if self.skipped else []
+        return f"{self.kind} of {self.method}: {' and '.join(told) or 'nothing written'} of {self.model_class}"
 
 
 def _edit(change: Change, packed: Packed | None) -> Edit:

@@ -85,7 +85,12 @@ class Masked(Packed):
 
     @classmethod
     def of(cls, values: Tensor, kept: Tensor) -> Masked:
-        """A tensor of which only the entries that are True in ``kept``, bool of its shape, are kept; others are 0."""
+        """A tensor of which only the entries that are True in ``kept``, bool of its shape, are kept; others are 0.
+
+        Raises DataError for a mask of another dtype or shape.
+        """
+        if kept.dtype != torch.bool or kept.shape != values.shape:
+            raise DataError(f"the mask is {kept.dtype} {list(kept.shape)}; expected bool {list(values.shape)}")
         return cls(values[kept].contiguous(), _packed(kept.to(torch.uint8), 1), tuple(values.shape))
 
     def unpack(self) -> Tensor:
@@ -146,6 +151,8 @@ class Quantised(Packed):
         """
         _check_width(width)
         _check_groups(scales, zeros, tuple(codes.shape), group)
+        if codes.is_floating_point():
+            raise DataError(f"codes are {codes.dtype}; expected whole numbers, as .round().int() makes them")
         for name, given in (("codes", codes), ("zeros", zeros)):
             if given.numel() and not 0 <= int(given.min()) <= int(given.max()) < 2**width:
                 raise DataError(f"{name} go from {int(given.min())} to {int(given.max())}; {width} bits hold 0 to "
@@ -205,9 +212,15 @@ def packed_bytes(
 
     :param shape: [..., rows, columns]. :param width, group: for :class:`Quantised`. :param kept: entries, for
         :class:`Masked`. :param itemsize: bytes of a value or scale. Without either, all values as they are.
+    :raises DataError: a width outside 1 to 8, more kept than there are, or both.
     """
     n = math.prod(shape)
+    if width is not None and kept is not None:
+        raise DataError("a width and a number of kept entries are two forms; give one of them")
+    if kept is not None and (not isinstance(kept, int) or not 0 <= kept <= n):
+        raise DataError(f"kept is {kept!r}; expected how many of {n} entries are kept")
     if width is not None:
+        _check_width(width)
         *rows, columns = shape
         codes = sum(_lengths(n, width))
         scales = math.prod(rows) * math.ceil(columns / (group or columns))

@@ -6,6 +6,7 @@ A stand-in takes the calls of the module whose place it has, and holds it where 
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from paperhooks.compat import CHECKPOINTING, GradientCheckpointingLayer, count_tokens
 from paperhooks.errors import UnsupportedModel
+from paperhooks.io.hashing import state_is_read
 
 __all__ = ["SkippedLayer", "SkippedSublayer", "StandIn"]
 
@@ -39,6 +41,7 @@ class StandIn(nn.Module):
             if plain and name not in ("forward", "training") and not hasattr(self, name):
                 setattr(self, name, value)  # decoders read some, such as the kind of a layer's attention
         self._checkpointing(module, self)
+        self.register_state_dict_pre_hook(_warn)  # type: ignore[no-untyped-call]
         self._before = self.training, self._place.dtype, self._place.device
 
     @property
@@ -83,6 +86,17 @@ class StandIn(nn.Module):
     def extra_repr(self) -> str:
         """What is skipped."""
         return type(self.stands_for).__name__
+
+
+def _warn(module: nn.Module, prefix: str, keep_vars: bool) -> None:
+    """A checkpoint looks whole, and loads with random weights where something is skipped."""
+    if not state_is_read():
+        warnings.warn(
+            "layers, attentions or MLPs of this model are skipped, and their weights are not in its state dict: a "
+            "checkpoint of it loads with new, random ones there. Keep the artefact beside the original weights, or put "
+            "the modules back before saving",
+            stacklevel=2,
+        )
 
 
 class SkippedSublayer(StandIn):
