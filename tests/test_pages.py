@@ -9,11 +9,11 @@ import types
 from pathlib import Path
 from typing import Any
 
+import paperhooks
 import pytest
 import torch
+from paperhooks import Artefact
 from paperhooks.authoring.template import create_project
-from paperhooks.hooks import CompressionRequest
-from paperhooks.models import ModelView
 from paperhooks.testing import ChildError, MethodContract, fingerprint, tiny_llama, tiny_vlm, vlm_inputs
 from repository import ROOT
 
@@ -182,27 +182,28 @@ def test_messages_on_the_page_of_errors_are_those_of_the_code() -> None:
     assert [part for part in parts if part not in source] == []
 
 
-def test_levels_of_a_page_are_offered_switched_and_written(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_levels_of_a_page_are_offered_and_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    offer, leave_out, tests, search = FENCE.findall(
-        (ROOT / "docs" / "compression-levels.md").read_text(encoding="utf-8")
-    )
+    text = (ROOT / "docs" / "compression-levels.md").read_text(encoding="utf-8")
+    offer, leave_out, tests, search, use = FENCE.findall(text)
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
-    exec(offer + leave_out + tests, vars(module))
+    exec(offer + leave_out + tests + search, vars(module))
     for contract in (module.TestNearest(), module.TestLeaveOut()):
         for check in sorted(name for name in dir(contract) if name.startswith("test_")):
             getattr(contract, check)(*([monkeypatch] if check == "test_switching_is_undone_exactly" else []))
-    model = tiny_llama()
-    before, view = fingerprint(model), ModelView.from_model(model)
-    method = module.Nearest()
-    request = CompressionRequest("search", offers=[lambda view, modules, request: method.compression_levels(modules)])
-    names = [name for name, _ in view.modules(r".*_proj")]
-    exec(search, {"request": request, "view": view, "names": names})
-    assert capsys.readouterr().out.endswith("{'model.layers.0.mlp.up_proj': '3 bits'}\n")
-    assert set(view.journal.changed) == {"model.layers.0.mlp.up_proj.weight"}
-    view.journal.undo()
+    model, fresh, ids = tiny_llama(layers=2), tiny_llama(layers=2), torch.tensor([[5, 6, 7]])
+    before = fingerprint(model)
+    monkeypatch.chdir(tmp_path)
+    vars(module).update(paperhooks=paperhooks, model=model, texts=[[5, 6, 7, 8], [9, 10, 11]])
+    exec(use, vars(module))
+    said = capsys.readouterr().out
+    assert said.startswith("weights of descent: ")
+    assert "bits'" in said
+    Artefact.load("run").apply(fresh)
+    assert torch.equal(fresh(ids).logits, model(ids).logits)
+    module.artefact.undo()
     assert fingerprint(model) == before
 
 

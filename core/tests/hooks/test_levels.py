@@ -112,6 +112,12 @@ def test_costs_of_units_that_contain_one_another_add_up() -> None:
         kept = dict.fromkeys(levels, "kept")
         assert [levels.cost(kept, kind) for kind in ("parameters", "bytes", "flops")] == [size, 4 * size, 2 * matrices]
         assert levels.cost({**kept, "model.layers.1": "left out"}, "parameters") == size // 2
+    _, levels = offered(model, Nearest(), LeaveOut(), pattern=UNITS)
+    assert levels.cost({}, "parameters", whole=True) == size
+    small = levels.level(UP, "2 bits").cost["bytes"]
+    assert levels.cost({UP: "2 bits"}, whole=True) == 4 * (size - 64 * 32) + small
+    assert levels.cost({UP: "2 bits", "model.layers.0.mlp": "left out"}, whole=True) == 4 * (size - 3 * 64 * 32)
+    assert levels.cost({UP: "2 bits", "model.layers.0": "left out"}, whole=True) == 2 * size
     _, levels = offered(model, Magnitude(), LeaveOut(), pattern=UNITS)
     choice = {n: "zeros 0.0" if ".proj" in n or "_proj" in n else "kept" for n in levels}
     assert levels.cost(choice, "parameters") == size

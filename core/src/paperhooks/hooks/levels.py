@@ -24,6 +24,7 @@ from tqdm import tqdm
 from paperhooks.errors import DataError, HookError, did_you_mean
 from paperhooks.hooks.level import Level
 from paperhooks.hooks.level_store import LevelStore
+from paperhooks.models.costs import module_cost
 from paperhooks.weights.journal import WeightJournal, check_plain
 from paperhooks.weights.packed_forms import Packed
 from paperhooks.weights.structure import Structure, module_at
@@ -62,6 +63,7 @@ class Levels(Mapping[str, Sequence[Level]]):
         self._nested = [(outer, name) for name, outers in self._outer.items() for outer in outers]
         self._packed: dict[tuple[str, str], Mapping[str, Packed]] = {}
         self._own: dict[str, tuple[nn.Parameter, Tensor]] = {}  # own weights, by the parameter's full name
+        self._own_costs: dict[str, Mapping[str, float]] = {}
         self._written: dict[str, Packed] = {}
         self._chosen: dict[str, Level] = {}
         for name, levels in self._offers.items():
@@ -92,19 +94,33 @@ class Levels(Mapping[str, Sequence[Level]]):
                 return level
         raise DataError(f"{name} has no level {label!r}; {did_you_mean(label, [one.label for one in self[name]])}")
 
-    def cost(self, choice: Mapping[str, str], kind: str = "bytes") -> float:
+    def cost(self, choice: Mapping[str, str], kind: str = "bytes", *, whole: bool = False) -> float:
         """What the chosen modules cost together; parts of what is skipped cost nothing.
 
         Raises DataError where a level does not tell this kind of cost. A module that others of the choice are part of
         has to tell the cost of what belongs to none of these, as :func:`paperhooks.models.module_cost` does.
+
+        :param whole: count modules that are not in the choice too, at what they cost as they are.
         """
+        chosen = {name: self.level(name, label) for name, label in choice.items()}
         total = 0.0
-        for name, level in self._shown({name: self.level(name, label) for name, label in choice.items()}).items():
+        for name, level in self._shown(chosen).items():
             if kind not in level.cost:
                 told = ", ".join(level.cost)
                 raise DataError(f"the level {level.label!r} of {name} tells no {kind!r}; it tells {told}")
             total += level.cost[kind]
+        if whole:
+            skipped = {name for name, level in chosen.items() if level.skip}
+            left = (n for n in self if n not in chosen and skipped.isdisjoint(self._outer.get(n, ())))
+            total += sum(self.own_cost(name)[kind] for name in left)
         return total
+
+    def own_cost(self, name: str) -> Mapping[str, float]:
+        """What a module costs as it is, without the other modules in it that have levels of their own; see
+        :func:`paperhooks.models.module_cost`."""
+        if name not in self._own_costs:
+            self._own_costs[name] = module_cost(self.view, name, without=self)
+        return self._own_costs[name]
 
     def packed(self, name: str, label: str) -> Mapping[str, Packed]:
         """The packed values of a level, made at the first time; raises HookError for what its method may not make."""
@@ -115,9 +131,7 @@ class Levels(Mapping[str, Sequence[Level]]):
                 try:
                     made = {} if level.prepare is None else level.prepare()
                 except Exception as error:
-                    error.add_note(
-                        f"paperhooks: raised by prepare of the level {label!r} of {name} by {level.method!r}"
-                    )
+                    error.add_note(f"paperhooks: raised by prepare of {label!r} of {name} by {level.method!r}")
                     raise
             self._packed[key] = self._checked(name, level, made)
         return self._packed[key]

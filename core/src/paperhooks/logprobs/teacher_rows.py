@@ -72,10 +72,12 @@ class TeacherRows:
         temperature: float = 1.0,
         vocabulary: int | None = None,
     ) -> TeacherRows:
-        """The rows of hidden states, made within a limit of memory.
+        """The rows of the hidden states of one batch, made within a limit of memory.
 
-        :param hidden: [n, D] before ``head``; call this in :meth:`Head.run` where FSDP2 shards the model.
-        :param limit: bytes that rows and the work on them may take together, the hidden states not counted.
+        :param hidden: [n, D] before ``head``, as ``last_hidden_state(model, batch).flatten(0, 1)`` gives them; where
+            FSDP2 shards the model, what :meth:`Head.run` hands to its ``work``.
+        :param limit: bytes that these rows and the work on them may take together, the hidden states not counted: with
+            several batches, a share of what all may take.
         :param tokens: K; without it, all V tokens are kept where the limit allows, and otherwise as many as it allows.
         :param temperature: logits are divided by it. :param vocabulary: how many leading logits count.
         :raises DataError: hidden states of another form, a limit that holds not even 16 tokens a position, or a
