@@ -525,7 +525,7 @@ class _FlipRows:
 
 def test_a_decoder_that_keeps_keyword_arguments_to_itself_is_noticed(monkeypatch):
     """A decoder of an unknown family that looks open but is not: an error, not silent idleness."""
-    monkeypatch.setattr("paperhooks.compat.CLOSED_LAYERS", ())
+    monkeypatch.setattr("paperhooks.compat.layers.CLOSED_LAYERS", ())
     with pytest.raises(UnsupportedModel, match="does not hand keyword arguments"):  # noqa: SIM117
         with attach(tiny_text("bloom"), Quiet()) as session:
             session.view.model(IDS)

@@ -3,8 +3,6 @@ from .attention import causal_attention as causal_attention
 from .attention import full_precision as full_precision
 from .attention import queries_and_keys as queries_and_keys
 from .batches import length_batches as length_batches
-from .calibration import CalibrationBatch as CalibrationBatch
-from .calibration import RoutedReceiver as RoutedReceiver
 from .calibration import calibrate as calibrate
 from .costs import experts_per_token as experts_per_token
 from .costs import module_cost as module_cost
@@ -17,6 +15,9 @@ from .heads import mean_over_heads as mean_over_heads
 from .images import GridPart as GridPart
 from .images import ImageSpan as ImageSpan
 from .images import image_runs as image_runs
+from .input_stream import CalibrationBatch as CalibrationBatch
+from .input_stream import RoutedReceiver as RoutedReceiver
+from .layer_calibration import calibrate_by_layer as calibrate_by_layer
 from .layer_calls import LayerCalls as LayerCalls
 from .moments import InputMoments as InputMoments
 from .rounds import in_step as in_step

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from paperhooks.errors import DataError, UnsupportedModel, did_you_mean
-from paperhooks.models.calibration import CalibrationBatch
+from paperhooks.models.input_stream import CalibrationBatch
 
 __all__ = ["InputMoments"]
 
