@@ -436,6 +436,18 @@ def test_calibration_of_a_vision_language_model() -> None:
     assert not any("vision" in n for n in names)  # the features were given
 
 
+def test_a_calibration_batch_without_tokens_is_named() -> None:
+    view = ModelView.from_model(tiny_llama(layers=1))
+    full = {"input_ids": torch.tensor([[5, 6]])}
+    for odd in (
+        {},
+        {"input_ids": torch.zeros(0, 3, dtype=torch.long)},
+        {"input_ids": torch.zeros(1, 0, dtype=torch.long)},
+    ):
+        with pytest.raises(DataError, match="calibration batch 1 has no tokens; expected input_ids"):
+            calibrate(view, [full, odd], [UP], lambda *a: None, progress=False)
+
+
 def test_errors_in_calibration_name_module_and_batch_and_leave_nothing() -> None:
     model = tiny_llama(layers=2).train()
     model(input_ids=torch.tensor([[1, 2]]))

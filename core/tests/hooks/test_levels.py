@@ -157,6 +157,53 @@ def test_no_parameter_has_its_values_from_two_levels() -> None:
     assert fingerprint(model) == before
 
 
+@pytest.mark.parametrize("early", [True, False], ids=["prepared", "when wanted"])
+def test_levels_of_a_unit_and_of_what_is_skipped_in_it(early: bool) -> None:
+    """A unit's values are made and moved also where a part of it is skipped meanwhile."""
+    model = tiny_llama(layers=1)
+    before, view = fingerprint(model), ModelView.from_model(model)
+    layer, mlp = "model.layers.0", "model.layers.0.mlp"
+
+    def doubled() -> dict[str, Dense]:
+        return {"mlp.up_proj.weight": Dense(model.model.layers[0].mlp.up_proj.weight.detach() * 2)}
+
+    offers = {layer: [Level("x", "double", {}, doubled)], mlp: [Level("x", "out", {}, skip=True)]}
+    with Levels(view, offers) as levels:
+        if early:
+            levels.prepare(progress=False)
+        found = {}
+        for choice in ({mlp: "out"}, {layer: "double", mlp: "out"}, {mlp: "out"}, {layer: "double"}, {mlp: "out"}, {}):
+            levels.switch(choice)
+            key = tuple(sorted(choice))
+            assert torch.equal(found.setdefault(key, logits(model)), logits(model))
+        assert torch.equal(found[(mlp,)], found[layer, mlp])
+        assert not torch.equal(found[(layer,)], found[()])
+    assert fingerprint(model) == before
+
+
+def test_what_others_do_to_a_parameter_between_levels_is_theirs() -> None:
+    model = tiny_llama(layers=1)
+    view, weight = ModelView.from_model(model), model.get_parameter("model.layers.0.mlp.up_proj.weight")
+    own = weight.detach().clone()
+    offers = {UP: [Level("x", "double", {}, lambda: {"weight": Dense(own * 2)})]}
+    with Levels(view, offers) as levels:
+        levels.switch({UP: "double"})
+        with torch.no_grad():
+            weight.zero_()  # of this stay alone
+        levels.switch({})
+        assert torch.equal(weight, own)
+        levels.switch({UP: "double"})
+        assert torch.equal(weight, own * 2)
+        levels.switch({})
+        weight.data = own * 5
+        levels.switch({UP: "double"})
+    assert torch.equal(weight, own * 5)
+    with Levels(view, offers) as levels:
+        levels.switch({UP: "double"})
+        model.bfloat16()
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
 def test_levels_that_skip_what_cannot_be_skipped_are_refused() -> None:
     view = ModelView.from_model(tiny_llama(layers=1))
     with pytest.raises(UnsupportedModel, match="up_proj is no layer, attention or MLP"):

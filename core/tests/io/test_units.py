@@ -44,6 +44,16 @@ def test_units_are_kept_and_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.lock"))
 
 
+def test_a_unit_in_the_place_of_another_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with store(tmp_path).begin({"rows": 2}) as one:
+        for name in ("a", "b"):
+            one.write(name, {"x": np.array([len(name)])})
+        shutil.copy(one.file("a"), one.file("b"))
+        assert one.read("a") is not None
+        assert one.read("b") is None
+    assert "is another unit of it, and is made again" in caplog.text
+
+
 def test_another_run_is_refused_with_all_that_differs(tmp_path: Path) -> None:
     with store(tmp_path).begin({"rows": 2, "method": {"name": "m", "scale": 1}}):
         pass

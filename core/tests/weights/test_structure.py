@@ -286,16 +286,97 @@ def test_a_method_for_layers_with_attention_does_not_act_where_it_is_skipped():
     assert [each[2] for each in method.seen if each[1] == "pre_attention"] == [0, 2, 3]
 
 
-def test_a_layer_under_hooks_is_not_taken_away_from_them():
-    from methods import Quiet
+@pytest.mark.parametrize("when", ["before", "while attached"])
+def test_hooks_of_a_session_go_on_running_where_a_layer_is_skipped(when):
+    from methods import Damp, KeepRows
 
-    model = tiny_llama()
+    model, ids = tiny_llama(), ids_of()
     structure, _ = names_of(model)
-    with paperhooks.attach(model, Quiet()):
-        with pytest.raises(PluginConflict, match=r"hooks stand on model\.layers\.1 .*before methods are attached"):
-            structure.skip("model.layers.1")
-        structure.skip("model.layers.1.mlp")  # no hook stands on that
+    parts = ["model.layers.2.self_attn", "model.layers.2.mlp"]
+    other, plain = zeroed(model, structure, parts), model(ids).logits
+    methods = lambda: (KeepRows(1), Damp())  # noqa: E731
+    with paperhooks.attach(other, *methods()):
+        wanted = other(ids).logits
+    if when == "before":
+        structure.skip("model.layers.2")
+    session = paperhooks.attach(model, *methods())
+    structure.skip("model.layers.2")
+    torch.testing.assert_close(model(ids).logits, wanted)
     structure.undo()
+    session.close()
+    assert torch.equal(model(ids).logits, plain)
+    assert not [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
+
+
+@pytest.mark.parametrize("asked", ["before", "while skipped"])
+def test_hidden_states_and_attentions_keep_their_places(asked):
+    """transformers hooks layers by their class when they are first asked for, and never again."""
+    model, ids = tiny_llama(attn_implementation="eager"), ids_of()
+    options = {"output_hidden_states": True, "output_attentions": True}
+    reference = tiny_llama(attn_implementation="eager")(ids, **options)
+    structure, _ = names_of(model)
+    if asked == "before":
+        model(ids, **options)
+    structure.skip("model.layers.0.self_attn")
+    structure.skip("model.layers.2")
+    found = model(ids, **options)
+    assert len(found.hidden_states) == len(reference.hidden_states) == 5
+    assert torch.equal(found.hidden_states[3], found.hidden_states[2])
+    assert [list(each.shape) for each in found.attentions][:2] == [[2, 0, 9, 0], [2, 4, 9, 9]]
+    structure.undo()
+    again = model(ids, **options)
+    assert all(torch.equal(a, b) for a, b in zip(again.hidden_states, reference.hidden_states, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(again.attentions, reference.attentions, strict=True))
+
+
+def test_modes_of_what_is_skipped_are_those_of_the_model():
+    from paperhooks.models import evaluation_mode
+
+    model = tiny_llama().train()
+    structure, _ = names_of(model)
+    with evaluation_mode(model):
+        structure.skip("model.layers.1")
+        structure.skip("model.layers.2.mlp")
+    model.eval()
+    structure.undo()
+    assert not [m for m in model.modules() if m.training]
+    structure.skip("model.layers.1")
+    model.train()
+    with evaluation_mode(model):
+        pass
+    structure.undo()
+    assert all(m.training for m in model.modules())
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_model_that_is_frozen_meanwhile_is_so_with_what_comes_back(frozen):
+    model = tiny_llama().requires_grad_(not frozen)
+    structure, _ = names_of(model)
+    structure.skip("model.layers.1")
+    structure.skip("model.layers.0.self_attn")
+    model.requires_grad_(not frozen)
+    structure.undo()
+    assert {p.requires_grad for p in model.parameters()} == {not frozen}
+    structure.skip("model.layers.1")
+    model.requires_grad_(frozen)
+    structure.undo()
+    assert {p.requires_grad for p in model.parameters()} == {frozen}
+    model.model.layers[1].requires_grad_(not frozen)
+    structure.skip("model.layers.1")
+    structure.undo()
+    assert {p.requires_grad for p in model.model.layers[1].parameters()} == {not frozen}
+
+
+def test_copies_and_pickles_of_what_is_skipped(tmp_path):
+    import pickle
+
+    model, ids = tiny_llama(), ids_of()
+    structure, _ = names_of(model)
+    structure.skip("model.layers.0.self_attn")
+    structure.skip("model.layers.2")
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(ids).logits, model(ids).logits)
+        assert other.model.layers[2].stands_for is not model.model.layers[2].stands_for
 
 
 @pytest.mark.parametrize("family", ["opt", "bloom"])
@@ -338,6 +419,43 @@ def test_shared_keys_and_recurrent_states_are_refused_by_name():
     structure.skip("model.layers.1.self_attn")
     structure.skip("model.layers.2.mlp")
     torch.testing.assert_close(recurrent(ids).logits, wanted)
+
+
+def test_layers_that_run_several_times_or_on_other_states_are_refused_by_name():
+    from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
+
+    stacked = Gemma3nForCausalLM(Gemma3nTextConfig(
+        vocab_size=60, hidden_size=32, intermediate_size=[64] * 2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, pad_token_id=0, num_hidden_layers=2, num_kv_shared_layers=0, laurel_rank=4,
+        vocab_size_per_layer_input=60, hidden_size_per_layer_input=8, activation_sparsity_pattern=[0.0] * 2,
+        layer_types=["full_attention"] * 2,
+    )).eval()  # fmt: skip
+    with pytest.raises(UnsupportedModel, match=r"not called with hidden states \[B, T, D\]"):
+        Structure(stacked).skip("model.layers.0")
+    model = tiny_llama()
+    layer = model.model.layers[1]
+    layer.forward = lambda hidden, **kwargs: type(layer).forward(layer, layer.mlp(hidden), **kwargs)
+    with pytest.raises(UnsupportedModel, match=r"model\.layers\.1\.mlp cannot be skipped: LlamaMLP runs several times"):
+        Structure(model).skip("model.layers.1.mlp")
+    Structure(model).skip("model.layers.0.mlp")
+
+
+def test_an_interrupt_while_sublayers_are_found_leaves_no_hook(monkeypatch):
+    model, ids, count = tiny_llama(), ids_of(), [0]
+    before, real = model(ids).logits, torch.nn.Module.register_forward_hook
+
+    def late(self, *args, **kwargs):
+        handle = real(self, *args, **kwargs)
+        count[0] += 1
+        if count[0] == 6:
+            raise KeyboardInterrupt
+        return handle
+
+    monkeypatch.setattr(torch.nn.Module, "register_forward_hook", late)
+    with pytest.raises(KeyboardInterrupt):
+        assert Structure(model).sublayers
+    assert not [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert torch.equal(model(ids).logits, before)
 
 
 def test_errors_name_what_there_is():

@@ -33,7 +33,6 @@ from .layers import CLOSED_LAYERS as CLOSED_LAYERS
 from .layers import MIXER_NAMES as MIXER_NAMES
 from .layers import MLP_NAMES as MLP_NAMES
 from .layers import STANDS_FOR as STANDS_FOR
-from .layers import GradientCheckpointingLayer as GradientCheckpointingLayer
 from .layers import LayerCall as LayerCall
 from .layers import attends as attends
 from .layers import attention_module as attention_module

@@ -21,7 +21,6 @@ __all__ = [
     "MIXER_NAMES",
     "MLP_NAMES",
     "STANDS_FOR",
-    "GradientCheckpointingLayer",
     "LayerCall",
     "attends",
     "attention_module",
@@ -98,6 +97,8 @@ def stood_for(module: nn.Module) -> nn.Module:
 
 def attention_module(layer: nn.Module) -> nn.Module | None:
     """The self-attention module of a decoder layer, or None; one that is skipped is not there."""
+    if stood_for(layer) is not layer:
+        return None
     found = (inside(m) for n, m in layer.named_children() if n in ATTENTION_NAMES)
     return next((m for m in found if stood_for(m) is m), None)
 

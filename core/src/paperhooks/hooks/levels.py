@@ -55,14 +55,17 @@ class Levels(Mapping[str, Sequence[Level]]):
     def __init__(self, view: ModelView, offers: Mapping[str, Sequence[Level]]) -> None:
         self.view = view
         self._offers = {name: tuple(levels) for name, levels in offers.items()}
-        self._modules = {name: module_at(view.model, name) for name in offers}
+        modules = {name: module_at(view.model, name) for name in offers}
+        self._parameters = {name: dict(module.named_parameters()) for name, module in modules.items()}
         self._choice: dict[str, Level] = {}
         self._here: dict[str, Level] = {}  # of the choice, what the model shows
         self._structure = Structure(view.model, lambda: view.sublayers)
         self._outer = {name: outer for name in offers if (outer := _outer_ones(name, offers))}
         self._nested = [(outer, name) for name, outers in self._outer.items() for outer in outers]
         self._packed: dict[tuple[str, str], Mapping[str, Packed]] = {}
-        self._own: dict[str, tuple[nn.Parameter, Tensor]] = {}  # own weights, by the parameter's full name
+        #: Own weights of what stands at a level, by the parameter's full name; and what was found to be plain.
+        self._own: dict[str, tuple[nn.Parameter, Tensor]] = {}
+        self._plain: set[str] = set()
         self._own_costs: dict[str, Mapping[str, float]] = {}
         self._written: dict[str, Packed] = {}
         self._chosen: dict[str, Level] = {}
@@ -72,7 +75,7 @@ class Levels(Mapping[str, Sequence[Level]]):
                 raise HookError(f"two levels of {name} are called {twice[0]!r}; a label has to be a module's own")
             if any(level.skip for level in levels):
                 self._structure.check(name)
-        _check_shared(view.model, self._modules)
+        _check_shared(view.model, modules)
 
     # -- what there is -------------------------------------------------------------------------------------------------
 
@@ -138,10 +141,7 @@ class Levels(Mapping[str, Sequence[Level]]):
 
     def _checked(self, name: str, level: Level, made: Any) -> Mapping[str, Packed]:
         """What prepare has made, or what was stored of it: packed values of parameters, at the told bytes."""
-        which, own = (
-            f"the level {level.label!r} of {name} by {level.method!r}",
-            dict(self._modules[name].named_parameters()),
-        )
+        which, own = f"the level {level.label!r} of {name} by {level.method!r}", self._parameters[name]
         if not isinstance(made, Mapping):
             raise HookError(f"{which} gives {type(made).__name__}; expected a mapping such as {{'weight': Quantised}}")
         for parameter, packed in made.items():
@@ -243,9 +243,8 @@ class Levels(Mapping[str, Sequence[Level]]):
             (there if skip else back)(name)
 
     def restore(self) -> None:
-        """Give all modules their own weights again, and forget which these are."""
+        """Give all modules their own weights again."""
         self.switch({})
-        self._own.clear()
 
     def write(self, journal: WeightJournal, *, method: str = "") -> None:
         """Write the choice that the model stands at through a journal, from which it can be undone.
@@ -293,30 +292,42 @@ class Levels(Mapping[str, Sequence[Level]]):
         """The module with its own weights: what a level is made from, wherever the model stands."""
         inside = [own for full, own in self._own.items() if full.startswith(f"{name}.")]
         here = [(parameter, parameter.data) for parameter, _ in inside]
+        skipped = [each for each in self._structure.skipped if each.startswith(f"{name}.") or each == name]
         try:
+            for each in skipped:
+                self._structure.restore(each)
             for parameter, values in inside:
                 parameter.data = values
             yield
         finally:
             for parameter, values in here:
                 parameter.data = values
+            for each in skipped:
+                self._structure.skip(each)
 
     def _move(self, name: str, level: Level | None, before: list[Callable[[], object]]) -> None:
         """One module to a level, or to its own weights; how to take it back goes to ``before``."""
-        module, now = self._modules[name], self._here.get(name)
+        now = self._here.get(name)
         values = self.packed(name, level.label) if level is not None else {}
         given_up = self.packed(name, now.label) if now is not None else {}
         for parameter_name in dict.fromkeys([*values, *given_up]):
-            parameter, full = module.get_parameter(parameter_name), f"{name}.{parameter_name}"
-            if full not in self._own:  # once, and not at every switch
+            parameter, full = self._parameters[name][parameter_name], f"{name}.{parameter_name}"
+            if full not in self._plain:  # once, and not at every switch
                 check_plain(self.view.model, parameter, full)
+                self._plain.add(full)
             if parameter_name in values:
                 new = _fitting(name, parameter_name, parameter, values[parameter_name])
+                if full not in self._own:
+                    before.append(partial(self._own.pop, full, None))
+                    self._own[full] = parameter, parameter.data
             else:
-                new = self._own[full][1]
-            self._own.setdefault(full, (parameter, parameter.data))
+                own = self._own[full]
+                new = own[1].to(parameter.device, parameter.dtype)  # moved or cast meanwhile
+                before.append(partial(self._own.__setitem__, full, own))
             before.append(partial(setattr, parameter, "data", parameter.data))
             parameter.data = new
+            if parameter_name not in values:
+                del self._own[full]
 
 
 def _outer_ones(name: str, others: Container[str]) -> tuple[str, ...]:
@@ -332,7 +343,9 @@ def _fitting(name: str, parameter_name: str, parameter: nn.Parameter, packed: Pa
             f"the values for {name}.{parameter_name} are {new.dtype} {list(new.shape)}; expected {parameter.dtype} "
             f"{list(parameter.shape)}"
         )
-    return new.to(parameter.device)
+    # What is written into the parameter while it stands there must not change the level.
+    held = {tensor.data_ptr() for tensor in packed.tensors().values()}
+    return (new.clone() if new.data_ptr() in held else new).to(parameter.device)
 
 
 def _check_shared(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:

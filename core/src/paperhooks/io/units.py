@@ -122,8 +122,8 @@ class UnitStore:
         except DataError as error:
             logger.warning("%s; it is made again", error)
             return None
-        if header.pop("run", None) != self.run:
-            logger.warning("%s does not belong to this run and is made again", file)
+        if header.pop("run", None) != self.run or header.pop("unit", name) != name:
+            logger.warning("%s does not belong to this run, or is another unit of it, and is made again", file)
             return None
         return header, tensors
 
@@ -134,7 +134,7 @@ class UnitStore:
         :raises DataError: the folder belongs to another run by now, or cannot be written.
         """
         self.confirm()
-        write_tensors(self.file(name), tensors, {**(header or {}), "run": self.run})
+        write_tensors(self.file(name), tensors, {**(header or {}), "run": self.run, "unit": name})
 
     def confirm(self) -> None:
         """Raise DataError where the folder is not this run's any more, before something is written beside the units."""

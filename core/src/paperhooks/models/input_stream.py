@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from paperhooks.errors import DataError
 from paperhooks.models.experts import Experts
 from paperhooks.models.shared_inputs import SharedInputs
 from paperhooks.models.tokenizers import check_ids
@@ -115,7 +116,12 @@ def hooked(modules: Mapping[str, nn.Module], routed: Mapping[str, Experts], stre
 
 
 def check_batch(model: Any, number: int, batch: Mapping[str, Any]) -> None:
-    """Raise DataError for a token id outside the vocabulary."""
+    """Raise DataError for a batch without tokens, or a token id outside the vocabulary."""
+    given = batch.get("input_ids", batch.get("inputs_embeds"))
+    if not isinstance(given, Tensor) or not given.numel():
+        raise DataError(
+            f"calibration batch {number} has no tokens; expected input_ids [B, T] or inputs_embeds [B, T, D]"
+        )
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     weight, ids = getattr(embeddings, "weight", None), batch.get("input_ids")
     if isinstance(weight, Tensor) and isinstance(ids, Tensor) and ids.device.type == "cpu" and ids.ndim == 2:

@@ -1,12 +1,27 @@
-"""Names of torch's modules that its documentation does not promise: who has hooks on one."""
+"""Names of torch's modules that its documentation does not promise: where a module keeps its hooks."""
 
 from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["has_hooks"]
+__all__ = ["drop_hooks", "share_hooks"]
+
+_TABLES = ("_forward_hooks", "_forward_pre_hooks")
+_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether torch hooks stand on a module, which do not run while it is skipped."""
-    return bool(module._forward_pre_hooks or module._forward_hooks)
+def share_hooks(module: nn.Module, other: nn.Module) -> None:
+    """From now on both have the forward hooks of ``other``, also those that are put on or taken off either of them."""
+    for name in (*_TABLES, *_FLAGS):
+        if hasattr(other, name):
+            vars(module)[name] = getattr(other, name)
+
+
+def drop_hooks(modules: list[nn.Module], kind: type) -> None:
+    """Take off all forward hooks of a class, also one that was registered when an interrupt came."""
+    for module in modules:
+        for table in (getattr(module, name) for name in _TABLES):
+            for key in [key for key, hook in list(table.items()) if isinstance(hook, kind)]:
+                table.pop(key, None)
+                for flags in (getattr(module, name, {}) for name in _FLAGS):
+                    flags.pop(key, None)

@@ -13,9 +13,8 @@ from torch import nn
 
 from paperhooks import compat
 from paperhooks.errors import PluginConflict, UnsupportedModel, did_you_mean
-from paperhooks.weights.compat import has_hooks
-from paperhooks.weights.stand_ins import SkippedLayer, SkippedSublayer, StandIn
-from paperhooks.weights.sublayers import Sublayer, find_sublayers
+from paperhooks.weights.stand_ins import StandIn
+from paperhooks.weights.sublayers import Sublayer, find_sublayers, stand_in_for
 
 __all__ = ["Structure", "containing", "module_at", "skipped_modules"]
 
@@ -43,6 +42,11 @@ def containing(name: str, others: Mapping[str, object] | set[str] | frozenset[st
     return next((outer for n in range(1, len(parts)) if (outer := ".".join(parts[:n])) in others), "")
 
 
+def _flags(model: nn.Module) -> set[bool]:
+    """Whether parameters of floating point have gradients: all, none, or some."""
+    return {parameter.requires_grad for parameter in model.parameters() if parameter.is_floating_point()}
+
+
 class Structure:
     """What of a model is skipped, and putting it back.
 
@@ -57,7 +61,8 @@ class Structure:
         self.model = model
         self._known = known
         self._sublayers: Mapping[str, Sublayer] | None = None
-        self._skipped: dict[str, StandIn] = {}
+        self._skipped: dict[str, tuple[StandIn, nn.Module]] = {}
+        self._frozen: set[bool] | None = None
 
     @property
     def sublayers(self) -> Mapping[str, Sublayer]:
@@ -112,44 +117,52 @@ class Structure:
     def skip(self, name: str) -> None:
         """Let the model run without a layer, or without the attention or the MLP of one.
 
-        Again for what is skipped already does nothing. Raises what :meth:`check` raises.
-
-        :raises PluginConflict: torch hooks stand on the layer, which would not run.
+        Again for what is skipped already does nothing. Hooks on it go on running, on what stands in its place. Raises
+        what :meth:`check` raises.
         """
         if name in self._skipped:
             return
         sublayer, (parent, child) = self.check(name), self._place(name)
         held = parent.get_submodule(child)
-        if sublayer.kind == "layer" and has_hooks(compat.inside(held)):
-            raise PluginConflict(
-                f"hooks stand on {name} ({type(compat.inside(held)).__name__}) that would not run while it is skipped; "
-                "change the structure before methods are attached, and remove other hooks"
-            )
-        kind = SkippedLayer if sublayer.kind == "layer" else SkippedSublayer
-        stand_in = self._skipped[name] = kind(held, sublayer.outputs, sublayer.cache_layer)
-        setattr(parent, child, stand_in)
+        made = stand_in_for(sublayer, compat.inside(held), self.sublayers)
+        self._skipped[name] = made, held
+        setattr(parent, child, made)
+        if self._frozen is None:
+            self._frozen = _flags(self.model)
 
     def restore(self, name: str) -> None:
         """Put a skipped module back, in the mode and dtype and on the device that the model has got meanwhile.
 
         Nothing happens for what is not skipped through this structure, or stands at its place already.
         """
-        stand_in = self._skipped.get(name)
-        if stand_in is None:
+        if name not in self._skipped:
             return
+        made, held = self._skipped[name]
         parent, child = self._place(name)
-        if parent.get_submodule(child) is stand_in:
-            setattr(parent, child, stand_in.released())
+        if parent.get_submodule(child) is made:
+            made.released()
+            setattr(parent, child, held)
         del self._skipped[name]
 
     def undo(self) -> None:
-        """Put back everything that is skipped through this structure, last skipped first."""
+        """Put back everything that is skipped through this structure, last skipped first.
+
+        A model that was frozen, or unfrozen, as a whole meanwhile is so with what comes back.
+        """
+        if not self._skipped:
+            return
+        flags, modules = _flags(self.model), [made.stands_for for made, _ in self._skipped.values()]
         for name in reversed(self.skipped):
             self.restore(name)
+        if len(flags) == 1 and self._frozen not in (None, flags):
+            for parameter in (p for module in modules for p in module.parameters()):
+                parameter.requires_grad_(next(iter(flags)))
+        self._frozen = None
 
     def keep(self) -> None:
         """Make it final: forget what is skipped, which stays so."""
         self._skipped.clear()
+        self._frozen = None
 
     def _place(self, name: str) -> tuple[nn.Module, str]:
         """The module that holds ``name``, itself perhaps in what is skipped, and under which name it does."""
