@@ -10,7 +10,18 @@ import paperhooks
 import pytest
 import torch
 from compression_methods import LINEARS, Answers, Descent, Greedy, Halve, LeaveOut, Magnitude, Nearest
-from paperhooks import Artefact, ArtefactError, DataError, HookError, Level, ModelView, PluginConflict, PluginInfo
+from paperhooks import (
+    Artefact,
+    ArtefactError,
+    DataError,
+    HookError,
+    Level,
+    ModelView,
+    PluginConflict,
+    PluginInfo,
+    Traits,
+    hookimpl,
+)
 from paperhooks.compression import compress
 from paperhooks.errors import PluginError, PluginIncompatible, PluginNotFound
 from paperhooks.hooks import CompressionRequest
@@ -18,6 +29,7 @@ from paperhooks.io import model_digest
 from paperhooks.models import calibrate
 from paperhooks.models.batches import token_batches
 from paperhooks.plugins import catalog
+from paperhooks.reports import Paragraph
 from paperhooks.testing import TEXT_FAMILIES, fingerprint, tiny_llama, tiny_text, tiny_vlm, vlm_inputs
 from torch import nn
 
@@ -276,6 +288,41 @@ def test_an_artefact_may_only_leave_out(tmp_path: Path) -> None:
     only.skipped = {"model.layers.0.ffn": ""}
     with pytest.raises(ArtefactError, match=r"this model has no module model\.layers\.0\.ffn, which the"):
         only.apply(other)
+
+
+def test_a_search_may_name_the_levels_for_a_target_and_add_to_the_report(tmp_path: Path) -> None:
+    class Search(Descent):
+        def default_levels(self, target):
+            return [LeaveOut()] if target < 1 else []
+
+        @hookimpl
+        def compression(self, view, request):
+            request.blocks.append(Paragraph("What the search says."))
+            return super().compression(view, request)
+
+    model = tiny_llama(layers=2)
+    artefact = squeeze(model, tmp_path / "a", method=Search(), target=0.6, levels_from=())
+    assert {each["method"] for each in artefact.data["levels"].values()} == {"leave_out"}
+    assert str(artefact).endswith("LlamaForCausalLM, levels of leave_out")
+    report = (tmp_path / "a" / "report.md").read_text()
+    assert report.index("What the search says.") < report.index("What is left out.")
+    inputs = json.loads((tmp_path / "a" / "result.json").read_text())["inputs"]
+    assert [each["class"] for each in inputs["levels_from"]] == ["compression_methods:LeaveOut"]
+    artefact.undo()
+    artefact = squeeze(model, method=Search(), target=0.8, levels_from=[Nearest(widths=(2, 4))])
+    assert {each["method"] for each in artefact.data["levels"].values()} == {"nearest"}
+    artefact.undo()
+    with pytest.raises(PluginIncompatible, match="halve_odd in levels_from offers no levels"):
+        squeeze(model, levels_from=[Magnitude(), NoLevels()])
+
+
+class NoLevels:
+    name = "halve_odd"
+    traits = Traits()
+
+    @hookimpl
+    def compute_loss(self):
+        return None
 
 
 @pytest.mark.parametrize("fails", [True, False], ids=["raises", "returns"])

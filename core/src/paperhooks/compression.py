@@ -63,7 +63,8 @@ def compress(
     :param target: what to reach, in the method's words.
     :param out: run folder for artefact, ``result.json`` and report. The artefact of a finished run there is applied
         again, an interrupted one goes on (as far as the method keeps checkpoints), one of other inputs is refused.
-    :param levels_from: further methods whose levels a search may use, by name or as instances.
+    :param levels_from: further methods whose levels a search may use, by name or as instances; without any, those that
+        the search itself names for the target (``default_levels(target)``), if it does.
     :param tokenizer: for texts; found by the model's name or folder when missing.
     :raises PluginNotFound: an unknown name. :raises PluginIncompatible: a method that compresses nothing, or one in
         ``levels_from`` that offers no levels.
@@ -75,8 +76,11 @@ def compress(
 
     if active_session(model) is not None:
         raise PluginConflict("the model is attached to a session; close it before compressing the model")
-    further = [levels_from] if isinstance(levels_from, str) else levels_from
-    view, methods = ModelView.from_model(model), MethodSet([_resolve(method, options), *further])
+    main = _resolve(method, options)
+    further = [levels_from] if isinstance(levels_from, str) else list(levels_from)
+    if not further and hasattr(main, "default_levels"):
+        further = list(main.default_levels(target))
+    view, methods = ModelView.from_model(model), MethodSet([main, *further])
     request = _request(model, methods, data, tokenizer)
     request.target, request.seed, request.progress = target, seed, progress
     if out is not None:
@@ -132,7 +136,7 @@ def _run(view: ModelView, request: CompressionRequest, methods: MethodSet) -> Ar
     with run.timed("compress"):
         artefact = _answered(hook, view, request)
     artefact.save(run.path)
-    _report(run, artefact)
+    _report(run, artefact, request.blocks)
     run.finish()
     return artefact
 
@@ -178,7 +182,7 @@ def _inputs(model: nn.Module, methods: MethodSet, data: Any, target: Any) -> dic
     }
 
 
-def _report(run: RunFolder, artefact: Artefact) -> None:
+def _report(run: RunFolder, artefact: Artefact, added: Sequence[Block]) -> None:
     rows = [(name, edit.entries, _share(edit.entries, edit.shape)) for name, edit in artefact.edits.items()]
     skipped = list(artefact.skipped)
     told = {"skipped": skipped} if skipped else {}
@@ -188,7 +192,7 @@ def _report(run: RunFolder, artefact: Artefact) -> None:
         blocks.append(Table(("parameter", "entries written", "share"), rows, "What the artefact writes."))
     if skipped:
         blocks.append(Table(("module",), [(name,) for name in skipped], "What is left out."))
-    run.report(f"Compression with {artefact.method}", blocks)
+    run.report(f"Compression with {artefact.method}", [*added, *blocks])
 
 
 def _share(entries: int, shape: Sequence[int]) -> float:

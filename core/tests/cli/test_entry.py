@@ -327,6 +327,32 @@ def test_compress_passes_everything_on(site: FakeSite, cli, tmp_path: Path, mode
     assert not seen.model.training
 
 
+def test_compress_takes_levels_of_further_methods(
+    site: FakeSite, cli, tmp_path: Path, model_folder: Path, monkeypatch
+) -> None:
+    site.add("dist-one", "t-one")
+    (tmp_path / "texts.txt").write_text("one\n")
+    seen = SimpleNamespace()
+    module = ModuleType("paperhooks.compression")
+    module.compress = lambda model, method, **options: setattr(seen, "options", options)
+    monkeypatch.setitem(sys.modules, "paperhooks.compression", module)
+    common = (
+        "compress",
+        str(model_folder),
+        "t-one",
+        "--data",
+        str(tmp_path / "texts.txt"),
+        "--out",
+        str(tmp_path / "r"),
+    )
+    code, _, err = cli(*common, "--levels-from", "t-one:factor=0.5", "--levels-from", "t-one:factor=0.25")
+    assert code == 0, err
+    assert [each.factor for each in seen.options["levels_from"]] == [0.5, 0.25]
+    code, _, err = cli(*common, "--levels-from", "t-two")
+    assert code == 1
+    assert "t-two" in err
+
+
 def test_compress_takes_parts_and_no_target(
     site: FakeSite, cli, tmp_path: Path, model_folder: Path, monkeypatch
 ) -> None:

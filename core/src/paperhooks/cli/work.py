@@ -45,7 +45,10 @@ def compress(
     method: Method,
     data: Annotated[list[str], typer.Option("--data", help="Calibration data: records or text; PART=FILE, repeated.")],
     out: RunOut,
-    target: Annotated[str | None, typer.Option("--target", help="What to reach, such as 3.0bit.")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="What to reach, such as bits=3.0.")] = None,
+    levels_from: Annotated[
+        list[str] | None, typer.Option("--levels-from", help="METHOD whose levels a search may use; repeated.")
+    ] = None,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     seed: Seed = 0,
@@ -54,8 +57,12 @@ def compress(
     from paperhooks.compression import compress as run
 
     _refuse_other(out, "compress")
-    (chosen,), records = build_methods([method]), _parts(data)
-    artefact = run(load_model(model, device, dtype), chosen, data=records, target=target, out=out, seed=seed)
+    chosen, *further = build_methods([method, *(levels_from or [])])
+    records = _parts(data)
+    given: dict[str, Any] = {"levels_from": further} if further else {}
+    artefact = run(
+        load_model(model, device, dtype), chosen, data=records, target=target, out=out, seed=seed, **given
+    )  # fmt: skip
     say(f"{out}: {artefact}")
 
 

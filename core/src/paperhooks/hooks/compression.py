@@ -15,6 +15,7 @@ from paperhooks.hooks.level import Level
 from paperhooks.hooks.levels import Levels
 from paperhooks.models.batches import token_batches
 from paperhooks.models.view import ModelView
+from paperhooks.reports.blocks import Block
 from paperhooks.reports.run_folder import RunFolder
 from paperhooks.weights.artefact import Artefact
 from paperhooks.weights.structure import module_at
@@ -36,6 +37,8 @@ class CompressionRequest:
         The run folder, for checkpoints (``run.path``) and results (``run.record``); None without ``out``.
     opened
         The levels that :meth:`levels` has given.
+    blocks
+        What the method adds to the report of its run folder, before the table of edits.
     seed, progress
         See :meth:`generator`; whether to show progress bars.
     """
@@ -50,6 +53,7 @@ class CompressionRequest:
     progress: bool = True
     offers: Sequence[Callable[..., Any]] = field(default=(), repr=False)
     opened: list[Levels] = field(default_factory=list, repr=False)
+    blocks: list[Block] = field(default_factory=list, repr=False)
 
     def batches(self, part: str | None = None, *, max_length: int = 2048, batch_size: int = 1) -> list[dict[str, Any]]:
         """The calibration data, or one ``part`` of it, as inputs; see :func:`paperhooks.models.batches.token_batches`.

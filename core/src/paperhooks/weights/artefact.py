@@ -268,7 +268,11 @@ class Artefact:
             [f"{counted(entries, 'entry', 'entries')} in {counted(len(self.edits), 'parameter')}"] if self.edits else []
         )
         told += [f"{counted(len(self.skipped), 'module')} skipped"] if self.skipped else []
-        return f"{self.kind} of {self.method}: {' and '.join(told) or 'nothing written'} of {self.model_class}"
+        levels = self.data.get("levels")
+        chosen = levels.values() if isinstance(levels, Mapping) else ()
+        methods = sorted({str(each["method"]) for each in chosen if isinstance(each, Mapping) and "method" in each})
+        by = f", levels of {', '.join(methods)}" if methods else ""
+        return f"{self.kind} of {self.method}: {' and '.join(told) or 'nothing written'} of {self.model_class}{by}"
 
 
 def _edit(change: Change, packed: Packed | None) -> Edit:
