@@ -312,12 +312,11 @@ def test_a_search_may_name_the_levels_for_a_target_and_add_to_the_report(tmp_pat
     artefact = squeeze(model, method=Search(), target=0.8, levels_from=[Nearest(widths=(2, 4))])
     assert {each["method"] for each in artefact.data["levels"].values()} == {"nearest"}
     artefact.undo()
-    with pytest.raises(PluginIncompatible, match="halve_odd in levels_from offers no levels"):
+    with pytest.raises(PluginIncompatible, match="nolevels in levels_from offers no levels"):
         squeeze(model, levels_from=[Magnitude(), NoLevels()])
 
 
 class NoLevels:
-    name = "halve_odd"
     traits = Traits()
 
     @hookimpl
