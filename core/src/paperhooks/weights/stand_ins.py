@@ -54,11 +54,12 @@ class StandIn(nn.Module):
 
     @property
     def training(self) -> bool:
-        """The mode of the module, which has it when it comes back; setting it sets that of all in the module."""
+        """The mode of the module, which has it when it comes back."""
         return bool(self._held[0].training)
 
     @training.setter
     def training(self, mode: bool) -> None:
+        """Sets the mode of all in the module."""
         if "_held" in vars(self) and self.stands_for.training != mode:
             self.stands_for.train(mode)
 
