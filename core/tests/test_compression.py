@@ -292,7 +292,7 @@ def test_an_artefact_may_only_leave_out(tmp_path: Path) -> None:
 
 def test_a_search_may_name_the_levels_for_a_target_and_add_to_the_report(tmp_path: Path) -> None:
     class Search(Descent):
-        def default_levels(self, target):
+        def default_levels(self, view, target):
             return [LeaveOut()] if target < 1 else []
 
         @hookimpl

@@ -64,7 +64,7 @@ def compress(
     :param out: run folder for artefact, ``result.json`` and report. The artefact of a finished run there is applied
         again, an interrupted one goes on (as far as the method keeps checkpoints), one of other inputs is refused.
     :param levels_from: further methods whose levels a search may use, by name or as instances; without any, those that
-        the search itself names for the target (``default_levels(target)``), if it does.
+        the search itself names for the target (``default_levels(view, target)``), if it does.
     :param tokenizer: for texts; found by the model's name or folder when missing.
     :raises PluginNotFound: an unknown name. :raises PluginIncompatible: a method that compresses nothing, or one in
         ``levels_from`` that offers no levels.
@@ -78,9 +78,10 @@ def compress(
         raise PluginConflict("the model is attached to a session; close it before compressing the model")
     main = _resolve(method, options)
     further = [levels_from] if isinstance(levels_from, str) else list(levels_from)
+    view = ModelView.from_model(model)
     if not further and hasattr(main, "default_levels"):
-        further = list(main.default_levels(target))
-    view, methods = ModelView.from_model(model), MethodSet([main, *further])
+        further = list(main.default_levels(view, target))
+    methods = MethodSet([main, *further])
     request = _request(model, methods, data, tokenizer)
     request.target, request.seed, request.progress = target, seed, progress
     if out is not None:
