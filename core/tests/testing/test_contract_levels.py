@@ -9,7 +9,7 @@ import pytest
 import torch
 from compression_methods import Halve, LeaveOut, Magnitude, Nearest
 from paperhooks import Traits, hookimpl
-from paperhooks.testing import LevelsContract
+from paperhooks.testing import LevelsContract, tiny_text
 from paperhooks.weights import Dense
 
 
@@ -100,3 +100,25 @@ def test_levels_that_cost_no_bytes_are_found() -> None:
         checks.test_costs_are_the_exact_bytes()
     with pytest.raises(NotImplementedError, match="must define make"):
         LevelsContract().make()
+
+
+@dataclass(eq=False)
+class WithBias(Nearest):
+    """Counts the bias that its levels leave as it is."""
+
+    @hookimpl
+    def compression_levels(self, modules):
+        found = super().compression_levels(modules)
+        biases = {n: 0 if m.bias is None else m.bias.numel() * m.bias.element_size() for n, m in modules.items()}
+        return {
+            name: [replace(each, cost={**each.cost, "bytes": each.cost["bytes"] + biases[name]}) for each in own]
+            for name, own in found.items()
+        }
+
+
+class TestWithBias(LevelsContract):
+    def make(self):
+        return WithBias()
+
+    def model(self):
+        return tiny_text("llama", layers=2, attention_bias=True, mlp_bias=True)
