@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-import torch
 from torch import Tensor
 
 __all__ = ["ColumnRule", "sweep"]
 
 #: Columns in a block whose errors reach the rest of the block as they come; further ones hear of them in one product.
 _INNER: Final = 32
+#: Numbers after which another level may begin.
+_ALIGNED: Final = 16
 
 
 class ColumnRule(Protocol):
@@ -41,13 +42,13 @@ def sweep(weight: Tensor, factor: Tensor, levels: int, rule: ColumnRule, block: 
     :param block: inputs whose error reaches later blocks together.
     :return: [levels, inputs, outputs], settled.
     """
-    weights = weight.expand(levels, *weight.shape).clone(memory_format=torch.contiguous_format)
+    weights = _aligned(weight.expand(levels, *weight.shape))
     diagonal = factor.diagonal().tolist()
     for start in range(0, len(weight), block):
         stop = min(start + block, len(weight))
         rule.begin(start, stop, weights)
-        work = weights[:, start:stop].clone()  # the rule may look at weights without the feedback inside the block
-        errors = torch.empty_like(work)
+        work = _aligned(weights[:, start:stop])  # the rule may look at weights without the feedback inside the block
+        errors = _aligned(work)
         for first in range(start, stop, _INNER):
             last = min(first + _INNER, stop)
             for place in range(first, last):
@@ -63,6 +64,13 @@ def sweep(weight: Tensor, factor: Tensor, levels: int, rule: ColumnRule, block: 
         weights[:, start:stop] = work
         _feed_back(weights[:, stop:], factor[start:stop, stop:], errors)
     return weights
+
+
+def _aligned(weights: Tensor) -> Tensor:
+    """A copy in which each level begins at an address that products of matrices like, as it would alone."""
+    levels, inputs, outputs = weights.shape
+    memory = weights.new_zeros(levels, inputs, -(-outputs // _ALIGNED) * _ALIGNED)
+    return memory[..., :outputs].copy_(weights)
 
 
 def _feed_back(weights: Tensor, factor: Tensor, errors: Tensor) -> None:
