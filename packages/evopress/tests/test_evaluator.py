@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import scored_models as made
@@ -12,7 +13,7 @@ import torch
 from paperhooks import ModelView
 from paperhooks.errors import DataError
 from paperhooks.hooks import Levels
-from paperhooks.testing import fingerprint, tiny_text
+from paperhooks.testing import fingerprint, fresh_process, tiny_text
 from paperhooks_evopress.evaluator import Evaluator
 from paperhooks_evopress.minibatches import MinibatchWarning
 from paperhooks_evopress.teacher import Teacher
@@ -163,6 +164,14 @@ def test_the_teacher_keeps_within_its_limit() -> None:
         for seed in range(4):
             evaluator.score([{}], 200, seed)
             assert 0 < evaluator._teacher.nbytes < 100_000
+
+
+@pytest.mark.parametrize(("sequences", "limit"), [(12, 64), pytest.param(64, 256, marks=pytest.mark.slow)])
+def test_peak_memory_of_a_large_vocabulary(sequences: int, limit: int) -> None:
+    found = fresh_process(Path(__file__).parent / "teacher_memory.py", str(sequences), str(limit))
+    own = 3 * 127 * 50_000 * 4 / 2**20  # a candidate's logits, and what is made of them
+    assert limit / 4 < found["kept"] < limit
+    assert found["mib"] < limit + own < sequences * 127 * 50_000 * 4 / 2**20
 
 
 def test_half_precision_is_compared_in_single() -> None:
