@@ -1,0 +1,193 @@
+"""The problem that a target poses: the units of a model, their levels and costs, and who may trade with whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
+
+from paperhooks import DataError, Level, ModelView
+from paperhooks.hooks import Levels
+from torch import nn
+
+from paperhooks_evopress.spaces import Space
+from paperhooks_evopress.targets import Target
+from paperhooks_evopress.units import Choice, Unit
+
+__all__ = ["AS_IT_IS", "COSTS", "Exchange", "Fuse", "Problem", "module_names", "problem"]
+
+Exchange = Literal["size", "name", "none"]
+Fuse = Literal["no", "vllm"]
+
+#: The kind of cost that a target budgets.
+COSTS: Final = {
+    "depth": "count",
+    "sparsity": "parameters",
+    "bits": "codes",
+    "bytes": "bytes",
+    "parameters": "parameters",
+    "flops": "flops",
+}
+#: Projections that vLLM and SGLang run as one matrix, and which so need one level.
+_FUSED_BY_VLLM: Final = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+#: The label of a unit that has its own weights and is in no choice.
+AS_IT_IS: Final = ""
+
+
+def module_names(view: ModelView, target: Target, *, whole_layers: bool = False) -> list[str]:
+    """The modules whose levels are asked for: sublayers (or whole layers) for a depth, matrices and experts in the
+    decoder's layers for bits and sparsity, all of these for other targets."""
+    parts = [n for n, s in view.sublayers.items() if not s.refusal and (s.kind == "layer") == whole_layers]
+    if target.kind == "depth":
+        return parts
+    inside = {id(module) for layer in view.layers for module in layer.modules()}
+    matrices = [n for n, module in view.model.named_modules() if id(module) in inside and _holds_matrices(module)]
+    return matrices if target.kind in ("sparsity", "bits") else [*parts, *matrices]
+
+
+def _holds_matrices(module: nn.Module) -> bool:
+    experts = any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" or experts
+
+
+class Problem:
+    """A space, and the choices of levels that its states mean.
+
+    :param space: units and their budget. :param target: what it stands for. :param kind: of the cost that is budgeted.
+    """
+
+    def __init__(self, space: Space, target: Target, kind: str) -> None:
+        self.space, self.target, self.kind = space, target, kind
+
+    def choice(self, state: Sequence[int]) -> dict[str, str]:
+        """Module name to label, without the modules that stay as they are."""
+        return {name: label for name, label in self.space.choice(tuple(state)).items() if label != AS_IT_IS}
+
+
+def problem(
+    view: ModelView,
+    levels: Levels,
+    target: Target,
+    *,
+    exchange: Exchange = "size",
+    fuse: Fuse = "no",
+    max_level: int | None = None,
+    max_deviation: int | None = None,
+) -> Problem:
+    """What is searched for a target.
+
+    :param exchange: who may trade a level: units of equal size, of equal names, or any with any. Sparsity and mixed
+        kinds trade among all.
+    :param fuse: "vllm" gives matrices that are run as one (q, k, v; gate, up) the same level.
+    :raises DataError: no levels, or a target outside of what they allow; says the range.
+    """
+    offered = {name: own for name, own in levels.items() if own}
+    if not offered:
+        raise DataError(f"nobody offers levels for {target}; name methods with levels_from")
+    if target.kind == "depth":
+        units, budgets = _depth(view, offered, target)
+        return Problem(_space(target, units, None, budgets, max_level, max_deviation), target, COSTS["depth"])
+    kind = COSTS[target.kind]
+    keep = target.kind not in ("sparsity", "bits")
+    rule = exchange if target.kind == "bits" else "none"
+    units = [_unit(levels, group, kind, rule, keep) for group in _groups(offered, fuse)]
+    budget = _budget(view, levels, units, target, kind)
+    if not keep and budget > (most := sum(unit.choices[0].cost for unit in units)):
+        raise DataError(
+            f"{target} is above what the levels that are offered reach: their {kind} are {most:.6g} at most, and the "
+            f"budget is {budget:.6g}; offer dearer levels"
+        )
+    return Problem(_space(target, units, budget, {}, max_level, max_deviation), target, kind)
+
+
+def _space(
+    target: Target,
+    units: Sequence[Unit],
+    budget: float | None,
+    budgets: Mapping[str, float],
+    max_level: int | None,
+    max_deviation: int | None,
+) -> Space:
+    try:
+        return Space(units, budget, budgets, max_level=max_level, max_deviation=max_deviation)
+    except ValueError as error:
+        raise DataError(f"{target} cannot be met: {error}") from error
+
+
+def _groups(offered: Mapping[str, Sequence[Level]], fuse: Fuse) -> list[tuple[str, ...]]:
+    """Modules that have one level together."""
+    if fuse == "no":
+        return [(name,) for name in offered]
+    found: dict[str, list[str]] = {}
+    for name in offered:
+        parent, _, leaf = name.rpartition(".")
+        together = next((names for names in _FUSED_BY_VLLM if leaf in names), (leaf,))
+        found.setdefault(f"{parent}.{'+'.join(together)}", []).append(name)
+    return [tuple(names) for names in found.values()]
+
+
+def _unit(levels: Levels, members: tuple[str, ...], kind: str, exchange: Exchange, keep: bool) -> Unit:
+    """A unit of one module, or of several with the labels that all of them have."""
+    by_label = [{each.label: each for each in levels[member]} for member in members]
+    common = [label for label in by_label[0] if all(label in own for own in by_label)]
+    if not common:
+        raise DataError(f"{', '.join(members)} are fused and have no level in common")
+    found: list[Choice] = []
+    for label in common:
+        each = [own[label] for own in by_label]
+        if lacking := [level.method for level in each if kind not in level.cost]:
+            raise DataError(f"the level {label!r} of {members[0]} by {lacking[0]!r} tells no {kind!r}, which is searched")
+        found.append(Choice(label, sum(level.cost[kind] for level in each), each[0].skip))
+    plain = any(level.prepare is None and not level.skip for own in by_label for level in own.values())
+    if keep and not plain:
+        found.append(Choice(AS_IT_IS, sum(levels.own_cost(member)[kind] for member in members)))
+    ordered = sorted(found, key=lambda choice: (choice.skip, -choice.cost))
+    cheapest = ordered[-1].cost
+    usable = [c for c in ordered if c.skip or c.cost >= cheapest]
+    size = sum(levels.own_cost(member)["parameters"] for member in members)
+    classes = {"size": f"{size:.0f}", "name": members[0].rpartition(".")[2], "none": "all"}
+    return Unit(members[0], classes[exchange], tuple(usable), members)
+
+
+def _budget(view: ModelView, levels: Levels, units: Sequence[Unit], target: Target, kind: str) -> float:
+    """What the units may cost together."""
+    members = [member for unit in units for member in unit.modules]
+    parameters = sum(levels.own_cost(name)["parameters"] for name in members)
+    if target.kind == "sparsity":
+        return float(parameters - round(target.value * parameters))
+    if target.kind == "bits":
+        return target.value / 8 * parameters
+    own = sum(levels.own_cost(name)[kind] for name in members)
+    if target.kind in ("parameters", "flops"):
+        return target.value * own
+    whole = sum(parameter.numel() * parameter.element_size() for parameter in view.model.parameters())
+    if target.value < whole - own:
+        raise DataError(
+            f"{target} cannot be met: {whole - own:.0f} bytes are in parts without levels (embeddings, norms, head)"
+        )
+    return target.value - (whole - own)
+
+
+def _depth(
+    view: ModelView, offered: Mapping[str, Sequence[Level]], target: Target
+) -> tuple[list[Unit], dict[str, float]]:  # fmt: skip
+    """Sublayers of which exactly k of each kind are left out, so that attentions and MLPs do not trade."""
+    units: list[Unit] = []
+    budgets: dict[str, float] = {}
+    kinds = {name: view.sublayers[name].kind for name in offered if name in view.sublayers}
+    for kind in dict.fromkeys(kinds.values()):
+        total = sum(each.kind == kind for each in view.sublayers.values())
+        names = [n for n, own in kinds.items() if own == kind and any(level.skip for level in offered[n])]
+        k = target.count(total)
+        if k > len(names):
+            raise DataError(
+                f"{target} leaves out {k} of {total} modules of the kind {kind!r}, and {len(names)} can be: "
+                f"{', '.join(names) or 'none'}"
+            )
+        for name in names:
+            skip = next(level for level in offered[name] if level.skip)
+            kept = [level.label for level in offered[name] if not level.skip and level.prepare is None]
+            units.append(Unit(name, kind, (Choice(kept[0] if kept else AS_IT_IS, 1.0), Choice(skip.label, 0.0, True))))
+        budgets[kind] = float(len(names) - k)
+    if not units:
+        raise DataError(f"nobody offers to leave out a module, which {target} asks for; name a method with levels_from")
+    return units, budgets
