@@ -112,8 +112,7 @@ class EvoPress:
         """Search, keep the winner, and say what was found."""
         target = Target.of(request.target)
         sequences = _sequences(request, self.max_length)
-        names = module_names(view, target, whole_layers=self.whole_layers)
-        with request.levels(view, names) as levels:
+        with self._levels(view, request, target) as levels:
             posed = problem(
                 view, levels, target, exchange=self.exchange, fuse=self.fuse, max_level=self.max_level,
                 max_deviation=self.max_deviation,
@@ -128,6 +127,12 @@ class EvoPress:
             )  # fmt: skip
             evolution = self._search(posed, evaluator, request)
             return self._finished(view, request, levels, posed, evaluator, evolution)
+
+    def _levels(self, view: ModelView, request: CompressionRequest, target: Target) -> Levels:
+        """What is offered for the modules of a target; those without levels belong to what contains them."""
+        levels = request.levels(view, module_names(view, target, whole_layers=self.whole_layers))
+        with_levels = [name for name, own in levels.items() if own]
+        return levels if len(with_levels) in (0, len(levels)) else request.levels(view, with_levels)
 
     def _search(self, posed: Problem, evaluator: Evaluator, request: CompressionRequest) -> Evolution:
         """Generation by generation, kept after each."""

@@ -1,11 +1,10 @@
-"""The light description that the entry point exposes, and the process-wide hooks."""
+"""The light description that the entry point exposes."""
 
-from typing import Any, Final
+from typing import Final
 
-from paperhooks import hookimpl
 from paperhooks.info import Paper, PluginInfo
 
-__all__ = ["DEFAULT_LEVELS", "PLUGIN", "register_commands"]
+__all__ = ["DEFAULT_LEVELS", "PLUGIN"]
 
 #: Whose levels are searched for a kind of target, where the user names no methods.
 DEFAULT_LEVELS: Final = {
@@ -36,15 +35,4 @@ PLUGIN = PluginInfo(
         venue="ICML 2025",
         code="IST-DASLab/EvoPress",
     ),
-    hooks="paperhooks_evopress.plugin",
-    demo="paperhooks_evopress.demo:run",
-    claims="claims.toml",
 )
-
-
-@hookimpl
-def register_commands(app: Any) -> None:
-    """Add ``paperhooks evopress ...``; the command line's libraries are imported only here."""
-    from paperhooks_evopress.commands import add_commands
-
-    add_commands(app)
