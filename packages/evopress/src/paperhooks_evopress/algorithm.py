@@ -1,0 +1,363 @@
+"""The search: a (mu + lambda) evolutionary algorithm with selection in several stages, on numbers alone.
+
+    m     = min(U, U'), U and U' uniform on 1..max_mutations               switches of one child
+    C     = lambda distinct children, each a mutated member of the population, none equal to a member
+    C     <- the survivors_s best of C on one minibatch of tokens_s tokens,   stages s = 1 .. S - 1
+    P     <- the mu best of P and C on one minibatch of tokens_S tokens       stage S: the population joins here
+
+(arXiv 2410.14649, sections 3 and 4.) The population joins the last stage by the stage's place, not by its number of
+survivors as in the official code, where a schedule of survivors 1, 1 lets the parent push out all children on the few
+tokens of the first stage. Where fitness is equal the earlier candidate wins, and members of the population come first.
+
+A minibatch is drawn anew for every stage, so a member of the population is scored again in every generation, and "never
+worse" holds on that minibatch only. How good a candidate is, what may be searched and what mutation means come from
+outside: nothing here knows of models. Fitness is lower for better candidates.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from random import Random
+from typing import Any, Final, Protocol, TypeAlias
+
+from paperhooks.errors import ModelError
+
+from paperhooks_evopress.history import Generation, StageRecord
+
+__all__ = [
+    "Evolution",
+    "Schedule",
+    "Score",
+    "SearchSpace",
+    "SearchWarning",
+    "Stage",
+    "State",
+    "select",
+    "switches",
+]
+
+#: For each unit the place of its level, 0 the dearest.
+State: TypeAlias = tuple[int, ...]
+
+#: Candidates, tokens, seed of the minibatch and how many will survive (None: every value is wanted) to one fitness
+#: each; lower is better, and ``inf`` will do for a candidate that provably cannot survive.
+Score: TypeAlias = Callable[[Sequence[State], int, int, "int | None"], Sequence[float]]
+
+#: So many mutations in a row that give no new child end the making of children.
+_MISSES: Final = 200
+
+
+class SearchWarning(UserWarning):
+    """The search will do less, or other things, than its settings suggest."""
+
+
+class SearchSpace(Protocol):
+    """What is searched; :class:`paperhooks_evopress.spaces.Space` is one."""
+
+    def initial(self, random: Random) -> State:
+        """A feasible state to start from."""
+
+    def mutate(self, state: State, switches: int, random: Random) -> State | None:
+        """Another feasible state, a number of switches away; None where none was found."""
+
+    def canonical(self, state: State) -> State:
+        """The same for all states that mean the same."""
+
+    def feasible(self, state: State) -> bool:
+        """Whether the state belongs to the space."""
+
+    def size(self, limit: int) -> int | None:
+        """How many states there are; None for more than ``limit``."""
+
+    def states(self) -> Iterator[State]:
+        """All of them."""
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage of the selection: how many candidates are kept, by how many tokens."""
+
+    survivors: int
+    tokens: int
+
+    def __post_init__(self) -> None:
+        _whole("survivors", self.survivors, 1)
+        _whole("tokens", self.tokens, 2)  # one token predicts nothing
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a search goes on, and what it spends on every candidate.
+
+    :param generations: how often children are made; 0 keeps the best of the initial candidates.
+    :param offspring: lambda, children of a generation. :param stages: of the selection; the last keeps ``population``.
+    :param initial: distinct candidates to begin with, as far as the space has so many. :param initial_tokens: tokens
+        that they are scored on; a single candidate is not scored.
+    :param max_mutations: the most switches of one child. :param population: mu, members that have children.
+    :param exhaustive: score all states instead, where there are at most so many; None: where that takes no more
+        token-evaluations than the search; 0: never.
+    :raises ValueError: survivors increase, are more than the candidates, or end in another number than ``population``.
+    """
+
+    generations: int
+    offspring: int
+    stages: tuple[Stage, ...]
+    initial: int = 64
+    initial_tokens: int = 2048
+    max_mutations: int = 3
+    population: int = 1
+    exhaustive: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        if not self.stages:
+            raise ValueError("stages=(): expected at least one Stage(survivors, tokens)")
+        _whole("generations", self.generations, 0)
+        _whole("offspring", self.offspring, 1)
+        _whole("population", self.population, 1)
+        _whole("initial", self.initial, self.population)
+        _whole("initial_tokens", self.initial_tokens, 2)
+        _whole("max_mutations", self.max_mutations, 1)
+        if self.exhaustive is not None:
+            _whole("exhaustive", self.exhaustive, 0)
+        kept = [stage.survivors for stage in self.stages]
+        # The population joins the last stage, which may be the first one.
+        candidates = self.offspring + (self.population if len(kept) == 1 else 0)
+        for number, (before, after) in enumerate(pairwise([candidates, *kept]), 1):
+            if after > before:
+                raise ValueError(f"stage {number} keeps {after} of {before} candidates; expected at most {before}")
+        if kept[-1] != self.population:
+            raise ValueError(
+                f"the last stage keeps {kept[-1]}; it makes the next population, which is {self.population}"
+            )
+        if any(second.tokens < first.tokens for first, second in pairwise(self.stages)):
+            tokens = ", ".join(str(stage.tokens) for stage in self.stages)
+            warnings.warn(
+                f"tokens of the stages are {tokens}: a later stage with fewer tokens decides by more noise than the "
+                "one before it",
+                SearchWarning,
+                stacklevel=3,
+            )
+
+    @property
+    def generation_evaluations(self) -> int:
+        """Tokens times candidates of one generation."""
+        counts = [self.offspring, *(stage.survivors for stage in self.stages)]
+        counts[len(self.stages) - 1] += self.population
+        return sum(count * stage.tokens for count, stage in zip(counts, self.stages, strict=False))
+
+    @property
+    def evaluations(self) -> int:
+        """Tokens times candidates of the whole search, at most."""
+        return self.initial * self.initial_tokens + self.generations * self.generation_evaluations
+
+
+def switches(random: Random, most: int) -> int:
+    """How many switches a child gets, the smaller of two uniform draws from 1..most: of 3, 5/9, 3/9 and 1/9."""
+    return min(random.randint(1, most), random.randint(1, most))
+
+
+def select(fitness: Sequence[float], survivors: int) -> list[int]:
+    """Places of the best, best first; equal ones in their order, NaN and infinities behind all others.
+
+    :raises ModelError: none is finite, so that nothing tells the candidates apart.
+    """
+    if not any(map(math.isfinite, fitness)):
+        raise ModelError(
+            f"the fitness of all {len(fitness)} candidates is NaN or infinite: nothing tells them apart. Look at the "
+            "loss of the model as it is on these texts, and at levels that make it overflow"
+        )
+    finite = [value if math.isfinite(value) else math.inf for value in fitness]
+    return sorted(range(len(finite)), key=finite.__getitem__)[:survivors]
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """All of a search that changes, exchanged as one so that no interrupt comes in between."""
+
+    population: tuple[State, ...]
+    history: tuple[Generation, ...]
+    random: tuple[Any, ...]
+    ended: bool
+
+
+class Evolution:
+    """A search, generation by generation.
+
+    An interrupt, or an error of ``score``, loses the generation that was under way and no other: the population, the
+    random numbers and the history are those of the last generation that ended, and :meth:`run` goes on from there.
+    """
+
+    def __init__(self, space: SearchSpace, schedule: Schedule, score: Score, seed: int) -> None:
+        """
+        :param space: states and their mutation. :param score: their fitness. :param seed: of all that is random.
+        """
+        self.space, self.schedule, self.seed = space, schedule, seed
+        self._score = score
+        self._progress = _Progress((), (), Random(seed).getstate(), ended=False)
+
+    @property
+    def population(self) -> tuple[State, ...]:
+        """States, best first; empty before the first generation has ended."""
+        return self._progress.population
+
+    @property
+    def history(self) -> tuple[Generation, ...]:
+        """The generations that have ended."""
+        return self._progress.history
+
+    @property
+    def best(self) -> State | None:
+        """The best state so far, by its last minibatch; None before the first generation has ended."""
+        return self.population[0] if self.population else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether :meth:`run` has nothing left to do."""
+        return self._progress.ended or len(self.history) > self.schedule.generations
+
+    def run(self) -> Iterator[Generation]:
+        """Generation by generation, the first population first, to the end of the schedule.
+
+        :raises ModelError: no candidate of a stage that includes the population has a finite fitness.
+        """
+        while not self.finished:
+            yield self._step()
+
+    def _step(self) -> Generation:
+        random = Random()
+        random.setstate(self._progress.random)
+        population, generation, ended = self._next(random) if self.history else self._first(random)
+        self._progress = _Progress(population, (*self.history, generation), random.getstate(), ended)
+        return generation
+
+    # -- the first population ------------------------------------------------------------------------------------------
+
+    def _first(self, random: Random) -> tuple[tuple[State, ...], Generation, bool]:
+        schedule, last = self.schedule, self.schedule.stages[-1]
+        limit = schedule.evaluations // last.tokens if schedule.exhaustive is None else schedule.exhaustive
+        size = self.space.size(max(limit, 1))
+        if size == 1:
+            only = tuple(self.space.states())
+            warnings.warn(
+                "only one choice is within the budget: there is nothing to search", SearchWarning, stacklevel=4
+            )
+            return only, Generation(0, "exhaustive", (), only[0], None, "the only state within the budget"), True
+        if size is not None and size <= limit:
+            note = f"all {size} states were scored instead of searched"
+            states, stage = tuple(self.space.states()), last
+        else:
+            note, states, stage = "", self._initial(random), Stage(schedule.population, schedule.initial_tokens)
+        if len(states) <= schedule.population:
+            return states, Generation(0, "initial", (), states[0], None, "not scored"), False
+        values = self._scored(states, stage.tokens, schedule.population, random)
+        kept = select(values, schedule.population)
+        population = tuple(states[place] for place in kept)
+        record = StageRecord(stage.tokens, values, tuple(kept))
+        kind = "exhaustive" if note else "initial"
+        return population, Generation(0, kind, (record,), population[0], values[kept[0]], note), bool(note)
+
+    def _initial(self, random: Random) -> tuple[State, ...]:
+        found: dict[State, State] = {}
+        misses = 0
+        while len(found) < self.schedule.initial and misses < _MISSES:
+            state = self.space.initial(random)
+            misses = misses + 1 if self.space.canonical(state) in found else 0
+            found.setdefault(self.space.canonical(state), state)
+        return tuple(found.values())
+
+    # -- a generation --------------------------------------------------------------------------------------------------
+
+    def _next(self, random: Random) -> tuple[tuple[State, ...], Generation, bool]:
+        number, parents = len(self.history), self.population
+        candidates = self._children(random)
+        if not candidates:
+            before = self.history[-1].fitness
+            note = "no child differs from its parents: the search ends"
+            return parents, Generation(number, "generation", (), parents[0], before, note), True
+        wanted = self.schedule.offspring
+        note = "" if len(candidates) == wanted else f"only {len(candidates)} of {wanted} children differ"
+        records = []
+        *stages, last = self.schedule.stages
+        for stage in stages:
+            if len(candidates) > stage.survivors:
+                values = self._scored(candidates, stage.tokens, stage.survivors, random)
+                alive = sum(map(math.isfinite, values))  # what is broken does not go on, even if there is room
+                kept = select(values, min(stage.survivors, alive)) if alive else []
+                records.append(StageRecord(stage.tokens, values, tuple(kept)))
+                candidates = tuple(candidates[place] for place in kept)
+        candidates = parents + candidates
+        # After other stages few are left, and how the parent does on new tokens is worth its price.
+        values = self._scored(candidates, last.tokens, None if stages else last.survivors, random)
+        kept = select(values, last.survivors)
+        records.append(StageRecord(last.tokens, values, tuple(kept), len(parents)))
+        population = tuple(candidates[place] for place in kept)
+        return population, Generation(number, "generation", tuple(records), population[0], values[kept[0]], note), False
+
+    def _children(self, random: Random) -> tuple[State, ...]:
+        """Distinct children, none of which means the same as a parent; fewer where no more are found."""
+        seen = set(map(self.space.canonical, self.population))
+        children: list[State] = []
+        misses = 0
+        while len(children) < self.schedule.offspring and misses < _MISSES:
+            parent = random.choice(self.population)
+            child = self.space.mutate(parent, switches(random, self.schedule.max_mutations), random)
+            if child is None or self.space.canonical(child) in seen:
+                misses += 1
+                continue
+            seen.add(self.space.canonical(child))
+            children.append(child)
+            misses = 0
+        return tuple(children)
+
+    def _scored(
+        self, candidates: tuple[State, ...], tokens: int, survivors: int | None, random: Random
+    ) -> tuple[float, ...]:
+        values = tuple(map(float, self._score(candidates, tokens, random.getrandbits(32), survivors)))
+        if len(values) != len(candidates):
+            raise ValueError(f"score gave {len(values)} values for {len(candidates)} candidates")
+        return tuple(value if math.isfinite(value) else math.inf for value in values)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a search needs to go on after its last whole generation, as plain JSON."""
+        version, words, gauss = self._progress.random
+        return {
+            "seed": self.seed,
+            "schedule": _plain(self.schedule),
+            "population": [list(state) for state in self.population],
+            "random": [version, list(words), gauss],
+            "ended": self._progress.ended,
+            "history": [generation.to_json() for generation in self.history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another search of the same space, schedule and seed stood.
+
+        :raises ValueError: it is of another one.
+        """
+        for name, own in (("seed", self.seed), ("schedule", _plain(self.schedule))):
+            if state[name] != own:
+                raise ValueError(f"the checkpoint has {name} {state[name]}, this search has {own}: start a new one")
+        population = tuple(tuple(places) for places in state["population"])
+        if not all(map(self.space.feasible, population)):
+            raise ValueError(
+                "the checkpoint's population does not fit this space: it has other units or another budget"
+            )
+        version, words, gauss = state["random"]
+        history = tuple(Generation.from_json(generation) for generation in state["history"])
+        self._progress = _Progress(population, history, (version, tuple(words), gauss), bool(state["ended"]))
+
+
+def _plain(schedule: Schedule) -> dict[str, Any]:
+    return {**asdict(schedule), "stages": [asdict(stage) for stage in schedule.stages]}
