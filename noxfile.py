@@ -58,6 +58,7 @@ IN_WHEELS = {
     "evaluation": ("test_commands.py",),
     "hallucination": ("chair/test_metrics.py", "mme/test_metrics.py", "pope/test_metrics.py"),
     "jmmmu": ("answers/test_parity.py", "data/test_rows.py", "test_algorithm.py"),
+    "evopress": ("test_targets.py",),
     "mathneuro": ("test_options.py", "test_tools.py"),
     "miniplm": ("test_options.py", "test_algorithm.py"),
     "pyramiddrop": ("test_contract.py::TestPreserve", "test_options.py"),
