@@ -37,10 +37,10 @@ TOKENS: Final = 128  # of a sequence
 SEQUENCES: Final = 24
 OFFSPRING: Final = 24
 #: Survivors and tokens of each stage.
-STAGES: Final = ((8, 512), (2, 1024), (1, 2048))
+STAGES: Final = ((4, 512), (2, 1024), (1, 2048))
 SHARE: Final = 0.25
 #: How far the layers' outputs differ in size: with it the offspring's divergences differ as those of SmolLM2 do.
-SPREAD: Final = 0.7
+SPREAD: Final = 0.35
 
 #: Which attentions and which MLPs are left out.
 State: TypeAlias = tuple[frozenset[int], frozenset[int]]
@@ -190,7 +190,8 @@ def main() -> None:
             figures[f"stage{stage + 1}_ratio"] = fast_s / plain_s
             figures[f"stage{stage + 1}_spread"] = sorted(wanted)[len(wanted) // 2] / min(wanted)
             left = [[*left, parent][place] for place in chosen]
-    full = layers * sum(n * t // TOKENS for n, t in zip((OFFSPRING, 8, 3), (t for _, t in STAGES), strict=True))
+    scored = (OFFSPRING, STAGES[0][0], STAGES[1][0] + 1)
+    full = layers * sum(n * t // TOKENS for n, (_, t) in zip(scored, STAGES, strict=True))
     figures |= {
         "layers_run_share": (fast.counters.layers - before) / full,
         "dropped": fast.counters.dropped,

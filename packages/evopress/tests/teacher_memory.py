@@ -24,7 +24,7 @@ def main(count: int, limit: int) -> None:
         def work() -> dict[str, float]:
             evaluator = Evaluator(view, levels, sequences, limit=limit * 2**20, most_perplexity=math.inf)
             evaluator.score([choice], 128 * count, 0)
-            return {"kept": evaluator._teacher.nbytes / 2**20}
+            return {"kept": evaluator.teacher.nbytes / 2**20}
 
         print_peak(work)
 

@@ -163,7 +163,7 @@ def test_the_teacher_keeps_within_its_limit() -> None:
         evaluator = evaluator_of(view, levels, made.sequences_of([30] * 12), limit=100_000)
         for seed in range(4):
             evaluator.score([{}], 200, seed)
-            assert 0 < evaluator._teacher.nbytes < 100_000
+            assert 0 < evaluator.teacher.nbytes < 100_000
 
 
 @pytest.mark.parametrize(("sequences", "limit"), [(12, 64), pytest.param(64, 256, marks=pytest.mark.slow)])
@@ -316,7 +316,7 @@ def test_options_that_are_wrong_are_named(options) -> None:
 def test_rows_go_before_states_where_memory_is_short() -> None:
     view = ModelView.from_model(tiny_text(layers=2))
     with made.drop_levels(view) as levels:
-        teacher = Teacher(evaluator_of(view, levels, made.sequences_of([9]))._head, limit=40_000)
+        teacher = Teacher(evaluator_of(view, levels, made.sequences_of([9])).head, limit=40_000)
     states = torch.zeros(10, 32)
     first, second = ((0, 11),), ((1, 11),)
     for chunk in (first, second):

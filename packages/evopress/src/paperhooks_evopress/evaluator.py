@@ -123,8 +123,9 @@ class Evaluator:
         self._batch_tokens = default if batch_tokens is None else batch_tokens
         self._tree = PrefixTree(view, levels)
         self._tree.put_own()
-        self._head = self._checked_head()
-        self._teacher = Teacher(self._head, limit=limit, tokens=tokens, rest=rest) if fitness == "kl" else None
+        self.head = self._checked_head()
+        #: What is kept of the teacher; None for perplexity, which needs nothing of it.
+        self.teacher = Teacher(self.head, limit=limit, tokens=tokens, rest=rest) if fitness == "kl" else None
         self._remembered: OrderedDict[tuple[bytes, Chunk], float] = OrderedDict()
         #: Perplexity of the model itself, on up to 2,048 tokens of the sequences in their order.
         self.teacher_perplexity = self._tried(most_perplexity)
@@ -219,18 +220,18 @@ class Evaluator:
         """Divergences or negative log-likelihoods of one chunk, summed, of each path."""
         read = padded(self.sequences, chunk, self._device)
         self.counters.tokens += len(paths) * sum(tokens for _, tokens in chunk)
-        known = None if self._teacher is None else self._teacher.states(chunk)
-        joins = self._teacher is not None and known is None
+        known = None if self.teacher is None else self.teacher.states(chunk)
+        joins = self.teacher is not None and known is None
         last = self._tree.last([*paths, self._tree.own] if joins else paths, read.inputs)
         hidden = [each.flatten(0, 1)[read.rows] for each in last]
         self.counters.layers = self._tree.layers_run
-        if self._teacher is None:
+        if self.teacher is None:
             return _totals([[-each] for each in self._logprobs(paths, hidden, read.targets)])
         if joins:
             known = hidden.pop()
-            self._teacher.keep(chunk, known)
+            self.teacher.keep(chunk, known)
         assert known is not None
-        return self._divergences(self._teacher, paths, hidden, chunk, known)
+        return self._divergences(self.teacher, paths, hidden, chunk, known)
 
     def _divergences(
         self, teacher: Teacher, paths: Sequence[Path], hidden: Sequence[Tensor], chunk: Chunk, known: Tensor
@@ -248,7 +249,7 @@ class Evaluator:
     def _logprobs(self, paths: Sequence[Path], hidden: Sequence[Tensor], targets: Tensor) -> list[Tensor]:
         found: dict[int, Tensor] = {}
         for number in self._by_head(paths):
-            found[number] = token_logprobs(hidden[number], self._head, targets, chunk=_HEAD_ROWS)
+            found[number] = token_logprobs(hidden[number], self.head, targets, chunk=_HEAD_ROWS)
         return [found[number] for number in range(len(paths))]
 
     def _by_head(self, paths: Sequence[Path]) -> Iterable[int]:
@@ -294,10 +295,10 @@ class Evaluator:
             for chunk in plan:
                 read = padded(self.sequences, chunk, self._device)
                 hidden = self._tree.last([self._tree.own], read.inputs)[0].flatten(0, 1)[read.rows]
-                total -= float(token_logprobs(hidden, self._head, read.targets, chunk=_HEAD_ROWS).sum())
-                if self._teacher is not None and math.isfinite(total):
-                    self._teacher.keep(chunk, hidden)
-        positions, most = _positions(plan), self._head.vocabulary if most is None else most
+                total -= float(token_logprobs(hidden, self.head, read.targets, chunk=_HEAD_ROWS).sum())
+                if self.teacher is not None and math.isfinite(total):
+                    self.teacher.keep(chunk, hidden)
+        positions, most = _positions(plan), self.head.vocabulary if most is None else most
         if not math.isfinite(total):
             raise self._not_finite(f"on {positions} positions")
         found = _perplexity(total, positions)
@@ -305,7 +306,7 @@ class Evaluator:
             raise DataError(
                 f"{type(self.view.model).__name__} itself has a perplexity of {found:.6g} on {positions} positions of "
                 f"the calibration text, and more than {most:g} is not searched (guessing among its vocabulary has "
-                f"{self._head.vocabulary}): its weights are untrained or broken, or the text was made with another "
+                f"{self.head.vocabulary}): its weights are untrained or broken, or the text was made with another "
                 "tokenizer or without the token that it has to begin with. Mend that; for a model that is meant to be "
                 "so, pass most_perplexity=math.inf"
             )
