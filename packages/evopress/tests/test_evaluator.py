@@ -18,6 +18,8 @@ from paperhooks_evopress.evaluator import Evaluator
 from paperhooks_evopress.minibatches import MinibatchWarning
 from paperhooks_evopress.teacher import Teacher
 
+pytest_plugins = ["paperhooks.testing.accelerator_fixtures"]
+
 STATES = made.facts()["states"]
 
 
@@ -166,7 +168,7 @@ def test_the_teacher_keeps_within_its_limit() -> None:
             assert 0 < evaluator.teacher.nbytes < 100_000
 
 
-@pytest.mark.parametrize(("sequences", "limit"), [(12, 64), pytest.param(64, 256, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("sequences", "limit"), [(6, 32), pytest.param(64, 256, marks=pytest.mark.slow)])
 def test_peak_memory_of_a_large_vocabulary(sequences: int, limit: int) -> None:
     found = fresh_process(Path(__file__).parent / "teacher_memory.py", str(sequences), str(limit))
     own = 3 * 127 * 50_000 * 4 / 2**20  # a candidate's logits, and what is made of them
@@ -201,6 +203,18 @@ def test_levels_of_head_and_embeddings(fitness: str) -> None:
         assert found == pytest.approx(one_by_one, rel=1e-5)
         if fitness == "kl":
             assert found == pytest.approx(made.plain_score(model, levels, sequences, choices, 21, 0), rel=1e-4)
+
+
+@pytest.mark.parametrize("fitness", ["kl", "perplexity"])
+def test_another_device_gives_the_cpus_fitness(accelerator, fitness: str) -> None:
+    found = []
+    for device in ("cpu", accelerator):
+        view = ModelView.from_model(tiny_text(layers=4).to(device))
+        sequences = made.sequences_of([3, 17, 9, 30])
+        with made.drop_levels(view) as levels:
+            choices = made.random_choices(levels, 6)
+            found.append(evaluator_of(view, levels, sequences, fitness=fitness).score(choices, 50, 0, 5))
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
 def test_the_model_is_left_as_it_was() -> None:

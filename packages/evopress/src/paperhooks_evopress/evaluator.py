@@ -118,7 +118,9 @@ class Evaluator:
         self.counters = Counters()
         self.sequences = _usable(view, sequences)
         self._lengths = [len(each) for each in self.sequences]
-        self._device: Any = getattr(view.model, "device", torch.device("cpu"))
+        device: Any = getattr(view.model, "device", torch.device("cpu"))
+        # Offloaded weights are nowhere until they run; the hooks that bring them move what they read.
+        self._device = torch.device("cpu") if device.type == "meta" else device
         default = _CPU_BATCH if self._device.type == "cpu" else _BATCH
         self._batch_tokens = default if batch_tokens is None else batch_tokens
         self._tree = PrefixTree(view, levels)
@@ -154,7 +156,8 @@ class Evaluator:
         begin = time.perf_counter()
         paths = [self._tree.path(choice) for choice in choices]
         plan = chunks(minibatch(self._lengths, tokens, seed), self._batch_tokens)
-        with evaluation_mode(self.view.model), torch.inference_mode():
+        # Not inference mode: calls of layers are recorded outside of it, and not every kind of tensor can be mixed.
+        with evaluation_mode(self.view.model), torch.no_grad():
             sums = self._sums(paths, plan, survivors)
         self.counters.seconds += time.perf_counter() - begin
         positions = _positions(plan)
@@ -269,7 +272,7 @@ class Evaluator:
         except UnsupportedModel:
             # A head cannot be told where all is NaN, and the teacher is what is wrong then.
             ids = self.sequences[0][None, :64].to(self._device)
-            with evaluation_mode(self.view.model), torch.inference_mode():
+            with evaluation_mode(self.view.model), torch.no_grad():
                 logits = self.view.model(input_ids=ids, use_cache=False).logits
             if not bool(logits.isfinite().all()):
                 raise self._not_finite(f"on {ids.numel()} tokens") from None
@@ -291,7 +294,7 @@ class Evaluator:
                 drawn.append((number, min(length, left)))
                 left -= length
         plan, total = chunks(tuple(drawn), self._batch_tokens), 0.0
-        with evaluation_mode(self.view.model), torch.inference_mode():
+        with evaluation_mode(self.view.model), torch.no_grad():
             for chunk in plan:
                 read = padded(self.sequences, chunk, self._device)
                 hidden = self._tree.last([self._tree.own], read.inputs)[0].flatten(0, 1)[read.rows]
