@@ -23,6 +23,7 @@ from paperhooks_evopress.algorithm import Evolution, Schedule
 from paperhooks_evopress.evaluator import Evaluator, Fitness
 from paperhooks_evopress.plugin import DEFAULT_LEVELS
 from paperhooks_evopress.problems import Exchange, Fuse, Problem, module_names, problem
+from paperhooks_evopress.report import blocks
 from paperhooks_evopress.schedules import SCHEDULES, schedule_of
 from paperhooks_evopress.targets import Target
 
@@ -195,6 +196,7 @@ class EvoPress:
             first = posed.choice(evolution.history[0].best)
             scores = evaluator.score([won, first], evaluator.tokens, _SEED_OF_ALL)
             told |= {"final": _finite(scores[0]), "first": _finite(scores[1])}
+        request.blocks += blocks(request.run, posed, evolution.history, won, told)
         levels.switch(won)
         levels.write(view.journal, method=request.method)
         return request.artefact(view, data=told, levels=levels)
@@ -222,5 +224,3 @@ def _sequences(request: CompressionRequest, max_length: int) -> list[Tensor]:
 
 def _decides(sequences: Sequence[Tensor]) -> dict[str, Any]:
     return {"calibration": tensor_digest(torch.cat(list(sequences)))}
-
-

@@ -135,7 +135,9 @@ def _unit(levels: Levels, members: tuple[str, ...], kind: str, exchange: Exchang
     for label in common:
         each = [own[label] for own in by_label]
         if lacking := [level.method for level in each if kind not in level.cost]:
-            raise DataError(f"the level {label!r} of {members[0]} by {lacking[0]!r} tells no {kind!r}, which is searched")
+            raise DataError(
+                f"the level {label!r} of {members[0]} by {lacking[0]!r} tells no {kind!r}, which is searched"
+            )
         found.append(Choice(label, sum(level.cost[kind] for level in each), each[0].skip))
     plain = any(level.prepare is None and not level.skip for own in by_label for level in own.values())
     if keep and not plain:
