@@ -96,7 +96,17 @@ def problem(
             f"{target} is above what the levels that are offered reach: their {kind} are {most:.6g} at most, and the "
             f"budget is {budget:.6g}; offer dearer levels"
         )
-    return Problem(_space(target, units, budget, {}, max_level, max_deviation), target, kind)
+    start = _even(levels, units, target.value) if target.kind == "sparsity" else None
+    return Problem(_space(target, units, budget, {}, max_level, max_deviation, start), target, kind)
+
+
+def _even(levels: Levels, units: Sequence[Unit], sparsity: float) -> tuple[int, ...]:
+    """The level of each unit that is nearest to the target: the uniform choice that a search for sparsity begins with."""
+    places = []
+    for unit in units:
+        kept = (1 - sparsity) * sum(levels.own_cost(member)["parameters"] for member in unit.modules)
+        places.append(min(range(len(unit.choices)), key=lambda place: abs(unit.choices[place].cost - kept)))
+    return tuple(places)
 
 
 def _space(
@@ -106,9 +116,10 @@ def _space(
     budgets: Mapping[str, float],
     max_level: int | None,
     max_deviation: int | None,
+    start: tuple[int, ...] | None = None,
 ) -> Space:
     try:
-        return Space(units, budget, budgets, max_level=max_level, max_deviation=max_deviation)
+        return Space(units, budget, budgets, start=start, max_level=max_level, max_deviation=max_deviation)
     except ValueError as error:
         raise DataError(f"{target} cannot be met: {error}") from error
 
@@ -135,9 +146,7 @@ def _unit(levels: Levels, members: tuple[str, ...], kind: str, exchange: Exchang
     for label in common:
         each = [own[label] for own in by_label]
         if lacking := [level.method for level in each if kind not in level.cost]:
-            raise DataError(
-                f"the level {label!r} of {members[0]} by {lacking[0]!r} tells no {kind!r}, which is searched"
-            )
+            raise DataError(f"the level {label!r} of {members[0]} by {lacking[0]!r} tells no {kind!r}")
         found.append(Choice(label, sum(level.cost[kind] for level in each), each[0].skip))
     plain = any(level.prepare is None and not level.skip for own in by_label for level in own.values())
     if keep and not plain:

@@ -41,7 +41,7 @@ def blocks(
                 ))  # fmt: skip
                 alt = f"fitness from {values[0]:.4g} to {values[-1]:.4g} over {len(scored)} generations"
                 found.append(
-                    Figure("fitness", alt=alt, caption="Each generation has its own text, so the line is not smooth.")
+                    Figure("fitness", alt=alt, caption="Each generation has its own text: the line is not smooth.")
                 )
             run.figure("levels", level_figure(posed, won))
             found.append(Figure("levels", alt="the level of each unit by layer", caption="Darker is cheaper."))
@@ -81,7 +81,7 @@ def _facts(told: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def level_grid(posed: Problem, won: Mapping[str, str]) -> tuple[list[str], list[int], list[list[float]]]:
-    """Kinds of units, layers, and for each the share of the way from the dearest to the cheapest level; NaN for none."""
+    """Kinds of units, layers, and for each how far it is from the dearest (0) to the cheapest level (1); NaN: none."""
     cells: dict[tuple[str, int], float] = {}
     for unit in posed.space.units:
         match = _LAYER.match(unit.modules[0])
