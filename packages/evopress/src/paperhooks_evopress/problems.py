@@ -101,7 +101,7 @@ def problem(
 
 
 def _even(levels: Levels, units: Sequence[Unit], sparsity: float) -> tuple[int, ...]:
-    """The level of each unit that is nearest to the target: the uniform choice that a search for sparsity begins with."""
+    """The level of each unit that is nearest to the target: the uniform choice with which a search begins."""
     places = []
     for unit in units:
         kept = (1 - sparsity) * sum(levels.own_cost(member)["parameters"] for member in unit.modules)

@@ -22,8 +22,12 @@ _LAYER = re.compile(r"^(.*?\.)(\d+)(?:\.(.*))?$")
 
 
 def blocks(
-    run: RunFolder | None, posed: Problem, history: Sequence[Generation], won: Mapping[str, str], told: Mapping[str, Any]
-) -> list[Block]:  # fmt: skip
+    run: RunFolder | None,
+    posed: Problem,
+    history: Sequence[Generation],
+    won: Mapping[str, str],
+    told: Mapping[str, Any],
+) -> list[Block]:
     """What a search adds to the report of its run, with figures where matplotlib is installed.
 
     :param won: module name to label. :param told: what the artefact says of the search.
@@ -61,10 +65,10 @@ def _summary(told: Mapping[str, Any]) -> str:
     final, first = told.get("final"), told.get("first")
     if final is None or first is None:
         return f"The search for {told['target']} ended after {told['generations']} generations."
-    return (
-        f"The search for {told['target']} ended after {told['generations']} generations: {told['fitness']} {final:.4g} on "
-        f"all calibration text, against {first:.4g} of the choice that it began with."
+    found = (
+        f"{told['fitness']} {final:.4g} on all calibration text, against {first:.4g} of the choice that it began with"
     )
+    return f"The search for {told['target']} ended after {told['generations']} generations: {found}."
 
 
 def _facts(told: Mapping[str, Any]) -> list[tuple[str, Any]]:
