@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from functools import cache
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 import scored_models as made
@@ -63,8 +63,7 @@ def layers_out(found: Found) -> list[int]:
 @pytest.mark.parametrize("measure", list(MEASURES))
 def test_measures_give_the_official_scores(measure: str) -> None:
     states = [tensors()[f"emb{n}"] for n in range(7)]
-    pairs = zip(states, states[1:], strict=False)
-    scores = [float(MEASURES[measure](before, after).mean()) for before, after in pairs]
+    scores = [float(MEASURES[measure](before, after).mean()) for before, after in pairwise(states)]
     assert scores == pytest.approx(facts()[measure], rel=1e-4)
     sign = -1 if measure == "cosine" else 1
     assert sorted(range(6), key=lambda layer: sign * scores[layer]) == facts()["remove_order"][measure]
