@@ -1,4 +1,6 @@
 from .additive_model import additive as additive
+from .comparison import Found as Found
+from .comparison import Setting as Setting
 from .knapsack import optimum as optimum
 from .layer_scores import shortgpt as shortgpt
 from .layer_scores import weight_subcloning as weight_subcloning
@@ -7,8 +9,6 @@ from .matrix_errors import least_error as least_error
 from .outliers import owl as owl
 from .random_choices import random_best as random_best
 from .random_choices import uniform as uniform
-from .setting import Found as Found
-from .setting import Setting as Setting
 from .single_removals import greedy as greedy
 from .single_removals import one_shot as one_shot
 from .table import BASELINES as BASELINES

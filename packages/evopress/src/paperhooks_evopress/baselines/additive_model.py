@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 
+from paperhooks_evopress.baselines.comparison import Found, Setting
 from paperhooks_evopress.baselines.knapsack import optimum
-from paperhooks_evopress.baselines.setting import Found, Setting
 from paperhooks_evopress.problems import AS_IT_IS
 
 __all__ = ["additive"]

@@ -16,8 +16,8 @@ from paperhooks import DataError, ModelView
 from paperhooks.models import LayerCalls, evaluation_mode
 from torch import Tensor
 
+from paperhooks_evopress.baselines.comparison import Found, Setting
 from paperhooks_evopress.baselines.removals import Removals
-from paperhooks_evopress.baselines.setting import Found, Setting
 
 __all__ = ["MEASURES", "Measure", "layer_scores", "shortgpt", "weight_subcloning", "window_cosine"]
 

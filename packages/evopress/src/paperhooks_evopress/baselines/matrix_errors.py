@@ -12,8 +12,8 @@ from paperhooks.models import InputMoments, calibrate_by_layer
 from paperhooks.weights import Packed
 from torch import Tensor, nn
 
+from paperhooks_evopress.baselines.comparison import Found, Setting
 from paperhooks_evopress.baselines.knapsack import optimum
-from paperhooks_evopress.baselines.setting import Found, Setting
 from paperhooks_evopress.levels.matrices import Weight, find_weights
 from paperhooks_evopress.problems import AS_IT_IS
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Final
 
@@ -12,9 +12,9 @@ from paperhooks.models import CalibrationBatch, calibrate
 from torch import Tensor, nn
 
 from paperhooks_evopress.algorithm import State
+from paperhooks_evopress.baselines.comparison import Found, Setting
 from paperhooks_evopress.baselines.knapsack import optimum
 from paperhooks_evopress.baselines.matrix_errors import linear_weights
-from paperhooks_evopress.baselines.setting import Found, Setting
 
 __all__ = ["OUTLIER", "STRENGTH", "outlier_share", "owl", "sparsities"]
 
@@ -40,15 +40,15 @@ def owl(
     if target.kind != "sparsity":
         raise DataError(f"the target is {target}; OWL divides a sparsity among layers")
     layers = _layers(setting)
-    metrics = _metrics(setting, layers)
+    found = _ratios(setting, layers, outlier)
     sizes = [sum(setting.levels.own_cost(name)["parameters"] for name in unit.modules) for unit in space.units]
     layer_of = [layers[unit.modules[0]] for unit in space.units]
-    order = sorted(metrics)
+    order = sorted(found)
     by_layer = [sum(size for size, own in zip(sizes, layer_of, strict=True) if own == n) for n in order]
     states: dict[State, dict[str, float]] = {}
     ratios: dict[str, list[float]] = {}
-    for m in outlier:
-        ratios[f"{m:g}"] = shares = [outlier_share(metrics[n], m) for n in order]
+    for at, m in enumerate(outlier):
+        ratios[f"{m:g}"] = shares = [found[n][at] for n in order]
         for each in strength:
             wanted = dict(zip(order, sparsities(shares, target.value, each, by_layer), strict=True))
             state = _nearest(setting, sizes, [wanted[n] for n in layer_of])
@@ -112,8 +112,8 @@ def _layers(setting: Setting) -> dict[str, int]:
     return {name: inside[id(setting.view.model.get_submodule(name))] for name in names}
 
 
-def _metrics(setting: Setting, layers: dict[str, int]) -> dict[int, list[Tensor]]:
-    """|W| sqrt(sum x^2) of the matrices of each layer, [inputs, outputs] each."""
+def _ratios(setting: Setting, layers: Mapping[str, int], outlier: Sequence[float]) -> dict[int, list[float]]:
+    """Layer to its share of outliers at each value of M."""
     weights = linear_weights(setting, list(layers))
     squares: dict[str, Tensor] = {}
 
@@ -122,11 +122,13 @@ def _metrics(setting: Setting, layers: dict[str, int]) -> dict[int, list[Tensor]
         squares[name] = squares[name] + new if name in squares else new
 
     setting.levels.restore()
-    batches = [{"input_ids": ids[None]} for ids in setting.sequences()]
-    calibrate(setting.view, batches, layers, receive, progress=False)
-    found: dict[int, list[Tensor]] = {}
-    for name, layer in layers.items():
-        matrix = weights[name].matrix(0)
-        read = squares.get(name, torch.zeros(len(matrix))).to(matrix.device)
-        found.setdefault(layer, []).append(matrix.abs() * read.sqrt()[:, None])
+    calibrate(setting.view, [{"input_ids": ids[None]} for ids in setting.sequences()], layers, receive, progress=False)
+    found: dict[int, list[float]] = {}
+    for layer in sorted(set(layers.values())):
+        metrics = []
+        for name in (name for name, own in layers.items() if own == layer):
+            matrix = weights[name].matrix(0)
+            read = squares.get(name, torch.zeros(len(matrix))).to(matrix.device)
+            metrics.append(matrix.abs() * read.sqrt()[:, None])
+        found[layer] = [outlier_share(metrics, each) for each in outlier]
     return found

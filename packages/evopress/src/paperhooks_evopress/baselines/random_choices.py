@@ -6,7 +6,7 @@ from random import Random
 from typing import Final
 
 from paperhooks_evopress.algorithm import State
-from paperhooks_evopress.baselines.setting import Found, Setting
+from paperhooks_evopress.baselines.comparison import Found, Setting
 from paperhooks_evopress.spaces import Space
 
 __all__ = ["random_best", "uniform"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from paperhooks import DataError
 
 from paperhooks_evopress.algorithm import State
-from paperhooks_evopress.baselines.setting import Setting
+from paperhooks_evopress.baselines.comparison import Setting
 
 __all__ = ["Removals"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from paperhooks_evopress.baselines.comparison import Found, Setting
 from paperhooks_evopress.baselines.removals import Removals
-from paperhooks_evopress.baselines.setting import Found, Setting
 
 __all__ = ["greedy", "one_shot"]
 
@@ -40,6 +40,5 @@ def greedy(setting: Setting, *, whole_layers: bool = False) -> Found:
         fitness.append(score)
         passes += len(states)
     told = {"removed": [removals.names(place) for place in places], "fitness": fitness}
-    return setting.found(
-        f"greedy{'_layers' * whole_layers}", removals.state(removals.checked(places)), passes, **told
-    )  # fmt: skip
+    name = f"greedy{'_layers' * whole_layers}"
+    return setting.found(name, removals.state(removals.checked(places)), passes, **told)

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Final
 
 from paperhooks_evopress.baselines.additive_model import additive
+from paperhooks_evopress.baselines.comparison import Found, Setting
 from paperhooks_evopress.baselines.layer_scores import shortgpt, weight_subcloning, window_cosine
 from paperhooks_evopress.baselines.matrix_errors import least_error
 from paperhooks_evopress.baselines.outliers import owl
 from paperhooks_evopress.baselines.random_choices import random_best, uniform
-from paperhooks_evopress.baselines.setting import Found, Setting
 from paperhooks_evopress.baselines.single_removals import greedy, one_shot
 
 __all__ = ["BASELINES", "baselines_of"]
