@@ -1,3 +1,4 @@
+from .blocks import gguf as gguf
 from .depth import stock as stock
 from .depth import zeroed as zeroed
 from .packs import compressed_tensors as compressed_tensors

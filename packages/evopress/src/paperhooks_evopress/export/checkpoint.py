@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from paperhooks.io import class_name, tensor_digest, write_json
 from paperhooks.models import evaluation_mode
 from torch import Tensor, nn
 
-__all__ = ["Checkpoint", "checked", "logits", "written"]
+__all__ = ["Checkpoint", "checked", "logits", "stored", "written"]
 
 _TOKENS: Final = 24
 #: Difference of logits that is allowed, as a share of the largest.
@@ -140,9 +140,7 @@ def written(
     folder: str | Path,
     *,
     read: Callable[..., nn.Module] | None = None,
-    without: tuple[str, ...] = (),
-    instead: Mapping[str, Tensor] | None = None,
-    quantisation: Mapping[str, Any] | None = None,
+    save: Callable[[PreTrainedModel, Path], object] | None = None,
     files: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
     verify: bool = True,
@@ -150,18 +148,13 @@ def written(
     """Write a checkpoint with the weights that :meth:`Checkpoint.built` needs, and read it back.
 
     :param read: reads the folder, with options of ``from_pretrained``; the model's class by default.
-    :param without: tensors, or modules with all of theirs, that are left out. :param instead: tensors that are stored
-        in their place. :param quantisation: for the config, what the tensors in ``instead`` are.
+    :param save: writes a model that was built to a folder; its ``save_pretrained`` by default.
     :param files: JSON files by name.
     :raises DataError: a folder that is there. :raises ArtefactError: what is read back gives other logits.
     """
     with _folder(Path(folder)) as path:
         shell = checkpoint.built()
-        if quantisation is not None:
-            shell.config.quantization_config = dict(quantisation)
-        gone = tuple(f"{each}." for each in without)
-        state = {name: t for name, t in shell.state_dict().items() if not f"{name}.".startswith(gone)}
-        shell.save_pretrained(path, state_dict={**state, **(instead or {})})
+        (save or checkpoint.model_class.save_pretrained)(shell, path)
         if tokenizer is not None:
             tokenizer.save_pretrained(path)
         told = {"method": artefact.method, "options": artefact.options, "skipped": list(artefact.skipped)}
@@ -171,6 +164,12 @@ def written(
         if verify:
             _verify(checkpoint, path, read or checkpoint.model_class.from_pretrained)
     return Path(folder)
+
+
+def stored(model: PreTrainedModel, without: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of a model by name, without some, or without all of the modules that are named."""
+    gone = tuple(f"{each}." for each in without)
+    return {name: tensor for name, tensor in model.state_dict().items() if not f"{name}.".startswith(gone)}
 
 
 def _verify(checkpoint: Checkpoint, path: Path, read: Callable[..., nn.Module]) -> None:

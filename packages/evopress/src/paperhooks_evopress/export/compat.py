@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import transformers
 
-__all__ = ["AutoConfig", "cut_layers", "model_class", "say_skipped", "tells_skipped"]
+__all__ = ["AutoConfig", "cut_layers", "model_class", "read_gguf", "rotary_base", "say_skipped", "tells_skipped"]
 
 AutoConfig: Final = transformers.AutoConfig
 #: Lists that have an entry for each layer, beside all whose names tell of layers.
@@ -39,6 +39,14 @@ def cut_layers(text_config: Any, kept: Sequence[int]) -> None:
         setattr(text_config, name, value)
 
 
+def rotary_base(text_config: Any) -> float | None:
+    """The base of plain rotary positions; None where positions are of another kind."""
+    told = getattr(text_config, "rope_parameters", None) or {}
+    if told.get("rope_type", "default") != "default" or "rope_theta" not in told:
+        return None
+    return float(told["rope_theta"]) if told.get("partial_rotary_factor", 1.0) == 1.0 else None
+
+
 def tells_skipped(config: Any) -> bool:
     """Whether configs of this version have a place for modules that layers skip."""
     return hasattr(type(config), "per_layer_config")
@@ -58,3 +66,8 @@ def model_class(config: Any) -> Any:
     names = getattr(config, "architectures", None) or ()
     found = next((getattr(transformers, name) for name in names if hasattr(transformers, name)), None)
     return found or transformers.AutoModelForCausalLM
+
+
+def read_gguf(folder: Any, file: str, **options: Any) -> Any:
+    """The model in a GGUF file, by transformers' reader."""
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, **options)

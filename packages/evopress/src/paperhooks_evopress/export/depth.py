@@ -14,7 +14,7 @@ from torch import nn
 from paperhooks_evopress.export.checkpoint import Checkpoint, checked, written
 from paperhooks_evopress.export.compat import cut_layers
 
-__all__ = ["branches", "cut", "renamed", "skipped_in", "stock", "whole_layers", "zero_ends", "zeroed"]
+__all__ = ["branches", "cut", "narrowed", "renamed", "skipped_in", "stock", "whole_layers", "zero_ends", "zeroed"]
 
 #: Names of the matrices by which attentions and MLPs end.
 _ENDS: Final = ("o_proj", "out_proj", "dense", "c_proj", "wo", "down_proj", "fc2", "dense_4h_to_h", "fc_out", "w2")
@@ -106,6 +106,15 @@ def cut(checkpoint: Checkpoint, artefact: Artefact, form: str) -> dict[int, int]
     if gone:
         cut_layers(checkpoint.text_config, kept)
     return new
+
+
+def narrowed(checkpoint: Checkpoint, artefact: Artefact, form: str) -> dict[int, int]:
+    """Whole layers are taken out where nothing else is left out, as :func:`cut`; else all that is left out ends in
+    zeros, as :func:`zero_ends`, and layers keep their indices."""
+    if set(whole_layers(checkpoint, artefact)) == set(skipped_in(checkpoint, artefact)):
+        return cut(checkpoint, artefact, form)
+    zero_ends(checkpoint, artefact)
+    return {i: i for i in range(len(checkpoint.view.layers))}
 
 
 def renamed(name: str, prefix: str, new: Mapping[int, int]) -> str | None:

@@ -7,15 +7,15 @@ from typing import Any, Final
 
 import torch
 from paperhooks import Artefact, ArtefactError, DataError
-from paperhooks.compat import inside
+from paperhooks.compat import PreTrainedModel, inside
 from paperhooks.errors import require
 from paperhooks.weights import Quantised
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from paperhooks_evopress.export.checkpoint import checked, written
+from paperhooks_evopress.export.checkpoint import checked, stored, written
 from paperhooks_evopress.export.compat import AutoConfig, model_class
-from paperhooks_evopress.export.depth import cut, renamed, whole_layers, zero_ends
+from paperhooks_evopress.export.depth import narrowed, renamed
 
 __all__ = ["compressed_tensors", "load_packed"]
 
@@ -30,10 +30,10 @@ def compressed_tensors(
 ) -> Path:
     """Codes of 2 to 8 bits with their scales as compressed-tensors stores them; all other weights are plain.
 
-    transformers reads it with compressed-tensors installed where all codes are symmetric: it expects zeros of other
-    shapes than compressed-tensors stores, and :func:`load_packed` is what reads these. Layers that are left out are
-    not in it; where parts of layers are, these are in it and end in zeros. Parameters and errors as of
-    :func:`paperhooks_evopress.export.stock`.
+    transformers reads it with compressed-tensors installed, but from 5.23 on only where all codes are symmetric: it
+    expects zeros of another shape than compressed-tensors stores, and :func:`load_packed` is what reads these. Layers
+    that are left out are not in it; where parts of layers are, these are in it and end in zeros. Parameters and errors
+    as of :func:`paperhooks_evopress.export.stock`.
 
     :raises ArtefactError: codes that the format cannot hold, or no codes at all.
     :raises MissingExtra: compressed-tensors is not installed.
@@ -46,11 +46,7 @@ def compressed_tensors(
     for name, each in packed.items():
         _check(checkpoint.view.model, name, each)
     prefix = f"{checkpoint.layer_prefix()}."
-    layers = {i: i for i in range(len(checkpoint.view.layers))}
-    if {f"{prefix}{i}" for i in whole_layers(checkpoint, artefact)} >= {_layer(n, prefix) for n in artefact.skipped}:
-        layers = cut(checkpoint, artefact, "compressed_tensors")
-    else:
-        zero_ends(checkpoint, artefact)
+    layers = narrowed(checkpoint, artefact, "compressed_tensors")
     schemes: dict[tuple[int, int | None, bool], list[str]] = {}
     tensors: dict[str, Tensor] = {}
     for name, each in packed.items():
@@ -61,11 +57,16 @@ def compressed_tensors(
         group = each.group if each.group < each.columns else None
         schemes.setdefault((each.width, group, symmetric), []).append(module)
         tensors |= {f"{module}.{part}": value for part, value in _parts(library, each, symmetric).items()}
-    symmetric = all(scheme[2] for scheme in schemes)
+    readable = all(symmetric for _, _, symmetric in schemes)
+
+    def save(shell: PreTrainedModel, path: Path) -> None:
+        shell.config.quantization_config = _config(schemes)
+        weights = (f"{module}.weight" for modules in schemes.values() for module in modules)
+        shell.save_pretrained(path, state_dict={**stored(shell, weights), **tensors})
+
     return written(
-        checkpoint, artefact, folder, read=None if symmetric else load_packed,
-        without=tuple(f"{module}.weight" for modules in schemes.values() for module in modules),
-        instead=tensors, quantisation=_config(schemes), tokenizer=tokenizer, verify=verify,
+        checkpoint, artefact, folder, read=None if readable else load_packed, save=save, tokenizer=tokenizer,
+        verify=verify,
     )  # fmt: skip
 
 
@@ -80,7 +81,7 @@ def load_packed(folder: str | Path, **options: Any) -> Any:
     packs = require("compressed_tensors.compressors", _EXTRA, "to read packed bits")
     schemes = require("compressed_tensors.quantization", _EXTRA, "to read packed bits")
     files = sorted(path.glob("*.safetensors"))
-    config = AutoConfig.from_pretrained(path) if files else None
+    config: Any = AutoConfig.from_pretrained(path) if files else None
     told = getattr(config, "quantization_config", None)
     if not isinstance(told, dict) or told.get("format") != _FORMAT:
         raise DataError(f"{path} holds no weights in the format {_FORMAT}; expected a folder of compressed_tensors")
@@ -95,11 +96,6 @@ def load_packed(folder: str | Path, **options: Any) -> Any:
             state[f"{module}.weight"] = unpacked
     del config.quantization_config
     return model_class(config).from_pretrained(None, config=config, state_dict=state, **{"dtype": "auto", **options})
-
-
-def _layer(name: str, prefix: str) -> str:
-    """The layer that a module is or is part of."""
-    return prefix + name.removeprefix(prefix).partition(".")[0]
 
 
 def _check(model: nn.Module, name: str, packed: Quantised) -> None:

@@ -7,11 +7,12 @@ from typing import Any, Final
 
 import torch
 from paperhooks import Artefact, DataError
+from paperhooks.compat import PreTrainedModel
 from paperhooks.io import read_json
 from paperhooks.weights import Structure, skipped_modules
 from torch import nn
 
-from paperhooks_evopress.export.checkpoint import checked, written
+from paperhooks_evopress.export.checkpoint import checked, stored, written
 from paperhooks_evopress.export.compat import AutoConfig, model_class, say_skipped
 from paperhooks_evopress.export.depth import branches, skipped_in
 
@@ -36,8 +37,12 @@ def skip_list(
         for index, children in skipped_in(checkpoint, artefact).items()
     }
     say_skipped(checkpoint.text_config, told)
+
+    def save(shell: PreTrainedModel, path: Path) -> None:
+        shell.save_pretrained(path, state_dict=stored(shell, artefact.skipped))
+
     return written(
-        checkpoint, artefact, folder, read=load_skipped, without=tuple(artefact.skipped),
+        checkpoint, artefact, folder, read=load_skipped, save=save,
         files={_FILE: {"schema": _SCHEMA, "skipped": list(artefact.skipped)}}, tokenizer=tokenizer, verify=verify,
     )  # fmt: skip
 
