@@ -14,10 +14,28 @@ from random import Random
 
 import pytest
 from paperhooks.errors import ModelError
-from paperhooks_evopress.algorithm import Evolution, Schedule, SearchWarning, Stage, State, select, switches
+from paperhooks_evopress.algorithm import (
+    Evolution,
+    SearchWarning,
+    State,
+    select,
+    switches,
+)
+from paperhooks_evopress.algorithm import (
+    SearchSchedule as Schedule,
+)
+from paperhooks_evopress.algorithm import (
+    SelectionStage as Stage,
+)
 from paperhooks_evopress.history import Generation
 from paperhooks_evopress.schedules import SCHEDULES, depth_generations, scaled, schedule_of
-from paperhooks_evopress.spaces import Choice, Space, Unit
+from paperhooks_evopress.spaces import (
+    Space,
+    Unit,
+)
+from paperhooks_evopress.spaces import (
+    UnitLevel as Choice,
+)
 
 KEPT_OR_OUT = (Choice("kept", 1), Choice("left out", 0, skip=True))
 

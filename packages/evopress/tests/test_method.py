@@ -11,7 +11,14 @@ import torch
 from paperhooks import Artefact, DataError, Level, Traits, hookimpl
 from paperhooks.testing import fingerprint, tiny_llama, tiny_text
 from paperhooks.weights import Dense
-from paperhooks_evopress import GPTQ, Drop, EvoPress, SparseGPT
+from paperhooks_evopress import (
+    GPTQ,
+    EvoPress,
+    SparseGPT,
+)
+from paperhooks_evopress import (
+    SublayerDrop as Drop,
+)
 from torch import nn
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])

@@ -10,8 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from paperhooks_evopress.algorithm import Evolution, Schedule, SearchWarning, Stage, State, select
-from paperhooks_evopress.spaces import Choice, Space, Unit
+from paperhooks_evopress.algorithm import (
+    Evolution,
+    SearchWarning,
+    State,
+    select,
+)
+from paperhooks_evopress.algorithm import (
+    SearchSchedule as Schedule,
+)
+from paperhooks_evopress.algorithm import (
+    SelectionStage as Stage,
+)
+from paperhooks_evopress.spaces import (
+    Space,
+    Unit,
+)
+from paperhooks_evopress.spaces import (
+    UnitLevel as Choice,
+)
 
 TRACES = json.loads((Path(__file__).parent / "reference" / "search_drop.json").read_text(encoding="utf-8"))
 RUNS = TRACES["runs"]

@@ -8,7 +8,13 @@ from collections import Counter
 from random import Random
 
 import pytest
-from paperhooks_evopress.spaces import Choice, Space, Unit
+from paperhooks_evopress.spaces import (
+    Space,
+    Unit,
+)
+from paperhooks_evopress.spaces import (
+    UnitLevel as Choice,
+)
 
 
 def depth(n: int = 30, k: int = 6, legal: str = "") -> Space:

@@ -30,11 +30,11 @@ from paperhooks_evopress.history import Generation, StageRecord
 
 __all__ = [
     "Evolution",
-    "Schedule",
     "Score",
+    "SearchSchedule",
     "SearchSpace",
     "SearchWarning",
-    "Stage",
+    "SelectionStage",
     "State",
     "select",
     "switches",
@@ -83,7 +83,7 @@ def _whole(name: str, value: object, least: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class SelectionStage:
     """A stage of the selection: how many candidates are kept, by how many tokens."""
 
     survivors: int
@@ -95,7 +95,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class SearchSchedule:
     """How long a search goes on, and what it spends on every candidate.
 
     :param generations: how often children are made; 0 keeps the best of the initial candidates.
@@ -110,7 +110,7 @@ class Schedule:
 
     generations: int
     offspring: int
-    stages: tuple[Stage, ...]
+    stages: tuple[SelectionStage, ...]
     initial: int = 64
     initial_tokens: int = 2048
     max_mutations: int = 3
@@ -197,7 +197,7 @@ class Evolution:
     random numbers and the history are those of the last generation that ended, and :meth:`run` goes on from there.
     """
 
-    def __init__(self, space: SearchSpace, schedule: Schedule, score: Score, seed: int) -> None:
+    def __init__(self, space: SearchSpace, schedule: SearchSchedule, score: Score, seed: int) -> None:
         """
         :param space: states and their mutation. :param score: their fitness. :param seed: of all that is random.
         """
@@ -256,7 +256,11 @@ class Evolution:
             note = f"all {size} states were scored instead of searched"
             states, stage = tuple(self.space.states()), last
         else:
-            note, states, stage = "", self._initial(random), Stage(schedule.population, schedule.initial_tokens)
+            note, states, stage = (
+                "",
+                self._initial(random),
+                SelectionStage(schedule.population, schedule.initial_tokens),
+            )
         if len(states) <= schedule.population:
             return states, Generation(0, "initial", (), states[0], None, "not scored"), False
         values = self._scored(states, stage.tokens, schedule.population, random)
@@ -359,5 +363,5 @@ class Evolution:
         self._progress = _Progress(population, history, (version, tuple(words), gauss), bool(state["ended"]))
 
 
-def _plain(schedule: Schedule) -> dict[str, Any]:
+def _plain(schedule: SearchSchedule) -> dict[str, Any]:
     return {**asdict(schedule), "stages": [asdict(stage) for stage in schedule.stages]}

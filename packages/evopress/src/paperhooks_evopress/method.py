@@ -19,10 +19,10 @@ from paperhooks.plugins import catalog
 from torch import Tensor
 from tqdm import tqdm
 
-from paperhooks_evopress.algorithm import Evolution, Schedule
+from paperhooks_evopress.algorithm import Evolution, SearchSchedule
 from paperhooks_evopress.evaluator import Evaluator, Fitness
 from paperhooks_evopress.plugin import DEFAULT_LEVELS
-from paperhooks_evopress.problems import Exchange, Fuse, Problem, module_names, problem
+from paperhooks_evopress.problems import Exchange, Fuse, LevelProblem, module_names, problem
 from paperhooks_evopress.report import blocks
 from paperhooks_evopress.schedules import SCHEDULES, schedule_of
 from paperhooks_evopress.targets import Target
@@ -135,7 +135,7 @@ class EvoPress:
         with_levels = [name for name, own in levels.items() if own]
         return levels if len(with_levels) in (0, len(levels)) else request.levels(view, with_levels)
 
-    def _search(self, posed: Problem, evaluator: Evaluator, request: CompressionRequest) -> Evolution:
+    def _search(self, posed: LevelProblem, evaluator: Evaluator, request: CompressionRequest) -> Evolution:
         """Generation by generation, kept after each."""
         planned = self._schedule(posed, evaluator)
 
@@ -160,7 +160,7 @@ class EvoPress:
                 bar.update()
         return evolution
 
-    def _schedule(self, posed: Problem, evaluator: Evaluator) -> Schedule:
+    def _schedule(self, posed: LevelProblem, evaluator: Evaluator) -> SearchSchedule:
         classes = [unit.exchange for unit in posed.space.units]
         blocks = max((classes.count(name) for name in set(classes)), default=0)
         removed = max((blocks - int(own) for own in posed.space.budgets.values()), default=0)
@@ -176,7 +176,7 @@ class EvoPress:
         return replace(found, **changes)
 
     def _finished(
-        self, view: ModelView, request: CompressionRequest, levels: Levels, posed: Problem, evaluator: Evaluator,
+        self, view: ModelView, request: CompressionRequest, levels: Levels, posed: LevelProblem, evaluator: Evaluator,
         evolution: Evolution,
     ) -> Artefact:  # fmt: skip
         best = evolution.best

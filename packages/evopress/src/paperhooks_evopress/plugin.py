@@ -22,7 +22,7 @@ PLUGIN = PluginInfo(
     summary="Searches the best non-uniform compression under one budget, over the levels that any methods offer.",
     methods={
         "evopress": "paperhooks_evopress.method:EvoPress",
-        "drop": "paperhooks_evopress.levels.drop:Drop",
+        "drop": "paperhooks_evopress.levels.drop:SublayerDrop",
         "sparsegpt": "paperhooks_evopress.levels.sparsegpt:SparseGPT",
         "gptq": "paperhooks_evopress.levels.gptq:GPTQ",
         "gguf": "paperhooks_evopress.levels.gguf:Gguf",

@@ -11,9 +11,9 @@ from torch import nn
 
 from paperhooks_evopress.spaces import Space
 from paperhooks_evopress.targets import Target
-from paperhooks_evopress.units import Choice, Unit
+from paperhooks_evopress.units import Unit, UnitLevel
 
-__all__ = ["AS_IT_IS", "COSTS", "Exchange", "Fuse", "Problem", "module_names", "problem"]
+__all__ = ["AS_IT_IS", "COSTS", "Exchange", "Fuse", "LevelProblem", "module_names", "problem"]
 
 Exchange = Literal["size", "name", "none"]
 Fuse = Literal["no", "vllm"]
@@ -49,7 +49,7 @@ def _holds_matrices(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" or experts
 
 
-class Problem:
+class LevelProblem:
     """A space, and the choices of levels that its states mean.
 
     :param space: units and their budget. :param target: what it stands for. :param kind: of the cost that is budgeted.
@@ -72,7 +72,7 @@ def problem(
     fuse: Fuse = "no",
     max_level: int | None = None,
     max_deviation: int | None = None,
-) -> Problem:
+) -> LevelProblem:
     """What is searched for a target.
 
     :param exchange: who may trade a level: units of equal size, of equal names, or any with any. Sparsity and mixed
@@ -85,7 +85,7 @@ def problem(
         raise DataError(f"nobody offers levels for {target}; name methods with levels_from")
     if target.kind == "depth":
         units, budgets = _depth(view, offered, target)
-        return Problem(_space(target, units, None, budgets, max_level, max_deviation), target, COSTS["depth"])
+        return LevelProblem(_space(target, units, None, budgets, max_level, max_deviation), target, COSTS["depth"])
     kind = COSTS[target.kind]
     keep = target.kind not in ("sparsity", "bits")
     rule = exchange if target.kind == "bits" else "none"
@@ -97,7 +97,7 @@ def problem(
             f"budget is {budget:.6g}; offer dearer levels"
         )
     start = _even(levels, units, target.value) if target.kind == "sparsity" else None
-    return Problem(_space(target, units, budget, {}, max_level, max_deviation, start), target, kind)
+    return LevelProblem(_space(target, units, budget, {}, max_level, max_deviation, start), target, kind)
 
 
 def _even(levels: Levels, units: Sequence[Unit], sparsity: float) -> tuple[int, ...]:
@@ -142,15 +142,15 @@ def _unit(levels: Levels, members: tuple[str, ...], kind: str, exchange: Exchang
     common = [label for label in by_label[0] if all(label in own for own in by_label)]
     if not common:
         raise DataError(f"{', '.join(members)} are fused and have no level in common")
-    found: list[Choice] = []
+    found: list[UnitLevel] = []
     for label in common:
         each = [own[label] for own in by_label]
         if lacking := [level.method for level in each if kind not in level.cost]:
             raise DataError(f"the level {label!r} of {members[0]} by {lacking[0]!r} tells no {kind!r}")
-        found.append(Choice(label, sum(level.cost[kind] for level in each), each[0].skip))
+        found.append(UnitLevel(label, sum(level.cost[kind] for level in each), each[0].skip))
     plain = any(level.prepare is None and not level.skip for own in by_label for level in own.values())
     if keep and not plain:
-        found.append(Choice(AS_IT_IS, sum(levels.own_cost(member)[kind] for member in members)))
+        found.append(UnitLevel(AS_IT_IS, sum(levels.own_cost(member)[kind] for member in members)))
     ordered = sorted(found, key=lambda choice: (choice.skip, -choice.cost))
     cheapest = ordered[-1].cost
     usable = [c for c in ordered if c.skip or c.cost >= cheapest]
@@ -197,7 +197,9 @@ def _depth(
         for name in names:
             skip = next(level for level in offered[name] if level.skip)
             kept = [level.label for level in offered[name] if not level.skip and level.prepare is None]
-            units.append(Unit(name, kind, (Choice(kept[0] if kept else AS_IT_IS, 1.0), Choice(skip.label, 0.0, True))))
+            units.append(
+                Unit(name, kind, (UnitLevel(kept[0] if kept else AS_IT_IS, 1.0), UnitLevel(skip.label, 0.0, True)))
+            )
         budgets[kind] = float(len(names) - k)
     if not units:
         raise DataError(f"nobody offers to leave out a module, which {target} asks for; name a method with levels_from")

@@ -11,7 +11,7 @@ from paperhooks.errors import MissingExtra
 from paperhooks.reports import Block, Figure, Heading, Paragraph, RunFolder, Table, line_figure, new_figure, style_axes
 
 from paperhooks_evopress.history import Generation
-from paperhooks_evopress.problems import AS_IT_IS, Problem
+from paperhooks_evopress.problems import AS_IT_IS, LevelProblem
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
@@ -23,7 +23,7 @@ _LAYER = re.compile(r"^(.*?\.)(\d+)(?:\.(.*))?$")
 
 def blocks(
     run: RunFolder | None,
-    posed: Problem,
+    posed: LevelProblem,
     history: Sequence[Generation],
     won: Mapping[str, str],
     told: Mapping[str, Any],
@@ -84,7 +84,7 @@ def _facts(told: Mapping[str, Any]) -> list[tuple[str, Any]]:
     ]
 
 
-def level_grid(posed: Problem, won: Mapping[str, str]) -> tuple[list[str], list[int], list[list[float]]]:
+def level_grid(posed: LevelProblem, won: Mapping[str, str]) -> tuple[list[str], list[int], list[list[float]]]:
     """Kinds of units, layers, and for each how far it is from the dearest (0) to the cheapest level (1); NaN: none."""
     cells: dict[tuple[str, int], float] = {}
     for unit in posed.space.units:
@@ -98,7 +98,7 @@ def level_grid(posed: Problem, won: Mapping[str, str]) -> tuple[list[str], list[
     return kinds, layers, [[cells.get((kind, layer), math.nan) for layer in layers] for kind in kinds]
 
 
-def level_figure(posed: Problem, won: Mapping[str, str]) -> MatplotlibFigure:
+def level_figure(posed: LevelProblem, won: Mapping[str, str]) -> MatplotlibFigure:
     """A strip a kind of unit, a cell a layer: darker where the level is cheaper.
 
     :raises MissingExtra: matplotlib is missing.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
-from paperhooks_evopress.algorithm import Schedule, Stage
+from paperhooks_evopress.algorithm import SearchSchedule, SelectionStage
 
 __all__ = ["SCHEDULES", "depth_generations", "scaled", "schedule_of"]
 
@@ -20,11 +20,15 @@ SCHEDULES: Final = MappingProxyType(
     }
 )
 
-_DEPTH: Final = Schedule(160, 32, (Stage(2, 2048), Stage(1, 32768)))
-_SPARSITY: Final = Schedule(400, 64, (Stage(8, 2048), Stage(2, 16384), Stage(1, 65536)))
-_BITS: Final = Schedule(150, 128, (Stage(16, 2048), Stage(4, 16384), Stage(1, 131072)))
-_LIGHT: Final = Schedule(400, 16, (Stage(1, 512), Stage(1, 8192)), initial=16, initial_tokens=512)
-_QUICK: Final = Schedule(96, 8, (Stage(2, 128), Stage(1, 512)), initial=16, initial_tokens=128)
+_DEPTH: Final = SearchSchedule(160, 32, (SelectionStage(2, 2048), SelectionStage(1, 32768)))
+_SPARSITY: Final = SearchSchedule(
+    400, 64, (SelectionStage(8, 2048), SelectionStage(2, 16384), SelectionStage(1, 65536))
+)
+_BITS: Final = SearchSchedule(150, 128, (SelectionStage(16, 2048), SelectionStage(4, 16384), SelectionStage(1, 131072)))
+_LIGHT: Final = SearchSchedule(
+    400, 16, (SelectionStage(1, 512), SelectionStage(1, 8192)), initial=16, initial_tokens=512
+)
+_QUICK: Final = SearchSchedule(96, 8, (SelectionStage(2, 128), SelectionStage(1, 512)), initial=16, initial_tokens=128)
 _PAPER: Final = MappingProxyType({"depth": _DEPTH, "sparsity": _SPARSITY, "bits": _BITS})
 
 
@@ -38,7 +42,7 @@ def depth_generations(blocks: int, removed: int) -> int:
     return max(1, round(removed * (blocks - removed) / 1.5))
 
 
-def schedule_of(name: str, target: str, *, blocks: int = 0, removed: int = 0) -> Schedule:
+def schedule_of(name: str, target: str, *, blocks: int = 0, removed: int = 0) -> SearchSchedule:
     """A schedule by name (arXiv 2410.14649, table of hyper-parameters).
 
     :param name: ``"paper"``, ``"light"`` or ``"quick"``. :param target: kind of the target. Nothing is published for
@@ -56,7 +60,7 @@ def schedule_of(name: str, target: str, *, blocks: int = 0, removed: int = 0) ->
     return replace(found, generations=generations if name == "paper" else min(found.generations, generations))
 
 
-def scaled(schedule: Schedule, share: float) -> Schedule:
+def scaled(schedule: SearchSchedule, share: float) -> SearchSchedule:
     """A schedule of at most, and about, a share of the token-evaluations: equal shares keep the ratio of two schedules.
 
     Offspring, survivors and tokens fall by the third root each, and generations by what is then left to save. The
@@ -72,7 +76,7 @@ def scaled(schedule: Schedule, share: float) -> Schedule:
         return max(least, round(value * root))
 
     population = schedule.population
-    stages = tuple(Stage(less(s.survivors, population), less(s.tokens, 2)) for s in schedule.stages)
+    stages = tuple(SelectionStage(less(s.survivors, population), less(s.tokens, 2)) for s in schedule.stages)
     small = replace(
         schedule,
         offspring=less(schedule.offspring, population),

@@ -24,9 +24,9 @@ from paperhooks.errors import counted
 
 from paperhooks_evopress.algorithm import State
 from paperhooks_evopress.ladders import Ladders
-from paperhooks_evopress.units import Choice, Unit
+from paperhooks_evopress.units import Unit, UnitLevel
 
-__all__ = ["Choice", "Space", "Unit"]
+__all__ = ["Space", "Unit", "UnitLevel"]
 
 _ATTEMPTS: Final = 20
 #: Costs are sums of floats; budgets are compared within their rounding.

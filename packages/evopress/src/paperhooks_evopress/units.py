@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-__all__ = ["Choice", "Unit"]
+__all__ = ["Unit", "UnitLevel"]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class UnitLevel:
     """A level of a unit: its label, and its cost in the unit of the budget.
 
     :param skip: it leaves the unit out, with all modules inside; only the last choice of a unit may.
@@ -33,7 +33,7 @@ class Unit:
 
     name: str
     exchange: str
-    choices: tuple[Choice, ...]
+    choices: tuple[UnitLevel, ...]
     members: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -8,7 +8,13 @@ import random
 
 import pytest
 from paperhooks import DataError
-from paperhooks_evopress import Choice, Space, Unit
+from paperhooks_evopress import (
+    Space,
+    Unit,
+)
+from paperhooks_evopress import (
+    UnitLevel as Choice,
+)
 from paperhooks_evopress.baselines import optimum
 
 

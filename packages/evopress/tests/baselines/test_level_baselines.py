@@ -10,7 +10,17 @@ import scored_models as made
 import torch
 from paperhooks import CompressionRequest, DataError, ModelView
 from paperhooks.testing import fingerprint, tiny_llama, tiny_text
-from paperhooks_evopress import GPTQ, Drop, Evaluator, Space, SparseGPT, Target, problem
+from paperhooks_evopress import (
+    GPTQ,
+    Evaluator,
+    Space,
+    SparseGPT,
+    Target,
+    problem,
+)
+from paperhooks_evopress import (
+    SublayerDrop as Drop,
+)
 from paperhooks_evopress.baselines import (
     BASELINES,
     Setting,

@@ -16,7 +16,13 @@ from paperhooks.hooks import Levels
 from paperhooks.testing import fingerprint, tiny_text, tiny_vlm
 from paperhooks.weights import skipped_modules
 from paperhooks_evopress.export import load_skipped, skip_list, sparse, stock, zeroed
-from paperhooks_evopress.levels import GPTQ, Drop, SparseGPT
+from paperhooks_evopress.levels import (
+    GPTQ,
+    SparseGPT,
+)
+from paperhooks_evopress.levels import (
+    SublayerDrop as Drop,
+)
 from safetensors.torch import load_file
 from torch import Tensor, nn
 

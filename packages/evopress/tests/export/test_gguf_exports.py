@@ -13,7 +13,13 @@ import transformers
 from paperhooks import Artefact, ArtefactError, Traits, hookimpl
 from paperhooks.testing import tiny_text
 from paperhooks_evopress.export import gguf
-from paperhooks_evopress.levels import GPTQ, Drop, Gguf
+from paperhooks_evopress.levels import (
+    GPTQ,
+    Gguf,
+)
+from paperhooks_evopress.levels import (
+    SublayerDrop as Drop,
+)
 from torch import Tensor, nn
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 41, 12, 3], [9, 3, 44, 51, 60, 2, 2, 7]])

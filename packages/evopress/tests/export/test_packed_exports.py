@@ -15,7 +15,13 @@ from paperhooks import Artefact, ArtefactError, DataError, Traits, hookimpl
 from paperhooks.errors import MissingExtra
 from paperhooks.testing import tiny_text
 from paperhooks_evopress.export import compressed_tensors, load_packed
-from paperhooks_evopress.levels import GPTQ, Drop, SparseGPT
+from paperhooks_evopress.levels import (
+    GPTQ,
+    SparseGPT,
+)
+from paperhooks_evopress.levels import (
+    SublayerDrop as Drop,
+)
 from safetensors.torch import load_file
 from torch import Tensor, nn
 

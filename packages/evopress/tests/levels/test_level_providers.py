@@ -14,7 +14,14 @@ from paperhooks.hooks import Levels
 from paperhooks.models import InputMoments, LayerCalls, calibrate
 from paperhooks.testing import LevelsContract, fingerprint, tiny_llama, tiny_text
 from paperhooks.weights import Masked, Quantised
-from paperhooks_evopress.levels import GPTQ, Drop, Gguf, SparseGPT
+from paperhooks_evopress.levels import (
+    GPTQ,
+    Gguf,
+    SparseGPT,
+)
+from paperhooks_evopress.levels import (
+    SublayerDrop as Drop,
+)
 from paperhooks_evopress.levels.feedback import Feedback
 from paperhooks_evopress.levels.gptq import quantise
 from paperhooks_evopress.levels.grids import Grid

@@ -14,7 +14,7 @@ from torch import Tensor
 from paperhooks_evopress.algorithm import State
 from paperhooks_evopress.evaluator import Evaluator
 from paperhooks_evopress.minibatches import minibatch
-from paperhooks_evopress.problems import Problem
+from paperhooks_evopress.problems import LevelProblem
 
 __all__ = ["Found", "Setting"]
 
@@ -54,7 +54,7 @@ class Setting:
     """
 
     levels: Levels
-    problem: Problem
+    problem: LevelProblem
     evaluator: Evaluator
     tokens: int
     seed: int = 0

@@ -9,11 +9,11 @@ from paperhooks import Level, ModelView, Traits, hookimpl
 from paperhooks.models import module_cost
 from torch import nn
 
-__all__ = ["Drop"]
+__all__ = ["SublayerDrop"]
 
 
 @dataclass(eq=False)
-class Drop:
+class SublayerDrop:
     """Offers leaving out every layer, attention and MLP that can be left out, at no cost, and keeping it as it is.
 
     What cannot be left out has no level here; ``view.sublayers`` tells why.
