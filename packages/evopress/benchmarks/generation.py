@@ -39,7 +39,7 @@ OFFSPRING: Final = 24
 #: Survivors and tokens of each stage.
 STAGES: Final = ((4, 512), (2, 1024), (1, 2048))
 SHARE: Final = 0.25
-#: How far the layers' outputs differ in size, as a logarithm's deviation, so that some offspring are better than others.
+#: Deviation of the logarithm of the size of layers' outputs, so that some offspring are better than others.
 SPREAD: Final = 0.35
 
 #: Which attentions and which MLPs are left out.
