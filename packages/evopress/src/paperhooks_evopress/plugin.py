@@ -35,4 +35,5 @@ PLUGIN = PluginInfo(
         venue="ICML 2025",
         code="IST-DASLab/EvoPress",
     ),
+    claims="claims.toml",
 )
