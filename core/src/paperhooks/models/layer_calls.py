@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -22,7 +22,7 @@ from paperhooks.errors import UnsupportedModel
 from paperhooks.models.engines import flat_sharded
 from paperhooks.models.forward import last_hidden_state, reading_hidden_states, uncompiled
 from paperhooks.models.layer_doubles import doubles_in_place, returned
-from paperhooks.models.own_hooks import own_hooks
+from paperhooks.models.own_hooks import hooked
 from paperhooks.models.view import ModelView
 
 __all__ = ["LayerCalls"]
@@ -136,7 +136,7 @@ class LayerCalls:
                 f"layers {start} to {stop} (this one excluded) were asked for, and {type(self.view.decoder).__name__} "
                 f"has {count}; expected 0 <= start <= stop <= {count}"
             )
-        layers = self._layers(hidden)
+        layers = self._layers(hidden, start, stop)
         states = hidden.clone() if start < stop else hidden  # a layer may write into what it is given
         for index in range(start, stop):
             states = self._calls[index].run(index, layers[index], states)
@@ -168,9 +168,10 @@ class LayerCalls:
             )
         return seen[0]
 
-    def _layers(self, hidden: object) -> nn.ModuleList:
-        """The decoder's layers as they stand now, after a look at what they are to read."""
-        _check_model(self.view)
+    def _layers(self, hidden: object, start: int = 0, stop: int | None = None) -> nn.ModuleList:
+        """The decoder's layers as they stand now, after a look at what they are to read and at those that will run."""
+        layers = self.view.layer_list
+        _check_model(self.view, [self.view.decoder, *layers[start:stop]])
         expected = list(self.embeddings.shape)
         if not isinstance(hidden, Tensor) or list(hidden.shape) != expected or not hidden.is_floating_point():
             found = f"{list(hidden.shape)} {hidden.dtype}" if isinstance(hidden, Tensor) else type(hidden).__name__
@@ -178,7 +179,6 @@ class LayerCalls:
                 f"hidden states were {found}, and the layers of this batch read {expected} {self.embeddings.dtype}; "
                 "record the calls of each batch with LayerCalls.of"
             )
-        layers = layer_list(self.view.decoder)
         if len(layers) != len(self._calls):
             raise UnsupportedModel(
                 f"{type(self.view.decoder).__name__} has {len(layers)} layers, and {len(self._calls)} calls were "
@@ -290,16 +290,20 @@ class _Recording:
             self._clean.add(mark)
 
 
-def _check_model(view: ModelView) -> None:
-    """Whether layers can be called outside of a call of the model."""
+def _check_model(view: ModelView, parts: Sequence[nn.Module] = ()) -> None:
+    """Whether layers can be called outside of a call of the model.
+
+    :param parts: the decoder, of which its own hooks count, and the layers that will run; without it all is looked at.
+    """
     name = type(view.model).__name__
-    if own_hooks(view.decoder):
+    modules = [*parts[:1], *(m for layer in parts[1:] for m in layer.modules())] or [*view.decoder.modules()]
+    if any(map(hooked, modules)):
         raise UnsupportedModel(
             f"methods are attached to {name} whose hooks run inside of a call of the model, and layers that are run "
             "one by one would go without them; close the session, or strip the copy, and attach again afterwards"
         )
     untried = [kind for kind in view.spread.kinds if kind not in _SPREAD]
-    if untried or any(map(flat_sharded, view.decoder.modules())):
+    if untried or any(map(flat_sharded, modules)):
         raise UnsupportedModel(
             f"{name} is {view.spread if untried else 'sharded by FSDP1'}, and nobody has run its layers one by one so; "
             "use the model in one process, where accelerate may offload it"

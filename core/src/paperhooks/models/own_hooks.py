@@ -6,11 +6,17 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Hook", "own_hooks", "strip_hooks"]
+__all__ = ["Hook", "hooked", "own_hooks", "strip_hooks"]
 
 
 class Hook:
     """Base of every torch hook that a session registers; ``strip`` finds them by this class."""
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether a torch hook of paperhooks is on ``module`` itself."""
+    tables = (module._forward_pre_hooks, module._forward_hooks)
+    return any(isinstance(hook, Hook) for table in tables if table for hook in table.values())
 
 
 def own_hooks(model: nn.Module) -> list[Any]:
