@@ -14,7 +14,7 @@ S is stored and not taken for 1: rounding leaves it off by up to 3e-5, and logsu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -157,11 +157,15 @@ class TeacherRows:
         part = [each[rows].to(hidden.device, non_blocking=True) for each in self._tensors()]
 
         def divergences(h: Tensor, *taught: Tensor) -> Tensor:
-            logits = head.logits(h)[..., : self.vocabulary]
-            logits = logits if self.temperature == 1 else logits / self.temperature
-            return _one_pass(logits, *taught) if self.ids is None else _with_rest(logits, *taught)
+            if self.ids is None:
+                parts = head.slices(h, self.vocabulary)
+                return _one_pass(((first, self._tempered(logits)) for first, logits in parts), *taught)
+            return _with_rest(self._tempered(head.logits(h)[..., : self.vocabulary]), *taught)
 
         return in_chunks(divergences, chunk, hidden, *part)
+
+    def _tempered(self, logits: Tensor) -> Tensor:
+        return logits if self.temperature == 1 else logits / self.temperature
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,12 +229,19 @@ def _fitting(n: int, whole: int, size: int, limit: int, tokens: int | None) -> t
     return kept, chunk
 
 
-def _one_pass(logits: Tensor, p: Tensor, entropies: Tensor, sums: Tensor) -> Tensor:
-    """C - sum p z + S logsumexp(z), over all tokens."""
-    dot: Tensor = torch.linalg.vecdot(p, logits)
-    if bool(dot.isnan().any()):  # 0 times -inf, of a token that neither has
-        dot = torch.linalg.vecdot(p, torch.where(p > 0, logits, 0.0))
-    return entropies - dot + sums * logits.logsumexp(-1)
+def _one_pass(parts: Iterable[tuple[int, Tensor]], p: Tensor, entropies: Tensor, sums: Tensor) -> Tensor:
+    """C - sum p z + S logsumexp(z), over all tokens, whose logits come in parts with where each begins."""
+    dots, whole = [], []
+    for first, logits in parts:
+        own = p[:, first : first + logits.shape[-1]]
+        dot: Tensor = torch.linalg.vecdot(own, logits)
+        if bool(dot.isnan().any()):  # 0 times -inf, of a token that neither has
+            dot = torch.linalg.vecdot(own, torch.where(own > 0, logits, 0.0))
+        dots.append(dot)
+        whole.append(logits.logsumexp(-1))
+    if len(dots) == 1:
+        return entropies - dots[0] + sums * whole[0]
+    return entropies - torch.stack(dots).sum(0) + sums * torch.stack(whole).logsumexp(0)
 
 
 def _with_rest(logits: Tensor, p: Tensor, ids: Tensor, rest: Tensor, entropies: Tensor, sums: Tensor) -> Tensor:
