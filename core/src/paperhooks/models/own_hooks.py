@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from paperhooks.weights.compat import drop_hooks
+
 __all__ = ["Hook", "hooked", "own_hooks", "strip_hooks"]
 
 
@@ -27,17 +29,4 @@ def own_hooks(model: nn.Module) -> list[Any]:
 
 def strip_hooks(model: nn.Module) -> int:
     """Remove the torch hooks of paperhooks from ``model`` and all modules in it; returns how many."""
-    removed = 0
-    for module in model.modules():
-        for table in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [k for k, h in table.items() if isinstance(h, Hook)]:
-                del table[key]
-                for flags in _hook_flags(module):
-                    flags.pop(key, None)
-                removed += 1
-    return removed
-
-
-def _hook_flags(module: nn.Module) -> list[dict[int, Any]]:
-    names = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
-    return [getattr(module, n) for n in names if hasattr(module, n)]
+    return drop_hooks(model.modules(), Hook)

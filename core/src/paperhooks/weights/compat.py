@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 
 __all__ = ["drop_hooks", "share_hooks"]
@@ -17,11 +19,14 @@ def share_hooks(module: nn.Module, other: nn.Module) -> None:
             vars(module)[name] = getattr(other, name)
 
 
-def drop_hooks(modules: list[nn.Module], kind: type) -> None:
-    """Take off all forward hooks of a class, also one that was registered when an interrupt came."""
+def drop_hooks(modules: Iterable[nn.Module], kind: type) -> int:
+    """Take off all forward hooks of a class, also one that was registered when an interrupt came; returns how many."""
+    dropped = 0
     for module in modules:
         for table in (getattr(module, name) for name in _TABLES):
             for key in [key for key, hook in list(table.items()) if isinstance(hook, kind)]:
                 table.pop(key, None)
                 for flags in (getattr(module, name, {}) for name in _FLAGS):
                     flags.pop(key, None)
+                dropped += 1
+    return dropped
