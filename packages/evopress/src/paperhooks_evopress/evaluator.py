@@ -163,6 +163,21 @@ class Evaluator:
         positions = _positions(plan)
         return [self._mean(sums[path], positions) for path in paths]
 
+    def by_sequence(self, choices: Sequence[Mapping[str, str]]) -> list[list[float]]:
+        """Fitness of each choice on each of the sequences by itself, for intervals of what two choices differ by.
+
+        As :meth:`score` in all else: a list of one number a sequence for each choice.
+        """
+        begin = time.perf_counter()
+        paths = [self._tree.path(choice) for choice in choices]
+        found: list[list[float]] = [[] for _ in paths]
+        with evaluation_mode(self.view.model), torch.no_grad():
+            for number, length in enumerate(self._lengths):
+                for own, total in zip(found, self._values(paths, ((number, length),)), strict=True):
+                    own.append(self._mean(total, length - 1))
+        self.counters.seconds += time.perf_counter() - begin
+        return found
+
     def _mean(self, total: float, positions: int) -> float:
         if not math.isfinite(total):
             return math.inf
