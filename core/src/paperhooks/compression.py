@@ -20,6 +20,7 @@ from paperhooks.errors import HookError, PluginConflict, PluginError, PluginInco
 from paperhooks.hooks.compression import CompressionRequest
 from paperhooks.io.files import plain
 from paperhooks.io.hashing import model_digest
+from paperhooks.io.processes import Ranks
 from paperhooks.models.batches import data_digest, has_text
 from paperhooks.models.forward import evaluation_mode
 from paperhooks.models.tokenizers import find_tokenizer
@@ -57,6 +58,10 @@ def compress(
     Afterwards the model holds the compressed weights; ``artefact.undo()`` restores it bit for bit. When anything fails,
     the model is as before.
 
+    Processes of one launch (torchrun, accelerate) that have made their process group may call it together, each with its
+    own copy of the model: all end with the same weights, one of them writes the run folder, and methods with the trait
+    ``shared_work`` deal their work out.
+
     :param method: a method's name with ``options`` for its constructor, or an instance.
     :param data: calibration data: a ``.jsonl`` file, texts, token ids, or batches of inputs; or a mapping of several
         such parts, where a method needs them.
@@ -85,8 +90,7 @@ def compress(
     request = _request(model, methods, data, tokenizer)
     request.target, request.seed, request.progress = target, seed, progress
     if out is not None:
-        request.run = RunFolder(out)
-        request.run.start("compress", inputs=_inputs(model, methods, data, target), seed=seed)
+        request.run = _started(RunFolder(out), _inputs(model, methods, data, target), seed)
     try:
         with evaluation_mode(model):
             return _run(view, request, methods)
@@ -97,6 +101,24 @@ def compress(
     finally:
         if request.run is not None:
             request.run.release()
+
+
+def _started(run: RunFolder, inputs: dict[str, Any], seed: int) -> RunFolder:
+    """The run, begun by the first process and then by the others, which find the folder as that one left it."""
+    ranks = Ranks()
+    for first in (True, False):
+        error: Exception | None = None
+        if ranks.first == first:
+            try:
+                run.start("compress", inputs=inputs, seed=seed, writes=first)
+            except Exception as found:
+                error = found
+        try:
+            ranks.meet(error)
+        except BaseException:
+            run.release()
+            raise
+    return run
 
 
 def _resolve(method: str | object, options: dict[str, Any]) -> object:
@@ -136,9 +158,12 @@ def _run(view: ModelView, request: CompressionRequest, methods: MethodSet) -> Ar
         return _answered(hook, view, request)
     with run.timed("compress"):
         artefact = _answered(hook, view, request)
-    artefact.save(run.path)
+    ranks = Ranks()
+    if ranks.first:
+        artefact.save(run.path)
     _report(run, artefact, request.blocks)
     run.finish()
+    ranks.meet()  # what the first has written is there for all
     return artefact
 
 

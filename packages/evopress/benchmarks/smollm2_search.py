@@ -135,7 +135,7 @@ class Run:
         held_out: list[torch.Tensor],
     ) -> None:  # fmt: skip
         self.study, self.posed, self.levels = study, posed, levels
-        room = 8 * 2**30
+        room = 2**31
         self.evaluator = Evaluator(view, levels, sequences, limit=room)
         self.perplexity = Evaluator(view, levels, sequences, fitness="perplexity")
         self.judge = Evaluator(view, levels, held_out, limit=room)

@@ -53,17 +53,24 @@ def compress(
     dtype: Dtype = "auto",
     seed: Seed = 0,
 ) -> None:
-    """Compress a model's weights with a plugin and leave an artefact and a report."""
+    """Compress a model's weights with a plugin and leave an artefact and a report.
+
+    Processes that torchrun or accelerate launch on one machine do it together, as far as the method deals its work out.
+    """
     from paperhooks.compression import compress as run
+    from paperhooks.io.processes import joined
 
     _refuse_other(out, "compress")
     chosen, *further = build_methods([method, *(levels_from or [])])
     records = _parts(data)
     given: dict[str, Any] = {"levels_from": further} if further else {}
-    artefact = run(
-        load_model(model, device, dtype), chosen, data=records, target=target, out=out, seed=seed, **given
-    )  # fmt: skip
-    say(f"{out}: {artefact}")
+    with joined() as ranks:
+        artefact = run(
+            load_model(model, device, dtype), chosen, data=records, target=target, out=out, seed=seed,
+            progress=ranks.first, **given,
+        )  # fmt: skip
+    if ranks.first:
+        say(f"{out}: {artefact}")
 
 
 def select(

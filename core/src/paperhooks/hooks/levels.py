@@ -24,6 +24,7 @@ from tqdm import tqdm
 from paperhooks.errors import DataError, HookError, did_you_mean
 from paperhooks.hooks.level import Level
 from paperhooks.hooks.level_store import LevelStore
+from paperhooks.io.processes import Ranks
 from paperhooks.models.costs import module_cost
 from paperhooks.weights.journal import WeightJournal, check_plain
 from paperhooks.weights.packed_forms import Packed
@@ -161,7 +162,8 @@ class Levels(Mapping[str, Sequence[Level]]):
         """Make the values of all levels now, module by module, so that no switch has to.
 
         With a folder they are kept there, and read where they lie instead of held in memory; an interrupted preparation
-        goes on with the modules that are missing. The model has its own weights afterwards.
+        goes on with the modules that are missing. The model has its own weights afterwards. Of processes that share a
+        run by torch.distributed the first makes them, and the others read what it has made.
 
         :param decides: what else the values depend on, as plain data: methods' options, a digest of calibration data.
         :raises DataError: the folder holds levels of another model, other levels, or other ``decides``.
@@ -173,15 +175,24 @@ class Levels(Mapping[str, Sequence[Level]]):
             if folder is not None:
                 store = stack.enter_context(LevelStore(folder, self._offers, decides or {}).begin(self.view.model))
             for name in tqdm(wanted, desc="prepare levels", unit="module", disable=not progress):
-                made = store.read(name) if store is not None else None
-                if made is None and store is not None:
-                    store.write(name, {level.label: self.packed(name, level.label) for level in self[name]})
-                    made = store.read(name)
+                made = self._stored(store, name) if store is not None else None
                 for level in self[name]:
                     if made is None:
                         self.packed(name, level.label)
                     else:
                         self._packed[name, level.label] = self._checked(name, level, made[level.label])
+
+    def _stored(self, store: LevelStore, name: str) -> dict[str, dict[str, Packed]] | None:
+        """The values of a module as they lie in a folder, where the first process puts them if they are not there."""
+        ranks, error = Ranks(), None
+        made = store.read(name)
+        if made is None and ranks.first:
+            try:
+                store.write(name, {level.label: self.packed(name, level.label) for level in self[name]})
+            except Exception as found:
+                error = found
+        ranks.meet(error)
+        return store.read(name) if made is None else made
 
     # -- the live model ------------------------------------------------------------------------------------------------
 

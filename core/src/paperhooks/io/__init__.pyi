@@ -46,6 +46,7 @@ from .options import text as text
 from .options import whole as whole
 from .options import whole_list as whole_list
 from .processes import Ranks as Ranks
+from .processes import joined as joined
 from .processes import launched as launched
 from .record_paths import record_files as record_files
 from .records import Record as Record

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Final
 
 from paperhooks.errors import DataError, PaperhooksError
 
-__all__ = ["Ranks", "launched"]
+__all__ = ["Ranks", "joined", "launched"]
+
+_PATIENCE: Final = timedelta(days=1)
 
 
 def launched(*, one_machine: bool = True) -> tuple[int, int]:
@@ -31,6 +36,26 @@ def launched(*, one_machine: bool = True) -> tuple[int, int]:
             "of one machine: start them on one, or give each machine a part of the corpus and a folder of its own"
         )
     return index, count
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """The processes of a launch as a group of torch.distributed for as long as the block lasts, where they are none yet.
+
+    The group passes plain objects alone, on the CPU, and its processes wait for one another for a day.
+
+    :raises DataError: an environment that says what cannot be.
+    """
+    if launched(one_machine=False)[1] < 2 or Ranks().count > 1:
+        yield Ranks()
+        return
+    from torch import distributed
+
+    distributed.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield Ranks()
+    finally:
+        distributed.destroy_process_group()
 
 
 def _environment(name: str, default: int) -> int:

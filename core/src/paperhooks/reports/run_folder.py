@@ -57,6 +57,7 @@ class RunFolder:
         self.path = local_path(path)
         self.result: dict[str, Any] = {}
         self._made = False
+        self._writes = True
         self._lock = FolderLock(self.path)
 
     @classmethod
@@ -105,16 +106,19 @@ class RunFolder:
         """Whether the run came to its end."""
         return self.result.get("status") == "finished"
 
-    def start(self, kind: str, *, inputs: Mapping[str, Any], seed: int | None = None, launch: str = "") -> bool:
+    def start(
+        self, kind: str, *, inputs: Mapping[str, Any], seed: int | None = None, launch: str = "", writes: bool = True
+    ) -> bool:
         """Begin a run, or go on with the one in the folder; returns True when it goes on.
 
         ``inputs`` is everything that determines the result; ``launch`` names processes that share the folder on purpose
-        (see :class:`paperhooks.io.FolderLock`). Raises DataError when the folder holds a run of another
+        (see :class:`paperhooks.io.FolderLock`). Of processes that do one run together all but one start it with
+        ``writes=False``, after that one: what they record or draw is written nowhere. Raises DataError when the folder holds a run of another
         kind, seed or inputs, naming the first difference, or a damaged ``result.json``, or is used by another process.
         """
         self._refuse_foreign_file()
         wanted = {"kind": kind, "seed": seed, "inputs": plain(inputs)}
-        self._lock.launch = launch
+        self._lock.launch, self._writes = launch, writes
         if not self._lock.held and self._lock.acquire():
             remove_leftovers(self.path)
         existing = self._read()
@@ -158,7 +162,8 @@ class RunFolder:
         """Save a matplotlib figure as ``name.svg`` and ``name.png``; returns both paths."""
         from paperhooks.reports.figures import save_figure
 
-        return save_figure(figure, self.path / name)
+        base = self.path / name
+        return save_figure(figure, base) if self._writes else (base.with_suffix(".svg"), base.with_suffix(".png"))
 
     def report(self, title: str, blocks: Sequence[Block]) -> Path:
         """Write ``report.md`` and ``report.html``; returns the path of the latter.
@@ -167,6 +172,8 @@ class RunFolder:
         """
         from paperhooks.reports.render import render_html, render_markdown
 
+        if not self._writes:
+            return self.path / "report.html"
         write_text(self.path / "report.md", render_markdown(title, blocks, self.path))
         html = self.path / "report.html"
         write_text(html, render_html(title, blocks, self.path, self.result))
@@ -188,6 +195,8 @@ class RunFolder:
             raise DataError(f"{self.path} is a file; the run needs a folder")
 
     def _write(self) -> None:
+        if not self._writes:
+            return
         if self._lock.held:
             self._lock.confirm()
         self.result |= {f"{part}_hash": hash_json(self.result[part]) for part in _HASHED}

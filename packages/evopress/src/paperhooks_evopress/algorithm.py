@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -219,6 +220,22 @@ class Evolution:
     def best(self) -> State | None:
         """The best state so far, by its last minibatch; None before the first generation has ended."""
         return self.population[0] if self.population else None
+
+    def finalists(self, most: int) -> tuple[State, ...]:
+        """The states that led longest, to be compared on more text than a generation reads; the last one first.
+
+        What a generation kept was the best on its own minibatch. The state that the search began with is among them
+        where there is room, so that what wins is no worse than it.
+
+        :param most: how many at most.
+        """
+        reigns = Counter(self.space.canonical(each.best) for each in self.history)
+        first: dict[State, State] = {}
+        for each in reversed(self.history):
+            first.setdefault(self.space.canonical(each.best), each.best)
+        ends = [self.space.canonical(each.best) for each in (*self.history[-1:], *self.history[:1])]
+        order = dict.fromkeys([*ends, *sorted(first, key=lambda state: -reigns[state])])
+        return tuple(first[state] for state in list(order)[:most])
 
     @property
     def finished(self) -> bool:
