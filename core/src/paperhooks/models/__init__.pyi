@@ -2,6 +2,7 @@ from .attention import attention_parts as attention_parts
 from .attention import causal_attention as causal_attention
 from .attention import full_precision as full_precision
 from .attention import queries_and_keys as queries_and_keys
+from .batches import data_digest as data_digest
 from .batches import length_batches as length_batches
 from .calibration import calibrate as calibrate
 from .costs import experts_per_token as experts_per_token
