@@ -9,6 +9,7 @@ from .levels import SublayerDrop as SublayerDrop
 from .method import EvoPress as EvoPress
 from .problems import LevelProblem as LevelProblem
 from .problems import problem as problem
+from .simple_choices import BestBaseline as BestBaseline
 from .spaces import Space as Space
 from .spaces import Unit as Unit
 from .spaces import UnitLevel as UnitLevel

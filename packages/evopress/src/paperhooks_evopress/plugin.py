@@ -26,6 +26,7 @@ PLUGIN = PluginInfo(
         "sparsegpt": "paperhooks_evopress.levels.sparsegpt:SparseGPT",
         "gptq": "paperhooks_evopress.levels.gptq:GPTQ",
         "gguf": "paperhooks_evopress.levels.gguf:Gguf",
+        "baselines": "paperhooks_evopress.simple_choices:BestBaseline",
     },
     paper=Paper(
         arxiv="2410.14649",
@@ -35,5 +36,6 @@ PLUGIN = PluginInfo(
         venue="ICML 2025",
         code="IST-DASLab/EvoPress",
     ),
+    hooks="paperhooks_evopress.registration",
     claims="claims.toml",
 )
