@@ -13,6 +13,7 @@ from .simple_choices import BestBaseline as BestBaseline
 from .spaces import Space as Space
 from .spaces import Unit as Unit
 from .spaces import UnitLevel as UnitLevel
+from .sparsity_masks import SparsityMasks as SparsityMasks
 from .targets import Target as Target
 
 __version__: str
