@@ -37,5 +37,6 @@ PLUGIN = PluginInfo(
         code="IST-DASLab/EvoPress",
     ),
     hooks="paperhooks_evopress.registration",
+    demo="paperhooks_evopress.demo:run",
     claims="claims.toml",
 )

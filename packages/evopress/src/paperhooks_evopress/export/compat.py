@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import transformers
 
-__all__ = ["AutoConfig", "cut_layers", "model_class", "read_gguf", "rotary_base", "say_skipped", "tells_skipped"]
+__all__ = [
+    "AutoConfig",
+    "cut_layers",
+    "model_class",
+    "quiet_loading",
+    "read_gguf",
+    "rotary_base",
+    "say_skipped",
+    "tells_skipped",
+]
 
 AutoConfig: Final = transformers.AutoConfig
 #: Lists that have an entry for each layer, beside all whose names tell of layers.
@@ -71,3 +82,18 @@ def model_class(config: Any) -> Any:
 def read_gguf(folder: Any, file: str, **options: Any) -> Any:
     """The model in a GGUF file, by transformers' reader."""
     return transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, **options)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Within the block transformers does not print which weights a folder lacks, for a caller who checks that."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)

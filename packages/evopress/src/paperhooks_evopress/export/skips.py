@@ -13,7 +13,7 @@ from paperhooks.weights import Structure, skipped_modules
 from torch import nn
 
 from paperhooks_evopress.export.checkpoint import checked, stored, written
-from paperhooks_evopress.export.compat import AutoConfig, model_class, say_skipped
+from paperhooks_evopress.export.compat import AutoConfig, model_class, quiet_loading, say_skipped
 from paperhooks_evopress.export.depth import branches, skipped_in
 
 __all__ = ["load_skipped", "skip_list"]
@@ -56,7 +56,7 @@ def load_skipped(folder: str | Path, **options: Any) -> Any:
     path = Path(folder)
     skipped = _skipped(path)
     config = AutoConfig.from_pretrained(path)
-    with torch.random.fork_rng(devices=[]):  # what is left out gets random weights before it goes
+    with quiet_loading(), torch.random.fork_rng(devices=[]):  # what is left out gets random weights before it goes
         model, info = model_class(config).from_pretrained(path, output_loading_info=True, **options)
     inside = tuple(f"{name}." for name in skipped)
     odd = sorted(name for name in info["missing_keys"] if not name.startswith(inside))
