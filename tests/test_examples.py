@@ -25,6 +25,7 @@ def test_examples_for_several_processes_run(name: str, tmp_path: Path, monkeypat
 
 
 def test_there_are_examples() -> None:
-    assert {script.name for script in EXAMPLES} >= {"use_a_plugin.py", "compose.py", "write_a_plugin.py"}
+    found = {script.name for script in EXAMPLES}
+    assert found >= {"use_a_plugin.py", "compose.py", "write_a_plugin.py", "offer_levels.py"}
     several = {script.name for script in (ROOT / "examples" / "several_gpus").glob("*.py")}
     assert several == {*LAUNCHED, "serve_device_map.py"}
