@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["MeasuredChoice", "comparison_blocks", "pareto_figure", "text_table"]
 
 _MEGA: Final = 1e6
+#: From here on fractions are not shown.
+_WHOLE: Final = 1e4
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,9 @@ def text_table(told: Mapping[str, Any]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= _WHOLE else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def comparison_blocks(run: RunFolder | None, rows: Sequence[MeasuredChoice], told: Mapping[str, Any]) -> list[Block]:
@@ -104,7 +108,8 @@ def comparison_blocks(run: RunFolder | None, rows: Sequence[MeasuredChoice], tol
         ),
         Table(
             *_cells(told["table"], told),
-            "Lower is better. Tokens read and seconds are what finding it took, not yet made levels too.",
+            "Lower is better. Tokens and seconds are what finding a choice took: those of a search hold making its "
+            "levels, and what several choices asked for was measured once.",
         ),
     ]
     if run is not None and any(row.size is not None for row in rows):
