@@ -99,6 +99,20 @@ def test_the_winner_of_a_search_stands_beside_all_baselines_of_its_problem(cli, 
     assert (code, table(again)) == (0, found), err
 
 
+def test_several_budgets_are_drawn(cli, folder: Path) -> None:
+    there = []
+    for target in ("bits=3", "bits=4"):
+        given = ("--target", target, "--search", SEARCH, "--baseline", "uniform", "--out", str(folder / target))
+        assert compared(cli, folder, *given)[0] == 0
+        there.append(str(folder / target))
+    code, out, err = cli("evopress", "front", *there, "--out", str(folder / "front"))
+    assert code == 0, err
+    assert [line.split(", ")[0].partition(": ")[2] for line in out.splitlines()[:2]] == [
+        "uniform at bits=3", "uniform at bits=4",
+    ]  # fmt: skip
+    assert (folder / "front" / "report.html").is_file()
+
+
 @pytest.mark.parametrize("target", ["depth=0.34", "sparsity=0.5", "bytes=60kB"])
 def test_every_kind_of_target_has_baselines(cli, folder: Path, target: str) -> None:
     code, out, err = compared(cli, folder, "--target", target, "--search", SEARCH, "--random-tokens", "96")

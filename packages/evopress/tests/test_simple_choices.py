@@ -12,6 +12,7 @@ from paperhooks import DataError
 from paperhooks.testing import fingerprint, tiny_llama
 from paperhooks_evopress import BestBaseline, EvoPress, SublayerDrop
 from paperhooks_evopress.baselines import BASELINES
+from paperhooks_evopress.pareto import write_front
 from paperhooks_evopress.search_runs import SearchRun
 from torch import nn
 
@@ -139,6 +140,25 @@ class OneMlp(SublayerDrop):
     def compression_levels(self, view, modules):
         found = super().compression_levels(view, modules)
         return {name: own for name, own in found.items() if name.endswith(("0.self_attn", "1.mlp"))}
+
+
+def test_several_budgets_make_a_front(tmp_path: Path) -> None:
+    data = {"calibration": texts(), "held_out": texts(1)}
+    for target in ("bits=2.5", "bits=4"):
+        best(tiny_llama(layers=2), target, data=data, out=tmp_path / target, baselines=("uniform", "random")).undo()
+    rows = write_front([tmp_path / "bits=2.5", tmp_path / "bits=4"], tmp_path / "front")
+    assert [row["target"] for row in rows] == ["bits=2.5", "bits=2.5", "bits=4", "bits=4"]
+    for row in rows:
+        beaten = any(o["size"] <= row["size"] and o["lost"] < row["lost"] for o in rows)
+        assert row["front"] is not beaten
+    assert {row["target"] for row in rows if row["front"]} == {"bits=2.5", "bits=4"}
+    for name in ("front.png", "report.html", "report.md"):
+        assert (tmp_path / "front" / name).is_file()
+    best(tiny_llama(layers=2), "bits=3", out=tmp_path / "alone", baselines="uniform").undo()
+    for other, said in (("alone", "have another data"), ("nowhere", "holds no run")):
+        with pytest.raises(DataError, match=said):
+            write_front([tmp_path / "bits=4", tmp_path / other], tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_options_that_cannot_be_meant_are_refused() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import paperhooks
 import pytest
 import torch
-from paperhooks import Artefact, ArtefactError
+from paperhooks import Artefact, ArtefactError, UnsupportedModel
 from paperhooks.testing import tiny_llama
 from paperhooks_evopress import EvoPress, SparsityMasks
 from torch import nn
@@ -133,6 +133,15 @@ def test_a_model_without_the_zeros_is_refused(tmp_path: Path) -> None:
         masks.check(nn.Linear(2, 2))
     with pytest.raises(ArtefactError, match="writes no zeros"):
         SparsityMasks(compressed(model, "bits=3"))
+
+
+def test_parameters_that_are_not_here_as_a_whole_are_refused() -> None:
+    model = tiny_llama(layers=2)
+    masks = SparsityMasks(compressed(model))
+    with pytest.raises(UnsupportedModel, match="is not in memory"):
+        masks.check(model.to("meta"))
+    with pytest.raises(ArtefactError, match=r"is \[64, 64\] and was compressed as"):
+        masks.check(tiny_llama(layers=2, hidden_size=64))
 
 
 def test_what_is_left_out_has_no_parameters_to_train(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Commands under ``paperhooks evopress``: baselines, export, show."""
+"""Commands under ``paperhooks evopress``: baselines, front, export, show."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def add_commands(app: typer.Typer) -> None:
         help="EvoPress: compare a search with simple choices, look at it, export what it found.",
         no_args_is_help=True,
     )
-    for command in (baselines, export, show):
+    for command in (baselines, front, export, show):
         group.command()(usage_errors(command))
     app.add_typer(group)
 
@@ -101,6 +101,19 @@ def baselines(
     say(f"best simple choice on the calibration text: {artefact.data['baseline']}; {passes}")
     if out is not None:
         say(f"report: {out / 'report.html'}")
+
+
+def front(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders that baselines wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", callback=writable_folder, help="Folder for a report.")],
+) -> None:
+    """Draw comparisons at several budgets as one front of sizes and losses."""
+    from paperhooks_evopress.pareto import write_front
+
+    for row in write_front(folders, out):
+        if row["front"]:
+            say(f"{row['size'] / 1e6:,.4g} MB: {row['name']} at {row['target']}, {row['lost']:.4g}")
+    say(f"report: {out / 'report.html'}")
 
 
 def export(
