@@ -10,10 +10,11 @@ import pytest
 import torch
 from paperhooks import DataError
 from paperhooks.testing import fingerprint, tiny_llama
-from paperhooks_evopress import BestBaseline, EvoPress, SublayerDrop
+from paperhooks_evopress import BestBaseline, Evaluator, EvoPress, SublayerDrop
 from paperhooks_evopress.baselines import BASELINES
 from paperhooks_evopress.pareto import write_front
 from paperhooks_evopress.search_runs import SearchRun
+from paperhooks_evopress.search_text import described
 from torch import nn
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
@@ -174,6 +175,29 @@ def test_options_that_cannot_be_meant_are_refused() -> None:
             BestBaseline(**options)
 
 
+def test_a_search_under_way_is_shown_and_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search, model = EvoPress(schedule="quick", generations=3, check_model=False), tiny_llama(layers=2)
+    real, calls = Evaluator.score, []
+
+    def late(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("the power is off")
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "score", late)
+        with pytest.raises(RuntimeError, match="the power is off"):
+            paperhooks.compress(model, search, data=texts(), target="bits=3", out=tmp_path / "run", progress=False)
+    run = SearchRun.open(tmp_path / "run")
+    assert not run.finished
+    lines = described(run)
+    assert "search for bits=3, running, seed 0" in lines
+    assert any(line.startswith("the best choice:") for line in lines)
+    with pytest.raises(DataError, match="is not finished"):
+        best(model, "bits=3", run=str(tmp_path / "run"))
+
+
 def test_the_folder_of_a_search_is_read(tmp_path: Path) -> None:
     model = tiny_llama(layers=2)
     search = EvoPress(schedule="quick", generations=2, check_model=False)
@@ -185,6 +209,9 @@ def test_the_folder_of_a_search_is_read(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert run.options == result["inputs"]["method"]["options"]
     artefact.undo()
+    lines = described(run)
+    assert any("search for bits=3, finished" in line for line in lines)
+    assert sum(line.startswith(("self_attn.", "mlp.")) for line in lines) == 7
     best(model, "bits=3", out=tmp_path / "other").undo()
     with pytest.raises(DataError, match="expected the folder of a search by EvoPress"):
         SearchRun.open(tmp_path / "other")
