@@ -58,9 +58,9 @@ def compress(
     Afterwards the model holds the compressed weights; ``artefact.undo()`` restores it bit for bit. When anything fails,
     the model is as before.
 
-    Processes of one launch (torchrun, accelerate) that have made their process group may call it together, each with its
-    own copy of the model: all end with the same weights, one of them writes the run folder, and methods with the trait
-    ``shared_work`` deal their work out.
+    Processes of one launch (torchrun, accelerate) that have made their process group may call it together, each with
+    its own copy of the model: all end with the same weights, one of them writes the run folder, and methods with the
+    trait ``shared_work`` deal their work out.
 
     :param method: a method's name with ``options`` for its constructor, or an instance.
     :param data: calibration data: a ``.jsonl`` file, texts, token ids, or batches of inputs; or a mapping of several

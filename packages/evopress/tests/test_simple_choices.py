@@ -193,7 +193,7 @@ def test_a_search_under_way_is_shown_and_not_compared(tmp_path: Path, monkeypatc
     assert not run.finished
     lines = described(run)
     assert "search for bits=3, running, seed 0" in lines
-    assert any(line.startswith("the best choice:") for line in lines)
+    assert any(line.startswith("the choice of the last generation:") for line in lines)
     with pytest.raises(DataError, match="is not finished"):
         best(model, "bits=3", run=str(tmp_path / "run"))
 

@@ -40,7 +40,7 @@ def launched(*, one_machine: bool = True) -> tuple[int, int]:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """The processes of a launch as a group of torch.distributed for as long as the block lasts, where they are none yet.
+    """The processes of a launch as a group of torch.distributed while the block lasts, where they are none yet.
 
     The group passes plain objects alone, on the CPU, and its processes wait for one another for a day.
 

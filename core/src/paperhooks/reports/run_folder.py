@@ -113,8 +113,9 @@ class RunFolder:
 
         ``inputs`` is everything that determines the result; ``launch`` names processes that share the folder on purpose
         (see :class:`paperhooks.io.FolderLock`). Of processes that do one run together all but one start it with
-        ``writes=False``, after that one: what they record or draw is written nowhere. Raises DataError when the folder holds a run of another
-        kind, seed or inputs, naming the first difference, or a damaged ``result.json``, or is used by another process.
+        ``writes=False``, after that one: what they record or draw is written nowhere. Raises DataError when the folder
+        holds a run of another kind, seed or inputs, naming the first difference, or a damaged ``result.json``, or is
+        used by another process.
         """
         self._refuse_foreign_file()
         wanted = {"kind": kind, "seed": seed, "inputs": plain(inputs)}

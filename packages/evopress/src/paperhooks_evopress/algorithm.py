@@ -198,11 +198,17 @@ class Evolution:
     random numbers and the history are those of the last generation that ended, and :meth:`run` goes on from there.
     """
 
-    def __init__(self, space: SearchSpace, schedule: SearchSchedule, score: Score, seed: int) -> None:
+    def __init__(
+        self, space: SearchSpace, schedule: SearchSchedule, score: Score, seed: int, *, start: State | None = None
+    ) -> None:  # fmt: skip
         """
         :param space: states and their mutation. :param score: their fitness. :param seed: of all that is random.
+        :param start: a state of the space to begin with, in place of those that it begins with itself.
+        :raises ValueError: the start does not belong to the space.
         """
-        self.space, self.schedule, self.seed = space, schedule, seed
+        if start is not None and not space.feasible(start):
+            raise ValueError(f"start={start}: it does not belong to the space, whose budget or limits it does not keep")
+        self.space, self.schedule, self.seed, self.start = space, schedule, seed, start
         self._score = score
         self._progress = _Progress((), (), Random(seed).getstate(), ended=False)
 
@@ -279,7 +285,11 @@ class Evolution:
                 SelectionStage(schedule.population, schedule.initial_tokens),
             )
         if len(states) <= schedule.population:
-            return states, Generation(0, "initial", (), states[0], None, "not scored"), False
+            return (
+                states,
+                Generation(0, "initial", (), states[0], None, "one choice to begin with, which was not scored"),
+                False,
+            )
         values = self._scored(states, stage.tokens, schedule.population, random)
         kept = select(values, schedule.population)
         population = tuple(states[place] for place in kept)
@@ -288,6 +298,8 @@ class Evolution:
         return population, Generation(0, kind, (record,), population[0], values[kept[0]], note), bool(note)
 
     def _initial(self, random: Random) -> tuple[State, ...]:
+        if self.start is not None:
+            return (self.start,)
         found: dict[State, State] = {}
         misses = 0
         while len(found) < self.schedule.initial and misses < _MISSES:

@@ -66,6 +66,11 @@ class Generation:
     fitness: float | None
     note: str = ""
 
+    @property
+    def evaluations(self) -> int:
+        """Tokens times candidates that were scored."""
+        return sum(stage.tokens * len(stage.fitness) for stage in self.stages)
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON."""
         return {**asdict(self), "stages": [stage.to_json() for stage in self.stages], "best": list(self.best)}

@@ -7,29 +7,40 @@
 from __future__ import annotations
 
 import math
+import shutil
+import sys
+import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from random import Random
 from typing import Any, Final, get_args
 
-import torch
 from paperhooks import Artefact, CompressionRequest, DataError, ModelView, Traits, hookimpl
 from paperhooks.hooks import Levels
-from paperhooks.io import choice, flag, optional, read_json, tensor_digest, whole, write_json
-from paperhooks.plugins import catalog
-from torch import Tensor
+from paperhooks.io import Ranks, choice, flag, optional, read_json, text, whole, write_json
+from paperhooks.reports import Paragraph
 from tqdm import tqdm
 
-from paperhooks_evopress.algorithm import Evolution, SearchSchedule
+from paperhooks_evopress.algorithm import Evolution, SearchSchedule, select
+from paperhooks_evopress.baselines import Setting, additive
 from paperhooks_evopress.evaluator import Evaluator, Fitness
-from paperhooks_evopress.plugin import DEFAULT_LEVELS
-from paperhooks_evopress.problems import Exchange, Fuse, LevelProblem, module_names, problem
+from paperhooks_evopress.groundwork import decided_by, level_methods, offered_levels, token_rows
+from paperhooks_evopress.problems import Exchange, Fuse, LevelProblem, problem
 from paperhooks_evopress.report import blocks
 from paperhooks_evopress.schedules import SCHEDULES, schedule_of
+from paperhooks_evopress.search_plan import SearchPlan
+from paperhooks_evopress.shared_evaluator import SharedEvaluator
 from paperhooks_evopress.targets import Target
 
 __all__ = ["EvoPress"]
 
 _CHECKPOINT: Final = "search.json"
+_START: Final = "start.json"
+#: Folder of what an interrupted search leaves.
+_BEST: Final = "best"
+#: Tokens that are timed for the plan.
+_TIMED: Final = 512
 _SEED_OF_ALL: Final = 0  # a minibatch of all tokens is the same with any
 
 
@@ -61,8 +72,13 @@ class EvoPress:
         The model's most likely tokens that are kept at a position, the rest as one; all by default.
     check_model
         Refuse a model that predicts the calibration text no better than guessing.
-    final_check
-        Score the winner and the even choice on all calibration text at the end.
+    start
+        "even", as in the paper; "additive": what an integer program makes of each level's damage alone, measured on the
+        tokens of the first stage, which takes as many candidates as there are levels; or the run folder or artefact of
+        another choice among the same levels, such as that of ``evopress/baselines``.
+    finalists
+        How many choices, of those that led longest, are compared on all calibration text at the end. The first one is
+        among them, so that the winner is never worse than it there. 0 keeps the last one.
 
     :raises ValueError: an option that cannot be meant; names it, its value and what is expected.
     """
@@ -80,8 +96,14 @@ class EvoPress:
     teacher_bytes: int = 2**30
     top_tokens: int | None = None
     check_model: bool = True
-    final_check: bool = True
-    traits = Traits(writes=frozenset({"weights"}))
+    start: str = "even"
+    finalists: int = 4
+    traits = Traits(
+        writes=frozenset({"weights"}),
+        devices=("cpu", "cuda"),
+        dtypes=("float32", "bfloat16", "float16"),
+        shared_work=True,
+    )
 
     def __post_init__(self) -> None:
         self.schedule = choice("schedule", self.schedule, tuple(SCHEDULES))
@@ -92,75 +114,130 @@ class EvoPress:
             setattr(self, name, optional(whole, name, getattr(self, name), at_least=0))
         for name in ("offspring", "top_tokens"):
             setattr(self, name, optional(whole, name, getattr(self, name), at_least=1))
-        for name in ("whole_layers", "check_model", "final_check"):
+        self.start = text("start", str(self.start))
+        self.finalists = whole("finalists", self.finalists, at_least=0)
+        for name in ("whole_layers", "check_model"):
             setattr(self, name, flag(name, getattr(self, name)))
         self.max_length = whole("max_length", self.max_length, at_least=2)
         self.teacher_bytes = whole("teacher_bytes", self.teacher_bytes, at_least=1)
 
     def default_levels(self, view: ModelView, target: Any) -> list[Any]:
         """The methods whose levels are searched where the user names none, by the kind of the target."""
-        wanted = Target.of(target)
-        found = []
-        for name in DEFAULT_LEVELS[wanted.kind]:
-            options: dict[str, Any] = {}
-            if wanted.kind == "sparsity":
-                options = {"around": wanted.value, "step": _step(view, wanted.value)}
-            found.append(catalog().create_method(name, **options))
-        return found
+        return level_methods(view, Target.of(target))
 
     @hookimpl
     def compression(self, view: ModelView, request: CompressionRequest) -> Artefact:
         """Search, keep the winner, and say what was found."""
         target = Target.of(request.target)
-        sequences = _sequences(request, self.max_length)
-        with self._levels(view, request, target) as levels:
+        sequences = token_rows(request, self.max_length)
+        with offered_levels(view, request, target, whole_layers=self.whole_layers) as levels:
             posed = problem(
                 view, levels, target, exchange=self.exchange, fuse=self.fuse, max_level=self.max_level,
                 max_deviation=self.max_deviation,
             )  # fmt: skip
-            levels.prepare(
-                request.run.path / "database" if request.run is not None else None,
-                decides=_decides(sequences), progress=request.progress,
-            )  # fmt: skip
-            evaluator = Evaluator(
+            given = self._given(posed)
+            evaluator = SharedEvaluator(
                 view, levels, sequences, fitness=self.fitness, limit=self.teacher_bytes, tokens=self.top_tokens,
                 most_perplexity=None if self.check_model else math.inf,
             )  # fmt: skip
-            evolution = self._search(posed, evaluator, request)
-            return self._finished(view, request, levels, posed, evaluator, evolution)
+            plan = self._plan(posed, levels, evaluator)
+            if request.progress:
+                tqdm.write(str(plan), file=sys.stderr)
+            with _timed(request, "levels"):
+                levels.prepare(
+                    request.run.path / "database" if request.run is not None else None,
+                    decides=decided_by(sequences), progress=request.progress,
+                )  # fmt: skip
+            with _timed(request, "start"):
+                start = self._start(posed, levels, evaluator, request, given)
+            with _timed(request, "search"):
+                evolution = self._search(view, posed, levels, evaluator, request, start)
+            return self._finished(view, request, levels, posed, evaluator, evolution, plan)
 
-    def _levels(self, view: ModelView, request: CompressionRequest, target: Target) -> Levels:
-        """What is offered for the modules of a target; those without levels belong to what contains them."""
-        levels = request.levels(view, module_names(view, target, whole_layers=self.whole_layers))
-        with_levels = [name for name, own in levels.items() if own]
-        return levels if len(with_levels) in (0, len(levels)) else request.levels(view, with_levels)
+    def _plan(self, posed: LevelProblem, levels: Levels, evaluator: Evaluator) -> SearchPlan:
+        """What the search will take, by the time that a pass over the model itself takes."""
+        schedule, tokens = self._schedule(posed), min(_TIMED, evaluator.tokens)
+        begin = time.perf_counter()
+        evaluator.score([{}], tokens, _SEED_OF_ALL)
+        seconds = (time.perf_counter() - begin) / tokens
+        more = self.finalists * evaluator.tokens
+        if self.start == "additive":
+            tries = 1 + sum(len(unit.choices) for unit in posed.space.units)
+            more += tries * min(evaluator.tokens, schedule.stages[0].tokens)
+        return SearchPlan.of(
+            schedule, levels, len(posed.space.units), more_tokens=more, processes=Ranks().count,
+            pass_seconds=seconds, teacher_bytes=self.teacher_bytes,
+        )  # fmt: skip
 
-    def _search(self, posed: LevelProblem, evaluator: Evaluator, request: CompressionRequest) -> Evolution:
-        """Generation by generation, kept after each."""
-        planned = self._schedule(posed, evaluator)
+    def _given(self, posed: LevelProblem) -> tuple[int, ...] | None:
+        """The choice of the run or artefact that is named as the start, looked at before anything long."""
+        if self.start in ("even", "additive"):
+            return None
+        chosen = Artefact.load(self.start).data.get("levels", {})
+        return posed.state({name: each["label"] for name, each in chosen.items()})
+
+    def _start(
+        self, posed: LevelProblem, levels: Levels, evaluator: Evaluator, request: CompressionRequest,
+        given: tuple[int, ...] | None,
+    ) -> tuple[int, ...] | None:  # fmt: skip
+        """The state to begin with, mended where it does not use up the budget, and kept in the run folder."""
+        if self.start == "even":
+            return None
+        file = request.run.path / _START if request.run is not None else None
+        state: tuple[int, ...] | None = None
+        if file is not None and file.exists():
+            try:
+                state = tuple(int(place) for place in read_json(file, "the start of a search")["state"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(f"{file} cannot be gone on with: {error!r}; use another folder") from error
+        if state is None:
+            setting = Setting(levels, posed, evaluator, self._schedule(posed).stages[0].tokens, request.seed)
+            state = given or additive(setting, progress=request.progress).state
+            if not posed.space.feasible(state):
+                state = posed.space.repair(state, Random(request.seed))
+            if not posed.space.feasible(state):
+                raise DataError(
+                    f"start={self.start!r} is outside of what {posed.target} and the limits on levels allow"
+                )
+            if file is not None and Ranks().first:
+                write_json(file, {"state": list(state)})
+        return state
+
+    def _search(
+        self, view: ModelView, posed: LevelProblem, levels: Levels, evaluator: Evaluator, request: CompressionRequest,
+        start: tuple[int, ...] | None,
+    ) -> Evolution:  # fmt: skip
+        """Generation by generation, kept after each; after an interrupt the best so far is left as an artefact."""
+        planned = self._schedule(posed)
 
         def score(states: Sequence[tuple[int, ...]], tokens: int, seed: int, survivors: int | None) -> list[float]:
             return evaluator.score([posed.choice(state) for state in states], tokens, seed, survivors)
 
-        evolution = Evolution(posed.space, planned, score, request.seed)
+        evolution = Evolution(posed.space, planned, score, request.seed, start=start)
         file = request.run.path / _CHECKPOINT if request.run is not None else None
         if file is not None and file.exists():
             try:
                 evolution.load_state_dict(read_json(file, "the state of a search"))
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(f"{file} cannot be gone on with: {error}; use another folder") from error
+        Ranks().meet()  # all have read it before one writes
         done = len(evolution.history)
-        with tqdm(
-            total=planned.generations + 1, initial=done, desc="search", unit="generation", disable=not request.progress
-        ) as bar:
-            for generation in evolution.run():
-                if file is not None:
-                    write_json(file, evolution.state_dict())
-                bar.set_postfix(fitness="-" if generation.fitness is None else f"{generation.fitness:.4g}")
-                bar.update()
+        try:
+            with tqdm(
+                total=planned.generations + 1, initial=done, desc="search", unit="generation",
+                disable=not request.progress,
+            ) as bar:  # fmt: skip
+                for generation in evolution.run():
+                    if file is not None and Ranks().first:
+                        write_json(file, evolution.state_dict())
+                    bar.set_postfix(fitness="-" if generation.fitness is None else f"{generation.fitness:.4g}")
+                    bar.update()
+        except KeyboardInterrupt:
+            _leave(view, request, levels, posed, evolution)
+            raise
         return evolution
 
-    def _schedule(self, posed: LevelProblem, evaluator: Evaluator) -> SearchSchedule:
+    def _schedule(self, posed: LevelProblem) -> SearchSchedule:
         classes = [unit.exchange for unit in posed.space.units]
         blocks = max((classes.count(name) for name in set(classes)), default=0)
         removed = max((blocks - int(own) for own in posed.space.budgets.values()), default=0)
@@ -177,10 +254,18 @@ class EvoPress:
 
     def _finished(
         self, view: ModelView, request: CompressionRequest, levels: Levels, posed: LevelProblem, evaluator: Evaluator,
-        evolution: Evolution,
+        evolution: Evolution, plan: SearchPlan,
     ) -> Artefact:  # fmt: skip
         best = evolution.best
         assert best is not None  # the search has ended
+        scores: dict[str, float | None] = {}
+        with _timed(request, "comparison"):
+            if finalists := evolution.finalists(self.finalists):
+                values = evaluator.score([posed.choice(state) for state in finalists], evaluator.tokens, _SEED_OF_ALL)
+                best = finalists[select(values, 1)[0]]
+                scores["final"] = _finite(min(values))
+                first = evolution.history[0].best
+                scores["first"] = _finite(values[finalists.index(first)]) if first in finalists else None
         won = posed.choice(best)
         told: dict[str, Any] = {
             "target": str(posed.target),
@@ -188,39 +273,44 @@ class EvoPress:
             "budget": posed.space.budget if posed.space.budget is not None else dict(posed.space.budgets),
             "cost_kind": posed.kind,
             "fitness": self.fitness,
+            "start": self.start,
             "generations": len(evolution.history) - 1,
             "teacher_perplexity": evaluator.teacher_perplexity,
-            "tokens_read": evaluator.counters.tokens,
+            "tokens_read": sum(each.evaluations for each in evolution.history),
+            **scores,
         }
-        if self.final_check:
-            first = posed.choice(evolution.history[0].best)
-            scores = evaluator.score([won, first], evaluator.tokens, _SEED_OF_ALL)
-            told |= {"final": _finite(scores[0]), "first": _finite(scores[1])}
-        request.blocks += blocks(request.run, posed, evolution.history, won, told)
+        timings = request.run.result["timings"] if request.run is not None else {}
+        request.blocks += [
+            *blocks(request.run, posed, evolution.history, won, told, timings),
+            Paragraph(f"Before it began: {plan}."),
+        ]
+        if request.run is not None and Ranks().first:
+            shutil.rmtree(request.run.path / _BEST, ignore_errors=True)
         levels.switch(won)
         levels.write(view.journal, method=request.method)
         return request.artefact(view, data=told, levels=levels)
 
 
+def _leave(
+    view: ModelView, request: CompressionRequest, levels: Levels, posed: LevelProblem, evolution: Evolution
+) -> None:
+    """What an interrupted search has found so far, as an artefact beside its checkpoint."""
+    if request.run is None or evolution.best is None or not Ranks().first:
+        return
+    levels.switch(posed.choice(evolution.best))
+    levels.write(view.journal, method=request.method)
+    told = {"target": str(posed.target), "cost": posed.space.cost(evolution.best), "unfinished": True}
+    file = request.artefact(view, data=told, levels=levels).save(request.run.path / _BEST)
+    tqdm.write(
+        f"interrupted after {len(evolution.history) - 1} generations; the best so far is {file}, and the same command "
+        "goes on",
+        file=sys.stderr,
+    )
+
+
+def _timed(request: CompressionRequest, name: str) -> AbstractContextManager[None]:
+    return nullcontext() if request.run is None else request.run.timed(name)
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _step(view: ModelView, sparsity: float, steps: int = 8) -> int:
-    """Weights between two levels of sparsity: D = 0.5 min(s, 1 - s) / levels hidden^2 (official default)."""
-    hidden = int(view.text_config.hidden_size)
-    return max(1, int(0.5 * min(sparsity, 1 - sparsity) / steps * hidden**2))
-
-
-def _sequences(request: CompressionRequest, max_length: int) -> list[Tensor]:
-    """Token ids of each calibration text, int64 [T]."""
-    found = []
-    for batch in request.batches(max_length=max_length):
-        ids, mask = batch["input_ids"], batch.get("attention_mask")
-        for row, own in enumerate(ids):
-            found.append(own if mask is None else own[mask[row].bool()])
-    return found
-
-
-def _decides(sequences: Sequence[Tensor]) -> dict[str, Any]:
-    return {"calibration": tensor_digest(torch.cat(list(sequences)))}

@@ -62,6 +62,25 @@ class LevelProblem:
         """Module name to label, without the modules that stay as they are."""
         return {name: label for name, label in self.space.choice(tuple(state)).items() if label != AS_IT_IS}
 
+    def state(self, choice: Mapping[str, str]) -> tuple[int, ...]:
+        """The state that a choice means; modules that it does not name are as they are.
+
+        :raises DataError: a module that is not searched, or a label that is not offered for it or differs from that of
+            a module with which it shares its level.
+        """
+        if odd := sorted(set(choice) - {name for unit in self.space.units for name in unit.modules}):
+            raise DataError(f"{odd[0]} has the level {choice[odd[0]]!r}, and is not among what is searched")
+        places = []
+        for unit in self.space.units:
+            wanted = {choice.get(name, AS_IT_IS) for name in unit.modules}
+            labels = [each.label for each in unit.choices]
+            if len(wanted) > 1 or not wanted <= set(labels):
+                names = ", ".join(sorted(repr(label or "as it is") for label in wanted))
+                offered = ", ".join(repr(label or "as it is") for label in labels)
+                raise DataError(f"{unit.name} is to stand at {names}; offered are {offered}")
+            places.append(labels.index(wanted.pop()))
+        return tuple(places)
+
 
 def problem(
     view: ModelView,

@@ -8,7 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from paperhooks.errors import MissingExtra
-from paperhooks.reports import Block, Figure, Heading, Paragraph, RunFolder, Table, line_figure, new_figure, style_axes
+from paperhooks.reports import (
+    Block,
+    Figure,
+    Heading,
+    Paragraph,
+    RunFolder,
+    Table,
+    bar_figure,
+    line_figure,
+    new_figure,
+    style_axes,
+)
 
 from paperhooks_evopress.history import Generation
 from paperhooks_evopress.problems import AS_IT_IS, LevelProblem
@@ -16,8 +27,17 @@ from paperhooks_evopress.problems import AS_IT_IS, LevelProblem
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
 
-__all__ = ["blocks", "level_figure", "level_grid"]
+__all__ = ["blocks", "level_figure", "level_grid", "order_figure", "stage_lines"]
 
+#: Timings of a run that are parts of a search.
+_PARTS = ("levels", "start", "search", "comparison")
+_STARTS = {"even": "even levels", "additive": "the additive model's answer"}
+#: Notes of generations that are shown.
+_NOTES = 5
+#: Seconds that are worth a bar.
+_SHORT = 0.01
+#: Units whose names fit beside a figure.
+_NAMED = 48
 _LAYER = re.compile(r"^(.*?\.)(\d+)(?:\.(.*))?$")
 
 
@@ -27,28 +47,17 @@ def blocks(
     history: Sequence[Generation],
     won: Mapping[str, str],
     told: Mapping[str, Any],
+    timings: Mapping[str, float],
 ) -> list[Block]:
     """What a search adds to the report of its run, with figures where matplotlib is installed.
 
-    :param won: module name to label. :param told: what the artefact says of the search.
+    :param won: module name to label. :param told: what the artefact says of the search. :param timings: seconds of its
+        parts.
     """
     found: list[Block] = [Heading("Search"), Paragraph(_summary(told)), Table(("", ""), _facts(told))]
-    scored = [each for each in history if each.fitness is not None]
     if run is not None:
         try:
-            if len(scored) > 1:
-                axis = [float(each.number) for each in scored]
-                values = [each.fitness if each.fitness is not None else math.nan for each in scored]
-                run.figure("fitness", line_figure(
-                    {"best of the last stage": (axis, values)}, title="Fitness, on a minibatch of each generation",
-                    x="generation", y=str(told["fitness"]),
-                ))  # fmt: skip
-                alt = f"fitness from {values[0]:.4g} to {values[-1]:.4g} over {len(scored)} generations"
-                found.append(
-                    Figure("fitness", alt=alt, caption="Each generation has its own text: the line is not smooth.")
-                )
-            run.figure("levels", level_figure(posed, won))
-            found.append(Figure("levels", alt="the level of each unit by layer", caption="Darker is cheaper."))
+            found += _figures(run, posed, history, won, told, timings)
         except MissingExtra as error:
             found.append(Paragraph(f"Figures are left out: {error}", "note"))
     counts: dict[str, int] = {}
@@ -57,18 +66,101 @@ def blocks(
         counts[label] = counts.get(label, 0) + 1
     rows = sorted(counts.items(), key=lambda item: -item[1])
     found.append(Table(("level", "units"), rows, "How many units stand at each level."))
-    notes = list(dict.fromkeys(each.note for each in history if each.note))
+    notes = [f"Generation {each.number}: {each.note}." for each in history if each.note and each.kind != "initial"]
+    if len(notes) > _NOTES:
+        notes = [*notes[:_NOTES], f"And {len(notes) - _NOTES} more notes of this kind, in search.json."]
     return [*found, *(Paragraph(note, "note") for note in notes)]
+
+
+def _figures(
+    run: RunFolder,
+    posed: LevelProblem,
+    history: Sequence[Generation],
+    won: Mapping[str, str],
+    told: Mapping[str, Any],
+    timings: Mapping[str, float],
+) -> list[Block]:
+    found: list[Block] = []
+    lines = stage_lines(history)
+    if lines:
+        run.figure("fitness", line_figure(
+            lines, title="Fitness, on the minibatches of each generation", x="generation", y=str(told["fitness"]),
+        ))  # fmt: skip
+        values = next(reversed(lines.values()))[1]
+        alt = f"fitness of the last stage from {values[0]:.4g} to {values[-1]:.4g} over {len(values)} generations"
+        found.append(Figure("fitness", alt=alt, caption="Each stage of each generation has its own text: no line is "
+                            "smooth. The parent is scored again in the last stage."))  # fmt: skip
+    run.figure("levels", level_figure(posed, won))
+    found.append(Figure("levels", alt="the level of each unit by layer", caption="Darker is cheaper."))
+    if any(each.best != history[-1].best for each in history):
+        run.figure("order", order_figure(posed, history))
+        found.append(Figure(
+            "order", alt="the levels of the best choice of each generation",
+            caption="The best choice of each generation: darker is cheaper. Only units whose level changed are shown.",
+        ))  # fmt: skip
+    parts = {name: seconds for name, seconds in timings.items() if name in _PARTS and seconds >= _SHORT}
+    if parts:
+        run.figure("time", bar_figure(list(parts), list(parts.values()), title="Where the time went", x="seconds"))
+        longest = max(parts, key=parts.__getitem__)
+        found.append(Figure("time", alt=f"seconds by part; {longest} took {parts[longest]:.3g}", caption="Interrupted "
+                            "runs included."))  # fmt: skip
+    return found
+
+
+def stage_lines(history: Sequence[Generation]) -> dict[str, tuple[list[float], list[float]]]:
+    """Generations and fitness for each line of the figure: the best child of each stage, the parent, and who won."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+
+    def put(name: str, generation: int, values: Sequence[float]) -> None:
+        if finite := [value for value in values if math.isfinite(value)]:
+            along, best = found.setdefault(name, ([], []))
+            along.append(float(generation))
+            best.append(min(finite))
+
+    for each in history:
+        if each.kind != "generation":
+            continue
+        for number, stage in enumerate(each.stages, 1):
+            last = number == len(each.stages)
+            put(f"best child, {stage.tokens} tokens", each.number, stage.fitness[stage.parents :])
+            if last and stage.parents:
+                put("parent, scored again", each.number, stage.fitness[: stage.parents])
+        if each.fitness is not None:
+            put("kept", each.number, [each.fitness])
+    return found
+
+
+def order_figure(posed: LevelProblem, history: Sequence[Generation]) -> MatplotlibFigure:
+    """A row a unit, a column a generation, of units whose level changed; those that settled first come first.
+
+    :raises MissingExtra: matplotlib is missing.
+    """
+    units = posed.space.units
+    last = history[-1].best
+    since = []
+    for at in range(len(units)):
+        settled = next((n for n in range(len(history) - 1, -1, -1) if history[n].best[at] != last[at]), -1)
+        since.append(settled)
+    order = sorted((at for at in range(len(units)) if since[at] >= 0), key=lambda at: (since[at], -last[at]))
+    grid = [[each.best[at] / max(1, len(units[at].choices) - 1) for each in history] for at in order]
+    figure, (axes,) = new_figure(height=min(9.0, 1.2 + 0.17 * len(order)))
+    axes.imshow(grid, aspect="auto", cmap="Blues", vmin=-0.15, vmax=1.0, interpolation="nearest")
+    style_axes(axes, "Order in which levels settled", "generation", "" if len(order) <= _NAMED else "unit")
+    if len(order) <= _NAMED:
+        axes.set_yticks(range(len(order)), [units[at].name for at in order], fontsize=7)
+    axes.grid(visible=False)
+    return figure
 
 
 def _summary(told: Mapping[str, Any]) -> str:
     final, first = told.get("final"), told.get("first")
     if final is None or first is None:
         return f"The search for {told['target']} ended after {told['generations']} generations."
-    found = (
-        f"{told['fitness']} {final:.4g} on all calibration text, against {first:.4g} of the choice that it began with"
+    return (
+        f"The search for {told['target']} ended after {told['generations']} generations. Of the choices that led "
+        f"longest the best is kept: {told['fitness']} {final:.4g} on all calibration text, against {first:.4g} of the "
+        "choice that the search began with."
     )
-    return f"The search for {told['target']} ended after {told['generations']} generations: {found}."
 
 
 def _facts(told: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -80,7 +172,8 @@ def _facts(told: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("budget", f"{words} {told['cost_kind']}"),
         ("cost of the winner", f"{told['cost']:g} {told['cost_kind']}"),
         ("perplexity of the model itself", told["teacher_perplexity"]),
-        ("tokens that candidates read", told["tokens_read"]),
+        ("tokens times candidates in the search", told["tokens_read"]),
+        ("began with", _STARTS.get(told["start"], told["start"])),
     ]
 
 

@@ -105,7 +105,10 @@ def _course(history: Sequence[Generation]) -> list[str]:
         came = each.number
     told = "it was there from the start" if came == 0 else f"it came in generation {came}"
     wins = sum(a.best != b.best for a, b in pairwise(history))
-    lines.append(f"the best choice: {told}; children replaced their parent in {wins} of {len(history) - 1} generations")
+    lines.append(
+        f"the choice of the last generation: {told}; children replaced their parent in {wins} of {len(history) - 1} "
+        "generations"
+    )
     return lines
 
 

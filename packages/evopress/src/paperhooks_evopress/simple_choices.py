@@ -76,7 +76,7 @@ class BestBaseline:
     teacher_bytes: int = 2**30
     top_tokens: int | None = None
     check_model: bool = True
-    traits = Traits(writes=frozenset({"weights"}))
+    traits = Traits(writes=frozenset({"weights"}), devices=("cpu", "cuda"), dtypes=("float32", "bfloat16", "float16"))
 
     def __post_init__(self) -> None:
         given = (self.baselines,) if isinstance(self.baselines, str) else tuple(self.baselines)

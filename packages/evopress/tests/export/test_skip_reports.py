@@ -16,7 +16,7 @@ def test_reading_a_skip_list_is_quiet_and_other_loading_is_not(tmp_path: Path) -
     model = tiny_llama(layers=3)
     generator = torch.Generator().manual_seed(0)
     data = [torch.randint(3, 90, (20,), generator=generator).tolist() for _ in range(4)]
-    search = EvoPress(schedule="quick", generations=0, check_model=False, final_check=False)
+    search = EvoPress(schedule="quick", generations=0, check_model=False, finalists=0)
     artefact = paperhooks.compress(model, search, data=data, target="depth=1", progress=False)
     folder = skip_list(model, artefact, tmp_path / "out")
     logger, said = logging.getLogger("transformers.modeling_utils"), []

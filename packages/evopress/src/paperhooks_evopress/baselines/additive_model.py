@@ -6,6 +6,9 @@ This is what HIGGS, AutoScheme and AutoQuantize assume, each with a measure of i
 from __future__ import annotations
 
 import math
+from typing import Final
+
+from tqdm import tqdm
 
 from paperhooks_evopress.baselines.comparison import Found, Setting
 from paperhooks_evopress.baselines.knapsack import optimum
@@ -13,12 +16,15 @@ from paperhooks_evopress.problems import AS_IT_IS
 
 __all__ = ["additive"]
 
+#: Choices that are scored at once.
+_TOGETHER: Final = 64
 
-def additive(setting: Setting) -> Found:
+
+def additive(setting: Setting, *, progress: bool = False) -> Found:
     """Each level of each unit is scored with all else as it is; an integer program takes the damages to add up.
 
     >>> found = additive(setting)  # doctest: +SKIP
-    >>> Space(space.units, space.budget, space.budgets, start=found.state)  # doctest: +SKIP
+    >>> Evolution(space, schedule, score, seed, start=found.state)  # doctest: +SKIP
     """
     units = setting.problem.space.units
     choices: list[dict[str, str]] = [{}]
@@ -33,7 +39,10 @@ def additive(setting: Setting) -> Found:
             places[-1].append(0 if plain else len(choices))
             if not plain:
                 choices.append(dict.fromkeys(unit.modules, choice.label))
-    scores = setting.scores(choices)
+    scores: list[float] = []
+    # Neighbours have most layers in common, and each part is seen to be done.
+    for at in tqdm(range(0, len(choices), _TOGETHER), desc="single levels", disable=not progress):
+        scores += setting.scores(choices[at : at + _TOGETHER])
     if setting.evaluator.fitness == "perplexity":
         scores = [math.log(score) for score in scores]  # losses add up, and not their exponentials
     damages = [[scores[at] - scores[0] for at in own] for own in places]

@@ -19,7 +19,7 @@ class SublayerDrop:
     What cannot be left out has no level here; ``view.sublayers`` tells why.
     """
 
-    traits = Traits(writes=frozenset({"weights"}))
+    traits = Traits(writes=frozenset({"weights"}), devices=("cpu", "cuda"), dtypes=("float32", "bfloat16", "float16"))
 
     @hookimpl
     def compression_levels(self, view: ModelView, modules: Mapping[str, nn.Module]) -> dict[str, list[Level]]:

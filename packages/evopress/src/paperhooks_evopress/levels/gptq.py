@@ -106,7 +106,7 @@ class GPTQ:
     damping: float = 0.01
     block: int = 128
     max_length: int = 2048
-    traits = Traits(writes=frozenset({"weights"}))
+    traits = Traits(writes=frozenset({"weights"}), devices=("cpu", "cuda"), dtypes=("float32", "bfloat16", "float16"))
 
     def __post_init__(self) -> None:
         widths = whole_list("widths", self.widths, at_least=1)

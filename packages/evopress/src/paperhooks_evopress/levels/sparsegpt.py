@@ -65,7 +65,7 @@ class SparseGPT:
     damping: float = 0.01
     block: int = 128
     max_length: int = 2048
-    traits = Traits(writes=frozenset({"weights"}))
+    traits = Traits(writes=frozenset({"weights"}), devices=("cpu", "cuda"), dtypes=("float32", "bfloat16", "float16"))
 
     def __post_init__(self) -> None:
         self.sparsities = tuple(dict.fromkeys(number_list("sparsities", self.sparsities, low=0, high=1)))
