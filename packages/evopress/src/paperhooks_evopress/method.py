@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from paperhooks_evopress.algorithm import Evolution, SearchSchedule
+from paperhooks_evopress.calibration import sequences
 from paperhooks_evopress.evaluator import Evaluator, Fitness
 from paperhooks_evopress.plugin import DEFAULT_LEVELS
 from paperhooks_evopress.problems import Exchange, Fuse, LevelProblem, module_names, problem
@@ -112,7 +113,7 @@ class EvoPress:
     def compression(self, view: ModelView, request: CompressionRequest) -> Artefact:
         """Search, keep the winner, and say what was found."""
         target = Target.of(request.target)
-        sequences = _sequences(request, self.max_length)
+        texts = sequences(view, request, self.max_length)
         with self._levels(view, request, target) as levels:
             posed = problem(
                 view, levels, target, exchange=self.exchange, fuse=self.fuse, max_level=self.max_level,
@@ -120,10 +121,10 @@ class EvoPress:
             )  # fmt: skip
             levels.prepare(
                 request.run.path / "database" if request.run is not None else None,
-                decides=_decides(sequences), progress=request.progress,
+                decides=_decides(texts), progress=request.progress,
             )  # fmt: skip
             evaluator = Evaluator(
-                view, levels, sequences, fitness=self.fitness, limit=self.teacher_bytes, tokens=self.top_tokens,
+                view, levels, texts, fitness=self.fitness, limit=self.teacher_bytes, tokens=self.top_tokens,
                 most_perplexity=None if self.check_model else math.inf,
             )  # fmt: skip
             evolution = self._search(posed, evaluator, request)
@@ -212,15 +213,5 @@ def _step(view: ModelView, sparsity: float, steps: int = 8) -> int:
     return max(1, int(0.5 * min(sparsity, 1 - sparsity) / steps * hidden**2))
 
 
-def _sequences(request: CompressionRequest, max_length: int) -> list[Tensor]:
-    """Token ids of each calibration text, int64 [T]."""
-    found = []
-    for batch in request.batches(max_length=max_length):
-        ids, mask = batch["input_ids"], batch.get("attention_mask")
-        for row, own in enumerate(ids):
-            found.append(own if mask is None else own[mask[row].bool()])
-    return found
-
-
-def _decides(sequences: Sequence[Tensor]) -> dict[str, Any]:
-    return {"calibration": tensor_digest(torch.cat(list(sequences)))}
+def _decides(texts: Sequence[Tensor]) -> dict[str, Any]:
+    return {"calibration": tensor_digest(torch.cat(list(texts)))}
