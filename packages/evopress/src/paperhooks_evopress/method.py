@@ -22,6 +22,7 @@ from tqdm import tqdm
 from paperhooks_evopress.algorithm import Evolution, SearchSchedule
 from paperhooks_evopress.calibration import sequences
 from paperhooks_evopress.evaluator import Evaluator, Fitness
+from paperhooks_evopress.history import evaluations
 from paperhooks_evopress.plugin import DEFAULT_LEVELS
 from paperhooks_evopress.problems import Exchange, Fuse, LevelProblem, module_names, problem
 from paperhooks_evopress.report import blocks
@@ -191,7 +192,7 @@ class EvoPress:
             "fitness": self.fitness,
             "generations": len(evolution.history) - 1,
             "teacher_perplexity": evaluator.teacher_perplexity,
-            "tokens_read": evaluator.counters.tokens,
+            "evaluations": evaluations(evolution.history),
         }
         if self.final_check:
             first = posed.choice(evolution.history[0].best)

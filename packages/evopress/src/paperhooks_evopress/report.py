@@ -80,7 +80,7 @@ def _facts(told: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("budget", f"{words} {told['cost_kind']}"),
         ("cost of the winner", f"{told['cost']:g} {told['cost_kind']}"),
         ("perplexity of the model itself", told["teacher_perplexity"]),
-        ("tokens that candidates read", told["tokens_read"]),
+        ("token-evaluations", told["evaluations"]),
     ]
 
 
