@@ -215,7 +215,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any], type[Exce
     ),
     "weights that are infinite": (
         lambda: filled("model.layers.1.mlp.up_proj.weight", float("inf")), "bits=3", {}, DataError,
-        "layers.1.mlp.up_proj.weight: it has entries that are not finite",
+        "not finite on .*load it in float32 or bfloat16",
     ),
     "quantised for bits": (quantised, "bits=3", {}, DataError, r"q_proj.weight is torch.int8, and looks quantised"),
     "quantised for sparsity": (quantised, "sparsity=0.5", {}, DataError, "looks quantised already; load the model un"),

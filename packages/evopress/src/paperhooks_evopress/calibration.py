@@ -7,15 +7,20 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Final
 
-from paperhooks import CompressionRequest, ModelView
+import torch
+from paperhooks import CompressionRequest, ModelView, UnsupportedModel
 from paperhooks.errors import counted
 from paperhooks.logprobs import longest_readable
+from paperhooks.models import evaluation_mode, last_hidden_state
 from torch import Tensor
 
-__all__ = ["CalibrationWarning", "sequences"]
+__all__ = ["CalibrationWarning", "check_causal", "sequences"]
 
 #: Families whose tokenizers put a token before every text, and whose models predict badly without it.
 _BEGIN_WITH_BOS: Final = ("gemma",)
+#: Tokens on which it is seen that positions do not depend on later ones, and how far they may differ by rounding.
+_SEEN: Final = 16
+_ROUNDING: Final = 0.02
 #: Fewer tokens predict nothing.
 _LEAST: Final = 2
 
@@ -74,3 +79,30 @@ def _begin(view: ModelView, tokenizer: Any) -> int | None:
     if str(view.text_config.model_type).startswith(_BEGIN_WITH_BOS):
         return getattr(view.text_config, "bos_token_id", None)
     return None
+
+
+def check_causal(view: ModelView, sequence: Tensor) -> None:
+    """Refuse a model of which a position sees the tokens after it: what it predicts there says nothing.
+
+    PaliGemma reads a text so, of which it is not told where the answer begins.
+
+    :param sequence: int64 [T], two tokens or more; one of another last token is read beside it.
+    :raises UnsupportedModel: positions before the last one differ.
+    """
+    ids = sequence[:_SEEN].tolist()
+    other = next((each for each in sequence.tolist() if each != ids[-1]), None)
+    if other is None:
+        return  # the text is one token over and over
+    device: Any = getattr(view.model, "device", torch.device("cpu"))
+    device = torch.device("cpu") if device.type == "meta" else device
+    found = []
+    with evaluation_mode(view.model), torch.no_grad():
+        for last in (ids[-1], other):
+            batch = {"input_ids": torch.tensor([[*ids[:-1], last]], device=device)}
+            found.append(last_hidden_state(view, batch)[0, :-1].float())
+    apart, size = float((found[0] - found[1]).abs().max()), float(found[0].abs().max())
+    if apart > _ROUNDING * size:
+        raise UnsupportedModel(
+            f"{type(view.model).__name__} lets positions of a text see the tokens after them, so that its predictions "
+            "of these cannot be compared; models that read text from left to right can be searched"
+        )

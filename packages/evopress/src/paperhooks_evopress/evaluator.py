@@ -23,6 +23,7 @@ from paperhooks.logprobs import Head, longest_readable, token_logprobs
 from paperhooks.models import ModelView, check_ids, evaluation_mode
 from torch import Tensor
 
+from paperhooks_evopress.calibration import check_causal
 from paperhooks_evopress.minibatches import Chunk, MinibatchWarning, chunks, minibatch, padded
 from paperhooks_evopress.prefix_tree import Path, PrefixTree
 from paperhooks_evopress.teacher import Teacher
@@ -92,7 +93,8 @@ class Evaluator:
         has. ``math.inf`` lets untrained models pass.
     :raises DataError: no usable sequence, ids that the model does not know, sequences longer than it reads, a teacher
         that is not finite or worse than guessing, or a limit that is too small.
-    :raises UnsupportedModel: a head that core cannot reproduce, or levels of a module that contains all layers.
+    :raises UnsupportedModel: a head that core cannot reproduce, levels of a module that contains all layers, or a model
+        whose positions see later tokens.
     :raises ValueError: another fitness, or ``tokens`` or ``batch_tokens`` below 1.
     """
 
@@ -131,6 +133,7 @@ class Evaluator:
         self._remembered: OrderedDict[tuple[bytes, Chunk], float] = OrderedDict()
         #: Perplexity of the model itself, on up to 2,048 tokens of the sequences in their order.
         self.teacher_perplexity = self._tried(most_perplexity)
+        check_causal(view, self.sequences[0])
 
     @property
     def tokens(self) -> int:

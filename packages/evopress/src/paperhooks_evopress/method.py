@@ -120,13 +120,14 @@ class EvoPress:
                 view, levels, target, exchange=self.exchange, fuse=self.fuse, max_level=self.max_level,
                 max_deviation=self.max_deviation,
             )  # fmt: skip
-            levels.prepare(
-                request.run.path / "database" if request.run is not None else None,
-                decides=_decides(texts), progress=request.progress,
-            )  # fmt: skip
+            # Before hours go into levels: a model that cannot be searched is refused here.
             evaluator = Evaluator(
                 view, levels, texts, fitness=self.fitness, limit=self.teacher_bytes, tokens=self.top_tokens,
                 most_perplexity=None if self.check_model else math.inf,
+            )  # fmt: skip
+            levels.prepare(
+                request.run.path / "database" if request.run is not None else None,
+                decides=_decides(texts), progress=request.progress,
             )  # fmt: skip
             evolution = self._search(posed, evaluator, request)
             return self._finished(view, request, levels, posed, evaluator, evolution)
