@@ -447,6 +447,24 @@ def test_offloaded_models_lose_sublayers() -> None:
     assert found.data["final"] == beside.data["final"]
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_adapters_stay_as_they_are() -> None:
+    peft = pytest.importorskip("peft")
+    model = plain()
+    own = compressed(plain(), "bits=3")
+    with torch.random.fork_rng(devices=[]):
+        config = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
+        wrapped = peft.get_peft_model(model, config).eval()
+    before = {name: values.clone() for name, values in wrapped.state_dict().items()}
+    artefact = compressed(wrapped, "bits=3")
+    assert {name.replace(".base_layer", "") for name in artefact.edits} == set(own.edits)
+    assert artefact.data["cost"] == own.data["cost"]
+    for name, values in wrapped.state_dict().items():
+        assert torch.equal(values, before[name]) == ("lora_" in name or "_proj" not in name), name
+    artefact.undo()
+    assert all(torch.equal(values, before[name]) for name, values in wrapped.state_dict().items())
+
+
 def test_two_searches_in_one_process_do_not_meet() -> None:
     first = compressed(plain(), "bits=2.5").data
     other = tiny_text("gpt2", layers=2)

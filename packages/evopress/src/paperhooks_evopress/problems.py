@@ -36,13 +36,20 @@ AS_IT_IS: Final = ""
 
 def module_names(view: ModelView, target: Target, *, whole_layers: bool = False) -> list[str]:
     """The modules whose levels are asked for: sublayers (or whole layers) for a depth, matrices and experts in the
-    decoder's layers for bits and sparsity, all of these for other targets."""
-    inside = {id(module) for layer in view.layers for module in layer.modules()}
+    decoder's layers for bits and sparsity, all of these for other targets. Adapters of PEFT stay as they are."""
+    inside = {id(module) for layer in view.layers for module in layer.modules()} - _adapters(view)
     matrices = [n for n, module in view.model.named_modules() if id(module) in inside and _holds_matrices(module)]
     if target.kind in ("sparsity", "bits"):
         return matrices  # the model need not be tried for what can be left out
     parts = [n for n, s in view.sublayers.items() if not s.refusal and (s.kind == "layer") == whole_layers]
     return parts if target.kind == "depth" else [*parts, *matrices]
+
+
+def _adapters(view: ModelView) -> set[int]:
+    """Ids of the modules that are put beside a module of the model, as PEFT does."""
+    wrapped = (dict(module.named_children()) for module in view.model.modules())
+    beside = (child for each in wrapped if "base_layer" in each for name, child in each.items() if name != "base_layer")
+    return {id(module) for child in beside for module in child.modules()}
 
 
 def _holds_matrices(module: nn.Module) -> bool:
