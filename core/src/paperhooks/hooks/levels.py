@@ -24,6 +24,7 @@ from tqdm import tqdm
 from paperhooks.errors import DataError, HookError, did_you_mean
 from paperhooks.hooks.level import Level
 from paperhooks.hooks.level_store import LevelStore
+from paperhooks.io.memory import trim_memory
 from paperhooks.models.costs import module_cost
 from paperhooks.weights.journal import WeightJournal, check_plain
 from paperhooks.weights.packed_forms import Packed
@@ -182,6 +183,7 @@ class Levels(Mapping[str, Sequence[Level]]):
                         self.packed(name, level.label)
                     else:
                         self._packed[name, level.label] = self._checked(name, level, made[level.label])
+                trim_memory()  # little is kept of much that is made for it
 
     # -- the live model ------------------------------------------------------------------------------------------------
 
