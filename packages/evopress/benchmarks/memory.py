@@ -54,7 +54,7 @@ TOKENS: Final = 128
 TEXTS: Final = 8
 MIB: Final = 2**20
 #: Operations that give the values that they are given.
-COPIES: Final = ("aten::clone", "aten::copy_", "aten::_to_copy", "aten::contiguous")
+COPIES: Final = ("aten.clone", "aten.copy_", "aten._to_copy")
 #: Options of the search: few generations, each of which brings every matrix to some level.
 SEARCH: Final = {"schedule": "quick", "generations": 3, "check_model": False}
 
@@ -145,8 +145,9 @@ class Copies(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        source = args[1] if func._schema.name == "aten::copy_" else args[0] if args else None
-        if func._schema.name in COPIES and isinstance(source, Tensor) and source.dtype == result.dtype:
+        name = str(func.overloadpacket)
+        source = args[1] if name == "aten.copy_" else args[0] if args else None
+        if name in COPIES and isinstance(source, Tensor) and source.dtype == result.dtype:
             self.nbytes += result.nbytes
         return result
 
