@@ -199,7 +199,7 @@ def watched(layers: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="three layers for the peak, one elsewhere")
-    parser.add_argument("--teacher", type=int, default=32, help="MiB for what the model itself says (default: 32)")
+    parser.add_argument("--teacher", type=int, default=16, help="MiB for what the model itself says (default: 16)")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     layers = 3 if options.quick else 30

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from paperhooks.models.view import ModelView
 
 __all__ = ["Levels"]
+
+#: A switch of more modules than this gives back what unpacking has freed; of few it would take longer than they do.
+_MANY: Final = 32
 
 
 class Levels(Mapping[str, Sequence[Level]]):
@@ -218,6 +221,8 @@ class Levels(Mapping[str, Sequence[Level]]):
                 put_back()
             raise
         self._choice, self._here = wanted, here
+        if len(moved) > _MANY:
+            trim_memory()
 
     def _shown(self, choice: Mapping[str, Level]) -> dict[str, Level]:
         """The choice without parts of what is skipped in it."""
@@ -267,6 +272,7 @@ class Levels(Mapping[str, Sequence[Level]]):
             for parameter, packed in self.packed(name, level.label).items():
                 journal.write(f"{name}.{parameter}", packed.unpack(), method=method)
                 self._written[f"{name}.{parameter}"] = packed
+            trim_memory()
         for name in (name for name, level in choice.items() if level.skip):
             journal.structure.skip(name)
 
