@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Levels"]
 
-#: A switch of more modules than this gives back what unpacking has freed; of few it would take longer than they do.
+#: Moved modules after which what unpacking has freed is given back; after each it would take longer than they do.
 _MANY: Final = 32
 
 
@@ -63,6 +63,7 @@ class Levels(Mapping[str, Sequence[Level]]):
         self._parameters = {name: dict(module.named_parameters()) for name, module in modules.items()}
         self._choice: dict[str, Level] = {}
         self._here: dict[str, Level] = {}  # of the choice, what the model shows
+        self._unpacked = 0  # modules moved since memory was given back
         self._structure = Structure(view.model, lambda: view.sublayers)
         self._outer = {name: outer for name in offers if (outer := _outer_ones(name, offers))}
         self._nested = [(outer, name) for name, outers in self._outer.items() for outer in outers]
@@ -221,7 +222,9 @@ class Levels(Mapping[str, Sequence[Level]]):
                 put_back()
             raise
         self._choice, self._here = wanted, here
-        if len(moved) > _MANY:
+        self._unpacked += len(moved)
+        if self._unpacked > _MANY:
+            self._unpacked = 0
             trim_memory()
 
     def _shown(self, choice: Mapping[str, Level]) -> dict[str, Level]:
