@@ -36,7 +36,7 @@ def searched(target: str, out: str, start: str = "even") -> dict[str, Any]:
         artefact = paperhooks.compress(model, search, data=texts(), target=target, out=out, progress=False)
     finally:
         Evaluator.__init__ = real  # type: ignore[method-assign]
-    told = {key: artefact.data[key] for key in ("levels", "final", "first", "cost", "tokens_read")}
+    told = {key: artefact.data[key] for key in ("levels", "final", "first", "cost", "evaluations")}
     weights = model_digest(model)
     artefact.undo()
     assert fingerprint(model) == before

@@ -426,3 +426,26 @@ def test_an_artefact_made_on_a_gpu_is_that_of_the_cpu(accelerator, tmp_path) -> 
     before = fingerprint(fresh)
     Artefact.load(tmp_path / "cpu").apply(fresh).undo()
     assert fingerprint(fresh) == before
+
+
+@pytest.mark.parametrize("around", [None, "LlamaMLP", "LlamaDecoderLayer"])
+def test_what_is_skipped_of_an_offloaded_model_is_known_by_its_weights(around: str | None) -> None:
+    """Wherever accelerate keeps them: for each matrix, or for a module that is skipped or around one."""
+    hooks = pytest.importorskip("accelerate.hooks")
+    artefacts = []
+    for offload in (True, False):
+        model = tiny_text("llama", layers=3)
+        plain = tiny_text("llama", layers=3)
+        if offload:
+            hooks.attach_align_device_hook(
+                model, execution_device="cpu", offload=True, weights_map=dict(plain.state_dict()),
+                preload_module_classes=None if around is None else [around],
+            )  # fmt: skip
+        journal = WeightJournal(model)
+        for name in ("model.layers.1", "model.layers.0.mlp"):
+            journal.structure.skip(name)
+        artefacts.append(Artefact.from_journal(journal, method="test"))
+    assert artefacts[0].skipped == artefacts[1].skipped
+    artefacts[0].apply(tiny_text("llama", layers=3))
+    with pytest.raises(ArtefactError, match=r"model\.layers\.1 has other weights"):
+        artefacts[0].apply(tiny_text("llama", layers=3, seed=1))

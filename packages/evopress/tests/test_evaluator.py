@@ -14,8 +14,8 @@ from paperhooks import ModelView
 from paperhooks.errors import DataError
 from paperhooks.hooks import Levels
 from paperhooks.testing import fingerprint, fresh_process, tiny_text
+from paperhooks_evopress.calibration import CalibrationWarning
 from paperhooks_evopress.evaluator import Evaluator
-from paperhooks_evopress.minibatches import MinibatchWarning
 from paperhooks_evopress.teacher import Teacher
 
 pytest_plugins = ["paperhooks.testing.accelerator_fixtures"]
@@ -312,7 +312,7 @@ def test_one_token_is_left_out_with_a_warning() -> None:
     long = made.sequences_of([9, 5])
     choice = {"model.layers.0.mlp": "out"}
     with levels:
-        with pytest.warns(MinibatchWarning, match="1 of 3 calibration sequences have fewer than 2 tokens"):
+        with pytest.warns(CalibrationWarning, match="1 of 3 calibration sequences have fewer than 2 tokens"):
             evaluator = evaluator_of(view, levels, [torch.tensor([5]), *long])
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -79,7 +79,7 @@ def test_the_winner_of_a_search_stands_beside_all_baselines_of_its_problem(cli, 
     rows = {row["name"]: row for row in told["table"]}
     winner = Artefact.load(run)
     assert rows["evopress"]["fitness"] == pytest.approx(winner.data["final"], rel=1e-6)
-    assert rows["evopress"]["tokens"] == winner.data["tokens_read"]
+    assert rows["evopress"]["tokens"] == winner.data["evaluations"]
     assert rows["uniform"]["tokens"] == 0 < rows["random"]["tokens"] == 32 * 48
     assert all(row["cost"] <= winner.data["budget"] for row in rows.values())
     assert all(row["held_out"] > 0 and row["size"] > 0 for row in rows.values())

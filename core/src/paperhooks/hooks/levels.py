@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -24,6 +24,7 @@ from tqdm import tqdm
 from paperhooks.errors import DataError, HookError, did_you_mean
 from paperhooks.hooks.level import Level
 from paperhooks.hooks.level_store import LevelStore
+from paperhooks.io.memory import trim_memory
 from paperhooks.io.processes import Ranks
 from paperhooks.models.costs import module_cost
 from paperhooks.weights.journal import WeightJournal, check_plain
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from paperhooks.models.view import ModelView
 
 __all__ = ["Levels"]
+
+#: Moved modules after which what unpacking has freed is given back; after each it would take longer than they do.
+_MANY: Final = 32
 
 
 class Levels(Mapping[str, Sequence[Level]]):
@@ -60,6 +64,7 @@ class Levels(Mapping[str, Sequence[Level]]):
         self._parameters = {name: dict(module.named_parameters()) for name, module in modules.items()}
         self._choice: dict[str, Level] = {}
         self._here: dict[str, Level] = {}  # of the choice, what the model shows
+        self._unpacked = 0  # modules moved since memory was given back
         self._structure = Structure(view.model, lambda: view.sublayers)
         self._outer = {name: outer for name in offers if (outer := _outer_ones(name, offers))}
         self._nested = [(outer, name) for name, outers in self._outer.items() for outer in outers]
@@ -181,6 +186,7 @@ class Levels(Mapping[str, Sequence[Level]]):
                         self.packed(name, level.label)
                     else:
                         self._packed[name, level.label] = self._checked(name, level, made[level.label])
+                trim_memory()  # little is kept of much that is made for it
 
     def _stored(self, store: LevelStore, name: str) -> dict[str, dict[str, Packed]] | None:
         """The values of a module as they lie in a folder, where the first process puts them if they are not there."""
@@ -227,6 +233,10 @@ class Levels(Mapping[str, Sequence[Level]]):
                 put_back()
             raise
         self._choice, self._here = wanted, here
+        self._unpacked += len(moved)
+        if self._unpacked > _MANY:
+            self._unpacked = 0
+            trim_memory()
 
     def _shown(self, choice: Mapping[str, Level]) -> dict[str, Level]:
         """The choice without parts of what is skipped in it."""
@@ -276,6 +286,7 @@ class Levels(Mapping[str, Sequence[Level]]):
             for parameter, packed in self.packed(name, level.label).items():
                 journal.write(f"{name}.{parameter}", packed.unpack(), method=method)
                 self._written[f"{name}.{parameter}"] = packed
+            trim_memory()
         for name in (name for name, level in choice.items() if level.skip):
             journal.structure.skip(name)
 

@@ -296,9 +296,15 @@ def _edit(change: Change, packed: Packed | None) -> Edit:
 def _skipped_digest(journal: WeightJournal, name: str) -> str:
     """SHA-256 of the parameters of a skipped module, as they were before any edit."""
     edited = {id(change.parameter): change for change in journal.changed.values()}
-    own = module_at(journal.model, name).named_parameters()
-    before = ((n, edited[id(p)].original() if id(p) in edited else p.detach()) for n, p in own)
-    return hash_json({n: tensor_digest(values) for n, values in before})
+    module = module_at(journal.model, name)
+
+    def before(own: str, parameter: Tensor) -> Tensor:
+        if id(parameter) in edited:
+            return edited[id(parameter)].original()
+        # Offloaded weights are kept by a module around it, or by one in it, which the model's names do not lead to now.
+        return held_tensor(module, own, held_tensor(journal.model, f"{name}.{own}", parameter.detach()))
+
+    return hash_json({own: tensor_digest(before(own, each)) for own, each in module.named_parameters()})
 
 
 def _check_skipped(model: nn.Module, name: str, digest: str) -> None:

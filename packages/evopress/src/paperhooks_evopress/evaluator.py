@@ -11,19 +11,19 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import torch
-from paperhooks.errors import DataError, UnsupportedModel, counted, did_you_mean
-from paperhooks.logprobs import Head, longest_readable, token_logprobs
-from paperhooks.models import ModelView, check_ids, evaluation_mode
+from paperhooks.errors import DataError, UnsupportedModel, did_you_mean
+from paperhooks.logprobs import Head, token_logprobs
+from paperhooks.models import ModelView, evaluation_mode
 from torch import Tensor
 
-from paperhooks_evopress.minibatches import Chunk, MinibatchWarning, chunks, minibatch, padded
+from paperhooks_evopress.calibration import check_causal, usable_sequences
+from paperhooks_evopress.minibatches import Chunk, chunks, minibatch, padded
 from paperhooks_evopress.prefix_tree import Path, PrefixTree
 from paperhooks_evopress.teacher import Teacher
 
@@ -92,7 +92,8 @@ class Evaluator:
         has. ``math.inf`` lets untrained models pass.
     :raises DataError: no usable sequence, ids that the model does not know, sequences longer than it reads, a teacher
         that is not finite or worse than guessing, or a limit that is too small.
-    :raises UnsupportedModel: a head that core cannot reproduce, or levels of a module that contains all layers.
+    :raises UnsupportedModel: a head that core cannot reproduce, levels of a module that contains all layers, or a model
+        whose positions see later tokens.
     :raises ValueError: another fitness, or ``tokens`` or ``batch_tokens`` below 1.
     """
 
@@ -116,7 +117,7 @@ class Evaluator:
             raise ValueError(f"batch_tokens is {batch_tokens}; expected at least 1")
         self.view, self.fitness, self.early_stop = view, fitness, early_stop
         self.counters = Counters()
-        self.sequences = _usable(view, sequences)
+        self.sequences = usable_sequences(view, sequences)
         self._lengths = [len(each) for each in self.sequences]
         device: Any = getattr(view.model, "device", torch.device("cpu"))
         # Offloaded weights are nowhere until they run; the hooks that bring them move what they read.
@@ -131,6 +132,7 @@ class Evaluator:
         self._remembered: OrderedDict[tuple[bytes, Chunk], float] = OrderedDict()
         #: Perplexity of the model itself, on up to 2,048 tokens of the sequences in their order.
         self.teacher_perplexity = self._tried(most_perplexity)
+        check_causal(view, self.sequences[0])
 
     @property
     def tokens(self) -> int:
@@ -329,38 +331,6 @@ class Evaluator:
                 "so, pass most_perplexity=math.inf"
             )
         return found
-
-
-def _usable(view: ModelView, sequences: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The sequences that can be scored; raises DataError for those that the model cannot read."""
-    embeddings: Any = view.model.get_input_embeddings()  # type: ignore[operator]
-    limit, found = longest_readable(view), []
-    for number, ids in enumerate(sequences):
-        name = f"calibration sequence {number}"
-        if not isinstance(ids, Tensor) or ids.ndim != 1 or ids.is_floating_point():
-            what = f"{list(ids.shape)} {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__
-            raise DataError(f"{name} is {what}; expected token ids, int64 [T]")
-        if len(ids) < 2:
-            continue
-        if limit is not None and len(ids) > limit:
-            raise DataError(f"{name} has {len(ids)} tokens, and the model reads at most {limit}; split it")
-        check_ids(name, ids.cpu().numpy(), int(embeddings.weight.shape[0]))
-        if bool(view.image_mask(ids).any()):
-            raise DataError(f"{name} holds image tokens, whose images are not there; give text alone")
-        found.append(ids.detach().to("cpu", torch.int64))
-    if not found:
-        raise DataError(
-            f"none of {counted(len(sequences), 'calibration sequence')} has 2 tokens or more, so that there is nothing "
-            "to predict; give longer texts"
-        )
-    if len(found) < len(sequences):
-        warnings.warn(
-            f"{len(sequences) - len(found)} of {counted(len(sequences), 'calibration sequence')} have fewer than 2 "
-            "tokens, predict nothing and are left out",
-            MinibatchWarning,
-            stacklevel=3,
-        )
-    return tuple(found)
 
 
 def _worth_stopping(sums: Mapping[Path, float], leaders: Sequence[Path], plan: Sequence[Chunk], place: int) -> bool:

@@ -1,8 +1,7 @@
-"""What a search and the simple choices beside it are made from alike: text, levels, and what these depend on."""
+"""What a search and the simple choices beside it are made from alike: levels, and what these depend on."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -17,12 +16,10 @@ from paperhooks_evopress.plugin import DEFAULT_LEVELS
 from paperhooks_evopress.problems import module_names
 from paperhooks_evopress.targets import Target
 
-__all__ = ["decided_by", "level_methods", "offered_levels", "token_rows"]
+__all__ = ["decided_by", "level_methods", "offered_levels"]
 
 #: Levels of sparsity on each side of the target.
 _STEPS: Final = 8
-#: A shorter text predicts nothing.
-_LEAST: Final = 2
 
 
 def level_methods(view: ModelView, target: Target) -> list[Any]:
@@ -37,18 +34,6 @@ def level_methods(view: ModelView, target: Target) -> list[Any]:
         step = int(0.5 * min(target.value, 1 - target.value) / _STEPS * hidden**2)
         options = {"around": target.value, "step": max(1, step)}
     return [catalog().create_method(name, **options) for name in DEFAULT_LEVELS[target.kind]]
-
-
-def token_rows(request: CompressionRequest, max_length: int) -> list[Tensor]:
-    """Token ids of each calibration text, int64 [T]; longer ones are divided, without a last token that is alone."""
-    found = []
-    for batch in request.batches(max_length=sys.maxsize):
-        ids, mask = batch["input_ids"], batch.get("attention_mask")
-        for row, own in enumerate(ids):
-            whole = own if mask is None else own[mask[row].bool()]
-            pieces = whole.split(max_length)
-            found += pieces[:-1] if len(pieces) > 1 and len(pieces[-1]) < _LEAST else pieces
-    return found
 
 
 def offered_levels(view: ModelView, request: CompressionRequest, target: Target, *, whole_layers: bool) -> Levels:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Generation", "StageRecord"]
+__all__ = ["Generation", "StageRecord", "evaluations"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,6 @@ class Generation:
     fitness: float | None
     note: str = ""
 
-    @property
-    def evaluations(self) -> int:
-        """Tokens times candidates that were scored."""
-        return sum(stage.tokens * len(stage.fitness) for stage in self.stages)
-
     def to_json(self) -> dict[str, Any]:
         """As plain JSON."""
         return {**asdict(self), "stages": [stage.to_json() for stage in self.stages], "best": list(self.best)}
@@ -80,3 +75,11 @@ class Generation:
         """What :meth:`to_json` gave."""
         stages = tuple(map(StageRecord.from_json, data["stages"]))
         return cls(**{**data, "stages": stages, "best": tuple(data["best"])})
+
+
+def evaluations(history: Sequence[Generation]) -> int:
+    """Tokens times candidates of all stages, those that were remembered or left before the end too.
+
+    It is the same for a search that was interrupted and went on.
+    """
+    return sum(stage.tokens * len(stage.fitness) for generation in history for stage in generation.stages)

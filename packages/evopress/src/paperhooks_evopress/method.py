@@ -24,8 +24,10 @@ from tqdm import tqdm
 
 from paperhooks_evopress.algorithm import Evolution, SearchSchedule, select
 from paperhooks_evopress.baselines import Setting, additive
+from paperhooks_evopress.calibration import sequences
 from paperhooks_evopress.evaluator import Evaluator, Fitness
-from paperhooks_evopress.groundwork import decided_by, level_methods, offered_levels, token_rows
+from paperhooks_evopress.groundwork import decided_by, level_methods, offered_levels
+from paperhooks_evopress.history import evaluations
 from paperhooks_evopress.problems import Exchange, Fuse, LevelProblem, problem
 from paperhooks_evopress.report import blocks
 from paperhooks_evopress.schedules import SCHEDULES, schedule_of
@@ -129,15 +131,16 @@ class EvoPress:
     def compression(self, view: ModelView, request: CompressionRequest) -> Artefact:
         """Search, keep the winner, and say what was found."""
         target = Target.of(request.target)
-        sequences = token_rows(request, self.max_length)
+        texts = sequences(view, request, self.max_length)
         with offered_levels(view, request, target, whole_layers=self.whole_layers) as levels:
             posed = problem(
                 view, levels, target, exchange=self.exchange, fuse=self.fuse, max_level=self.max_level,
                 max_deviation=self.max_deviation,
             )  # fmt: skip
             given = self._given(posed)
+            # Before hours go into levels: a model that cannot be searched is refused here.
             evaluator = SharedEvaluator(
-                view, levels, sequences, fitness=self.fitness, limit=self.teacher_bytes, tokens=self.top_tokens,
+                view, levels, texts, fitness=self.fitness, limit=self.teacher_bytes, tokens=self.top_tokens,
                 most_perplexity=None if self.check_model else math.inf,
             )  # fmt: skip
             plan = self._plan(posed, levels, evaluator)
@@ -146,7 +149,7 @@ class EvoPress:
             with _timed(request, "levels"):
                 levels.prepare(
                     request.run.path / "database" if request.run is not None else None,
-                    decides=decided_by(sequences), progress=request.progress,
+                    decides=decided_by(texts), progress=request.progress,
                 )  # fmt: skip
             with _timed(request, "start"):
                 start = self._start(posed, levels, evaluator, request, given)
@@ -276,7 +279,7 @@ class EvoPress:
             "start": self.start,
             "generations": len(evolution.history) - 1,
             "teacher_perplexity": evaluator.teacher_perplexity,
-            "tokens_read": sum(each.evaluations for each in evolution.history),
+            "evaluations": evaluations(evolution.history),
             **scores,
         }
         timings = request.run.result["timings"] if request.run is not None else {}

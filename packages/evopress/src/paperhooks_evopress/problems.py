@@ -9,6 +9,7 @@ from paperhooks import DataError, Level, ModelView
 from paperhooks.hooks import Levels
 from torch import nn
 
+from paperhooks_evopress.ladders import Ladders
 from paperhooks_evopress.spaces import Space
 from paperhooks_evopress.targets import Target
 from paperhooks_evopress.units import Unit, UnitLevel
@@ -35,13 +36,20 @@ AS_IT_IS: Final = ""
 
 def module_names(view: ModelView, target: Target, *, whole_layers: bool = False) -> list[str]:
     """The modules whose levels are asked for: sublayers (or whole layers) for a depth, matrices and experts in the
-    decoder's layers for bits and sparsity, all of these for other targets."""
-    parts = [n for n, s in view.sublayers.items() if not s.refusal and (s.kind == "layer") == whole_layers]
-    if target.kind == "depth":
-        return parts
-    inside = {id(module) for layer in view.layers for module in layer.modules()}
+    decoder's layers for bits and sparsity, all of these for other targets. Adapters of PEFT stay as they are."""
+    inside = {id(module) for layer in view.layers for module in layer.modules()} - _adapters(view)
     matrices = [n for n, module in view.model.named_modules() if id(module) in inside and _holds_matrices(module)]
-    return matrices if target.kind in ("sparsity", "bits") else [*parts, *matrices]
+    if target.kind in ("sparsity", "bits"):
+        return matrices  # the model need not be tried for what can be left out
+    parts = [n for n, s in view.sublayers.items() if not s.refusal and (s.kind == "layer") == whole_layers]
+    return parts if target.kind == "depth" else [*parts, *matrices]
+
+
+def _adapters(view: ModelView) -> set[int]:
+    """Ids of the modules that are put beside a module of the model, as PEFT does."""
+    wrapped = (dict(module.named_children()) for module in view.model.modules())
+    beside = (child for each in wrapped if "base_layer" in each for name, child in each.items() if name != "base_layer")
+    return {id(module) for child in beside for module in child.modules()}
 
 
 def _holds_matrices(module: nn.Module) -> bool:
@@ -101,7 +109,7 @@ def problem(
     """
     offered = {name: own for name, own in levels.items() if own}
     if not offered:
-        raise DataError(f"nobody offers levels for {target}; name methods with levels_from")
+        raise DataError(f"nobody offers levels for {target}{_why_nothing(view, levels, target)}")
     if target.kind == "depth":
         units, budgets = _depth(view, offered, target)
         return LevelProblem(_space(target, units, None, budgets, max_level, max_deviation), target, COSTS["depth"])
@@ -110,11 +118,7 @@ def problem(
     rule = exchange if target.kind == "bits" else "none"
     units = [_unit(levels, group, kind, rule, keep) for group in _groups(offered, fuse)]
     budget = _budget(view, levels, units, target, kind)
-    if not keep and budget > (most := sum(unit.choices[0].cost for unit in units)):
-        raise DataError(
-            f"{target} is above what the levels that are offered reach: their {kind} are {most:.6g} at most, and the "
-            f"budget is {budget:.6g}; offer dearer levels"
-        )
+    _check_reach(view, levels, units, target, budget, keep)
     start = _even(levels, units, target.value) if target.kind == "sparsity" else None
     return LevelProblem(_space(target, units, budget, {}, max_level, max_deviation, start), target, kind)
 
@@ -189,12 +193,61 @@ def _budget(view: ModelView, levels: Levels, units: Sequence[Unit], target: Targ
     own = sum(levels.own_cost(name)[kind] for name in members)
     if target.kind in ("parameters", "flops"):
         return target.value * own
+    return target.value - _outside(view, levels, members)
+
+
+def _outside(view: ModelView, levels: Levels, members: Sequence[str]) -> float:
+    """The bytes of all that has no levels."""
     whole = sum(parameter.numel() * parameter.element_size() for parameter in view.model.parameters())
-    if target.value < whole - own:
-        raise DataError(
-            f"{target} cannot be met: {whole - own:.0f} bytes are in parts without levels (embeddings, norms, head)"
+    return whole - sum(levels.own_cost(name)["bytes"] for name in members)
+
+
+def _check_reach(
+    view: ModelView, levels: Levels, units: Sequence[Unit], target: Target, budget: float, keep: bool
+) -> None:  # fmt: skip
+    """Raise DataError for a budget that no choice meets; tells what they reach in the target's own number.
+
+    :param keep: whether units may stay as they are, so that no budget is too much.
+    """
+    ladders, everything = Ladders(units, None, None, None), range(len(units))
+    least = ladders.spent([len(unit.choices) - 1 for unit in units], everything)
+    most = ladders.spent([0] * len(units), everything)
+    too_little = least > budget * (1 + 1e-9)
+    if not too_little and (keep or budget <= most * (1 + 1e-9)):
+        return
+    members = [member for unit in units for member in unit.modules]
+    outside = _outside(view, levels, members)
+    size = sum(levels.own_cost(name)["parameters"] for name in members)
+    own = sum(levels.own_cost(name)[COSTS[target.kind]] for name in members) if keep else size
+    told = {
+        "sparsity": lambda cost: f"{1 - cost / size:.4g}",
+        "bits": lambda cost: f"{8 * cost / size:.4g}",
+        "bytes": lambda cost: f"{outside + cost:.0f}",
+    }.get(target.kind, lambda cost: f"{cost / own:.4g}")
+    low, high = sorted([told(least), told(most)], key=float)
+    where = "above" if (target.kind == "sparsity") == too_little else "below"
+    parts = f"; {outside:.0f} bytes are in parts without levels (embeddings, norms, head)"
+    raise DataError(
+        f"{target} cannot be met: it is {where} what the levels that are offered reach, {target.kind} from {low} to "
+        f"{high}{parts if target.kind == 'bytes' else ''}"
+    )
+
+
+def _why_nothing(view: ModelView, levels: Levels, target: Target) -> str:
+    """What is known of why nothing is offered, for a message."""
+    if target.kind == "depth" and not levels:
+        refused = [each for each in view.sublayers.values() if each.refusal]
+        return f": nothing can be left out of {type(view.model).__name__}" + (
+            f"; {refused[0].name}: {refused[0].refusal}" if refused else ""
         )
-    return target.value - (whole - own)
+    for name in levels:
+        for each, parameter in view.model.get_submodule(name).named_parameters():
+            if not parameter.is_floating_point():
+                return (
+                    f": {name}.{each} is {parameter.dtype}, and looks quantised already; load the model unquantised, "
+                    "or leave out sublayers (depth)"
+                )
+    return "; name methods that do with levels_from"
 
 
 def _depth(

@@ -172,7 +172,7 @@ def _facts(told: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("budget", f"{words} {told['cost_kind']}"),
         ("cost of the winner", f"{told['cost']:g} {told['cost_kind']}"),
         ("perplexity of the model itself", told["teacher_perplexity"]),
-        ("tokens times candidates in the search", told["tokens_read"]),
+        ("token-evaluations", told["evaluations"]),
         ("began with", _STARTS.get(told["start"], told["start"])),
     ]
 

@@ -45,7 +45,7 @@ def _facts(run: SearchRun) -> list[str]:
     budget = told["budget"]
     words = ", ".join(f"{k} {v:g}" for k, v in budget.items()) if isinstance(budget, Mapping) else f"{budget:g}"
     lines.append(f"cost: {told['cost']:g} of {words} {told['cost_kind']}")
-    lines.append(f"read: {told['tokens_read']:,} tokens in {run.seconds:,.0f} s")
+    lines.append(f"read: {told['evaluations']:,} tokens in {run.seconds:,.0f} s")
     if told.get("final") is not None and told.get("first") is not None:
         lines.append(
             f"{told['fitness']} on all calibration text: {told['final']:.4g}, of the first choice {told['first']:.4g}"

@@ -22,9 +22,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from paperhooks_evopress.baselines import BASELINES, Setting, baselines_of, random_best
+from paperhooks_evopress.calibration import sequences
 from paperhooks_evopress.comparison_report import MeasuredChoice, comparison_blocks
 from paperhooks_evopress.evaluator import Evaluator, Fitness
-from paperhooks_evopress.groundwork import decided_by, level_methods, offered_levels, token_rows
+from paperhooks_evopress.groundwork import decided_by, level_methods, offered_levels
 from paperhooks_evopress.problems import Exchange, Fuse, LevelProblem, problem
 from paperhooks_evopress.search_runs import SearchRun
 from paperhooks_evopress.targets import Target
@@ -106,16 +107,16 @@ class BestBaseline:
         names = self._names(target)
         calibration, held_out = _parts(request)
         search = self._search(view, target, calibration.data)
-        sequences = token_rows(calibration, self.max_length)
-        others = None if held_out is None else token_rows(held_out, self.max_length)
+        texts = sequences(view, calibration, self.max_length)
+        others = None if held_out is None else sequences(view, held_out, self.max_length)
         with offered_levels(view, calibration, target, whole_layers=self.whole_layers) as levels:
             posed = problem(
                 view, levels, target, exchange=self.exchange, fuse=self.fuse, max_level=self.max_level,
                 max_deviation=self.max_deviation,
             )  # fmt: skip
             found = {} if search is None else {_WINNER: _winner(search, levels, posed)}
-            levels.prepare(_database(request, search), decides=decided_by(sequences), progress=request.progress)
-            setting = Setting(levels, posed, self._evaluator(view, levels, sequences), self.tokens, request.seed)
+            levels.prepare(_database(request, search), decides=decided_by(texts), progress=request.progress)
+            setting = Setting(levels, posed, self._evaluator(view, levels, texts), self.tokens, request.seed)
             tried, notes = self._tried(names, setting, request)
             rows = self._measured({**tried, **found}, setting, others)
             best = _best([row for row in rows if row.name in tried], posed)
@@ -247,7 +248,7 @@ def _winner(search: SearchRun, levels: Levels, posed: LevelProblem) -> MeasuredC
                 f"give the levels of that search: {search.methods}"
             )
     choice = {name: told["label"] for name, told in chosen.items()}
-    return MeasuredChoice(_WINNER, choice, search.told["cost"], search.told["tokens_read"], search.seconds)
+    return MeasuredChoice(_WINNER, choice, search.told["cost"], search.told["evaluations"], search.seconds)
 
 
 def _best(rows: Sequence[MeasuredChoice], posed: LevelProblem) -> MeasuredChoice:

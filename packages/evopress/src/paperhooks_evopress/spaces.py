@@ -158,6 +158,17 @@ class Space:
             return False
         return self._ladders.within(state) and all(self._kept(state, pool) for pool in self._pools)
 
+    def within(self, state: State) -> bool:
+        """Whether a state keeps ``max_level`` and ``max_deviation``, whatever it costs."""
+        return self._ladders.within(self._ladders.checked(state))
+
+    def allowed(self, unit: int) -> tuple[int, ...]:
+        """The places that ``max_level`` leaves a unit, by its number."""
+        ladders = self._ladders
+        return tuple(
+            place for rung in ladders.rungs[unit][ladders.top[unit] : ladders.bottom[unit] + 1] for place in rung
+        )
+
     def _kept(self, state: Sequence[int], pool: _Pool) -> bool:
         left = self._left(state, pool)
         return left >= 0 and not self._fitting(state, pool, left) and not self._payable(state, pool, left)

@@ -98,5 +98,11 @@ class Setting:
         """An answer.
 
         :param passes: how many times the minibatch was read for it.
+        :raises DataError: it is none that the search may give: ``max_level`` or ``max_deviation`` forbid it.
         """
+        if not self.problem.space.within(state):
+            raise DataError(
+                f"the baseline {name} knows nothing of max_level and max_deviation, and chooses levels for "
+                f"{self.problem.target} that they forbid; compare with a search without these limits"
+            )
         return Found(name, state, self.problem.choice(state), passes * self.read, told)

@@ -56,11 +56,16 @@ def optimum(space: Space, damages: Sequence[Sequence[float]]) -> State:
     """The state within the budget with the least sum of damages; a unit inside a module that is left out has none.
 
     It need not be full, as states of the space are, where a cheaper level does no more damage than a dearer one.
+    ``max_level`` of the space is kept; its ``max_deviation``, a limit of all units together, need not be.
 
     :param damages: of each unit at each of its choices; what is not finite is not chosen.
     :raises DataError: nothing within the budget has finite damage.
     """
     ladders = Ladders(space.units, None, None, None)
+    damages = [
+        [damage if place in allowed else math.inf for place, damage in enumerate(own)]
+        for allowed, own in zip(map(space.allowed, range(len(space.units))), damages, strict=True)
+    ]
     names = dict.fromkeys(unit.exchange for unit in space.units)
     pools = [(own, [name]) for name, own in space.budgets.items()]
     if space.budget is not None:

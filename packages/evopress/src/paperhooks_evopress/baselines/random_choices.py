@@ -18,8 +18,13 @@ _CANDIDATES: Final = 32
 
 
 def uniform(setting: Setting) -> Found:
-    """Levels as even as the budget allows; where units have to differ, and at a depth, which ones is drawn."""
-    return setting.found("uniform", _even(setting.problem.space).initial(Random(setting.seed)), 0)
+    """Levels as even as the budget allows; where units have to differ, and at a depth, which ones is drawn.
+
+    Where limits around a start forbid these, the start itself, which is even too.
+    """
+    space = setting.problem.space
+    state = _even(space).initial(Random(setting.seed))
+    return setting.found("uniform", state if space.within(state) else space.initial(Random(setting.seed)), 0)
 
 
 def random_best(setting: Setting, tokens: int | None = None, *, even: bool = False) -> Found:
@@ -34,6 +39,8 @@ def random_best(setting: Setting, tokens: int | None = None, *, even: bool = Fal
     old = 0  # draws since there was a new one
     while len(states) < number and old < _FRUITLESS:
         state = _even(space).initial(random) if even else _anywhere(space, random)
+        if not space.within(state):
+            state = space.initial(random)
         old = old + 1 if state in states else 0
         states[state] = None
     best, fitness = setting.best(list(states))

@@ -98,6 +98,8 @@ class LayerwisePreparation:
         self._handed.add((name, label))
         if not own:
             del self._made[name]
+        if len(self._handed) == sum(map(len, self._labels.values())):
+            self._restart()  # nobody needs the last layer's moments and hidden states any more
         return found
 
     # -- the pass over the layers --------------------------------------------------------------------------------------
