@@ -33,8 +33,9 @@ from paperhooks.hooks import Levels
 from paperhooks.io import write_json
 from paperhooks.reports import bootstrap_interval
 from paperhooks_evopress import GPTQ, Evaluator, SparseGPT, SublayerDrop, Target, problem
-from paperhooks_evopress.algorithm import Evolution, SearchSchedule, State
+from paperhooks_evopress.algorithm import Evolution, SearchSchedule, State, select
 from paperhooks_evopress.baselines import BASELINES, Setting, baselines_of
+from paperhooks_evopress.history import evaluations
 from paperhooks_evopress.problems import LevelProblem, module_names
 from paperhooks_evopress.schedules import scaled, schedule_of
 from paperhooks_evopress.spaces import Space
@@ -42,6 +43,9 @@ from paperhooks_evopress.spaces import Space
 LENGTH: Final = 128  # tokens of a sequence
 SEQUENCES: Final = 256  # of calibration text
 HELD_OUT: Final = 64
+#: Choices of a search that are compared at its end, and on how many tokens.
+FINALISTS: Final = 4
+COMPARED: Final = 8192
 GROUP: Final = 64  # 576 columns cannot be divided into groups of 128
 TARGETS: Final = {
     "depth-20": "depth=0.2",
@@ -103,6 +107,7 @@ class Study:
     seeds: Sequence[int]
     held_out: Sequence[Sequence[int]]
     file: Path
+    tokens: int = 250_000
     quick: bool = False
     traits = Traits(writes=frozenset({"weights"}))
 
@@ -147,10 +152,14 @@ class Run:
         self.blocks = {"blocks": max(out, default=0), "removed": max(gone, default=0)}
 
     def schedule(self, name: str, share: float | None = None) -> SearchSchedule:
+        """A schedule by name: the quick one within the tokens of the study, others at a share of theirs."""
         found = schedule_of(name, self.posed.target.kind, **self.blocks)
         if self.study.quick:
             found = replace(found, generations=2, initial=2)
-        return found if share is None else scaled(found, share)
+        if share is not None:
+            return scaled(found, share)
+        most = (self.study.tokens - found.initial * found.initial_tokens) // found.generation_evaluations
+        return replace(found, generations=max(1, min(most, found.generations))) if name == "quick" else found
 
     def note(self, name: str, told: Mapping[str, Any]) -> None:
         self.results[name] = dict(told)
@@ -172,7 +181,7 @@ class Run:
         print(f"{self.study.setting}: {name}: {fmean(kl):.4f}", flush=True)
 
     def search(
-        self, name: str, schedule: SearchSchedule, seed: int, *, space: Space | None = None,
+        self, name: str, schedule: SearchSchedule, seed: int, *, start: State | None = None,
         evaluator: Evaluator | None = None,
     ) -> None:  # fmt: skip
         if name in self.results:
@@ -183,16 +192,17 @@ class Run:
             return judge.score([self.posed.choice(state) for state in states], tokens, draw, survivors)
 
         begin = time.perf_counter()
-        evolution = Evolution(space or self.posed.space, schedule, score, seed)
+        evolution = Evolution(self.posed.space, schedule, score, seed, start=start)
         for _ in evolution.run():
             pass
-        assert evolution.best is not None
+        finalists, read = evolution.finalists(FINALISTS), min(COMPARED, judge.tokens)
+        values = judge.score([self.posed.choice(state) for state in finalists], read, 0)
         told = {
-            "tokens": schedule.evaluations,
+            "tokens": evaluations(evolution.history) + read * len(finalists),
             "seconds": time.perf_counter() - begin,
             "generations": len(evolution.history) - 1,
         }
-        self.judged(name, evolution.best, told)
+        self.judged(name, finalists[select(values, 1)[0]], told)
 
     def baseline(self, name: str, tokens: int, evaluator: Evaluator | None = None, label: str | None = None) -> None:
         label = label or name
@@ -257,19 +267,19 @@ class Run:
         """The additive model; then the search from an even choice and from the additive one, and with ten times as
         many tokens as the model took."""
         quick = self.schedule("quick")
-        per_try = quick.evaluations // (1 + sum(len(unit.choices) for unit in self.posed.space.units))
         self.baseline("additive", quick.evaluations)
         tokens = self.results["additive"]["tokens"]
         equal = replace(quick, generations=max(1, tokens // quick.generation_evaluations), exhaustive=0)
         tenfold = replace(equal, generations=10 * equal.generations)
-        space = self.posed.space
-        warm = Space(space.units, space.budget, space.budgets, start=tuple(self.results["additive"]["state"]))
-        self.note("about", {"tokens_a_try": per_try, "equal": equal.evaluations, "tenfold": tenfold.evaluations})
+        space, warm = self.posed.space, tuple(self.results["additive"]["state"])
+        if not space.feasible(warm):
+            warm = space.repair(warm, Random(0))
+        self.note("about", {"equal": equal.evaluations, "tenfold": tenfold.evaluations})
         for seed in self.study.seeds:
             self.search(f"equal-{seed}", equal, seed)
-            self.search(f"after-{seed}", equal, seed, space=warm)
+            self.search(f"after-{seed}", equal, seed, start=warm)
             self.search(f"tenfold-{seed}", tenfold, seed)
-            self.search(f"after_tenfold-{seed}", tenfold, seed, space=warm)
+            self.search(f"after_tenfold-{seed}", tenfold, seed, start=warm)
 
     def pair(self) -> None:
         """The worst choice of 3 attentions and 3 MLPs that a search finds, and what leaving out more makes of it."""
@@ -346,6 +356,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--texts", type=Path, help="token ids, written there when the file does not exist")
     parser.add_argument("--model", type=Path, help="folder of the model; by default that of the test bed")
+    parser.add_argument("--tokens", type=int, default=250_000, help="token-evaluations of a search")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="two generations")
     options = parser.parse_args()
@@ -357,7 +368,7 @@ def main() -> None:
     line: dict[str, Any] = {}
     for name in options.settings:
         file = options.out / f"{name}.json"
-        study = Study(name, options.seeds, found["held_out"], file, options.quick)
+        study = Study(name, options.seeds, found["held_out"], file, options.tokens, options.quick)
         target = Target.of({**TARGETS, **STUDIES}[name])
         artefact = paperhooks.compress(
             model, study, data=found["calibration"], target=target, levels_from=levels_of(target), progress=False

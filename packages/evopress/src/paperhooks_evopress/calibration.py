@@ -109,7 +109,7 @@ def check_causal(view: ModelView, sequence: Tensor) -> None:
 
 
 def usable_sequences(view: ModelView, sequences: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The sequences that can be scored, int64 [T] on the CPU; those of fewer than 2 tokens are left out, with a warning.
+    """The sequences that can be scored, int64 [T] on the CPU, without those of fewer than 2 tokens; warns of them.
 
     :raises DataError: one that the model cannot read, by its number, or none that is left.
     """
