@@ -84,8 +84,9 @@ def await_phase(out: Path, phase: str, runs: Callable[[], bool]) -> float:
 
 
 def products(folder: Path) -> dict[str, Any]:
-    """What lies in a folder, by name, without what says when and where."""
-    return {str(file.relative_to(folder)): _content(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+    """What lies in a folder, by name, without what says when and where, as the figure of the time does."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.stem != "time"]
+    return {str(file.relative_to(folder)): _content(file) for file in files}
 
 
 def _content(file: Path) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import paperhooks_evopress
 import pytest
+from paperhooks.plugins import catalog
 from paperhooks_evopress.plugin import PLUGIN
 
 SOURCE = Path(paperhooks_evopress.__file__).parent
@@ -16,13 +17,14 @@ PACKAGE = "paperhooks_evopress"
 PROVIDERS = {
     word.lower()
     for name, target in PLUGIN.methods.items()
-    if name != PLUGIN.name
+    if hasattr(catalog().create_method(name if name == PLUGIN.name else f"{PLUGIN.name}/{name}"), "compression_levels")
     for word in (name, *target.partition(":")[0].split(".")[-1:], target.partition(":")[2])
 }
 #: What may not name one of them: the search itself, with all that it is made of.
 SEARCH = (
     "algorithm", "history", "spaces", "units", "ladders", "evaluator", "teacher", "prefix_tree", "minibatches",
     "method", "calibration", "schedules", "targets", "problems", "report",
+    "shared_evaluator", "search_plan", "groundwork",
 )  # fmt: skip
 
 
