@@ -122,7 +122,7 @@ def test_the_plan_is_told_before_anything_long(capsys: pytest.CaptureFixture[str
     search = EvoPress(schedule="quick", generations=2, check_model=False)
     artefact = paperhooks.compress(tiny_llama(layers=2), search, data=texts(), target="bits=3")
     said = capsys.readouterr().err
-    assert "plan: 2 generations over 14 units, at most" in said
+    assert "plan: 2 generations over 14 units with levels of gptq, at most" in said
     assert said.index("plan:") < said.index("prepare levels")
     artefact.undo()
 

@@ -164,12 +164,13 @@ class EvoPress:
         evaluator.score([{}], tokens, _SEED_OF_ALL)
         seconds = (time.perf_counter() - begin) / tokens
         more = self.finalists * evaluator.tokens
+        said = 4 * evaluator.head.vocabulary * evaluator.tokens if self.fitness == "kl" else 0
         if self.start == "additive":
             tries = 1 + sum(len(unit.choices) for unit in posed.space.units)
             more += tries * min(evaluator.tokens, schedule.stages[0].tokens)
         return SearchPlan.of(
             schedule, levels, len(posed.space.units), more_tokens=more, processes=Ranks().count,
-            pass_seconds=seconds, teacher_bytes=self.teacher_bytes,
+            pass_seconds=seconds, teacher_bytes=min(self.teacher_bytes, said),
         )  # fmt: skip
 
     def _given(self, posed: LevelProblem) -> tuple[int, ...] | None:

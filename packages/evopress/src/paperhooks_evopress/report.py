@@ -102,8 +102,8 @@ def _figures(
     if parts:
         run.figure("time", bar_figure(list(parts), list(parts.values()), title="Where the time went", x="seconds"))
         longest = max(parts, key=parts.__getitem__)
-        found.append(Figure("time", alt=f"seconds by part; {longest} took {parts[longest]:.3g} s", caption="Interrupted "
-                            "runs included."))  # fmt: skip
+        words = f"seconds by part; {longest} took {parts[longest]:.3g} s"
+        found.append(Figure("time", alt=words, caption="Interrupted runs included."))
     return found
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from paperhooks.hooks import Levels
 
@@ -20,6 +19,8 @@ class SearchPlan:
         Of the schedule: tokens times candidates, at most, what the last comparison reads included.
     units, levels
         How many are searched, and how many values of levels are made before.
+    offered_by
+        The methods whose levels these are.
     seconds
         At the speed of a plain pass that was timed, shared by the processes.
     model_bytes, database_bytes, teacher_bytes
@@ -31,6 +32,7 @@ class SearchPlan:
     tokens: int
     units: int
     levels: int
+    offered_by: tuple[str, ...]
     seconds: float
     model_bytes: float
     database_bytes: float
@@ -49,20 +51,19 @@ class SearchPlan:
         tokens = schedule.evaluations + more_tokens
         parameters = levels.view.model.parameters()
         return cls(
-            schedule.generations, tokens, units, len(made), tokens * pass_seconds / processes,
+            schedule.generations, tokens, units, len(made),
+            tuple(dict.fromkeys(level.method for own in levels.values() for level in own)),
+            tokens * pass_seconds / processes,
             float(sum(each.numel() * each.element_size() for each in parameters)),
             float(sum(level.cost.get("bytes", 0) for level in made)), teacher_bytes,
         )  # fmt: skip
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
-
     def __str__(self) -> str:
+        offered = ", ".join(self.offered_by)
         text = (
-            f"plan: {self.generations} generations over {self.units} units, at most {self.tokens:,} tokens to read, "
-            f"about {_span(self.seconds)}; memory: model {_size(self.model_bytes)}, predictions up to "
-            f"{_size(self.teacher_bytes)}"
+            f"plan: {self.generations} generations over {self.units} units with levels of {offered}, at most "
+            f"{self.tokens:,} tokens to read, about {_span(self.seconds)}; memory: model {_size(self.model_bytes)}, "
+            f"its predictions up to {_size(self.teacher_bytes)}"
         )
         if self.levels:
             text += f", {self.levels:,} values of levels {_size(self.database_bytes)}, which are made first"
