@@ -10,7 +10,8 @@ another kind (licences), sequence by sequence, with paired intervals.
 Settings: depth-20, depth-33, sparsity-50, sparsity-70, bits-2.5, bits-3, bytes, and ``schedules`` (light against full
 at 20 % depth), ``fitness`` (divergence against perplexity at 3 bits), ``start`` (the search after the additive model,
 with as many and with ten times the tokens), ``pair`` (a choice and one that leaves out more and is better). Results are
-written as they come, one JSON file a setting, and kept: an interrupted run goes on. The last line is one JSON object.
+written as they come, one JSON file a setting, and kept beside the levels: an interrupted run goes on. The last line is
+one JSON object.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from paperhooks.reports import bootstrap_interval
 from paperhooks_evopress import GPTQ, Evaluator, SparseGPT, SublayerDrop, Target, problem
 from paperhooks_evopress.algorithm import Evolution, SearchSchedule, State, select
 from paperhooks_evopress.baselines import BASELINES, Setting, baselines_of
+from paperhooks_evopress.groundwork import decided_by
 from paperhooks_evopress.history import evaluations
 from paperhooks_evopress.problems import LevelProblem, module_names
 from paperhooks_evopress.schedules import scaled, schedule_of
@@ -121,7 +123,7 @@ class Study:
         with request.levels(view, names) as levels:
             posed = problem(view, levels, target)
             begin = time.perf_counter()
-            levels.prepare(None, progress=True)
+            levels.prepare(self.file.parent / f"levels-{target}", decides=decided_by(sequences))
             seconds = time.perf_counter() - begin
             run = Run(self, posed, levels, view, sequences, held_out)
             run.note("levels", {"seconds": seconds, "units": len(posed.space.units)})
@@ -173,7 +175,7 @@ class Run:
             **told,
             "held_out_kl": fmean(kl),
             "held_out_perplexity": self.reader.score([choice], self.reader.tokens, 0)[0],
-            "calibration_kl": self.evaluator.score([choice], self.evaluator.tokens, 0)[0],
+            "calibration_kl": self.evaluator.score([choice], min(COMPARED, self.evaluator.tokens), 0)[0],
             "bytes": self.levels.cost(choice, "bytes", whole=True) if self.posed.kind != "count" else None,
             "state": list(state),
             "by_sequence": [round(value, 6) for value in kl],
