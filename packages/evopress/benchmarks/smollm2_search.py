@@ -280,8 +280,8 @@ class Run:
         for seed in self.study.seeds:
             self.search(f"equal-{seed}", equal, seed)
             self.search(f"after-{seed}", equal, seed, start=warm)
-            self.search(f"tenfold-{seed}", tenfold, seed)
             self.search(f"after_tenfold-{seed}", tenfold, seed, start=warm)
+            self.search(f"tenfold-{seed}", tenfold, seed)
 
     def pair(self) -> None:
         """The worst choice of 3 attentions and 3 MLPs that a search finds, and what leaving out more makes of it."""
