@@ -155,13 +155,17 @@ def test_registry_commands(own_catalog, cli, tmp_path: Path) -> None:
         ("a:k=-1.5e-3,m=renumber", "a", {"k": -1.5e-3, "m": "renumber"}),
         ("a:s={8: 0.5, 16: 0.25},t=(1, 2),u='x,y'", "a", {"s": {8: 0.5, 16: 0.25}, "t": (1, 2), "u": "x,y"}),
         ("a:x=true,y=False,z=none", "a", {"x": True, "y": False, "z": None}),
+        ("a:x=runs/b-2.5, y=/c/d,z=../e", "a", {"x": "runs/b-2.5", "y": "/c/d", "z": "../e"}),
+        ("a:x='k=b/c',y=\"it's=d/e\"", "a", {"x": "k=b/c", "y": "it's=d/e"}),
     ],
 )
 def test_methods_are_written_with_their_options(text: str, name: str, options: dict) -> None:
     assert parse_method(text) == (name, options)
 
 
-@pytest.mark.parametrize("text", [":k=1", "a:k", "a:k=", "a:**k", "a:k=__import__('os')", "a:k=1)+f(b=2"])
+@pytest.mark.parametrize(
+    "text", [":k=1", "a:k", "a:k=", "a:**k", "a:k=__import__('os')", "a:k=1)+f(b=2", "a:k=1/2", "a:k=b-2"]
+)
 def test_malformed_methods_are_usage_errors_and_never_run(own_catalog, cli, text: str, tmp_path: Path) -> None:
     code, _, _ = cli("describe", str(tmp_path), "-p", text)
     assert code in (1, 2)

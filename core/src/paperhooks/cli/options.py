@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -29,14 +30,20 @@ __all__ = [
 
 #: What Python raises for text that is no literal: nested too deep, of too many digits, with NUL, or keys without hash.
 _UNREADABLE: Final = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
+#: Quoted text, or a value with a slash in it that reaches to the next comma or the end.
+_PATH: Final = re.compile(
+    r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?<==)\s*(?P<path>[^\s,'"(){}\[\]=]*/[^\s,'"(){}\[\]=]*)(?=\s*(?:,|$))"""
+)
 _WORDS: Final = {"true": True, "false": False, "none": None, "null": None}
 
 
 def parse_method(text: str) -> tuple[str, dict[str, Any]]:
-    """Name and options of ``NAME`` or ``NAME:k=v,k=v``; values are Python literals, and bare words are strings.
+    """Name and options of ``NAME`` or ``NAME:k=v,k=v``; values are Python literals; bare words and paths are strings.
 
     >>> parse_method("pyramiddrop:stages={8: 0.5, 16: 0.25},positions=keep")
     ('pyramiddrop', {'stages': {8: 0.5, 16: 0.25}, 'positions': 'keep'})
+    >>> parse_method("evopress:start=runs/bits-2.5,generations=3")
+    ('evopress', {'start': 'runs/bits-2.5', 'generations': 3})
 
     Raises typer.BadParameter (exit code 2) naming the part that cannot be read.
     """
@@ -47,21 +54,28 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
         return name, {}
     malformed = f"the options {shown(options)} of {shown(name)} are not of the form k=v,k=v"
     try:
-        call = ast.parse(f"f({options})", mode="eval").body
+        source = f"f({_PATH.sub(_with_quotes, options)})"
+        call = ast.parse(source, mode="eval").body
     except _UNREADABLE as error:
         raise typer.BadParameter(malformed) from error
     if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
         raise typer.BadParameter(malformed)
-    return name, {str(keyword.arg): _literal(str(keyword.arg), keyword.value) for keyword in call.keywords}
+    return name, {str(keyword.arg): _literal(source, str(keyword.arg), keyword.value) for keyword in call.keywords}
 
 
-def _literal(option: str, node: ast.expr) -> Any:
+def _with_quotes(found: re.Match[str]) -> str:
+    """A path with quotes; a division of numbers is none."""
+    path = found["path"]
+    return found[0] if path is None or not any(map(str.isalpha, path)) else repr(path)
+
+
+def _literal(source: str, option: str, node: ast.expr) -> Any:
     if isinstance(node, ast.Name):
         return _WORDS.get(node.id.lower(), node.id)
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError) as error:
-        text = ast.unparse(node)[:100]
+        text = (ast.get_source_segment(source, node) or ast.unparse(node))[:100]
         raise typer.BadParameter(
             f"the value {text} of option {option!r} is no literal; quote text: '{text}'"
         ) from error
