@@ -162,6 +162,12 @@ def test_plain_makes_json_of_what_runs_carry() -> None:
     assert plain(value) == {"1": ["a", ["a", "b"]], "t": 2.5, "i": 3}
 
 
+def test_whole_numbers_along_a_figure_have_whole_ticks() -> None:
+    for along, whole in (([1, 2, 3], True), ([1.0, 2.0], True), ([0.5, 1.5], False)):
+        (axes,) = line_figure({"x": (along, along)}).axes
+        assert all(float(tick).is_integer() for tick in axes.get_xticks()) == whole
+
+
 def full_report(tmp_path: Path) -> tuple[str, str]:
     """Markdown and HTML of a report with every kind of block."""
     run = started(tmp_path / "run")

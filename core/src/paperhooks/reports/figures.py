@@ -89,11 +89,16 @@ def bar_figure(
 def line_figure(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str = "", x: str = "", y: str = ""
 ) -> Figure:
-    """One line with markers a series (name to x and y values), with a legend when there are several."""
+    """One line with markers a series (name to x and y values), with a legend when there are several.
+
+    Where all x are whole numbers, as generations and steps are, so are the ticks.
+    """
     figure, (axes,) = new_figure()
     for (name, (along, values)), colour in zip(series.items(), _cycle(len(series)), strict=True):
         axes.plot(along, values, color=colour, marker="o", markersize=4, linewidth=1.8, label=name)
     style_axes(axes, title, x, y)
+    if all(float(value).is_integer() for along, _ in series.values() for value in along):
+        axes.locator_params(axis="x", integer=True)
     if len(series) > 1:
         axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
     return figure
