@@ -185,7 +185,7 @@ def test_a_search_is_shown(cli, folder: Path) -> None:
     strip = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith(("self_attn", "mlp"))}
     assert strip.keys() == {"self_attn", "mlp"}
     assert all(sorted(cells) == ["0", "1", "1"] or sorted(cells) == ["0", "0", "1"] for cells in strip.values())
-    assert "the choice of the last generation:" in out
+    assert "all 9 states were scored instead of searched" in out
     code, _, err = cli("evopress", "show", str(folder / "model"))
     assert code == 1
     assert "holds no run" in err

@@ -118,6 +118,65 @@ def test_an_interrupt_leaves_the_best_so_far(tmp_path: Path, monkeypatch: pytest
     artefact.undo()
 
 
+def test_an_interrupt_of_the_last_comparison_leaves_the_best_so_far_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_llama(layers=3)
+    before = fingerprint(model)
+
+    def stop(self, count):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(algorithm.Evolution, "finalists", stop)
+    with pytest.raises(KeyboardInterrupt):
+        compressed(model, "bits=3", tmp_path / "run")
+    monkeypatch.undo()
+    assert fingerprint(model) == before
+    last = json.loads((tmp_path / "run" / "search.json").read_text())["history"][-1]
+    assert last["number"] == 3
+    best = Artefact.load(tmp_path / "run" / "best")
+    assert best.data["unfinished"]
+    whole = compressed(tiny_llama(layers=3), "bits=3")
+    artefact = compressed(model, "bits=3", tmp_path / "run")
+    assert artefact.data["levels"] == whole.data["levels"]
+    assert not (tmp_path / "run" / "best").exists()
+    artefact.undo()
+
+
+def test_the_last_comparison_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    search = EvoPress(schedule="quick", generations=2, check_model=False)
+    paperhooks.compress(tiny_llama(layers=3), search, data=texts(), target="bits=3", progress=True).undo()
+    tokens = sum(map(len, texts()))
+    assert f"on all {tokens:,} tokens of the calibration text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("target", "began", "budget"),
+    [
+        ("bits=3", "levels as even as the budget allows", "bytes of codes"),
+        ("flops=0.7", "the best of", "operations for a token"),
+        ("depth=1", "the best of all 9 choices", "at most 2 attention and 2 mlp sublayers that stay"),
+    ],
+)
+def test_a_report_tells_what_was_counted_and_where_the_search_began(
+    tmp_path: Path, target: str, began: str, budget: str
+) -> None:
+    compressed(tiny_llama(layers=3), target, tmp_path / "run", generations=2).undo()
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert f"| began with | {began}" in report
+    assert budget in report
+
+
+def test_the_figure_of_levels_names_the_shades(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    artefact = compressed(tiny_llama(layers=3), "bits=3", tmp_path / "run")
+    labels = {level["label"] for level in artefact.data["levels"].values()}
+    drawn = (tmp_path / "run" / "levels.svg").read_text()
+    assert len(labels) > 1
+    assert all(f"<!-- {label} -->" in drawn for label in labels)
+    artefact.undo()
+
+
 def test_the_plan_is_told_before_anything_long(capsys: pytest.CaptureFixture[str]) -> None:
     search = EvoPress(schedule="quick", generations=2, check_model=False)
     artefact = paperhooks.compress(tiny_llama(layers=2), search, data=texts(), target="bits=3")

@@ -17,6 +17,7 @@ from random import Random
 from typing import Any, Final, get_args
 
 from paperhooks import Artefact, CompressionRequest, DataError, ModelView, Traits, hookimpl
+from paperhooks.errors import counted
 from paperhooks.hooks import Levels
 from paperhooks.io import Ranks, choice, flag, optional, read_json, text, whole, write_json
 from paperhooks.reports import Paragraph
@@ -155,7 +156,13 @@ class EvoPress:
                 start = self._start(posed, levels, evaluator, request, given)
             with _timed(request, "search"):
                 evolution = self._search(view, posed, levels, evaluator, request, start)
-            return self._finished(view, request, levels, posed, evaluator, evolution, plan)
+            try:
+                with _timed(request, "comparison"):
+                    best, scores = self._compared(posed, evaluator, evolution, progress=request.progress)
+            except KeyboardInterrupt:
+                _leave(view, request, levels, posed, evolution)
+                raise
+            return self._finished(view, request, levels, posed, evaluator, evolution, plan, best, scores)
 
     def _plan(self, posed: LevelProblem, levels: Levels, evaluator: Evaluator) -> SearchPlan:
         """What the search will take, by the time that a pass over the model itself takes."""
@@ -256,20 +263,27 @@ class EvoPress:
             )
         return replace(found, **changes)
 
-    def _finished(
-        self, view: ModelView, request: CompressionRequest, levels: Levels, posed: LevelProblem, evaluator: Evaluator,
-        evolution: Evolution, plan: SearchPlan,
-    ) -> Artefact:  # fmt: skip
+    def _compared(
+        self, posed: LevelProblem, evaluator: Evaluator, evolution: Evolution, *, progress: bool
+    ) -> tuple[tuple[int, ...], dict[str, float | None]]:
+        """The best of the finalists on all calibration text, with what it and the first choice lose there."""
         best = evolution.best
         assert best is not None  # the search has ended
-        scores: dict[str, float | None] = {}
-        with _timed(request, "comparison"):
-            if finalists := evolution.finalists(self.finalists):
-                values = evaluator.score([posed.choice(state) for state in finalists], evaluator.tokens, _SEED_OF_ALL)
-                best = finalists[select(values, 1)[0]]
-                scores["final"] = _finite(min(values))
-                first = evolution.history[0].best
-                scores["first"] = _finite(values[finalists.index(first)]) if first in finalists else None
+        finalists = evolution.finalists(self.finalists)
+        if not finalists:
+            return best, {}
+        if progress:  # for a small search this is the longest part
+            words = f"{counted(len(finalists), 'choice')} on all {evaluator.tokens:,} tokens of the calibration text"
+            tqdm.write(f"compare {words}", file=sys.stderr)
+        values = evaluator.score([posed.choice(state) for state in finalists], evaluator.tokens, _SEED_OF_ALL)
+        first = evolution.history[0].best
+        beginning = _finite(values[finalists.index(first)]) if first in finalists else None
+        return finalists[select(values, 1)[0]], {"final": _finite(min(values)), "first": beginning}
+
+    def _finished(
+        self, view: ModelView, request: CompressionRequest, levels: Levels, posed: LevelProblem, evaluator: Evaluator,
+        evolution: Evolution, plan: SearchPlan, best: tuple[int, ...], scores: dict[str, float | None],
+    ) -> Artefact:  # fmt: skip
         won = posed.choice(best)
         told: dict[str, Any] = {
             "target": str(posed.target),
@@ -306,8 +320,8 @@ def _leave(
     told = {"target": str(posed.target), "cost": posed.space.cost(evolution.best), "unfinished": True}
     file = request.artefact(view, data=told, levels=levels).save(request.run.path / _BEST)
     tqdm.write(
-        f"interrupted after {len(evolution.history) - 1} generations; the best so far is {file}, and the same command "
-        "goes on",
+        f"interrupted after {counted(len(evolution.history) - 1, 'generation')}; the best so far is {file}, and the "
+        "same command goes on",
         file=sys.stderr,
     )
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from paperhooks.errors import MissingExtra
+from paperhooks.errors import MissingExtra, counted
 from paperhooks.reports import (
     Block,
     Figure,
@@ -23,6 +23,7 @@ from paperhooks.reports import (
 
 from paperhooks_evopress.history import Generation
 from paperhooks_evopress.problems import AS_IT_IS, LevelProblem
+from paperhooks_evopress.targets import amount
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
@@ -31,11 +32,14 @@ __all__ = ["blocks", "level_figure", "level_grid", "order_figure", "stage_lines"
 
 #: Timings of a run that are parts of a search.
 _PARTS = ("levels", "start", "search", "comparison")
-_STARTS = {"even": "even levels", "additive": "the additive model's answer"}
 #: Notes of generations that are shown.
 _NOTES = 5
 #: Seconds that are worth a bar.
 _SHORT = 0.01
+#: Where the colours begin, so that the dearest level is not white.
+_PALEST = -0.15
+#: Levels that a legend can hold.
+_LEGEND = 12
 #: Units whose names fit beside a figure.
 _NAMED = 48
 _LAYER = re.compile(r"^(.*?\.)(\d+)(?:\.(.*))?$")
@@ -54,7 +58,7 @@ def blocks(
     :param won: module name to label. :param told: what the artefact says of the search. :param timings: seconds of its
         parts.
     """
-    found: list[Block] = [Heading("Search"), Paragraph(_summary(told)), Table(("", ""), _facts(told))]
+    found: list[Block] = [Heading("Search"), Paragraph(_summary(told)), Table(("", ""), _facts(told, history))]
     if run is not None:
         try:
             found += _figures(run, posed, history, won, told, timings)
@@ -84,7 +88,8 @@ def _figures(
     lines = stage_lines(history)
     if lines:
         run.figure("fitness", line_figure(
-            lines, title="Fitness, on the minibatches of each generation", x="generation", y=str(told["fitness"]),
+            lines, title="Fitness, on the minibatches of each generation", x="generation",
+            y="KL divergence" if told["fitness"] == "kl" else str(told["fitness"]),
         ))  # fmt: skip
         values = next(reversed(lines.values()))[1]
         alt = f"fitness of the last stage from {values[0]:.4g} to {values[-1]:.4g} over {len(values)} generations"
@@ -144,37 +149,45 @@ def order_figure(posed: LevelProblem, history: Sequence[Generation]) -> Matplotl
     order = sorted((at for at in range(len(units)) if since[at] >= 0), key=lambda at: (since[at], -last[at]))
     grid = [[each.best[at] / max(1, len(units[at].choices) - 1) for each in history] for at in order]
     figure, (axes,) = new_figure(height=min(9.0, 1.2 + 0.17 * len(order)))
-    axes.imshow(grid, aspect="auto", cmap="Blues", vmin=-0.15, vmax=1.0, interpolation="nearest")
+    axes.imshow(grid, aspect="auto", cmap="Blues", vmin=_PALEST, vmax=1.0, interpolation="nearest")
     style_axes(axes, "Order in which levels settled", "generation", "" if len(order) <= _NAMED else "unit")
     if len(order) <= _NAMED:
         axes.set_yticks(range(len(order)), [units[at].name for at in order], fontsize=7)
+    axes.locator_params(axis="x", integer=True)
     axes.grid(visible=False)
     return figure
 
 
 def _summary(told: Mapping[str, Any]) -> str:
     final, first = told.get("final"), told.get("first")
+    ended = f"The search for {told['target']} ended after {counted(told['generations'], 'generation')}."
     if final is None or first is None:
-        return f"The search for {told['target']} ended after {told['generations']} generations."
+        return ended
+    fitness = "KL divergence (nats a token)" if told["fitness"] == "kl" else told["fitness"]
     return (
-        f"The search for {told['target']} ended after {told['generations']} generations. Of the choices that led "
-        f"longest the best is kept: {told['fitness']} {final:.4g} on all calibration text, against {first:.4g} of the "
-        "choice that the search began with."
+        f"{ended} Of the choices that led longest the best is kept: {fitness} {final:.4g} on all calibration text, "
+        f"against {first:.4g} of the choice that the search began with."
     )
 
 
-def _facts(told: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    budget = told["budget"]
-    words = (
-        ", ".join(f"{name}: {own:g}" for name, own in budget.items()) if isinstance(budget, Mapping) else f"{budget:g}"
-    )
+def _facts(told: Mapping[str, Any], history: Sequence[Generation]) -> list[tuple[str, Any]]:
+    kind = told["cost_kind"]
     return [
-        ("budget", f"{words} {told['cost_kind']}"),
-        ("cost of the winner", f"{told['cost']:g} {told['cost_kind']}"),
+        ("budget of what is searched", f"at most {amount(told['budget'], kind)}"),
+        ("cost of the winner", amount(told["cost"], kind)),
         ("perplexity of the model itself", told["teacher_perplexity"]),
-        ("token-evaluations", told["evaluations"]),
-        ("began with", _STARTS.get(told["start"], told["start"])),
+        ("tokens that candidates read", told["evaluations"]),
+        ("began with", _beginning(told["start"], history)),
     ]
+
+
+def _beginning(start: str, history: Sequence[Generation]) -> str:
+    if start != "even":
+        return "the additive model's answer" if start == "additive" else start
+    if not history or not history[0].stages:
+        return "levels as even as the budget allows"
+    tried = len(history[0].stages[0].fitness)
+    return f"the best of {'all' if history[0].kind == 'exhaustive' else 'the first'} {tried} choices"
 
 
 def level_grid(posed: LevelProblem, won: Mapping[str, str]) -> tuple[list[str], list[int], list[list[float]]]:
@@ -191,14 +204,36 @@ def level_grid(posed: LevelProblem, won: Mapping[str, str]) -> tuple[list[str], 
     return kinds, layers, [[cells.get((kind, layer), math.nan) for layer in layers] for kind in kinds]
 
 
+def _level_shades(posed: LevelProblem, won: Mapping[str, str]) -> list[tuple[float, str]]:
+    """How far the levels that were chosen are down their ladders, and their labels, dearest first."""
+    found: set[tuple[float, str]] = set()
+    for unit in posed.space.units:
+        labels = [each.label for each in unit.choices]
+        label = won.get(unit.modules[0], AS_IT_IS)
+        if label in labels:
+            found.add((round(labels.index(label) / max(1, len(labels) - 1), 3), label or "as it is"))
+    return sorted(found)
+
+
 def level_figure(posed: LevelProblem, won: Mapping[str, str]) -> MatplotlibFigure:
-    """A strip a kind of unit, a cell a layer: darker where the level is cheaper.
+    """A strip a kind of unit, a cell a layer: darker where the level is cheaper, with a legend of a few levels.
 
     :raises MissingExtra: matplotlib is missing.
     """
     kinds, layers, grid = level_grid(posed, won)
-    figure, (axes,) = new_figure(height=1.2 + 0.34 * len(kinds))
-    axes.imshow(grid, aspect="auto", cmap="Blues", vmin=-0.15, vmax=1.0, interpolation="nearest")
+    shades = _level_shades(posed, won)
+    named = 0 < len(shades) <= _LEGEND
+    figure, (axes,) = new_figure(height=max(1.2 + 0.34 * len(kinds), 0.9 + 0.22 * len(shades) * named))
+    axes.imshow(grid, aspect="auto", cmap="Blues", vmin=_PALEST, vmax=1.0, interpolation="nearest")
+    if named:
+        from matplotlib import colormaps
+        from matplotlib.colors import to_hex
+        from matplotlib.patches import Patch
+
+        colours = [to_hex(colormaps["Blues"]((shade - _PALEST) / (1 - _PALEST))) for shade, _ in shades]
+        handles = [Patch(color=colour, label=label) for colour, (_, label) in zip(colours, shades, strict=True)]
+        axes.legend(handles=handles, frameon=False, labelcolor="#7b8696", fontsize=8, loc="center left",
+                    bbox_to_anchor=(1.0, 0.5))  # fmt: skip
     axes.set_yticks(range(len(kinds)), kinds)
     step = max(1, len(layers) // 12)
     axes.set_xticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from paperhooks_evopress.history import Generation
 from paperhooks_evopress.search_runs import SearchRun
-from paperhooks_evopress.targets import Target
+from paperhooks_evopress.targets import Target, amount
 
 __all__ = ["described", "level_strip"]
 
@@ -42,10 +42,8 @@ def _facts(run: SearchRun) -> list[str]:
     if not run.finished:
         return lines
     told = run.told
-    budget = told["budget"]
-    words = ", ".join(f"{k} {v:g}" for k, v in budget.items()) if isinstance(budget, Mapping) else f"{budget:g}"
-    lines.append(f"cost: {told['cost']:g} of {words} {told['cost_kind']}")
-    lines.append(f"read: {told['evaluations']:,} tokens in {run.seconds:,.0f} s")
+    lines.append(f"cost: {told['cost']:,.0f}, of at most {amount(told['budget'], told['cost_kind'])}")
+    lines.append(f"candidates read {told['evaluations']:,} tokens; all in all it took {run.seconds:,.0f} s")
     if told.get("final") is not None and told.get("first") is not None:
         lines.append(
             f"{told['fitness']} on all calibration text: {told['final']:.4g}, of the first choice {told['first']:.4g}"
@@ -80,10 +78,11 @@ def level_strip(chosen: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [*lines, ", ".join([*counts, *([f"{_NOTHING} as it is, or part of what is left out"] if has_gaps else [])])]
 
 
-def _natural(label: str) -> list[tuple[int, float, str]]:
-    """Labels in the order of the numbers in them."""
-    parts = re.split(r"(\d+(?:\.\d+)?)", label)
-    return [(0, float(part), "") if i % 2 else (1, 0.0, part) for i, part in enumerate(parts)]
+def _natural(label: str) -> tuple[list[tuple[int, float, str]], int]:
+    """Labels in the order of the numbers in them; those that are steps from another one, as "0.5 -1", about it."""
+    base, step = re.fullmatch(r"(.*?)(?: ([+-]\d+))?", label, re.DOTALL).groups()  # type: ignore[union-attr]
+    parts = re.split(r"(\d+(?:\.\d+)?)", base)
+    return [(0, float(part), "") if i % 2 else (1, 0.0, part) for i, part in enumerate(parts)], int(step or 0)
 
 
 def _course(history: Sequence[Generation]) -> list[str]:
@@ -97,6 +96,8 @@ def _course(history: Sequence[Generation]) -> list[str]:
         step = max(1, -(-len(scored) // _ROWS))
         shown = [*scored[:-1][::step], scored[-1]]
         lines += [f"{each.number:>6}  {each.fitness:.4g}" for each in shown]
+    if history[-1].kind == "exhaustive":
+        return [*lines, history[-1].note]
     best = history[-1].best
     came = history[-1].number
     for each in reversed(history):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from paperhooks import DataError
 
-__all__ = ["KINDS", "Target"]
+__all__ = ["KINDS", "Target", "amount"]
 
 #: Kinds of targets, and what their number says.
 KINDS: Final = {
@@ -19,6 +20,13 @@ KINDS: Final = {
     "bytes": "what the whole model may take",
     "parameters": "the share of the layers' parameters that stays (0 to 1)",
     "flops": "the share of the layers' operations for a token that stays (0 to 1)",
+}
+#: What is counted, by the kind of cost.
+_COUNTED: Final = {
+    "count": "sublayers that stay",
+    "codes": "bytes of codes",
+    "parameters": "parameters that are not zero",
+    "flops": "operations for a token",
 }
 _SHARES: Final = ("sparsity", "parameters", "flops")
 _UNITS: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -61,6 +69,20 @@ class Target:
         A share that is a hair below a whole number by rounding counts as that: 0.29 of 100 is 29.
         """
         return int(self.value) if self.value >= 1 else math.floor(self.value * n + 1e-9)
+
+
+def amount(cost: float | Mapping[str, float], kind: str) -> str:
+    """A cost, or a budget of several, in words.
+
+    :param kind: of the cost, as levels tell it.
+
+    >>> amount(331776.0, "codes")
+    '331,776 bytes of codes'
+    >>> amount({"attention": 5.0, "mlp": 5.0}, "count")
+    '5 attention and 5 mlp sublayers that stay'
+    """
+    own = [f"{value:,.0f} {name}" for name, value in cost.items()] if isinstance(cost, Mapping) else [f"{cost:,.0f}"]
+    return f"{' and '.join(own)} {_COUNTED.get(kind, kind)}"
 
 
 def _sizes(kind: str) -> str:
