@@ -53,6 +53,16 @@ def divergence(model: nn.Module, whole: nn.Module, rows: list[list[int]]) -> flo
     return total / positions
 
 
+def test_sizes_are_those_of_the_whole_model_with_what_stays() -> None:
+    model = tiny_llama(layers=3)
+    whole = sum(each.numel() * each.element_size() for each in model.parameters())
+    artefact = best(model, "depth=1", data={"calibration": texts(), "held_out": texts(1)})
+    kept = sum(each.numel() * each.element_size() for each in model.parameters())
+    assert kept < whole
+    assert {row["size"] for row in artefact.data["table"]} == {kept}
+    artefact.undo()
+
+
 def test_what_is_told_is_what_the_model_is(tmp_path: Path) -> None:
     model, whole = tiny_llama(layers=3), tiny_llama(layers=3)
     before = fingerprint(model)

@@ -204,6 +204,7 @@ class BestBaseline:
         if held_out is not None:
             evaluator = self._evaluator(setting.view, setting.levels, held_out)
             others = list(evaluator.score(choices, evaluator.tokens, _SEED_OF_ALL))
+        setting.levels.restore()  # what is left out is not among the model's parameters meanwhile
         measured = [
             replace(row, fitness=fitness, held_out=other, size=_size(setting, row.choice))
             for row, fitness, other in zip(rows, scores, others, strict=True)

@@ -92,11 +92,11 @@ def cut(checkpoint: Checkpoint, artefact: Artefact, form: str) -> dict[int, int]
         if index not in gone:
             raise ArtefactError(
                 f"{form} leaves out whole layers, and of {prefix}{index} only {', '.join(sorted(children))} is left "
-                "out; use zeroed or skip_list"
+                "out; use zeroed or skip-list"
             )
     kept = [i for i in range(len(checkpoint.view.layers)) if i not in gone]
     if not kept:
-        raise ArtefactError(f"all layers are left out, and {form} has at least one; use zeroed or skip_list")
+        raise ArtefactError(f"all layers are left out, and {form} has at least one; use zeroed or skip-list")
     new = {old: i for i, old in enumerate(kept)}
     tensors: dict[str, Any] = {}
     for name, tensor in checkpoint.tensors.items():
@@ -136,7 +136,7 @@ def zero_ends(checkpoint: Checkpoint, artefact: Artefact) -> None:
             inside_it = sorted({n.removeprefix(f"{name}.") for n in checkpoint.tensors if n.startswith(f"{name}.")})
             raise ArtefactError(
                 f"no matrix of {name} is known to end it: looked for {', '.join(_ENDS)}, found {', '.join(inside_it)}; "
-                "use skip_list"
+                "use skip-list"
             )
         checkpoint.tensors.update({each: torch.zeros_like(checkpoint.tensors[each]) for each in ends})
 

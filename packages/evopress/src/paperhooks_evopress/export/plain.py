@@ -26,6 +26,6 @@ def sparse(
     checkpoint = checked(model, artefact)
     if artefact.skipped:
         raise ArtefactError(
-            f"sparse holds weights alone, and {', '.join(artefact.skipped)} is left out; use stock, zeroed or skip_list"
+            f"sparse holds weights alone, and {', '.join(artefact.skipped)} is left out; use stock, zeroed or skip-list"
         )
     return written(checkpoint, artefact, folder, tokenizer=tokenizer, verify=verify)
