@@ -168,6 +168,13 @@ def test_whole_numbers_along_a_figure_have_whole_ticks() -> None:
         assert all(float(tick).is_integer() for tick in axes.get_xticks()) == whole
 
 
+def test_lines_of_many_series_stay_apart() -> None:
+    names = [f"series {n}" for n in range(11)]
+    (axes,) = line_figure({name: ([1, 2], [n, n]) for n, name in enumerate(names)}).axes
+    assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == len(names)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == names
+
+
 def full_report(tmp_path: Path) -> tuple[str, str]:
     """Markdown and HTML of a report with every kind of block."""
     run = started(tmp_path / "run")

@@ -21,6 +21,9 @@ __all__ = ["PALETTE", "bar_figure", "histogram_figure", "line_figure", "new_figu
 
 #: Colours that stay apart for colour-blind readers, on light and on dark ground.
 PALETTE: Final = ("#4c78dd", "#e08a2e", "#2fa37c", "#c2579b", "#8a6fd1", "#b0953a", "#4aa5c4", "#d1605e")
+_MARKERS: Final = ("o", "s", "^", "D")
+#: Series whose legend finds room among the lines.
+_INSIDE: Final = 6
 _INK: Final = "#7b8696"
 _GRID: Final = "#9aa4b233"
 
@@ -94,12 +97,16 @@ def line_figure(
     Where all x are whole numbers, as generations and steps are, so are the ticks.
     """
     figure, (axes,) = new_figure()
-    for (name, (along, values)), colour in zip(series.items(), _cycle(len(series)), strict=True):
-        axes.plot(along, values, color=colour, marker="o", markersize=4, linewidth=1.8, label=name)
+    for place, (name, (along, values)) in enumerate(series.items()):
+        rounds, colour = divmod(place, len(PALETTE))  # a colour that comes again has another marker
+        marker = _MARKERS[rounds % len(_MARKERS)]
+        axes.plot(along, values, color=PALETTE[colour], marker=marker, markersize=4, linewidth=1.8, label=name)
     style_axes(axes, title, x, y)
     if all(float(value).is_integer() for along, _ in series.values() for value in along):
         axes.locator_params(axis="x", integer=True)
-    if len(series) > 1:
+    if len(series) > _INSIDE:
+        axes.legend(frameon=False, labelcolor=_INK, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    elif len(series) > 1:
         axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
     return figure
 
@@ -114,10 +121,6 @@ def histogram_figure(
         axes.axvline(marker, color=PALETTE[1], linestyle="--", linewidth=1.5)
     style_axes(axes, title, x, y)
     return figure
-
-
-def _cycle(n: int) -> list[str]:
-    return [PALETTE[i % len(PALETTE)] for i in range(n)]
 
 
 def save_figure(figure: Figure, base: Path) -> tuple[Path, Path]:
