@@ -163,6 +163,7 @@ def test_several_budgets_make_a_front(tmp_path: Path) -> None:
         beaten = any(o["size"] <= row["size"] and o["lost"] < row["lost"] for o in rows)
         assert row["front"] is not beaten
     assert {row["target"] for row in rows if row["front"]} == {"bits=2.5", "bits=4"}
+    assert write_front([tmp_path / "bits=2.5", tmp_path / "bits=4", tmp_path / "bits=4"], tmp_path / "twice") == rows
     for name in ("front.png", "report.html", "report.md"):
         assert (tmp_path / "front" / name).is_file()
     best(tiny_llama(layers=2), "bits=3", out=tmp_path / "alone", baselines="uniform").undo()

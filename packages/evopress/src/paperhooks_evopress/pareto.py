@@ -38,6 +38,7 @@ def write_front(folders: Sequence[str | Path], out: str | Path) -> list[dict[str
     ]
     if not rows:
         raise DataError("the levels in these comparisons do not tell their bytes, so that there are no sizes to draw")
+    rows = [row for place, row in enumerate(rows) if row not in rows[:place]]  # a budget that was compared twice
     rows.sort(key=lambda row: (row["size"], row["lost"]))
     least = float("inf")
     for row in rows:
