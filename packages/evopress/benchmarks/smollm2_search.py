@@ -142,11 +142,12 @@ class Run:
         held_out: list[torch.Tensor],
     ) -> None:  # fmt: skip
         self.study, self.posed, self.levels = study, posed, levels
-        room = 2**31
-        self.evaluator = Evaluator(view, levels, sequences, limit=room)
-        self.perplexity = Evaluator(view, levels, sequences, fitness="perplexity")
-        self.judge = Evaluator(view, levels, held_out, limit=room)
-        self.reader = Evaluator(view, levels, held_out, fitness="perplexity")
+        # Choices of baselines differ in most matrices, which are unpacked anew for each chunk.
+        options: dict[str, Any] = {"limit": 2**31, "batch_tokens": 512 if view.model.device.type == "cpu" else None}
+        self.evaluator = Evaluator(view, levels, sequences, **options)
+        self.perplexity = Evaluator(view, levels, sequences, fitness="perplexity", **options)
+        self.judge = Evaluator(view, levels, held_out, **options)
+        self.reader = Evaluator(view, levels, held_out, fitness="perplexity", **options)
         self.results: dict[str, Any] = json.loads(study.file.read_text()) if study.file.exists() else {}
         space = posed.space
         out = [sum(unit.exchange == kind for unit in space.units) for kind in space.budgets]
