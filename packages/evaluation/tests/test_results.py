@@ -253,7 +253,7 @@ def test_runs_that_do_not_belong_together_are_refused(data: Path, tmp_path: Path
     quick(right_on(0), None, Newer(), data=data, out=tmp_path / "newer")
     with pytest.raises(DataError, match=r"version: 1 in a, 2 in b"):
         compare(tmp_path / "a", tmp_path / "newer")
-    with pytest.raises(DataError, match="holds no run; expected the folder of one of 'evaluate'"):
+    with pytest.raises(DataError, match="holds no run; expected one of 'evaluate'"):
         compare(tmp_path / "a", tmp_path / "none")
     with pytest.raises(DataError, match="not both scored in the mode 'official'"):
         compare(tmp_path / "a", tmp_path / "c", mode="official")

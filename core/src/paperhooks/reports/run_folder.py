@@ -70,7 +70,7 @@ class RunFolder:
         found = run._read()
         if found is None or (kind is not None and found.get("kind") != kind):
             there = "no run" if found is None else f"a run of {found.get('kind')!r}"
-            raise DataError(f"{run.path} holds {there}; expected the folder of one of {kind or 'any kind'!r}")
+            raise DataError(f"{run.path} holds {there}; expected one{f' of {kind!r}' if kind else ''}")
         run.result = found
         return run
 

@@ -38,6 +38,7 @@ __all__ = [
     "SelectionStage",
     "State",
     "select",
+    "states_to_score",
     "switches",
 ]
 
@@ -181,6 +182,15 @@ def select(fitness: Sequence[float], survivors: int) -> list[int]:
     return sorted(range(len(finite)), key=finite.__getitem__)[:survivors]
 
 
+def states_to_score(space: SearchSpace, schedule: SearchSchedule) -> int | None:
+    """How many states there are, where all of them are scored in place of a search; None where it is searched."""
+    limit = schedule.exhaustive
+    if limit is None:
+        limit = schedule.evaluations // schedule.stages[-1].tokens
+    size = space.size(max(limit, 1))
+    return size if size is not None and size <= max(limit, 1) else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Progress:
     """All of a search that changes, exchanged as one so that no interrupt comes in between."""
@@ -267,15 +277,14 @@ class Evolution:
 
     def _first(self, random: Random) -> tuple[tuple[State, ...], Generation, bool]:
         schedule, last = self.schedule, self.schedule.stages[-1]
-        limit = schedule.evaluations // last.tokens if schedule.exhaustive is None else schedule.exhaustive
-        size = self.space.size(max(limit, 1))
+        size = states_to_score(self.space, schedule)
         if size == 1:
             only = tuple(self.space.states())
             warnings.warn(
                 "only one choice is within the budget: there is nothing to search", SearchWarning, stacklevel=4
             )
             return only, Generation(0, "exhaustive", (), only[0], None, "the only state within the budget"), True
-        if size is not None and size <= limit:
+        if size is not None:
             note = f"all {size} states were scored instead of searched"
             states, stage = tuple(self.space.states()), last
         else:

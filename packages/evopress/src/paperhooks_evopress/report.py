@@ -113,7 +113,10 @@ def _figures(
 
 
 def stage_lines(history: Sequence[Generation]) -> dict[str, tuple[list[float], list[float]]]:
-    """Generations and fitness for each line of the figure: the best child of each stage, the parent, and who won."""
+    """Generations and fitness for each line of the figure: the best child of each stage, and the parent.
+
+    The lower one of the last stage is kept.
+    """
     found: dict[str, tuple[list[float], list[float]]] = {}
 
     def put(name: str, generation: int, values: Sequence[float]) -> None:
@@ -130,8 +133,6 @@ def stage_lines(history: Sequence[Generation]) -> dict[str, tuple[list[float], l
             put(f"best child, {stage.tokens} tokens", each.number, stage.fitness[stage.parents :])
             if last and stage.parents:
                 put("parent, scored again", each.number, stage.fitness[: stage.parents])
-        if each.fitness is not None:
-            put("kept", each.number, [each.fitness])
     return found
 
 
