@@ -357,6 +357,7 @@ def test_what_cannot_be_chosen_or_made_is_refused() -> None:
         ({"cost": {"bytes": float("nan")}}, "costs {'bytes': nan}"),
         ({"cost": {"bytes": -4}}, "costs {'bytes': -4}"),
         ({"label": 3}, "has the label 3; expected text"),
+        ({"label": ""}, "has the label ''; expected text, and some of it"),
         ({"prepare": {"weight": None}}, "has dict for prepare; expected a function"),
     ],
 )

@@ -40,8 +40,8 @@ class Level:
     skip: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.label, str):
-            raise HookError(f"a level of {self.method!r} has the label {self.label!r}; expected text")
+        if not isinstance(self.label, str) or not self.label:
+            raise HookError(f"a level of {self.method!r} has the label {self.label!r}; expected text, and some of it")
         if not isinstance(self.cost, Mapping) or not all(map(_is_cost, self.cost.values())):
             raise HookError(
                 f"the level {self.label!r} of {self.method!r} costs {self.cost!r}; expected numbers of 0 or more by "
