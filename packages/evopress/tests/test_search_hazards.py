@@ -287,6 +287,28 @@ def test_a_sharded_model_is_refused() -> None:
     assert "FSDP2" in said
 
 
+def with_seed_of_rank(target: str) -> str:
+    """In a process of a group: what a search says of another process that does something else."""
+    rank = torch.distributed.get_rank()
+    try:
+        paperhooks.compress(
+            plain(), search(generations=2), data=ids(), target=target if rank else "bits=2.5", seed=rank,
+            progress=False,
+        )  # fmt: skip
+    except DataError as error:
+        return str(error)
+    return "it ran"
+
+
+@pytest.mark.parametrize("target", ["bits=2.5", "bits=3"])
+def test_processes_that_search_differently_are_refused(target: str) -> None:
+    """Values of one candidate would stand for those of another."""
+    said = run_ranks(with_seed_of_rank, target)
+    assert [f"rank {1 - rank} asks for other candidates than rank {rank}" in text for rank, text in enumerate(said)] == [
+        True, True,
+    ]  # fmt: skip
+
+
 # -- what is at the edge, and right ------------------------------------------------------------------------------------
 
 

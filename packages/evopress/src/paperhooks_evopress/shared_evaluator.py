@@ -8,7 +8,7 @@ from typing import Any
 
 from paperhooks import DataError, ModelView
 from paperhooks.hooks import Levels
-from paperhooks.io import Ranks
+from paperhooks.io import Ranks, hash_json
 from torch import Tensor
 
 from paperhooks_evopress.evaluator import Evaluator
@@ -44,7 +44,10 @@ class SharedEvaluator(Evaluator):
     def score(
         self, choices: Sequence[Mapping[str, str]], tokens: int, seed: int, survivors: int | None = None
     ) -> list[float]:
-        """See :meth:`Evaluator.score`; an error of one process is raised by all."""
+        """See :meth:`Evaluator.score`; an error of one process is raised by all.
+
+        :raises DataError: processes that ask for different things, as searches with other seeds do.
+        """
         if self._ranks.count == 1:
             return super().score(choices, tokens, seed, survivors)
         # Neighbours share most layers, so that each process gets neighbours.
@@ -58,8 +61,15 @@ class SharedEvaluator(Evaluator):
                 values = super().score([choices[number] for number in own], tokens, seed, survivors)
         except Exception as found:
             error = found
-        gathered = self._ranks.gathered(values, error)
-        dealt = [value for rank in sorted(gathered) for value in gathered[rank]]
+        # What each has found stands for candidates of all, which have to be the same ones.
+        asked = hash_json([[sorted(choice.items()) for choice in choices], tokens, seed, survivors])
+        gathered = self._ranks.gathered((asked, values), error)
+        if odd := [rank for rank, (other, _) in gathered.items() if other != asked]:
+            raise DataError(
+                f"rank {odd[0]} asks for other candidates than rank {self._ranks.index}, or for other tokens; give all "
+                "processes one seed, one target, one schedule and the same levels"
+            )
+        dealt = [value for rank in sorted(gathered) for value in gathered[rank][1]]
         found_values = [math.inf] * len(choices)
         for number, value in zip(order, dealt, strict=True):
             found_values[number] = value
