@@ -10,7 +10,7 @@ import pytest
 import torch
 from paperhooks import Artefact, DataError
 from paperhooks.testing import fingerprint, tiny_llama
-from paperhooks_evopress import EvoPress, algorithm
+from paperhooks_evopress import Evaluator, EvoPress, algorithm
 from paperhooks_evopress.algorithm import Evolution, SearchSchedule, SelectionStage
 from paperhooks_evopress.report import stage_lines
 from paperhooks_evopress.spaces import Space, Unit, UnitLevel
@@ -175,6 +175,56 @@ def test_the_figure_of_levels_names_the_shades(tmp_path: Path) -> None:
     assert len(labels) > 1
     assert all(f"<!-- {label} -->" in drawn for label in labels)
     artefact.undo()
+
+
+def stopped(monkeypatch: pytest.MonkeyPatch, out: Path, start: str) -> None:
+    """A search that was interrupted after its first generation."""
+    real = Evolution._step
+
+    def late(self):
+        if len(self.history) == 2:
+            raise KeyboardInterrupt
+        return real(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Evolution, "_step", late)
+        with pytest.raises(KeyboardInterrupt):
+            compressed(tiny_llama(layers=2), "bits=2.5", out, start=start)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("start.json", lambda kept: kept.update(state=[1])),
+        ("start.json", lambda kept: kept.update(state=[2] * 14)),
+        ("start.json", lambda kept: kept.update(state="even")),
+        ("search.json", lambda kept: kept.update(population=[])),
+        ("search.json", lambda kept: kept.update(history=[])),
+        ("search.json", lambda kept: kept["history"].pop(0)),
+        ("search.json", lambda kept: kept["history"][0].update(best=[0] * 14)),
+        ("search.json", lambda kept: kept["history"][0].update(best=[1])),
+        ("search.json", lambda kept: kept.update(random=[3, [1, 2], None])),
+    ],
+)
+def test_what_was_changed_in_a_run_is_refused_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage
+) -> None:
+    """A choice above the budget among the first ones could win the last comparison."""
+    stopped(monkeypatch, tmp_path, "additive")
+    kept = json.loads((tmp_path / name).read_text())
+    damage(kept)
+    (tmp_path / name).write_text(json.dumps(kept))
+    with pytest.raises(DataError, match=f"{name} cannot be gone on with"):
+        compressed(tiny_llama(layers=2), "bits=2.5", tmp_path, start="additive")
+
+
+def test_a_start_that_is_not_there_or_not_finished_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="start='addtive': there is no such run or artefact; expected 'even', 'additi"):
+        compressed(tiny_llama(layers=2), "bits=2.5", start="addtive")
+    stopped(monkeypatch, tmp_path / "run", "even")
+    with pytest.raises(DataError, match=r"that search is not finished; .* in .*best"):
+        compressed(tiny_llama(layers=2), "bits=2.5", start=str(tmp_path / "run"))
+    compressed(tiny_llama(layers=2), "bits=2.5", start=str(tmp_path / "run" / "best"), generations=1).undo()
 
 
 def test_the_plan_is_told_before_anything_long(capsys: pytest.CaptureFixture[str]) -> None:

@@ -386,7 +386,7 @@ class Evolution:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another search of the same space, schedule and seed stood.
 
-        :raises ValueError: it is of another one.
+        :raises ValueError: it is of another one, or was changed.
         """
         for name, own in (("seed", self.seed), ("schedule", _plain(self.schedule))):
             if state[name] != own:
@@ -396,9 +396,17 @@ class Evolution:
             raise ValueError(
                 "the checkpoint's population does not fit this space: it has other units or another budget"
             )
-        version, words, gauss = state["random"]
         history = tuple(Generation.from_json(generation) for generation in state["history"])
-        self._progress = _Progress(population, history, (version, tuple(words), gauss), bool(state["ended"]))
+        numbers = [generation.number for generation in history]
+        # Any of them may be the winner in the end.
+        if not all(self.space.feasible(generation.best) for generation in history) or (
+            numbers != list(range(len(history))) or bool(history) != bool(population)
+        ):
+            raise ValueError("the checkpoint's history is not that of a search of this space")
+        version, words, gauss = state["random"]
+        random = Random()
+        random.setstate((version, tuple(words), gauss))
+        self._progress = _Progress(population, history, random.getstate(), bool(state["ended"]))
 
 
 def _plain(schedule: SearchSchedule) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any, Final, get_args
 from paperhooks import Artefact, CompressionRequest, DataError, ModelView, Traits, hookimpl
 from paperhooks.errors import counted
 from paperhooks.hooks import Levels
-from paperhooks.io import Ranks, choice, flag, optional, read_json, text, whole, write_json
+from paperhooks.io import Ranks, choice, flag, local_path, optional, read_json, text, whole, write_json
 from paperhooks.reports import Paragraph
 from tqdm import tqdm
 
@@ -40,6 +40,7 @@ __all__ = ["EvoPress"]
 
 _CHECKPOINT: Final = "search.json"
 _START: Final = "start.json"
+_ARTEFACT: Final = "artefact.safetensors"
 #: Folder of what an interrupted search leaves.
 _BEST: Final = "best"
 #: Tokens that are timed for the plan.
@@ -184,7 +185,18 @@ class EvoPress:
         """The choice of the run or artefact that is named as the start, looked at before anything long."""
         if self.start in ("even", "additive"):
             return None
-        chosen = Artefact.load(self.start).data.get("levels", {})
+        place = local_path(self.start)
+        if not place.exists():
+            raise DataError(
+                f"start={self.start!r}: there is no such run or artefact; expected 'even', 'additive', or the run "
+                "folder or artefact of another choice"
+            )
+        if (place / _CHECKPOINT).exists() and not (place / _ARTEFACT).exists():
+            raise DataError(
+                f"start={self.start!r}: that search is not finished; run its command again, or start from what an "
+                f"interrupt has left in {place / _BEST}"
+            )
+        chosen = Artefact.load(place).data.get("levels", {})
         return posed.state({name: each["label"] for name, each in chosen.items()})
 
     def _start(
@@ -197,10 +209,10 @@ class EvoPress:
         file = request.run.path / _START if request.run is not None else None
         state: tuple[int, ...] | None = None
         if file is not None and file.exists():
-            try:
-                state = tuple(int(place) for place in read_json(file, "the start of a search")["state"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise DataError(f"{file} cannot be gone on with: {error!r}; use another folder") from error
+            kept = read_json(file, "start of a search")
+            state = tuple(kept["state"]) if isinstance(kept, dict) and isinstance(kept.get("state"), list) else ()
+            if not _belongs(posed, state):
+                raise DataError(f"{file} cannot be gone on with: it holds no state of this search; use another folder")
         if state is None:
             setting = Setting(levels, posed, evaluator, self._schedule(posed).stages[0].tokens, request.seed)
             state = given or additive(setting, progress=request.progress).state
@@ -227,8 +239,9 @@ class EvoPress:
         evolution = Evolution(posed.space, planned, score, request.seed, start=start)
         file = request.run.path / _CHECKPOINT if request.run is not None else None
         if file is not None and file.exists():
+            kept = read_json(file, "state of a search")
             try:
-                evolution.load_state_dict(read_json(file, "the state of a search"))
+                evolution.load_state_dict(kept)
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(f"{file} cannot be gone on with: {error}; use another folder") from error
         Ranks().meet()  # all have read it before one writes
@@ -307,6 +320,11 @@ class EvoPress:
         levels.switch(won)
         levels.write(view.journal, method=request.method)
         return request.artefact(view, data=told, levels=levels)
+
+
+def _belongs(posed: LevelProblem, state: tuple[Any, ...]) -> bool:
+    """Whether what a file holds is a state of the search."""
+    return all(isinstance(place, int) for place in state) and posed.space.feasible(state)
 
 
 def _leave(

@@ -101,7 +101,7 @@ class SearchRun:
         file = self.path / "search.json"
         if not file.exists():
             return []
-        state = read_json(file, "the state of a search")
+        state = read_json(file, "state of a search")
         try:
             return [Generation.from_json(each) for each in state["history"]]
         except (KeyError, TypeError) as error:
