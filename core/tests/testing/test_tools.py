@@ -42,6 +42,16 @@ def test_the_fingerprint_sees(change):
     assert fingerprint(model).differences(before)
 
 
+def test_lists_that_are_called_hooks_are_no_tables_of_hooks():
+    """As those in which transformers keeps the hooks of ``enable_input_require_grads``."""
+    model = tiny_llama(layers=1)
+    model.enable_input_require_grads()
+    before = fingerprint(model)
+    assert fingerprint(model) == before
+    model.disable_input_require_grads()
+    assert fingerprint(model) != before
+
+
 def test_negative_zero_and_nan_are_bits_too():
     model = tiny_llama(layers=1)
     model.lm_head.weight.data[0, :2] = torch.tensor([0.0, float("nan")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,7 @@ def fingerprint(model: nn.Module) -> Fingerprint:
                 # What stands in for offloaded weights is made anew at every forward, apart where weights are tied.
                 members = {k: "kept elsewhere" if getattr(v, "is_meta", False) else id(v) for k, v in value.items()}
                 entries[f"{name}.{key}"] = str(members)
-            elif key.endswith("_hooks") or "_hooks_" in key:
+            elif isinstance(value, Mapping) and (key.endswith("_hooks") or "_hooks_" in key):
                 entries[f"{name}.{key}"] = str([(k, id(v)) for k, v in value.items()]) if value else "{}"
             elif isinstance(value, bool | int | float | str | type(None)):
                 entries[f"{name}.{key}"] = repr(value)
