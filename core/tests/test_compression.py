@@ -31,6 +31,7 @@ from paperhooks.models.batches import token_batches
 from paperhooks.plugins import catalog
 from paperhooks.reports import Paragraph
 from paperhooks.testing import TEXT_FAMILIES, fingerprint, tiny_llama, tiny_text, tiny_vlm, vlm_inputs
+from paperhooks.weights import Dense
 from torch import nn
 
 DATA = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
@@ -344,6 +345,53 @@ def test_a_search_that_leaves_the_model_at_a_choice_is_cleaned_up(fails: bool) -
             "weights of answers: nothing written of"
         )
     assert same_weights(model, tiny_llama(layers=2))
+
+
+NAME = "model.layers.1.mlp.up_proj"
+
+
+class Measures:
+    """Looks at what the model gives at a level and calibrates, as searches do."""
+
+    traits = Traits(writes=frozenset({"weights"}))
+
+    @hookimpl
+    def compression(self, view, request):
+        ids, seen = torch.tensor([[5, 6, 7]]), []
+        with torch.no_grad(), request.levels(view, [NAME]) as levels:
+            for label in (None, "half", None):
+                levels.switch({} if label is None else {NAME: label})
+                seen.append(view.model(ids).logits)
+            calibrate(view, [{"input_ids": ids}], [NAME], lambda *_: None, progress=False)
+            levels.switch({NAME: "half"})
+            levels.write(view.journal, method=request.method)
+        assert torch.equal(seen[0], seen[2])
+        return request.artefact(view, data={"moved": not torch.equal(seen[0], seen[1])}, levels=levels)
+
+    @hookimpl
+    def compression_levels(self, modules):
+        def prepare():
+            return {"weight": Dense(modules[NAME].weight.detach() / 2)}
+
+        return {NAME: [Level("measures", "half", {}, prepare)]}
+
+
+@pytest.mark.parametrize("block", ["autocast", "inference"])
+def test_levels_are_measured_inside_of_autocast_and_inference_mode(block: str) -> None:
+    """Autocast would go on with casts of the old weights, and tensors of inference mode could not be calibrated on."""
+    model, ids = tiny_llama(layers=2), torch.tensor([[5, 6, 7]])
+    before = fingerprint(model)
+    with torch.autocast("cpu", torch.bfloat16) if block == "autocast" else torch.inference_mode():
+        wanted = model(ids).logits
+        artefact = compress(model, Measures(), progress=False)
+        assert torch.is_autocast_cache_enabled()
+        assert torch.is_inference_mode_enabled() == (block == "inference")
+        assert not torch.equal(model(ids).logits, wanted)
+    assert artefact.data["moved"]
+    model(ids, labels=ids).loss.backward()  # its parameters take gradients as before
+    model.zero_grad()
+    artefact.undo()
+    assert fingerprint(model).differences(before) == []
 
 
 def test_a_checkpoint_without_what_is_skipped_is_warned_of(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ is a :class:`Level`; any method may offer levels through ``compression_levels``,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -92,7 +93,7 @@ def compress(
     if out is not None:
         request.run = _started(RunFolder(out), _inputs(model, methods, data, target), seed)
     try:
-        with evaluation_mode(model):
+        with _new_weights(), evaluation_mode(model):
             return _run(view, request, methods)
     except BaseException:
         _take_back(request)
@@ -101,6 +102,23 @@ def compress(
     finally:
         if request.run is not None:
             request.run.release()
+
+
+@contextmanager
+def _new_weights() -> Iterator[None]:
+    """A block in which weights are exchanged: nothing that was made of the old ones is kept for them.
+
+    Autocast would go on with its casts of what stood in a parameter before, and tensors of inference mode do not tell
+    when they are written to.
+    """
+    kept = torch.is_autocast_cache_enabled()
+    with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+        torch.clear_autocast_cache()
+        torch.set_autocast_cache_enabled(False)
+        try:
+            yield
+        finally:
+            torch.set_autocast_cache_enabled(kept)
 
 
 def _started(run: RunFolder, inputs: dict[str, Any], seed: int) -> RunFolder:

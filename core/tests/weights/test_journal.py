@@ -144,6 +144,22 @@ def test_large_dense_edits_are_restored_in_blocks_and_keep_no_second_copy() -> N
     assert bits(model.weight) == bits(wanted)
 
 
+@torch.no_grad()
+def test_the_model_computes_with_new_values_inside_of_autocast() -> None:
+    """Which keeps what it has cast of a parameter until the block ends."""
+    model, ids = tiny_llama(layers=2), torch.tensor([[5, 6, 7]])
+    weight, journal = model.model.layers[0].mlp.up_proj.weight, WeightJournal(model)
+    fresh = tiny_llama(layers=2)
+    fresh.model.layers[0].mlp.up_proj.weight.mul_(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        before, wanted = model(ids).logits, fresh(ids).logits
+        journal.write(weight, weight.detach() * 2)
+        assert torch.equal(model(ids).logits, wanted)
+        journal.undo()
+        assert torch.equal(model(ids).logits, before)
+    assert not torch.equal(before, wanted)
+
+
 def test_old_values_that_came_back_by_themselves_are_fine() -> None:
     for kind in EDITS:
         model, plain, journal = edited(kind)

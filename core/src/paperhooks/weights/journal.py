@@ -195,6 +195,7 @@ class WeightJournal:
             if left is not None:
                 self._left[key] = left
             del self._changes[key]
+        torch.clear_autocast_cache()
         self._tell(failed)
 
     def abandon(self) -> None:
@@ -256,6 +257,7 @@ class WeightJournal:
         key = id(change.parameter)
         self._changes[key] = replace(change, written=(*change.written, written))
         write()
+        torch.clear_autocast_cache()  # inside of autocast the model would go on with casts of the old values
         self._changes[key] = replace(change, written=(written,))
 
     def _tell(self, failed: dict[str, Exception]) -> None:
