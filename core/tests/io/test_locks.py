@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from paperhooks.errors import DataError
-from paperhooks.io import FolderLock, UnitStore, launched
+from paperhooks.io import FolderLock, UnitStore, joined, launched
 from paperhooks.testing import Child, Processes
 
 HOLDS = """
@@ -139,6 +139,17 @@ def test_the_number_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("RANK", "3")
     with pytest.raises(DataError, match="RANK is 3"):
         launched()
+
+
+@pytest.mark.parametrize(("port", "said"), [("", "environment variable MASTER_"), ("here", "invalid literal")])
+def test_processes_that_cannot_meet_are_told_so(monkeypatch: pytest.MonkeyPatch, port: str, said: str) -> None:
+    """As where a scheduler sets the number of processes, and nobody where they meet."""
+    there = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1" * bool(port), "MASTER_PORT": port}
+    for name, value in there.items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    with pytest.raises(DataError, match=rf"RANK is 0 and WORLD_SIZE 2, .* cannot meet: .*{said}.*torchrun"), joined():
+        pass
 
 
 def test_a_process_that_comes_before_the_first_has_written_its_name_waits(tmp_path: Path, monkeypatch) -> None:

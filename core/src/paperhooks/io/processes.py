@@ -44,14 +44,21 @@ def joined() -> Iterator[Ranks]:
 
     The group passes plain objects alone, on the CPU, and its processes wait for one another for a day.
 
-    :raises DataError: an environment that says what cannot be.
+    :raises DataError: an environment that says what cannot be, or lacks where the processes meet.
     """
-    if launched(one_machine=False)[1] < 2 or Ranks().count > 1:
+    index, count = launched(one_machine=False)
+    if count < 2 or Ranks().count > 1:
         yield Ranks()
         return
     from torch import distributed
 
-    distributed.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        distributed.init_process_group("gloo", timeout=_PATIENCE)
+    except ValueError as error:  # MASTER_ADDR and the like
+        raise DataError(
+            f"RANK is {index} and WORLD_SIZE {count}, and these processes cannot meet: {error}; start them with "
+            "torchrun, or unset WORLD_SIZE for one process alone"
+        ) from error
     try:
         yield Ranks()
     finally:
