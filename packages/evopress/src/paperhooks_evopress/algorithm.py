@@ -393,18 +393,13 @@ class Evolution:
                 raise ValueError(f"the checkpoint has {name} {state[name]}, this search has {own}: start a new one")
         population = tuple(tuple(places) for places in state["population"])
         if not all(map(self.space.feasible, population)):
-            raise ValueError(
-                "the checkpoint's population does not fit this space: it has other units or another budget"
-            )
+            raise ValueError("the checkpoint's population does not fit this space: other units, or another budget")
         history = tuple(Generation.from_json(generation) for generation in state["history"])
-        numbers = [generation.number for generation in history]
+        ordered = [generation.number for generation in history] == list(range(len(history)))
         # Any of them may be the winner in the end.
-        if not all(self.space.feasible(generation.best) for generation in history) or (
-            numbers != list(range(len(history))) or bool(history) != bool(population)
-        ):
+        if not ordered or not all(self.space.feasible(g.best) for g in history) or bool(history) != bool(population):
             raise ValueError("the checkpoint's history is not that of a search of this space")
-        version, words, gauss = state["random"]
-        random = Random()
+        (version, words, gauss), random = state["random"], Random()
         random.setstate((version, tuple(words), gauss))
         self._progress = _Progress(population, history, random.getstate(), bool(state["ended"]))
 
