@@ -10,7 +10,7 @@ import pytest
 import torch
 from paperhooks import Artefact, DataError
 from paperhooks.testing import fingerprint, tiny_llama
-from paperhooks_evopress import Evaluator, EvoPress, algorithm
+from paperhooks_evopress import EvoPress, algorithm
 from paperhooks_evopress.algorithm import Evolution, SearchSchedule, SelectionStage
 from paperhooks_evopress.report import stage_lines
 from paperhooks_evopress.spaces import Space, Unit, UnitLevel
@@ -279,3 +279,12 @@ def test_half_precision_is_searched_in_float32(dtype: torch.dtype, target: str) 
     assert all(each.dtype == dtype for each in model.parameters())
     artefact.undo()
     assert fingerprint(model) == before
+
+
+def test_the_plan_of_a_small_space_is_to_score_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    search = EvoPress(schedule="quick", generations=150, check_model=False)
+    artefact = paperhooks.compress(tiny_llama(layers=3), search, data=texts(), target="depth=1")
+    said = capsys.readouterr().err
+    assert "plan: all 9 choices over 6 units" in said
+    assert "prepare levels" not in said
+    artefact.undo()

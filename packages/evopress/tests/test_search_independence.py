@@ -22,7 +22,7 @@ PROVIDERS = {
 }
 #: What may not name one of them: the search itself, with all that it is made of.
 SEARCH = (
-    "algorithm", "history", "spaces", "units", "ladders", "evaluator", "teacher", "prefix_tree", "minibatches",
+    "algorithm", "search_schedule", "history", "spaces", "units", "ladders", "evaluator", "teacher", "prefix_tree", "minibatches",
     "method", "calibration", "schedules", "targets", "problems", "report",
     "shared_evaluator", "search_plan", "groundwork",
 )  # fmt: skip

@@ -179,7 +179,7 @@ class Levels(Mapping[str, Sequence[Level]]):
             store = None
             if folder is not None:
                 store = stack.enter_context(LevelStore(folder, self._offers, decides or {}).begin(self.view.model))
-            for name in tqdm(wanted, desc="prepare levels", unit="module", disable=not progress):
+            for name in tqdm(wanted, desc="prepare levels", unit="module", disable=not (progress and wanted)):
                 made = self._stored(store, name) if store is not None else None
                 for level in self[name]:
                     if made is None:

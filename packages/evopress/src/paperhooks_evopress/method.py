@@ -168,16 +168,17 @@ class EvoPress:
     def _plan(self, posed: LevelProblem, levels: Levels, evaluator: Evaluator) -> SearchPlan:
         """What the search will take, by the time that a pass over the model itself takes."""
         schedule, tokens = self._schedule(posed), min(_TIMED, evaluator.tokens)
-        begin = time.perf_counter()
-        evaluator.score([{}], tokens, _SEED_OF_ALL)
-        seconds = (time.perf_counter() - begin) / tokens
+        for draw in range(2):  # a first pass takes longer
+            begin = time.perf_counter()
+            evaluator.score([{}], tokens, draw)
+            seconds = (time.perf_counter() - begin) / tokens
         more = self.finalists * evaluator.tokens
         said = 4 * evaluator.head.vocabulary * evaluator.tokens if self.fitness == "kl" else 0
         if self.start == "additive":
             tries = 1 + sum(len(unit.choices) for unit in posed.space.units)
             more += tries * min(evaluator.tokens, schedule.stages[0].tokens)
         return SearchPlan.of(
-            schedule, levels, len(posed.space.units), more_tokens=more, processes=Ranks().count,
+            schedule, levels, posed.space, more_tokens=more, processes=Ranks().count,
             pass_seconds=seconds, teacher_bytes=min(self.teacher_bytes, said),
         )  # fmt: skip
 
@@ -248,14 +249,14 @@ class EvoPress:
         done = len(evolution.history)
         try:
             with tqdm(
-                total=planned.generations + 1, initial=done, desc="search", unit="generation",
+                total=planned.generations, initial=max(0, done - 1), desc="search", unit="generation",
                 disable=not request.progress,
             ) as bar:  # fmt: skip
                 for generation in evolution.run():
                     if file is not None and Ranks().first:
                         write_json(file, evolution.state_dict())
                     bar.set_postfix(fitness="-" if generation.fitness is None else f"{generation.fitness:.4g}")
-                    bar.update()
+                    bar.update(int(generation.number > 0))
         except KeyboardInterrupt:
             _leave(view, request, levels, posed, evolution)
             raise

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from paperhooks.hooks import Levels
 
-from paperhooks_evopress.algorithm import SearchSchedule
+from paperhooks_evopress.algorithm import SearchSchedule, states_to_score
+from paperhooks_evopress.spaces import Space
 
 __all__ = ["SearchPlan"]
 
@@ -15,6 +16,8 @@ __all__ = ["SearchPlan"]
 class SearchPlan:
     """An estimate; a search shares layers and leaves candidates early, so that it takes less.
 
+    states
+        How many choices there are, where all of them are scored in place of a search.
     generations, tokens
         Of the schedule: tokens times candidates, at most, what the last comparison reads included.
     units, levels
@@ -28,6 +31,7 @@ class SearchPlan:
         kept of the model's own predictions, at most.
     """
 
+    states: int | None
     generations: int
     tokens: int
     units: int
@@ -40,7 +44,7 @@ class SearchPlan:
 
     @classmethod
     def of(
-        cls, schedule: SearchSchedule, levels: Levels, units: int, *, more_tokens: int, pass_seconds: float,
+        cls, schedule: SearchSchedule, levels: Levels, space: Space, *, more_tokens: int, pass_seconds: float,
         processes: int, teacher_bytes: int,
     ) -> SearchPlan:  # fmt: skip
         """The plan of a schedule.
@@ -48,10 +52,13 @@ class SearchPlan:
         :param more_tokens: read besides it. :param pass_seconds: of one token.
         """
         made = [level for own in levels.values() for level in own if level.prepare is not None]
+        states = states_to_score(space, schedule)
         tokens = schedule.evaluations + more_tokens
+        if states is not None:
+            tokens = states * schedule.stages[-1].tokens + more_tokens
         parameters = levels.view.model.parameters()
         return cls(
-            schedule.generations, tokens, units, len(made),
+            states, schedule.generations, tokens, len(space.units), len(made),
             tuple(dict.fromkeys(level.method for own in levels.values() for level in own)),
             tokens * pass_seconds / processes,
             float(sum(each.numel() * each.element_size() for each in parameters)),
@@ -60,8 +67,9 @@ class SearchPlan:
 
     def __str__(self) -> str:
         offered = ", ".join(self.offered_by)
+        what = f"{self.generations} generations" if self.states is None else f"all {self.states} choices"
         text = (
-            f"plan: {self.generations} generations over {self.units} units with levels of {offered}, at most "
+            f"plan: {what} over {self.units} units with levels of {offered}, at most "
             f"{self.tokens:,} tokens to read, about {_span(self.seconds)}; memory: model {_size(self.model_bytes)}, "
             f"its predictions up to {_size(self.teacher_bytes)}"
         )
