@@ -38,7 +38,7 @@ def compressed(model: Any, target: str) -> Any:
     generator = torch.Generator().manual_seed(0)
     texts = [torch.randint(3, 90, (20 + i,), generator=generator).tolist() for i in range(6)]
     search = evopress.EvoPress(
-        schedule="quick", generations=1, check_model=False, final_check=False, **TARGETS[target]
+        schedule="quick", generations=1, check_model=False, finalists=0, **TARGETS[target]
     )  # fmt: skip
     return paperhooks.compress(model, search, data=texts, target=target, progress=False)
 

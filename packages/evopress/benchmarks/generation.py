@@ -28,8 +28,7 @@ from typing import Any, Final, TypeAlias
 import torch
 from paperhooks import Level, ModelView
 from paperhooks.hooks import Levels
-from paperhooks_evopress.evaluator import Evaluator
-from paperhooks_evopress.minibatches import minibatch
+from paperhooks_evopress.evaluator import Evaluator, minibatch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 

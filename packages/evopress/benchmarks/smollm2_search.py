@@ -38,9 +38,8 @@ from paperhooks_evopress.algorithm import Evolution, SearchSchedule, State, sele
 from paperhooks_evopress.baselines import BASELINES, Setting, baselines_of
 from paperhooks_evopress.groundwork import decided_by
 from paperhooks_evopress.history import evaluations
-from paperhooks_evopress.problems import LevelProblem, module_names
 from paperhooks_evopress.schedules import scaled, schedule_of
-from paperhooks_evopress.spaces import Space
+from paperhooks_evopress.spaces import LevelProblem, Space, module_names
 
 LENGTH: Final = 128  # tokens of a sequence
 SEQUENCES: Final = 256  # of calibration text

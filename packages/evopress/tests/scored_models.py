@@ -12,7 +12,7 @@ import torch
 from paperhooks import Level, ModelView
 from paperhooks.hooks import Levels
 from paperhooks.weights import Dense
-from paperhooks_evopress.minibatches import chunks, minibatch
+from paperhooks_evopress.evaluator.minibatches import chunks, minibatch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM

@@ -29,11 +29,11 @@ from paperhooks_evopress.algorithm import (
 )
 from paperhooks_evopress.history import Generation
 from paperhooks_evopress.schedules import SCHEDULES, depth_generations, scaled, schedule_of
-from paperhooks_evopress.spaces import (
+from paperhooks_evopress.spaces.space import (
     Space,
     Unit,
 )
-from paperhooks_evopress.spaces import (
+from paperhooks_evopress.spaces.space import (
     UnitLevel as Choice,
 )
 

@@ -14,9 +14,8 @@ from paperhooks import ModelView
 from paperhooks.errors import DataError
 from paperhooks.hooks import Levels
 from paperhooks.testing import fingerprint, fresh_process, tiny_text
-from paperhooks_evopress.calibration import CalibrationWarning
-from paperhooks_evopress.evaluator import Evaluator
-from paperhooks_evopress.teacher import Teacher
+from paperhooks_evopress.evaluator import CalibrationWarning, Evaluator
+from paperhooks_evopress.evaluator.teacher import Teacher
 
 pytest_plugins = ["paperhooks.testing.accelerator_fixtures"]
 

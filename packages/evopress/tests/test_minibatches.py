@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
-from paperhooks_evopress.minibatches import MinibatchWarning, chunks, minibatch, padded
+from paperhooks_evopress.evaluator.minibatches import MinibatchWarning, chunks, minibatch, padded
 
 
 def test_tokens_add_up_and_no_sequence_is_cut_to_one() -> None:

@@ -10,7 +10,7 @@ from paperhooks.errors import UnsupportedModel
 from paperhooks.hooks import Levels
 from paperhooks.models import last_hidden_state
 from paperhooks.testing import tiny_text
-from paperhooks_evopress.prefix_tree import PrefixTree
+from paperhooks_evopress.evaluator.prefix_tree import PrefixTree
 
 
 def alone(view: ModelView, levels: Levels, choices, batch) -> list[torch.Tensor]:
@@ -122,7 +122,7 @@ def test_a_model_whose_layers_do_not_run_one_by_one_is_run_whole(monkeypatch: py
     def refuse(*_: object) -> None:
         raise UnsupportedModel("layers hand keys to one another")
 
-    monkeypatch.setattr("paperhooks_evopress.prefix_tree.LayerCalls.of", refuse)
+    monkeypatch.setattr("paperhooks_evopress.evaluator.prefix_tree.LayerCalls.of", refuse)
     with torch.no_grad(), levels:
         wanted = alone(view, levels, choices, batch)
         tree = PrefixTree(view, levels)

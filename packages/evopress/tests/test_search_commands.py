@@ -10,7 +10,7 @@ import torch
 from paperhooks import Artefact
 from paperhooks.testing import tiny_llama
 from paperhooks_evopress.baselines import baselines_of
-from paperhooks_evopress.search_text import level_strip
+from paperhooks_evopress.report import level_strip
 from transformers import AutoModelForCausalLM
 
 pytest_plugins = ["paperhooks.testing.site_fixtures"]

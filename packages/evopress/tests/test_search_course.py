@@ -12,8 +12,8 @@ from paperhooks import Artefact, DataError
 from paperhooks.testing import fingerprint, tiny_llama
 from paperhooks_evopress import EvoPress, algorithm
 from paperhooks_evopress.algorithm import Evolution, SearchSchedule, SelectionStage
-from paperhooks_evopress.report import stage_lines
-from paperhooks_evopress.spaces import Space, Unit, UnitLevel
+from paperhooks_evopress.report.search_report import stage_lines
+from paperhooks_evopress.spaces.space import Space, Unit, UnitLevel
 
 
 def texts() -> list[list[int]]:

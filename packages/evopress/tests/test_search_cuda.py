@@ -12,7 +12,7 @@ from paperhooks.testing import fingerprint, tiny_llama, tiny_text
 from paperhooks_evopress import GPTQ, Evaluator, EvoPress, SparseGPT, SublayerDrop, Target, problem
 from paperhooks_evopress.baselines import BASELINES, Setting, baselines_of
 from paperhooks_evopress.export import sparse, stock, zeroed
-from paperhooks_evopress.problems import module_names
+from paperhooks_evopress.spaces import module_names
 
 pytestmark = pytest.mark.cuda
 

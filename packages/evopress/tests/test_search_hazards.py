@@ -512,7 +512,7 @@ def test_a_compressed_model_can_be_compressed_again() -> None:
 
 def test_long_texts_are_divided_and_each_part_begins_as_the_text_does() -> None:
     from paperhooks import CompressionRequest
-    from paperhooks_evopress.calibration import sequences
+    from paperhooks_evopress.evaluator import sequences
 
     view = ModelView.from_model(tiny_llama(layers=1, max_position_embeddings=16))
     text = [1, *range(3, 40)]

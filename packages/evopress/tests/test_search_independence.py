@@ -22,9 +22,10 @@ PROVIDERS = {
 }
 #: What may not name one of them: the search itself, with all that it is made of.
 SEARCH = (
-    "algorithm", "search_schedule", "history", "spaces", "units", "ladders", "evaluator", "teacher", "prefix_tree", "minibatches",
-    "method", "calibration", "schedules", "targets", "problems", "report",
-    "shared_evaluator", "search_plan", "groundwork",
+    "algorithm", "search_schedule", "history", "spaces/space", "spaces/units", "spaces/ladders",
+    "evaluator/evaluator", "evaluator/teacher", "evaluator/prefix_tree", "evaluator/minibatches", "method",
+    "evaluator/calibration", "schedules", "spaces/targets", "spaces/problems", "report/search_report",
+    "evaluator/shared_evaluator", "search_plan", "groundwork",
 )  # fmt: skip
 
 

@@ -22,11 +22,11 @@ from paperhooks_evopress.algorithm import (
 from paperhooks_evopress.algorithm import (
     SelectionStage as Stage,
 )
-from paperhooks_evopress.spaces import (
+from paperhooks_evopress.spaces.space import (
     Space,
     Unit,
 )
-from paperhooks_evopress.spaces import (
+from paperhooks_evopress.spaces.space import (
     UnitLevel as Choice,
 )
 

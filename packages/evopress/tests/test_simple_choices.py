@@ -12,9 +12,7 @@ from paperhooks import DataError
 from paperhooks.testing import fingerprint, tiny_llama
 from paperhooks_evopress import BestBaseline, Evaluator, EvoPress, SublayerDrop
 from paperhooks_evopress.baselines import BASELINES
-from paperhooks_evopress.pareto import write_front
-from paperhooks_evopress.search_runs import SearchRun
-from paperhooks_evopress.search_text import described
+from paperhooks_evopress.report import SearchRun, described, write_front
 from torch import nn
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])

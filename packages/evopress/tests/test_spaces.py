@@ -8,11 +8,11 @@ from collections import Counter
 from random import Random
 
 import pytest
-from paperhooks_evopress.spaces import (
+from paperhooks_evopress.spaces.space import (
     Space,
     Unit,
 )
-from paperhooks_evopress.spaces import (
+from paperhooks_evopress.spaces.space import (
     UnitLevel as Choice,
 )
 

@@ -7,13 +7,13 @@ from .levels import Gguf as Gguf
 from .levels import SparseGPT as SparseGPT
 from .levels import SublayerDrop as SublayerDrop
 from .method import EvoPress as EvoPress
-from .problems import LevelProblem as LevelProblem
-from .problems import problem as problem
 from .simple_choices import BestBaseline as BestBaseline
+from .spaces import LevelProblem as LevelProblem
 from .spaces import Space as Space
+from .spaces import Target as Target
 from .spaces import Unit as Unit
 from .spaces import UnitLevel as UnitLevel
+from .spaces import problem as problem
 from .sparsity_masks import SparsityMasks as SparsityMasks
-from .targets import Target as Target
 
 __version__: str

@@ -54,7 +54,7 @@ _MISSES: Final = 200
 
 
 class SearchSpace(Protocol):
-    """What is searched; :class:`paperhooks_evopress.spaces.Space` is one."""
+    """What is searched; :class:`paperhooks_evopress.spaces.space.Space` is one."""
 
     def initial(self, random: Random) -> State:
         """A feasible state to start from."""

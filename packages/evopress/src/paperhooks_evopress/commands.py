@@ -72,8 +72,7 @@ def baselines(
     """Measure all simple choices for a target, and a search's winner beside them."""
     import paperhooks
 
-    from paperhooks_evopress.comparison_report import text_table
-    from paperhooks_evopress.search_runs import SearchRun
+    from paperhooks_evopress.report import SearchRun, text_table
     from paperhooks_evopress.simple_choices import BestBaseline
 
     found = None if run is None else SearchRun.open(run)
@@ -108,7 +107,7 @@ def front(
     out: Annotated[Path, typer.Option("--out", "-o", callback=writable_folder, help="Folder for a report.")],
 ) -> None:
     """Draw comparisons at several budgets as one front of sizes and losses."""
-    from paperhooks_evopress.pareto import write_front
+    from paperhooks_evopress.report import write_front
 
     for row in write_front(folders, out):
         if row["front"]:
@@ -142,8 +141,7 @@ def show(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a search, finished or under way.")],
 ) -> None:
     """What a search found: facts, levels by layer, fitness by generation, when the winner came."""
-    from paperhooks_evopress.search_runs import SearchRun
-    from paperhooks_evopress.search_text import described
+    from paperhooks_evopress.report import SearchRun, described
 
     for line in described(SearchRun.open(folder)):
         say(line)

@@ -15,7 +15,7 @@ from paperhooks.errors import require
 
 from paperhooks_evopress.export import load_skipped, skip_list, zeroed
 from paperhooks_evopress.method import EvoPress
-from paperhooks_evopress.search_text import level_strip
+from paperhooks_evopress.report import level_strip
 
 __all__ = ["load_demo", "run"]
 

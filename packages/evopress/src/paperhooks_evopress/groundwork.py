@@ -13,8 +13,7 @@ from paperhooks.plugins import catalog
 from torch import Tensor
 
 from paperhooks_evopress.plugin import DEFAULT_LEVELS
-from paperhooks_evopress.problems import module_names
-from paperhooks_evopress.targets import Target
+from paperhooks_evopress.spaces import Target, module_names
 
 __all__ = ["decided_by", "level_methods", "offered_levels"]
 

@@ -25,16 +25,13 @@ from tqdm import tqdm
 
 from paperhooks_evopress.algorithm import Evolution, SearchSchedule, select
 from paperhooks_evopress.baselines import Setting, additive
-from paperhooks_evopress.calibration import sequences
-from paperhooks_evopress.evaluator import Evaluator, Fitness
+from paperhooks_evopress.evaluator import Evaluator, Fitness, SharedEvaluator, sequences
 from paperhooks_evopress.groundwork import decided_by, level_methods, offered_levels
 from paperhooks_evopress.history import evaluations
-from paperhooks_evopress.problems import Exchange, Fuse, LevelProblem, problem
 from paperhooks_evopress.report import blocks
 from paperhooks_evopress.schedules import SCHEDULES, schedule_of
 from paperhooks_evopress.search_plan import SearchPlan
-from paperhooks_evopress.shared_evaluator import SharedEvaluator
-from paperhooks_evopress.targets import Target
+from paperhooks_evopress.spaces import Exchange, Fuse, LevelProblem, Target, problem
 
 __all__ = ["EvoPress"]
 

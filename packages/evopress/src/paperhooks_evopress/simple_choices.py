@@ -22,13 +22,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from paperhooks_evopress.baselines import BASELINES, Setting, baselines_of, random_best
-from paperhooks_evopress.calibration import sequences
-from paperhooks_evopress.comparison_report import MeasuredChoice, comparison_blocks
-from paperhooks_evopress.evaluator import Evaluator, Fitness
+from paperhooks_evopress.evaluator import Evaluator, Fitness, sequences
 from paperhooks_evopress.groundwork import decided_by, level_methods, offered_levels
-from paperhooks_evopress.problems import Exchange, Fuse, LevelProblem, problem
-from paperhooks_evopress.search_runs import SearchRun
-from paperhooks_evopress.targets import Target
+from paperhooks_evopress.report import MeasuredChoice, SearchRun, comparison_blocks
+from paperhooks_evopress.spaces import Exchange, Fuse, LevelProblem, Target, problem
 
 __all__ = ["SHARED", "BestBaseline"]
 

@@ -33,7 +33,7 @@ from paperhooks_evopress.baselines import (
     uniform,
 )  # fmt: skip
 from paperhooks_evopress.baselines.outliers import outlier_share, sparsities
-from paperhooks_evopress.problems import module_names
+from paperhooks_evopress.spaces import module_names
 
 SEQUENCES = made.sequences_of([24, 17, 9])
 TOKENS = 40

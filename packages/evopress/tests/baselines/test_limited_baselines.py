@@ -14,7 +14,7 @@ from paperhooks import CompressionRequest, DataError, ModelView
 from paperhooks.testing import fingerprint, tiny_llama
 from paperhooks_evopress import GPTQ, Evaluator, Space, SparseGPT, Target, Unit, UnitLevel, problem
 from paperhooks_evopress.baselines import BASELINES, Setting, baselines_of, optimum
-from paperhooks_evopress.problems import module_names
+from paperhooks_evopress.spaces import module_names
 
 SEQUENCES = made.sequences_of([24, 17, 9])
 LIMITS = (

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from paperhooks_evopress.baselines.comparison import Found, Setting
 from paperhooks_evopress.baselines.knapsack import optimum
-from paperhooks_evopress.problems import AS_IT_IS
+from paperhooks_evopress.spaces import AS_IT_IS
 
 __all__ = ["additive"]
 

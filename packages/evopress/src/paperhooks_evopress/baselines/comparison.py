@@ -12,9 +12,8 @@ from paperhooks.hooks import Levels
 from torch import Tensor
 
 from paperhooks_evopress.algorithm import State
-from paperhooks_evopress.evaluator import Evaluator
-from paperhooks_evopress.minibatches import minibatch
-from paperhooks_evopress.problems import LevelProblem
+from paperhooks_evopress.evaluator import Evaluator, minibatch
+from paperhooks_evopress.spaces import LevelProblem
 
 __all__ = ["Found", "Setting"]
 

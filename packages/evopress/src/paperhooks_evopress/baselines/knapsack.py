@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from paperhooks import DataError
 
 from paperhooks_evopress.algorithm import State
-from paperhooks_evopress.ladders import Ladders
-from paperhooks_evopress.spaces import Space
-from paperhooks_evopress.units import Unit
+from paperhooks_evopress.spaces import Space, Unit
+from paperhooks_evopress.spaces.ladders import Ladders
 
 __all__ = ["optimum"]
 

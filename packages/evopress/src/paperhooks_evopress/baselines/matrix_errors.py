@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from paperhooks_evopress.baselines.comparison import Found, Setting
 from paperhooks_evopress.baselines.knapsack import optimum
 from paperhooks_evopress.levels.matrices import Weight, find_weights
-from paperhooks_evopress.problems import AS_IT_IS
+from paperhooks_evopress.spaces import AS_IT_IS
 
 __all__ = ["least_error", "linear_weights"]
 

@@ -23,8 +23,8 @@ from typing import Final
 from paperhooks.errors import counted
 
 from paperhooks_evopress.algorithm import State
-from paperhooks_evopress.ladders import Ladders
-from paperhooks_evopress.units import Unit, UnitLevel
+from paperhooks_evopress.spaces.ladders import Ladders
+from paperhooks_evopress.spaces.units import Unit, UnitLevel
 
 __all__ = ["Space", "Unit", "UnitLevel"]
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 from typing import Any, Final
 
 from paperhooks_evopress.history import Generation
-from paperhooks_evopress.search_runs import SearchRun
-from paperhooks_evopress.targets import Target, amount
+from paperhooks_evopress.report.search_runs import SearchRun
+from paperhooks_evopress.spaces.targets import Target, amount
 
 __all__ = ["described", "level_strip"]
 

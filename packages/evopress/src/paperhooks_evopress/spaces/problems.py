@@ -9,10 +9,10 @@ from paperhooks import DataError, Level, ModelView
 from paperhooks.hooks import Levels
 from torch import nn
 
-from paperhooks_evopress.ladders import Ladders
-from paperhooks_evopress.spaces import Space
-from paperhooks_evopress.targets import Target
-from paperhooks_evopress.units import Unit, UnitLevel
+from paperhooks_evopress.spaces.ladders import Ladders
+from paperhooks_evopress.spaces.space import Space
+from paperhooks_evopress.spaces.targets import Target
+from paperhooks_evopress.spaces.units import Unit, UnitLevel
 
 __all__ = ["AS_IT_IS", "COSTS", "Exchange", "Fuse", "LevelProblem", "module_names", "problem"]
 

@@ -14,7 +14,7 @@ from paperhooks.errors import DataError
 from paperhooks.logprobs import Head, TeacherRows, in_chunks
 from torch import Tensor
 
-from paperhooks_evopress.minibatches import Chunk
+from paperhooks_evopress.evaluator.minibatches import Chunk
 
 __all__ = ["Teacher"]
 

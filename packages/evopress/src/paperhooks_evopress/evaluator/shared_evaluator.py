@@ -11,7 +11,7 @@ from paperhooks.hooks import Levels
 from paperhooks.io import Ranks, hash_json
 from torch import Tensor
 
-from paperhooks_evopress.evaluator import Evaluator
+from paperhooks_evopress.evaluator.evaluator import Evaluator
 
 __all__ = ["SharedEvaluator"]
 

@@ -14,7 +14,7 @@ from paperhooks.models import data_digest
 from paperhooks.reports import RunFolder
 
 from paperhooks_evopress.history import Generation
-from paperhooks_evopress.targets import Target
+from paperhooks_evopress.spaces import Target
 
 __all__ = ["SearchRun"]
 

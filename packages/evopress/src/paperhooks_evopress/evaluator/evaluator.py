@@ -1,7 +1,7 @@
 """How far compressed models are from the model itself, many at a time.
 
 A stage's candidates read one minibatch, a chunk of sequences after another. Of each chunk the teacher's distributions
-are made once for all, layers that candidates have in common run once (:mod:`paperhooks_evopress.prefix_tree`), and a
+are made once for all, layers that candidates have in common run once (the module ``prefix_tree``), and a
 candidate that cannot be among the survivors any more is not run further. None of this changes who survives. What a
 candidate gave on a chunk is remembered, so that a parent is not run twice on the same text.
 """
@@ -22,10 +22,10 @@ from paperhooks.logprobs import Head, token_logprobs
 from paperhooks.models import ModelView, evaluation_mode
 from torch import Tensor
 
-from paperhooks_evopress.calibration import check_causal, usable_sequences
-from paperhooks_evopress.minibatches import Chunk, chunks, minibatch, padded
-from paperhooks_evopress.prefix_tree import Path, PrefixTree
-from paperhooks_evopress.teacher import Teacher
+from paperhooks_evopress.evaluator.calibration import check_causal, usable_sequences
+from paperhooks_evopress.evaluator.minibatches import Chunk, chunks, minibatch, padded
+from paperhooks_evopress.evaluator.prefix_tree import Path, PrefixTree
+from paperhooks_evopress.evaluator.teacher import Teacher
 
 if TYPE_CHECKING:
     from paperhooks.hooks import Levels

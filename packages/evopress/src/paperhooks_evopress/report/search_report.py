@@ -22,8 +22,8 @@ from paperhooks.reports import (
 )
 
 from paperhooks_evopress.history import Generation
-from paperhooks_evopress.problems import AS_IT_IS, LevelProblem
-from paperhooks_evopress.targets import amount
+from paperhooks_evopress.spaces import AS_IT_IS, LevelProblem
+from paperhooks_evopress.spaces.targets import amount
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure

@@ -10,7 +10,7 @@ from random import Random
 from paperhooks.errors import counted
 
 from paperhooks_evopress.algorithm import State
-from paperhooks_evopress.units import Unit
+from paperhooks_evopress.spaces.units import Unit
 
 __all__ = ["Ladders"]
 
@@ -30,7 +30,7 @@ class Ladders:
     def __init__(
         self, units: Sequence[Unit], start: State | None, max_level: int | None, max_deviation: int | None
     ) -> None:
-        """See :class:`paperhooks_evopress.spaces.Space`."""
+        """See :class:`paperhooks_evopress.spaces.space.Space`."""
         self.units, self.max_deviation = tuple(units), max_deviation
         self.costs = [[choice.cost for choice in unit.choices] for unit in self.units]
         self.rungs = [unit.rungs for unit in self.units]

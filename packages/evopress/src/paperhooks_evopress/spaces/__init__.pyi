@@ -1,0 +1,12 @@
+from .problems import AS_IT_IS as AS_IT_IS
+from .problems import COSTS as COSTS
+from .problems import Exchange as Exchange
+from .problems import Fuse as Fuse
+from .problems import LevelProblem as LevelProblem
+from .problems import module_names as module_names
+from .problems import problem as problem
+from .space import Space as Space
+from .targets import KINDS as KINDS
+from .targets import Target as Target
+from .units import Unit as Unit
+from .units import UnitLevel as UnitLevel
