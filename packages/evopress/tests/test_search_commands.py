@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_refused_by_name(cli, folder: Path) -> None:
         "evopress", "baselines", str(folder / "model"), "--data", str(folder / "others.jsonl"), "--run", run
     )
     assert code != 0
-    assert "made with data another one" in " ".join(err.split())
+    assert "made with another data" in " ".join(err.split())
 
 
 @pytest.mark.parametrize(

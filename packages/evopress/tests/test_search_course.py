@@ -288,3 +288,14 @@ def test_the_plan_of_a_small_space_is_to_score_all_of_it(capsys: pytest.CaptureF
     assert "plan: all 9 choices over 6 units" in said
     assert "prepare levels" not in said
     artefact.undo()
+
+
+def test_the_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units, seed and schedule are the same: only the text differs."""
+    stopped(monkeypatch, tmp_path / "one", "even")
+    other = EvoPress(schedule="quick", generations=3, check_model=False)
+    model = tiny_llama(layers=2)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "search.json").write_bytes((tmp_path / "one" / "search.json").read_bytes())
+    with pytest.raises(DataError, match=r"search.json cannot be gone on with: it is of a run on another model or text"):
+        paperhooks.compress(model, other, data=texts()[:20], target="bits=2.5", out=tmp_path / "two", progress=False)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
 from typing import Any, Final, get_args
 
@@ -207,7 +208,7 @@ class EvoPress:
         file = request.run.path / _START if request.run is not None else None
         state: tuple[int, ...] | None = None
         if file is not None and file.exists():
-            kept = read_json(file, "start of a search")
+            kept = _of_this_run(request, file, "start of a search")
             state = tuple(kept["state"]) if isinstance(kept, dict) and isinstance(kept.get("state"), list) else ()
             if not _belongs(posed, state):
                 raise DataError(f"{file} cannot be gone on with: it holds no state of this search; use another folder")
@@ -221,7 +222,7 @@ class EvoPress:
                     f"start={self.start!r} is outside of what {posed.target} and the limits on levels allow"
                 )
             if file is not None and Ranks().first:
-                write_json(file, {"state": list(state)})
+                write_json(file, {"run": _run_hash(request), "state": list(state)})
         return state
 
     def _search(
@@ -237,7 +238,7 @@ class EvoPress:
         evolution = Evolution(posed.space, planned, score, request.seed, start=start)
         file = request.run.path / _CHECKPOINT if request.run is not None else None
         if file is not None and file.exists():
-            kept = read_json(file, "state of a search")
+            kept = _of_this_run(request, file, "state of a search")
             try:
                 evolution.load_state_dict(kept)
             except (KeyError, TypeError, ValueError) as error:
@@ -251,7 +252,7 @@ class EvoPress:
             ) as bar:  # fmt: skip
                 for generation in evolution.run():
                     if file is not None and Ranks().first:
-                        write_json(file, evolution.state_dict())
+                        write_json(file, {"run": _run_hash(request), **evolution.state_dict()})
                     bar.set_postfix(fitness="-" if generation.fitness is None else f"{generation.fitness:.4g}")
                     bar.update(int(generation.number > 0))
         except KeyboardInterrupt:
@@ -340,6 +341,21 @@ def _leave(
         "same command goes on",
         file=sys.stderr,
     )
+
+
+def _run_hash(request: CompressionRequest) -> str:
+    """Of all that decides a run: model, text, target, options, levels."""
+    return "" if request.run is None else str(request.run.result["inputs_hash"])
+
+
+def _of_this_run(request: CompressionRequest, file: Path, what: str) -> Any:
+    """The content of a file that this run wrote; raises DataError for one of another run."""
+    kept = read_json(file, what)
+    if isinstance(kept, dict) and kept.get("run", "") != _run_hash(request):
+        raise DataError(
+            f"{file} cannot be gone on with: it is of a run on another model or text, or with other options"
+        )
+    return kept
 
 
 def _timed(request: CompressionRequest, name: str) -> AbstractContextManager[None]:

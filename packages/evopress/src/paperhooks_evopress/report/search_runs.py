@@ -118,5 +118,5 @@ class SearchRun:
         }
         for name, (there, here) in found.items():
             if there != here:
-                words = f"{there!r}, not {here!r}" if name not in ("model", "data") else "another one"
-                raise DataError(f"the search in {self.path} was made with {name} {words}; compare like with like")
+                words = f"{name} {there!r}, not {here!r}" if name not in ("model", "data") else f"another {name}"
+                raise DataError(f"the search in {self.path} was made with {words}; compare like with like")
