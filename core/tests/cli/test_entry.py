@@ -331,6 +331,31 @@ def test_compress_passes_everything_on(site: FakeSite, cli, tmp_path: Path, mode
     assert not seen.model.training
 
 
+def test_compress_reads_no_more_records_than_are_wanted(
+    site: FakeSite, cli, tmp_path: Path, model_folder: Path, monkeypatch
+) -> None:
+    site.add("dist-one", "t-one")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('"one"\n"two"\nno record\n')
+    seen = SimpleNamespace()
+    module = ModuleType("paperhooks.compression")
+    module.compress = lambda model, method, **options: setattr(seen, "data", options["data"])
+    monkeypatch.setitem(sys.modules, "paperhooks.compression", module)
+    words = [
+        "compress",
+        str(model_folder),
+        "t-one",
+        "--data",
+        str(tmp_path / "rows.jsonl"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert cli(*words)[0] != 0
+    code, _, err = cli(*words, "--limit", "2")
+    assert code == 0, err
+    assert seen.data == ["one", "two"]
+
+
 def test_compress_takes_levels_of_further_methods(
     site: FakeSite, cli, tmp_path: Path, model_folder: Path, monkeypatch
 ) -> None:

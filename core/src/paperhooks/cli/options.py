@@ -7,6 +7,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import typer
@@ -198,14 +199,15 @@ def load_processor(model: str) -> Any:
         raise DataError(f"{model!r} has no processor or tokenizer: {reason}") from error
 
 
-def load_records(source: str) -> list[Any]:
+def load_records(source: str, limit: int | None = None) -> list[Any]:
     """Records (texts or objects) of a source that :func:`paperhooks.io.read_records` reads; of text files a text a
     block between blank lines.
 
+    :param limit: so many of them, the first ones: no more is read, however large the source is.
     :raises DataError: something that cannot be read, naming file and line.
     """
     found = []
-    for where, record in read_records(source, text="blocks"):
+    for where, record in islice(read_records(source, text="blocks"), limit):
         if not isinstance(record, str | Mapping):
             raise DataError(f"{where}: expected a text or an object, not {type(record).__name__}")
         found.append(record)

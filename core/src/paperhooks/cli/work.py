@@ -49,6 +49,10 @@ def compress(
     levels_from: Annotated[
         list[str] | None, typer.Option("--levels-from", help="METHOD whose levels a search may use; repeated.")
     ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="Read the first so many records, as of hub:NAME:SPLIT."),
+    ] = None,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     seed: Seed = 0,
@@ -62,12 +66,13 @@ def compress(
 
     _refuse_other(out, "compress")
     chosen, *further = build_methods([method, *(levels_from or [])])
-    records = _parts(data)
+    records = _parts(data, limit)
     given: dict[str, Any] = {"levels_from": further} if further else {}
     with joined() as ranks:
+        if not ranks.first:
+            given["progress"] = False  # one bar is enough
         artefact = run(
-            load_model(model, device, dtype), chosen, data=records, target=target, out=out, seed=seed,
-            progress=ranks.first, **given,
+            load_model(model, device, dtype), chosen, data=records, target=target, out=out, seed=seed, **given
         )  # fmt: skip
     if ranks.first:
         say(f"{out}: {artefact}")
@@ -110,14 +115,14 @@ def _refuse_other(out: Path, kind: str) -> None:
         RunFolder.open(out, kind)
 
 
-def _parts(data: list[str]) -> Any:
+def _parts(data: list[str], limit: int | None) -> Any:
     """The records of one file, or of several that are parts by name (``target=a.jsonl``, ``reference=b.jsonl``)."""
     named = dict(text.split("=", 1) for text in data if text.partition("=")[0].isidentifier() and "=" in text)
     if len(named) == len(data):
-        return {name: load_records(path) for name, path in named.items()}
+        return {name: load_records(path, limit) for name, path in named.items()}
     if len(data) > 1:
         raise typer.BadParameter("several --data must be PART=FILE each, with different parts")
-    return load_records(data[0])
+    return load_records(data[0], limit)
 
 
 def _tokenizer(model: str | None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -60,6 +61,9 @@ def baselines(
     held_out: Annotated[
         str | None, typer.Option("--held-out", help="Text that nothing was chosen on, to measure on.")
     ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="The first so many records, as many as the search read.")
+    ] = None,
     tokens: Annotated[int, typer.Option("--tokens", min=2, help="That a pass or a candidate reads.")] = 2048,
     random_tokens: Annotated[
         int | None, typer.Option("--random-tokens", min=2, help="Of all random candidates; 32 passes without it.")
@@ -86,9 +90,9 @@ def baselines(
         **_problem(search, found),
     )  # fmt: skip
     levels = build_methods(levels_from or [])
-    records: Any = _records(data)
+    records: Any = _records(data, limit)
     if held_out is not None:
-        records = {"calibration": records, "held_out": _records(held_out)}
+        records = {"calibration": records, "held_out": _records(held_out, limit)}
     artefact = paperhooks.compress(
         load_model(model, device, dtype), method, data=records, target=wanted, levels_from=levels, out=out, seed=seed
     )
@@ -162,9 +166,9 @@ def _problem(search: str, run: Any) -> dict[str, Any]:
     return {name: getattr(method, name) for name in SHARED}
 
 
-def _records(source: str) -> list[Any]:
-    """Records or texts of a source, of text files a text a block between blank lines."""
-    found = [record for _, record in read_records(source, text="blocks")]
+def _records(source: str, limit: int | None) -> list[Any]:
+    """Records or texts of a source, of text files a text a block between blank lines; the first ones with a limit."""
+    found = [record for _, record in islice(read_records(source, text="blocks"), limit)]
     if not found:
         raise DataError(f"{source} holds no record")
     return found
