@@ -11,6 +11,8 @@ from paperhooks.errors import MissingExtra
 from paperhooks.io import plain
 from paperhooks.reports import PALETTE, Block, Figure, Heading, Paragraph, RunFolder, Table, new_figure, style_axes
 
+from paperhooks_evopress.spaces.targets import COUNTED
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
 
@@ -62,7 +64,7 @@ def _cells(rows: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> tuple[
     fitness = "KL" if told["fitness"] == "kl" else told["fitness"]
     columns = {
         "choice": "name",
-        f"cost ({told['cost_kind']})": "cost",
+        COUNTED.get(told["cost_kind"], told["cost_kind"]): "cost",
         "model, MB": "size",
         f"{fitness}, calibration": "fitness",
         f"{fitness}, held out": "held_out",

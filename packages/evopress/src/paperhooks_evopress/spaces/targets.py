@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from paperhooks import DataError
 
-__all__ = ["KINDS", "Target", "amount"]
+__all__ = ["COUNTED", "KINDS", "Target", "amount"]
 
 #: Kinds of targets, and what their number says.
 KINDS: Final = {
@@ -22,7 +22,7 @@ KINDS: Final = {
     "flops": "the share of the layers' operations for a token that stays (0 to 1)",
 }
 #: What is counted, by the kind of cost.
-_COUNTED: Final = {
+COUNTED: Final = {
     "count": "sublayers that stay",
     "codes": "bytes of codes",
     "parameters": "parameters that are not zero",
@@ -82,7 +82,7 @@ def amount(cost: float | Mapping[str, float], kind: str) -> str:
     '5 attention and 5 mlp sublayers that stay'
     """
     own = [f"{value:,.0f} {name}" for name, value in cost.items()] if isinstance(cost, Mapping) else [f"{cost:,.0f}"]
-    return f"{' and '.join(own)} {_COUNTED.get(kind, kind)}"
+    return f"{' and '.join(own)} {COUNTED.get(kind, kind)}"
 
 
 def _sizes(kind: str) -> str:
