@@ -153,8 +153,8 @@ def show(
 
 def _problem(search: str, run: Any) -> dict[str, Any]:
     """Options of a search that say what its problem is."""
+    from paperhooks_evopress.groundwork import SHARED
     from paperhooks_evopress.method import EvoPress
-    from paperhooks_evopress.simple_choices import SHARED
 
     if run is not None:
         return {name: run.options[name] for name in SHARED}

@@ -15,24 +15,31 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from paperhooks import Artefact, CompressionRequest, DataError, ModelView, Traits, hookimpl
 from paperhooks.errors import counted
 from paperhooks.hooks import Levels
-from paperhooks.io import Ranks, choice, flag, local_path, optional, read_json, text, whole, write_json
+from paperhooks.io import Ranks, choice, local_path, optional, read_json, text, whole, write_json
 from paperhooks.reports import Paragraph
 from tqdm import tqdm
 
 from paperhooks_evopress.algorithm import Evolution, SearchSchedule, select
 from paperhooks_evopress.baselines import Setting, additive
 from paperhooks_evopress.evaluator import Evaluator, Fitness, SharedEvaluator, sequences
-from paperhooks_evopress.groundwork import decided_by, level_methods, offered_levels
+from paperhooks_evopress.groundwork import (
+    check_options,
+    decided_by,
+    evaluator_options,
+    level_methods,
+    offered_levels,
+    posed_problem,
+)
 from paperhooks_evopress.history import evaluations
 from paperhooks_evopress.report import blocks
 from paperhooks_evopress.schedules import SCHEDULES, schedule_of
 from paperhooks_evopress.search_plan import SearchPlan
-from paperhooks_evopress.spaces import Exchange, Fuse, LevelProblem, Target, problem
+from paperhooks_evopress.spaces import Exchange, Fuse, LevelProblem, Target
 
 __all__ = ["EvoPress"]
 
@@ -109,19 +116,11 @@ class EvoPress:
 
     def __post_init__(self) -> None:
         self.schedule = choice("schedule", self.schedule, tuple(SCHEDULES))
-        self.fitness = choice("fitness", self.fitness, get_args(Fitness))
-        self.exchange = choice("exchange", self.exchange, get_args(Exchange))
-        self.fuse = choice("fuse", self.fuse, get_args(Fuse))
-        for name in ("generations", "max_level", "max_deviation"):
-            setattr(self, name, optional(whole, name, getattr(self, name), at_least=0))
-        for name in ("offspring", "top_tokens"):
-            setattr(self, name, optional(whole, name, getattr(self, name), at_least=1))
+        self.generations = optional(whole, "generations", self.generations, at_least=0)
+        self.offspring = optional(whole, "offspring", self.offspring, at_least=1)
         self.start = text("start", str(self.start))
         self.finalists = whole("finalists", self.finalists, at_least=0)
-        for name in ("whole_layers", "check_model"):
-            setattr(self, name, flag(name, getattr(self, name)))
-        self.max_length = whole("max_length", self.max_length, at_least=2)
-        self.teacher_bytes = whole("teacher_bytes", self.teacher_bytes, at_least=1)
+        check_options(self)
 
     def default_levels(self, view: ModelView, target: Any) -> list[Any]:
         """The methods whose levels are searched where the user names none, by the kind of the target."""
@@ -133,16 +132,10 @@ class EvoPress:
         target = Target.of(request.target)
         texts = sequences(view, request, self.max_length)
         with offered_levels(view, request, target, whole_layers=self.whole_layers) as levels:
-            posed = problem(
-                view, levels, target, exchange=self.exchange, fuse=self.fuse, max_level=self.max_level,
-                max_deviation=self.max_deviation,
-            )  # fmt: skip
+            posed = posed_problem(view, levels, target, self)
             given = self._given(posed)
             # Before hours go into levels: a model that cannot be searched is refused here.
-            evaluator = SharedEvaluator(
-                view, levels, texts, fitness=self.fitness, limit=self.teacher_bytes, tokens=self.top_tokens,
-                most_perplexity=None if self.check_model else math.inf,
-            )  # fmt: skip
+            evaluator = SharedEvaluator(view, levels, texts, **evaluator_options(self))
             plan = self._plan(posed, levels, evaluator)
             if request.progress:
                 tqdm.write(str(plan), file=sys.stderr)

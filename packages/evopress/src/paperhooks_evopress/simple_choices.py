@@ -12,31 +12,34 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from paperhooks import Artefact, CompressionRequest, DataError, ModelView, PaperhooksError, Traits, hookimpl
 from paperhooks.errors import did_you_mean
 from paperhooks.hooks import Levels
-from paperhooks.io import choice, flag, optional, text, whole
+from paperhooks.io import choice, optional, text, whole
 from torch import Tensor
 from tqdm import tqdm
 
 from paperhooks_evopress.baselines import BASELINES, Setting, baselines_of, random_best
 from paperhooks_evopress.evaluator import Evaluator, Fitness, sequences
-from paperhooks_evopress.groundwork import decided_by, level_methods, offered_levels
+from paperhooks_evopress.groundwork import (
+    SHARED,
+    check_options,
+    decided_by,
+    evaluator_options,
+    level_methods,
+    offered_levels,
+    posed_problem,
+)
 from paperhooks_evopress.report import MeasuredChoice, SearchRun, comparison_blocks
-from paperhooks_evopress.spaces import Exchange, Fuse, LevelProblem, Target, problem
+from paperhooks_evopress.spaces import Exchange, Fuse, LevelProblem, Target
 
-__all__ = ["SHARED", "BestBaseline"]
+__all__ = ["BestBaseline"]
 
 _PARTS: Final = ("calibration", "held_out")
 _SEED_OF_ALL: Final = 0  # a minibatch of all tokens is the same with any
 _WINNER: Final = "evopress"
-#: Options that say what is searched, and mean the same as those of EvoPress.
-SHARED: Final = (
-    "fitness", "exchange", "fuse", "whole_layers", "max_level", "max_deviation", "max_length", "teacher_bytes",
-    "top_tokens", "check_model",
-)  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -82,16 +85,7 @@ class BestBaseline:
         self.tokens = whole("tokens", self.tokens, at_least=2)
         self.random_tokens = optional(whole, "random_tokens", self.random_tokens, at_least=2)
         self.run = text("run", str(self.run)) if self.run else ""
-        self.fitness = choice("fitness", self.fitness, get_args(Fitness))
-        self.exchange = choice("exchange", self.exchange, get_args(Exchange))
-        self.fuse = choice("fuse", self.fuse, get_args(Fuse))
-        for name in ("max_level", "max_deviation"):
-            setattr(self, name, optional(whole, name, getattr(self, name), at_least=0))
-        self.top_tokens = optional(whole, "top_tokens", self.top_tokens, at_least=1)
-        for name in ("whole_layers", "check_model"):
-            setattr(self, name, flag(name, getattr(self, name)))
-        self.max_length = whole("max_length", self.max_length, at_least=2)
-        self.teacher_bytes = whole("teacher_bytes", self.teacher_bytes, at_least=1)
+        check_options(self)
 
     def default_levels(self, view: ModelView, target: Any) -> list[Any]:
         """The methods whose levels are chosen from where the user names none: those of a search."""
@@ -107,10 +101,7 @@ class BestBaseline:
         texts = sequences(view, calibration, self.max_length)
         others = None if held_out is None else sequences(view, held_out, self.max_length)
         with offered_levels(view, calibration, target, whole_layers=self.whole_layers) as levels:
-            posed = problem(
-                view, levels, target, exchange=self.exchange, fuse=self.fuse, max_level=self.max_level,
-                max_deviation=self.max_deviation,
-            )  # fmt: skip
+            posed = posed_problem(view, levels, target, self)
             found = {} if search is None else {_WINNER: _winner(search, levels, posed)}
             levels.prepare(_database(request, search), decides=decided_by(texts), progress=request.progress)
             setting = Setting(levels, posed, self._evaluator(view, levels, texts), self.tokens, request.seed)
@@ -150,10 +141,7 @@ class BestBaseline:
         return search
 
     def _evaluator(self, view: ModelView, levels: Levels, sequences: Sequence[Tensor]) -> Evaluator:
-        return Evaluator(
-            view, levels, sequences, fitness=self.fitness, limit=self.teacher_bytes, tokens=self.top_tokens,
-            most_perplexity=None if self.check_model else math.inf,
-        )  # fmt: skip
+        return Evaluator(view, levels, sequences, **evaluator_options(self))
 
     def _tried(
         self, names: Sequence[str], setting: Setting, request: CompressionRequest

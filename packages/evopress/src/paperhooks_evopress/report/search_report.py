@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from paperhooks.reports import (
 )
 
 from paperhooks_evopress.history import Generation
+from paperhooks_evopress.report.search_text import layer_and_kind
 from paperhooks_evopress.spaces import AS_IT_IS, LevelProblem
 from paperhooks_evopress.spaces.targets import amount
 
@@ -42,7 +42,6 @@ _PALEST = -0.15
 _LEGEND = 12
 #: Units whose names fit beside a figure.
 _NAMED = 48
-_LAYER = re.compile(r"^(.*?\.)(\d+)(?:\.(.*))?$")
 
 
 def blocks(
@@ -195,8 +194,7 @@ def level_grid(posed: LevelProblem, won: Mapping[str, str]) -> tuple[list[str], 
     """Kinds of units, layers, and for each how far it is from the dearest (0) to the cheapest level (1); NaN: none."""
     cells: dict[tuple[str, int], float] = {}
     for unit in posed.space.units:
-        match = _LAYER.match(unit.modules[0])
-        layer, kind = (int(match[2]), match[3] or "layer") if match else (0, unit.name)
+        layer, kind = layer_and_kind(unit.modules[0])
         labels = [each.label for each in unit.choices]
         place = labels.index(won.get(unit.modules[0], AS_IT_IS)) if won.get(unit.modules[0], AS_IT_IS) in labels else 0
         cells[kind, layer] = place / max(1, len(labels) - 1)

@@ -11,7 +11,7 @@ from paperhooks_evopress.history import Generation
 from paperhooks_evopress.report.search_runs import SearchRun
 from paperhooks_evopress.spaces.targets import Target, amount
 
-__all__ = ["described", "level_strip"]
+__all__ = ["described", "layer_and_kind", "level_strip"]
 
 _LAYER: Final = re.compile(r"^(.*?\.)(\d+)(?:\.(.*))?$")
 #: From little to much.
@@ -51,6 +51,16 @@ def _facts(run: SearchRun) -> list[str]:
     return lines
 
 
+def layer_and_kind(name: str) -> tuple[int, str]:
+    """The layer that a module is in, and its name there; one outside of the layers counts as of the first.
+
+    >>> layer_and_kind("model.layers.3.mlp.up_proj")
+    (3, 'mlp.up_proj')
+    """
+    match = _LAYER.match(name)
+    return (int(match[2]), match[3] or "layer") if match else (0, name)
+
+
 def level_strip(chosen: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A line a kind of module, a character a layer; the legend tells what each character stands for.
 
@@ -61,8 +71,7 @@ def level_strip(chosen: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """
     cells: dict[tuple[str, int], str] = {}
     for name, level in chosen.items():
-        match = _LAYER.match(name)
-        layer, kind = (int(match[2]), match[3] or "layer") if match else (0, name)
+        layer, kind = layer_and_kind(name)
         cells[kind, layer] = str(level["label"])
     labels = sorted(set(cells.values()), key=_natural)
     symbols = {label: _SYMBOLS[place % len(_SYMBOLS)] for place, label in enumerate(labels)}
