@@ -238,7 +238,7 @@ class Run:
     # -- what is asked -------------------------------------------------------------------------------------------------
 
     def comparison(self) -> None:
-        """All baselines and the search."""
+        """All baselines and the search; of levels and bits also after the additive model, from its choice on."""
         schedule = self.schedule("quick")
         for name in baselines_of(self.posed.target.kind):
             self.baseline(name, schedule.evaluations)
@@ -247,6 +247,15 @@ class Run:
                 self.baseline(name, schedule.evaluations, self.perplexity, f"{name}_perplexity")
         for seed in self.study.seeds:
             self.search(f"search-{seed}", schedule, seed)
+        if self.posed.target.kind != "depth":  # there the additive model is among the worst
+            warm = self._additive()
+            for seed in self.study.seeds:
+                self.search(f"after_additive-{seed}", schedule, seed, start=warm)
+
+    def _additive(self) -> State:
+        """What the additive model chose."""
+        state = tuple(self.results["additive"]["state"])
+        return state if self.posed.space.feasible(state) else self.posed.space.repair(state, Random(0))
 
     def schedules(self) -> None:
         """The lightweight schedule against the paper's, both at the same share of their tokens, and at equal tokens."""
@@ -273,9 +282,7 @@ class Run:
         tokens = self.results["additive"]["tokens"]
         equal = replace(quick, generations=max(1, tokens // quick.generation_evaluations), exhaustive=0)
         tenfold = replace(equal, generations=10 * equal.generations)
-        space, warm = self.posed.space, tuple(self.results["additive"]["state"])
-        if not space.feasible(warm):
-            warm = space.repair(warm, Random(0))
+        warm = self._additive()
         self.note("about", {"equal": equal.evaluations, "tenfold": tenfold.evaluations})
         for seed in self.study.seeds:
             self.search(f"equal-{seed}", equal, seed)
