@@ -259,7 +259,7 @@ def test_a_changed_prompt_document_version_or_model_is_refused(model, tokenizer,
 
 
 def test_prompts_answered_before_are_checked_within_bounds(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("paperhooks_evaluation.answers._CHECKED", 5)
+    monkeypatch.setattr("paperhooks.generation.prompt_windows._CHECKED", 5)
     rows = [{"id": f"q{i}", "prompt": f"w{i}", "answer": "w"} for i in range(40)]
     file = tmp_path / "questions.json"
     file.write_text(json.dumps(rows))

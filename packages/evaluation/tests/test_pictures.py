@@ -13,11 +13,18 @@ from typing import Any
 import pytest
 from evaluation_tasks import Counting, Echo, rows_of, timeless
 from paperhooks.errors import DataError
-from paperhooks.generation import CallableBackend, PendingImage, Prompt, Request, Response, TransformersBackend
+from paperhooks.generation import (
+    CallableBackend,
+    PendingImage,
+    PictureStore,
+    Prompt,
+    Request,
+    Response,
+    TransformersBackend,
+    prompt_hash,
+)
 from paperhooks.io import Picture
 from paperhooks_evaluation import Document, evaluate
-from paperhooks_evaluation.picture_store import PictureStore
-from paperhooks_evaluation.samples import prompt_hash
 from PIL import Image
 from test_resuming import tiny_llava_with_processor
 
@@ -119,7 +126,7 @@ def test_pictures_are_opened_in_threads_while_the_model_answers(tmp_path: Path, 
         return "w1"
 
     def seconds(memory: int, out: str) -> float:
-        store = "paperhooks_evaluation.answers.PictureStore"
+        store = "paperhooks.generation.asker.PictureStore"
         with monkeypatch.context() as patched:
             patched.setattr(store, lambda most: PictureStore(memory))
             begin = time.perf_counter()
@@ -153,7 +160,7 @@ def test_what_is_opened_ahead_stays_within_the_bound(tmp_path: Path, monkeypatch
         stores.append(PictureStore(most))
         return stores[-1]
 
-    monkeypatch.setattr("paperhooks_evaluation.answers.PictureStore", make)
+    monkeypatch.setattr("paperhooks.generation.asker.PictureStore", make)
     backend = Opened(stores)
     task = showing(*([names[i]] for i in range(30)))
     quick(backend, None, task, data=tmp_path / "data", out=tmp_path / "run", batch_size=4, image_memory=memory)

@@ -20,9 +20,8 @@ from evaluation_tasks import (
     write_questions,
 )
 from paperhooks.errors import DataError
-from paperhooks.generation import Request, Response, TransformersBackend, arrange, make_prompt
+from paperhooks.generation import Request, Response, TransformersBackend, arrange, make_prompt, prompt_hash
 from paperhooks_evaluation import evaluate
-from paperhooks_evaluation.samples import prompt_hash
 from PIL import Image
 
 pytest_plugins = ["paperhooks.testing.accelerator_fixtures"]

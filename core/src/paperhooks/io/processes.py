@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from paperhooks.errors import DataError, PaperhooksError
 
 __all__ = ["Ranks", "joined", "launched"]
+
+T = TypeVar("T")
 
 _PATIENCE: Final = timedelta(days=1)
 
@@ -105,6 +107,16 @@ class Ranks:
     def shard(self) -> tuple[int, int] | None:
         """The share of the work that this process' replica does; None for all of it."""
         return (self.replica, self.replicas) if self.replicas > 1 else None
+
+    def agreed(self, step: Callable[[], T]) -> T:
+        """The result of a step that all take together: an error of one ends it for all, as in :meth:`meet`."""
+        try:
+            result = step()
+        except Exception as error:
+            self.meet(error)
+            raise
+        self.meet()
+        return result
 
     def meet(self, error: BaseException | None = None, *, working: bool = False, group: Any = None) -> bool:
         """Wait for all; an error of one is raised by all, so that none waits for ever.

@@ -14,17 +14,17 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from paperhooks.errors import DataError, PluginNotFound
-from paperhooks.generation import Backend
+from paperhooks.generation import BATCH_TOKENS, Asker, Backend, check_shard, replicas
 from paperhooks.info import TaskInfo
 from paperhooks.io import FolderLock, Ranks, hash_json, plain
 from paperhooks.plugins import catalog
 from paperhooks.reports import RunFolder
 
-from paperhooks_evaluation.answers import Asker, notify
-from paperhooks_evaluation.plan import BATCH_TOKENS, AskOptions, Plan, ask_options, check_numbers, check_shard, share
+from paperhooks_evaluation.answers import TaskLedger, notify
+from paperhooks_evaluation.plan import AskOptions, Plan, ask_options, check_numbers, share
 from paperhooks_evaluation.report import write_report
 from paperhooks_evaluation.result_files import (
     CHECKED_FILES,
@@ -41,8 +41,6 @@ from paperhooks_evaluation.stored_replies import check_answering
 from paperhooks_evaluation.task import Document, Task, available_tasks, load_task
 
 __all__ = ["ModelLoader", "evaluate", "rescore"]
-
-_T = TypeVar("_T")
 
 log = logging.getLogger("paperhooks.evaluation")
 
@@ -140,7 +138,7 @@ def evaluate(
     check_numbers(batch_size=batch_size, batch_tokens=batch_tokens, limit=limit, image_memory=image_memory)
     check_numbers(max_pixels=max_pixels, max_new_tokens=max_new_tokens)
     ranks = Ranks(alone=shard is not None)
-    plan = _agreed(ranks, lambda: Plan.make(task, options, modes, str(data), groups, limit, keep_reasoning, limit_per))
+    plan = ranks.agreed(lambda: Plan.make(task, options, modes, str(data), groups, limit, keep_reasoning, limit_per))
     asking = ask_options(plan.task, layout, max_pixels, max_new_tokens, stop)
     if isinstance(model, Backend):
         _backend(model, processor, methods)  # refuses what does not go with one
@@ -150,17 +148,17 @@ def evaluate(
     launch = "" if shard is None else f"{shard[1]} shards"
     with RunFolder(out) as run:
         if not force_new:
-            _agreed(ranks, lambda: _check_folder(run, inputs, seed, launch))
-        backend = _agreed(ranks, lambda: _backend(model, processor, made))
-        _agreed(ranks, lambda: check_answering(backend, plan))
-        ranks = _replicas(backend, shard) or ranks
+            ranks.agreed(lambda: _check_folder(run, inputs, seed, launch))
+        backend = ranks.agreed(lambda: _backend(model, processor, made))
+        ranks.agreed(lambda: check_answering(backend, plan))
+        ranks = replicas(backend, shard, "document") or ranks
         share_of = shard or ranks.shard
         _started(run, ranks, inputs | dict(backend.describe()), seed, launch, force_new)
         # All have read before one writes: processes that hold one replica together have the same left to ask.
-        file = _agreed(ranks, lambda: SampleFile(run.path, run.result["inputs_hash"], share_of, writes=ranks.leader))
-        _agreed(ranks, lambda: _ask(plan, backend, run, asking, file, ranks, share_of, batch, observers, progress))
-        _agreed(ranks, lambda: _read_again(file, share(plan.wanted, share_of)))
-        result = _agreed(ranks, lambda: _finish(plan, run, file, backend.about(), report, writes=ranks.first))
+        file = ranks.agreed(lambda: SampleFile(run.path, run.result["inputs_hash"], share_of, writes=ranks.leader))
+        ranks.agreed(lambda: _ask(plan, backend, run, asking, file, ranks, share_of, batch, observers, progress))
+        ranks.agreed(lambda: _read_again(file, share(plan.wanted, share_of)))
+        result = ranks.agreed(lambda: _finish(plan, run, file, backend.about(), report, writes=ranks.first))
     if ranks.first:
         notify(observers, "finished", result)
     return result
@@ -203,7 +201,7 @@ def rescore(
         kept = known["reasoning"]["kept"] if keep_reasoning is None else keep_reasoning
         plan = Plan(name, loaded, chosen, known["data"]["source"], documents, documents, known["data"], kept)
         file = SampleFile(run.path, run.result["inputs_hash"])
-        file.require_all(documents)
+        file.require_all(document.id for document in documents)
         return _finish(plan, run, file, known["about"], report, writes=True)
 
 
@@ -231,30 +229,6 @@ def _backend(model: Any, processor: Any, methods: Sequence[Any]) -> Backend:
     return TransformersBackend(model, processor, methods)
 
 
-def _replicas(backend: Backend, shard: tuple[int, int] | None) -> Ranks | None:
-    """The processes by replicas of the model; None for one that does a shard and knows of no other."""
-    ranks = backend.ranks()
-    if shard is None:
-        return ranks
-    if ranks.in_step:
-        raise DataError(
-            f"shard = {shard} is for processes that know nothing of one another, and these hold parts of one model; "
-            "leave it out, and they share the documents"
-        )
-    return None
-
-
-def _agreed(ranks: Ranks, step: Callable[[], _T]) -> _T:
-    """The result of a step that all ranks take together: an error of one ends it for all."""
-    try:
-        result = step()
-    except Exception as error:
-        ranks.meet(error)
-        raise
-    ranks.meet()
-    return result
-
-
 def _started(run: RunFolder, ranks: Ranks, inputs: Mapping[str, Any], seed: int, launch: str, force_new: bool) -> None:
     def start() -> None:
         if force_new and ranks.first and run.path.is_dir():
@@ -262,14 +236,14 @@ def _started(run: RunFolder, ranks: Ranks, inputs: Mapping[str, Any], seed: int,
                 _move_away(run.path)
         run.start("evaluate", inputs=inputs, seed=seed, launch=launch)
 
-    _agreed(ranks, start if ranks.first else lambda: None)
+    ranks.agreed(start if ranks.first else lambda: None)
     # The others find the folder as the first one left it.
-    _agreed(ranks, (lambda: None) if ranks.first else start)
+    ranks.agreed((lambda: None) if ranks.first else start)
 
 
 def _read_again(file: SampleFile, asked: Sequence[Document]) -> None:
     file.reload()
-    file.require_all(asked)
+    file.require_all(document.id for document in asked)
 
 
 def _move_away(folder: Path) -> None:
@@ -290,20 +264,22 @@ def _ask(
 ) -> None:  # fmt: skip
     _refuse_unknown(file, plan)
     mine = share(plan.wanted, shard)
-    answered = sum(file.answered(document) for document in mine)
+    answered = [document.id for document in mine if file.answered(document)]
     observers = observers if ranks.leader else ()
-    notify(observers, "started", EvaluationRun(plan.name, run.path, len(mine), answered, plan.modes))
-    if answered == len(mine):
+    notify(observers, "started", EvaluationRun(plan.name, run.path, len(mine), len(answered), plan.modes))
+    if len(answered) == len(mine):
         if ranks.in_step:
             with backend.opened():
                 pass  # the other processes cannot call the model without this one
         return
-    asker = Asker(plan, backend, file, options, *batch, run.confirm)
+    asker = Asker(TaskLedger(plan, mine, file, options, observers, run.confirm), backend, *batch)
+    known = set(answered)
+    waiting = [document.id for document in mine if document.id not in known]
     if ranks.first and (shard is None or shard[0] == 0):
         with run.timed("evaluate"):
-            asker.run(mine, observers, progress)
+            asker.run(waiting, answered, progress)
     else:
-        asker.run(mine, observers, False)
+        asker.run(waiting, answered, False)
 
 
 def _refuse_unknown(file: SampleFile, plan: Plan) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from paperhooks.errors import DataError, did_you_mean
-from paperhooks.generation import Request, arrange, check_layout
+from paperhooks.generation import Request, arrange, check_layout, in_shard
 from paperhooks.info import TaskInfo
 from paperhooks.io import hash_json, plain
 
@@ -19,21 +18,17 @@ from paperhooks_evaluation.scoring import check_modes
 from paperhooks_evaluation.task import Document, DocumentList, Task, load_task
 
 __all__ = [
-    "BATCH_TOKENS",
     "COLUMNS",
     "AskOptions",
     "Plan",
     "ask_options",
     "check_numbers",
-    "check_shard",
     "checked_documents",
     "share",
 ]
 
 #: The columns of ``scores.csv`` beside those of the groupings.
 COLUMNS: Final = ("id", "unit", "mode", "score", "value", "rule", "fallback", "truncated")
-#: Tokens of a batch, with padding, unless the user says otherwise: 64 prompts of 256, or four of 4,096.
-BATCH_TOKENS: Final = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,19 +211,6 @@ def ask_options(
     return AskOptions(chosen, max_pixels, max_new_tokens, None if stop is None else tuple(stop))
 
 
-def check_shard(shard: tuple[int, int] | None) -> None:
-    """Raise DataError unless ``shard`` is an index and a count with 0 <= index < count."""
-    if shard is not None and not 0 <= shard[0] < shard[1]:
-        raise DataError(f"shard = {shard} must be (index, count) with 0 <= index < count, such as (0, 2)")
-
-
 def share(documents: Iterable[Document], shard: tuple[int, int] | None) -> list[Document]:
     """The documents of a shard: those whose id hashes to it, in any order of the data and on any machine."""
-    if shard is None:
-        return list(documents)
-    index, count = shard
-    return [one for one in documents if _hash(one.id) % count == index]
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return [one for one in documents if in_shard(one.id, shard)]

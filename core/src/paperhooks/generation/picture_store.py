@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
-from paperhooks.generation import PendingImage
+from paperhooks.generation.pending_images import PendingImage
 
 __all__ = ["PictureStore"]
 
