@@ -18,6 +18,7 @@ from .requests import Backend as Backend
 from .requests import Prompt as Prompt
 from .requests import Request as Request
 from .requests import Response as Response
+from .requests import Sampling as Sampling
 from .requests import StoredDocument as StoredDocument
 from .server_backend import ServerBackend as ServerBackend
 from .shares import check_shard as check_shard

@@ -45,10 +45,14 @@ def arrange(request: Request, layout: str, max_pixels: int | None = None, *, ope
     :raises DataError: a request without question, a part of unknown type, an image part without image, or images of a
         finished prompt that are to be left out.
     """
-    if not request.messages and not request.prompt:
+    if not request.messages and not request.prompt and not request.prompt_ids:
         raise DataError("the request has neither a prompt nor messages")
     if request.prompt and request.messages:
         raise DataError("the request has both a prompt and messages; give one of them")
+    if request.prompt_ids and (request.prompt or request.messages):
+        raise DataError("the request has both prompt_ids and a prompt or messages; give one of them")
+    if request.prompt_ids:
+        return request
     if request.prompt and request.images and layout == "text-only":
         raise DataError("the request has a finished prompt, whose images cannot be left out; use another layout")
     if request.prompt:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from paperhooks.errors import DataError, counted
+from paperhooks.generation.reply_file import stored_ids
 from paperhooks.generation.requests import Backend, Prompt, Request, Response, StoredDocument
 from paperhooks.io.append_log import AppendLog
 from paperhooks.io.harmless import error_text
@@ -180,7 +181,7 @@ def _stored_response(where: str, row: Any) -> tuple[str, Response]:
         if text.startswith(_FAILED):
             return str(key), Response("", error=text)
     told = str(row.get("finish") or ""), "", str(row.get("reasoning") or "")
-    return str(key), Response(text, _count(row, "tokens"), *told, _count(row, "prompt_tokens"))
+    return str(key), Response(text, _count(row, "tokens"), *told, _count(row, "prompt_tokens"), *stored_ids(row))
 
 
 def _stored_document(file: str, row: Mapping[str, Any]) -> StoredDocument:

@@ -124,7 +124,10 @@ class _RequestLedger(Ledger):
     def _row(self, reply: Reply) -> dict[str, Any]:
         # A request that failed is asked anew, and may be one that cannot be hashed: its picture is not there.
         asked = None if reply.response.error else request_hash(self.requests[reply.id])
-        return {"id": reply.id, "request_hash": asked} | reply_columns(reply.response, reply.digest, reply.seconds)
+        columns = reply_columns(reply.response, reply.digest, reply.seconds)
+        return {
+            "id": reply.id, "request_hash": asked, **columns, "ids": list(reply.response.ids), "end": reply.response.end
+        }  # fmt: skip
 
     def close(self) -> None:
         self.file.close()

@@ -17,7 +17,7 @@ from paperhooks.generation.requests import Response
 from paperhooks.io.append_log import AppendLog
 from paperhooks.io.harmless import redacted
 
-__all__ = ["ReplyFile", "reply_columns", "stored_response"]
+__all__ = ["ReplyFile", "reply_columns", "stored_ids", "stored_response"]
 
 
 def reply_columns(response: Response, prompt: str | None = None, seconds: float = 0.0) -> dict[str, Any]:
@@ -43,7 +43,15 @@ def stored_response(row: Mapping[str, Any]) -> Response:
         row["error"] or "",
         row.get("reasoning") or "",
         row.get("prompt_tokens") or 0,
+        *stored_ids(row),
     )
+
+
+def stored_ids(row: Mapping[str, Any]) -> tuple[tuple[int, ...], int | None]:
+    """The answer's token ids and the one that ended it, as far as a line has them."""
+    ids, end = row.get("ids"), row.get("end")
+    known = isinstance(ids, list) and all(isinstance(one, int) for one in ids)
+    return tuple(ids) if ids and known else (), end if isinstance(end, int) else None
 
 
 class ReplyFile:

@@ -9,16 +9,49 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
+from paperhooks.io.options import number, optional, refused, whole
 from paperhooks.io.processes import Ranks
 
-__all__ = ["Backend", "Prompt", "Request", "Response", "StoredDocument"]
+__all__ = ["Backend", "Prompt", "Request", "Response", "Sampling", "StoredDocument"]
+
+_LARGEST_SEED: Final = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn: from the softmax of logits / ``temperature``, cut to ``top_k`` and then to ``top_p``.
+
+    Drawing is decided by ``seed`` alone: what a transformers model draws does not depend on what else is in the batch,
+    on a restart or on the number of processes. Requests of one seed share their noise, so give each its own, such as a
+    hash of run and id.
+
+    :param temperature: above 0. :param top_p: above 0, at most 1: the most likely tokens that have this share of the
+        probability together. :param top_k: so many of the most likely tokens; all without it. Tokens as likely as the
+        last one that is kept are kept too. :param seed: from 0 to 2**63 - 1.
+    :raises ValueError: a value outside of these bounds.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checked = {
+            "temperature": number("temperature", self.temperature, above=0),
+            "top_p": number("top_p", self.top_p, above=0, high=1),
+            "top_k": optional(whole, "top_k", self.top_k, at_least=1),
+            "seed": whole("seed", self.seed, at_least=0, at_most=_LARGEST_SEED),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a model is asked: ``messages``, or a finished ``prompt``.
+    """What a model is asked: ``messages``, or a finished ``prompt``, or its token ids.
 
     :param messages: a conversation. Each message has a ``role`` and a ``content``: text, or a list of parts. A part is
         ``{"type": "text", "text": ...}`` or ``{"type": "image"}``. The n-th image part stands for ``images[n]`` unless
@@ -32,6 +65,10 @@ class Request:
     :param max_new_tokens, stop: where the answer is cut: a number of tokens, and strings that end it and are not part
         of it.
     :param metadata: plain data for callables and servers; never shown to a model.
+    :param prompt_ids: the finished prompt as token ids, special tokens included: asked as they are, so that a model
+        answers the very ids that it is trained on. Without images.
+    :param sampling: how the answer is drawn; None for the most likely token each time.
+    :raises ValueError: ids that are no whole numbers from 0, ids with images, a sampling of another type.
     """
 
     messages: Sequence[Mapping[str, Any]] = ()
@@ -40,11 +77,21 @@ class Request:
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    prompt_ids: tuple[int, ...] = ()
+    sampling: Sampling | None = None
+
+    def __post_init__(self) -> None:
+        ids = tuple(whole(f"prompt_ids[{place}]", one, at_least=0) for place, one in enumerate(self.prompt_ids))
+        object.__setattr__(self, "prompt_ids", ids)
+        if ids and self.images:
+            raise ValueError("a request with prompt_ids shows no images; give its messages, or a finished prompt")
+        if not isinstance(self.sampling, Sampling | None):
+            raise refused("sampling", self.sampling, "a paperhooks.generation.Sampling, or None")
 
     @property
     def text(self) -> str:
-        """The finished prompt, or the messages as JSON."""
-        return self.prompt or json.dumps(self.messages, ensure_ascii=False)
+        """The finished prompt, or the messages or the ids as JSON."""
+        return self.prompt or json.dumps(list(self.prompt_ids) or self.messages, ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +112,9 @@ class Prompt:
     tokens: int = 0
 
     @property
-    def kind(self) -> tuple[bool, bool]:
-        """Prompts of one kind may share a batch: images or none, special tokens or none."""
-        return self.special, bool(self.request.images)
+    def kind(self) -> tuple[bool, bool, bool]:
+        """Prompts of one kind may share a batch: images or none, special tokens or none, token ids or text."""
+        return self.special, bool(self.request.images), bool(self.request.prompt_ids)
 
     @property
     def cost(self) -> tuple[int, int, int]:
@@ -84,6 +131,11 @@ class Response:
     :param reasoning: what the model wrote in front of its answer, see :mod:`paperhooks.generation.thoughts`.
     :param new_tokens, prompt_tokens: tokens of the answer, with its reasoning, and of the prompt; 0 where the backend
         does not say.
+    :param ids: the answer's token ids as they came, reasoning and special tokens included, without the one that ended
+        it; of an answer that a stop string ended, up to the token that completed the string. Empty where the backend
+        does not say.
+    :param end: the token with which the model ended its answer by itself (it may know several); None where it did not,
+        or the backend does not say which.
     """
 
     text: str
@@ -92,6 +144,8 @@ class Response:
     error: str = ""
     reasoning: str = ""
     prompt_tokens: int = 0
+    ids: tuple[int, ...] = ()
+    end: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Greedy answers of a transformers model to batches of prompts, leaving model and processor as they were."""
+"""Answers of a transformers model to batches of prompts, leaving model and processor as they were."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from paperhooks.compat import attention_kernel, origin, revision
+from paperhooks.errors import DataError
+from paperhooks.generation.draws import Draws
 from paperhooks.generation.pending_images import PendingImage
 from paperhooks.generation.prompts import make_prompt
 from paperhooks.generation.requests import Backend, Prompt, Request, Response
@@ -44,6 +46,8 @@ _GREEDY: Final[Mapping[str, Any]] = {
     "temperature": None, "top_p": None, "top_k": None, "typical_p": None, "epsilon_cutoff": None, "eta_cutoff": None,
     "min_p": None, "top_h": None,
 }  # fmt: skip
+#: The answer of a model whose logits are no numbers.
+_UNDRAWN: Final = Response("", error="nothing can be drawn: the model's logits are NaN or infinite")
 #: Of how many sizes of images the tokens are counted.
 _SIZES: Final = 256
 #: Larger images are counted as if they had so many pixels, which is beyond what processors scale them to.
@@ -118,13 +122,20 @@ class TransformersBackend(Backend):
         return stated_context(self.model.config.get_text_config(decoder=True))
 
     def prompt(self, document_id: str, request: Request) -> Prompt:
-        """See :func:`paperhooks.generation.make_prompt`; with its tokens counted."""
+        """See :func:`paperhooks.generation.make_prompt`; with its tokens counted. Token ids stay as they are.
+
+        :raises DataError: token ids that the model does not have.
+        """
+        if request.prompt_ids:
+            return self._prompt_of_ids(document_id, request)
         made = make_prompt(self.processor, document_id, request)
         with self._tokenizing:
             return dataclasses.replace(made, tokens=self._count(made))
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Response]:
-        """Greedy answers to a batch, padded on the left. Responses are without special tokens and outer blanks.
+        """Answers to a batch, padded on the left. Responses are without special tokens and outer blanks.
+
+        Greedy, or drawn as each request says (see :class:`~paperhooks.generation.Sampling`); both may share a batch.
 
         A prompt of more tokens than the model has learned positions is an error of its document; the model is not
         called, which on an accelerator would break it for all others.
@@ -140,15 +151,20 @@ class TransformersBackend(Backend):
         config = _greedy(self.model.generation_config, self.tokenizer, limit)
         stopping = _Stopping(self.tokenizer, [prompt.request for prompt in prompts], inputs["input_ids"].shape[1])
         extra: dict[str, Any] = {"stopping_criteria": StoppingCriteriaList([stopping])} if stopping.needed else {}
+        draws = self._draws(prompts, inputs["input_ids"])
+        if draws is not None:
+            extra["logits_processor"] = LogitsProcessorList([draws])
         if self.ranks().in_step:
             extra["synced_gpus"] = False  # every call of the model is a round of its own already
         with _generation_config(self.model, config):
             output = self.model.generate(**inputs, generation_config=config, **extra)
         new = output[:, inputs["input_ids"].shape[1] :]  # cut by length: a response may repeat its prompt
-        ends = _ends(config)
+        ends, broken = _ends(config), set[int]() if draws is None else draws.broken_rows()
         return [
-            dataclasses.replace(self._response(row.tolist(), prompt.request, ends), prompt_tokens=count)
-            for row, prompt, count in zip(new, prompts, asked, strict=True)
+            dataclasses.replace(
+                _UNDRAWN if place in broken else self._response(row.tolist(), prompt.request, ends), prompt_tokens=count
+            )
+            for place, (row, prompt, count) in enumerate(zip(new, prompts, asked, strict=True))
         ]
 
     def too_large(self, error: Exception) -> bool:
@@ -177,6 +193,20 @@ class TransformersBackend(Backend):
     def _too_long(self, count: int) -> Response:
         return Response("", error=f"its prompt takes {count} tokens, and the model has {self._positions} positions")
 
+    def _prompt_of_ids(self, document_id: str, request: Request) -> Prompt:
+        size = self.model.get_input_embeddings().num_embeddings
+        if max(request.prompt_ids) >= size:
+            raise DataError(
+                f"{document_id!r} has the token id {max(request.prompt_ids)}, and the model knows {size} tokens; give "
+                "ids of its own tokenizer"
+            )
+        text = self.tokenizer.decode(list(request.prompt_ids))
+        return Prompt(document_id, text, request, special=False, tokens=len(request.prompt_ids))
+
+    def _draws(self, prompts: Sequence[Prompt], ids: Tensor) -> Draws | None:
+        samplings = [prompt.request.sampling for prompt in prompts]
+        return Draws(samplings, ids.shape[1], ids.device) if any(samplings) else None
+
     def _count(self, prompt: Prompt) -> int:
         count = len(self.tokenizer(prompt.text, add_special_tokens=prompt.special)["input_ids"])
         if not prompt.request.images:
@@ -190,6 +220,9 @@ class TransformersBackend(Backend):
         return count + self._image_tokens.get(sizes, max(self._image_tokens.values()))
 
     def _inputs(self, prompts: Sequence[Prompt]) -> Any:
+        if prompts[0].request.prompt_ids:
+            rows = [prompt.request.prompt_ids for prompt in prompts]
+            return _padded(rows, self.tokenizer.pad_token_id or 0, self.model.device)
         options: dict[str, Any] = {"padding": len(prompts) > 1, "return_tensors": "pt"}
         if not prompts[0].special:
             options["add_special_tokens"] = False
@@ -208,8 +241,11 @@ class TransformersBackend(Backend):
         text = self._decoded(kept)
         cut = _first_stop(text, request.stop)
         if cut is not None:
-            return Response(text[:cut].strip(), _tokens_until_stop(self.tokenizer, kept, request.stop), "stop")
-        return Response(text.strip(), len(kept), "length" if end is None else "eos")
+            count = _tokens_until_stop(self.tokenizer, kept, request.stop)
+            return Response(text[:cut].strip(), count, "stop", ids=tuple(kept[:count]))
+        if end is None:
+            return Response(text.strip(), len(kept), "length", ids=tuple(kept))
+        return Response(text.strip(), len(kept), "eos", ids=tuple(kept), end=ids[end])
 
     def _decoded(self, ids: list[int]) -> str:
         """The text without special tokens, but for those that reasoning stands between."""
@@ -226,6 +262,14 @@ class TransformersBackend(Backend):
         tags = {tag for pair in REASONING_TAGS for tag in pair}
         added = getattr(self.tokenizer, "added_tokens_decoder", {}).items()
         return {key: str(token) for key, token in added if str(token) in tags and token.special}
+
+
+def _padded(rows: Sequence[Sequence[int]], padding: int, device: Any) -> dict[str, Tensor]:
+    """Token ids and their mask, int64 [B, T], padded on the left."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[padding] * (longest - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
 def _prompt_tokens(inputs: Mapping[str, Any]) -> list[int]:
