@@ -98,13 +98,16 @@ class Package:
 PACKAGES = [Package(ROOT / "core"), *(Package(f.parent) for f in sorted((ROOT / "packages").glob("*/pyproject.toml")))]
 BY_NAME = {package.name: package for package in PACKAGES}
 CORE = PACKAGES[0]
+#: Extras whose libraries insist on a torch of their own, which the shared environments do not have.
+APART = ("vllm",)
 
 
 def third_party(*without: str) -> list[str]:
     """Requirements of all packages with all extras but some, without the packages themselves."""
     found = set()
     for package in PACKAGES:
-        for requirement in package.requirements(set(package.project.get("optional-dependencies", {})) - set(without)):
+        extras = set(package.project.get("optional-dependencies", {})) - {*without, *APART}
+        for requirement in package.requirements(extras):
             if canonicalize_name(requirement.name) not in BY_NAME:
                 found.add(str(requirement))
     return sorted(found)

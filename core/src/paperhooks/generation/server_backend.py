@@ -13,8 +13,9 @@ from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 
 from paperhooks.errors import DataError, require
-from paperhooks.generation.requests import Backend, Prompt, Request, Response
+from paperhooks.generation.requests import Backend, Prompt, Request, Response, Sampling
 from paperhooks.io.harmless import error_text, redacted
+from paperhooks.io.options import flag
 
 __all__ = ["ServerBackend"]
 
@@ -56,7 +57,12 @@ class ServerBackend(Backend):
         also those in the address (``user:password@``, ``?api_key=``) and in ``parameters``; of a run that is continued
         they may be others.
     :param parameters: more arguments of a request, such as ``{"seed": 0}``; None removes one that is sent by default.
+    :param vllm: the server is one of vLLM, which takes ``top_k`` and tells token ids, and whether a stop string or the
+        model ended an answer. Without it, a request with ``top_k`` is refused, and responses have no ids.
     :raises DataError: an address that is no URL, or neither address nor key.
+
+    A request's sampling is sent as temperature, top_p and seed. What a server draws may depend on what it answers at
+    the same time. Requests with ``prompt_ids`` go to the completions, all others to the chat completions.
     """
 
     def __init__(
@@ -67,9 +73,10 @@ class ServerBackend(Backend):
         api_key: str | None = None,
         parameters: Mapping[str, Any] | None = None,
         timeout: float = 120.0,
+        vllm: bool = False,
     ) -> None:
         openai = require("openai", "paperhooks[server]", "to ask a server")
-        self.model, self.parameters = model, dict(parameters or {})
+        self.model, self.parameters, self.vllm = model, dict(parameters or {}), flag("vllm", vllm)
         self._openai = openai
         # The library would send the path behind the query, and name user and password wherever it names the address.
         url = _checked_url(base_url or os.environ.get("OPENAI_BASE_URL") or "")
@@ -99,15 +106,34 @@ class ServerBackend(Backend):
 
     def describe(self) -> dict[str, Any]:
         """Server, model and parameters, without any key."""
-        told = {"query": self._query} if self._query else {}
+        told = ({"query": self._query} if self._query else {}) | ({"vllm": True} if self.vllm else {})
         url, parameters = redacted(self._client.base_url, self._secrets), _public(self.parameters)
         return {"backend": "server", "url": url, "model": self.model, "parameters": parameters, **told}
 
     def prompt(self, document_id: str, request: Request) -> Prompt:
-        """The messages as JSON; raises DataError for a finished prompt, which a chat server cannot take."""
+        """The messages or token ids as JSON.
+
+        :raises DataError: a finished prompt, which a chat server cannot take; a sampling that the server does not take,
+            or that the backend's parameters say otherwise.
+        """
         if request.prompt:
             raise DataError("a server takes messages, but the task's request has a finished prompt")
-        return Prompt(document_id, request.text, request)
+        if request.sampling is not None:
+            self._check_sampling(document_id, request.sampling)
+        return Prompt(document_id, request.text, request, tokens=len(request.prompt_ids))
+
+    def _check_sampling(self, document_id: str, sampling: Sampling) -> None:
+        if sampling.top_k is not None and not self.vllm:
+            raise DataError(
+                f"{document_id!r} is to be drawn with top_k = {sampling.top_k}, which the interface of OpenAI does not "
+                "have; say vllm=True where the server is one of vLLM, or leave top_k out"
+            )
+        for name in _sampled(sampling):
+            if name in self.parameters:
+                raise DataError(
+                    f"{document_id!r} has a sampling, and the server's parameters say {name} = "
+                    f"{self.parameters[name]!r}; leave one of them out"
+                )
 
     def about(self) -> dict[str, Any]:
         """The model, and once it has answered by which name the server takes the limit of tokens."""
@@ -166,6 +192,8 @@ class ServerBackend(Backend):
 
     def _done(self, request: Request) -> Any:
         """What the library makes of an answer; asked again where the server wants the other name of the limit."""
+        if request.prompt_ids:
+            return self._client.completions.create(**self._arguments(request, _LIMITS[0]))
         create, name = self._client.chat.completions.create, self._limit
         refusals = self._openai.BadRequestError, self._openai.UnprocessableEntityError
         try:
@@ -187,7 +215,7 @@ class ServerBackend(Backend):
         if not isinstance(choices, list) or not choices:
             raise ValueError(f"it holds no choices: {str(done)[:200]!r}")
         message, reason = _get(choices[0], "message"), _get(choices[0], "finish_reason")
-        content = _content(message)
+        content = _get(choices[0], "text") if request.prompt_ids else _content(message)
         told = (_get(message, name) for name in ("reasoning_content", "reasoning"))
         thought = next((text for text in told if isinstance(text, str) and text), "")
         if content is None and thought:  # cut before the answer began
@@ -196,14 +224,15 @@ class ServerBackend(Backend):
             ended = f" (finish reason {reason})" if isinstance(reason, str) else ""
             raise ValueError(f"its content is {type(content).__name__}, not a text{ended}")
         tokens, asked = (_get(_get(done, "usage"), f"{name}_tokens") for name in ("completion", "prompt"))
-        # "stop" may be the model's own end or one of our strings; without such strings it is the former.
-        known = {"length": "length"} | ({} if request.stop else {"stop": "eos"})
+        ids, end, finish = _ending(choices[0], request, self.vllm)
         return Response(
             self._veiled(content.strip()),
             tokens if isinstance(tokens, int) else 0,
-            known.get(reason, "") if isinstance(reason, str) else "",
+            finish,
             reasoning=self._veiled(thought),
             prompt_tokens=asked if isinstance(asked, int) else 0,
+            ids=ids,
+            end=end,
         )
 
     def _veiled(self, text: str) -> str:
@@ -213,15 +242,46 @@ class ServerBackend(Backend):
         return text
 
     def _arguments(self, request: Request, limit: str) -> dict[str, Any]:
+        asked = {"prompt": list(request.prompt_ids)} if request.prompt_ids else {"messages": _with_images(request)}
+        drawn = {"temperature": 0.0} if request.sampling is None else _sampled(request.sampling)
         arguments: dict[str, Any] = {
             "model": self.model,
-            "messages": _with_images(request),
-            "temperature": 0.0,
+            **asked,
+            **drawn,
             limit: request.max_new_tokens,
             "stop": list(request.stop) or None,
             **self.parameters,
         }
+        # The library refuses arguments that are not OpenAI's, but for those in extra_body.
+        body = {"return_token_ids": True, "top_k": arguments.pop("top_k", None)} if self.vllm else {}
+        body = {name: value for name, value in body.items() if value is not None} | (arguments.get("extra_body") or {})
+        if body:
+            arguments["extra_body"] = body
         return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _sampled(sampling: Sampling) -> dict[str, Any]:
+    """A sampling as arguments of a request."""
+    told = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
+    return told if sampling.top_k is None else {**told, "top_k": sampling.top_k}
+
+
+def _ending(choice: Any, request: Request, vllm: bool) -> tuple[tuple[int, ...], int | None, str]:
+    """The answer's token ids, the token that ended it, and how it ended; ValueError for ids that are none.
+
+    "stop" may be the model's own end or one of our strings. Without such strings it is the former, and vLLM names a
+    string (``stop_reason``); its ids hold the token of the end.
+    """
+    reason, told = _get(choice, "finish_reason"), _get(choice, "token_ids")
+    by_string = isinstance(_get(choice, "stop_reason"), str) if vllm else None
+    stopped = {True: "stop", False: "eos", None: "" if request.stop else "eos"}[by_string]
+    finish = {"length": "length", "stop": stopped}.get(reason, "") if isinstance(reason, str) else ""
+    if not vllm or told is None:
+        return (), None, finish
+    if not isinstance(told, list) or not all(isinstance(one, int) for one in told):
+        raise ValueError(f"its token_ids are {str(told)[:200]!r}")
+    ended = bool(told) and finish == "eos"
+    return tuple(told[:-1] if ended else told), told[-1] if ended else None, finish
 
 
 def _checked_url(text: str) -> SplitResult:
