@@ -27,3 +27,4 @@ from .shares import replicas as replicas
 from .thoughts import separate_reasoning as separate_reasoning
 from .thoughts import split_reasoning as split_reasoning
 from .transformers_backend import TransformersBackend as TransformersBackend
+from .vllm_backend import VllmBackend as VllmBackend
