@@ -12,7 +12,7 @@ import paperhooks
 import torch
 from evaluation_tasks import Echo, word_tokenizer
 from paperhooks import PaperhooksError
-from paperhooks.generation import TransformersBackend
+from paperhooks.generation import Request, Sampling, TransformersBackend, ask
 from paperhooks.io import Ranks, UnitStore
 from paperhooks.models import in_step
 from paperhooks.testing import tiny_llama, tiny_vlm
@@ -69,6 +69,17 @@ def evaluated(kind: str, folder: str, data: str, out: str, fails: str = "") -> l
             time.sleep(30)
         return [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]
     return [result.answered, result.headline.value, getattr(backend, "asked", [])]
+
+
+def drawn(kind: str, folder: str, out: str) -> tuple[dict[str, list[int]], list[str]]:
+    """The ids of answers that are drawn by seeds, without a task, and what this rank was asked."""
+    backend = Asked(spread(kind, folder), word_tokenizer())
+    requests = {
+        f"{i}/y+": Request(prompt=f"w{i} w{i + 3}"[: 2 + 3 * (i % 2)], max_new_tokens=6, sampling=sampling)
+        for i, sampling in enumerate(Sampling(1.2, [1.0, 0.9][i % 2], seed=i) for i in range(8))
+    }
+    replies = ask(backend, requests, out=out, batch_size=3)
+    return {key: list(one.ids) for key, one in replies.items()}, list(getattr(backend, "asked", []))
 
 
 class Narrow(TransformersBackend):

@@ -83,6 +83,19 @@ def test_two_tensor_parallel_groups_share_the_documents(
     assert untimed(tmp_path / "run") == untimed(whole)
 
 
+@pytest.mark.parametrize("kind", ["plain", "fsdp2", "tp"])
+def test_what_is_drawn_does_not_depend_on_how_a_model_is_spread(
+    ranks: RankPool, kind: str, folder: Path, tmp_path: Path
+) -> None:
+    alone, asked = cases_sharing.drawn("plain", str(folder), str(tmp_path / "alone"))
+    told = ranks.run(cases_sharing.drawn, kind, folder, tmp_path / "run")
+    assert [ids for ids, _ in told] == [alone] * 2
+    assert len({tuple(ids) for ids in alone.values()}) > 4
+    shares = [set(keys) for _, keys in told]
+    assert shares[0] | shares[1] == set(asked)
+    assert shares[0] & shares[1] == (set(asked) if kind == "tp" else set())
+
+
 @pytest.mark.parametrize("kind", ["fsdp2", "tp"])
 def test_an_error_of_one_rank_between_calls_ends_the_run_for_all(
     ranks: RankPool, kind: str, folder: Path, data: Path, tmp_path: Path

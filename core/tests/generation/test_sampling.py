@@ -23,6 +23,7 @@ from paperhooks.generation import (
     prompt_hash,
 )
 from paperhooks.testing import run_ranks, tiny_llama
+from transformers import WatermarkingConfig
 from word_tokenizers import word_tokenizer
 
 
@@ -145,6 +146,14 @@ def test_processors_of_the_model_s_own_settings_stand_before_the_draw() -> None:
     backend.model.generation_config.suppress_tokens = sorted(used)
     forbidden = answered(backend, requests(), 5)
     assert not used & {token for one in forbidden.values() for token in one.ids}
+
+
+def test_a_watermark_that_would_be_lost_is_refused() -> None:
+    backend = backend_of()
+    backend.model.generation_config.watermarking_config = WatermarkingConfig()
+    with pytest.raises(DataError, match="has a watermarking_config, which drawn answers would not carry"):
+        answered(backend, requests(1), 1)
+    assert answered(backend, {"a": Request(prompt="w5", max_new_tokens=2)}, 1)["a"].ids
 
 
 # -- how an answer ends ------------------------------------------------------------------------------------------------
@@ -309,6 +318,8 @@ def test_a_function_is_given_the_sampling_and_the_ids(tmp_path: Path) -> None:
     backend = CallableBackend(lambda request: f"{request.sampling.seed} {request.prompt_ids}")
     asked = {"a": Request(prompt_ids=(4, 5), sampling=Sampling(seed=8))}
     assert ask(backend, asked, out=tmp_path / "run")["a"].text == "8 (4, 5)"
+    whole = Response("w5", 1, "eos", prompt_tokens=2, ids=(5,), end=2)
+    assert ask(CallableBackend(lambda _: whole), asked, out=tmp_path / "whole") == {"a": whole}
 
 
 def drawn_by_ranks(out: str, model: str) -> dict[str, Any]:

@@ -28,13 +28,13 @@ _FAILED: Final = ("[LMMS_EVAL_REQUEST_FAILED", "[LMMS_EVAL_BUDGET_EXCEEDED")
 
 
 class CallableBackend(Backend):
-    """A function from a :class:`~paperhooks.generation.Request` to a response.
+    """A function from a :class:`~paperhooks.generation.Request` to a text, or to a whole response with its token ids.
 
     ``name`` goes into the record of the run; runs under another name are not continued. What the function raises is the
     error of that document, and so is what is no text, such as None.
     """
 
-    def __init__(self, function: Callable[[Request], str], name: str = "callable") -> None:
+    def __init__(self, function: Callable[[Request], str | Response], name: str = "callable") -> None:
         self.function, self.name = function, name
 
     def describe(self) -> dict[str, Any]:
@@ -54,6 +54,8 @@ class CallableBackend(Backend):
             response = self.function(request)
         except Exception as error:
             return Response("", error=error_text(error))
+        if isinstance(response, Response):
+            return response
         if not isinstance(response, str):
             return Response("", error=f"the function returned {type(response).__name__}, not a text")
         return Response(response)

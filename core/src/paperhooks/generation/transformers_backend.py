@@ -205,7 +205,14 @@ class TransformersBackend(Backend):
 
     def _draws(self, prompts: Sequence[Prompt], ids: Tensor) -> Draws | None:
         samplings = [prompt.request.sampling for prompt in prompts]
-        return Draws(samplings, ids.shape[1], ids.device) if any(samplings) else None
+        if not any(samplings):
+            return None
+        if self.model.generation_config.watermarking_config is not None:  # it would come after the draw, and do nothing
+            raise DataError(
+                "the model's generation config has a watermarking_config, which drawn answers would not carry; set it "
+                "to None, or ask without sampling"
+            )
+        return Draws(samplings, ids.shape[1], ids.device)
 
     def _count(self, prompt: Prompt) -> int:
         count = len(self.tokenizer(prompt.text, add_special_tokens=prompt.special)["input_ids"])
