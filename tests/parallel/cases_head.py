@@ -84,6 +84,11 @@ def log_probability(model: Any, batch: dict[str, Tensor], teacher: Any) -> Tenso
     return -sequence_logprobs(model, batch, chunk=3).sum.sum()
 
 
+def made_again(model: Any, batch: dict[str, Tensor], teacher: Any) -> Tensor:
+    """The same, without logits kept for the backward pass."""
+    return -sequence_logprobs(model, batch, chunk=3, limit=0).sum.sum()
+
+
 def divergence(model: Any, batch: dict[str, Tensor], teacher: Any) -> Tensor:
     """The way that is documented for a divergence of two models."""
     heads = Head.from_model(model), Head.from_model(teacher)
@@ -114,6 +119,7 @@ def by_methods(*methods: Callable[[Any], Any]) -> Callable[..., Tensor]:
 
 LOSSES: Final[dict[str, Callable[..., Tensor]]] = {
     "logprobs": log_probability,
+    "made again": made_again,
     "divergence": divergence,
     "distil": by_methods(lambda teacher: Distil(teacher, chunk=3, official_mask=False)),
     "labels": by_methods(lambda teacher: Distil(weight=0, chunk=3, official_mask=False)),

@@ -1,9 +1,11 @@
 from .chunked import in_chunks as in_chunks
+from .chunked import rows_in_chunks as rows_in_chunks
 from .chunked import scatter_rows as scatter_rows
 from .chunked import sum_in_chunks as sum_in_chunks
 from .chunked import target_rows as target_rows
 from .divergence import Divergence as Divergence
 from .divergence import divergence_of as divergence_of
+from .flattened import sequence_numbers as sequence_numbers
 from .head import Head as Head
 from .likelihood import LogLikelihood as LogLikelihood
 from .likelihood import OverLong as OverLong
@@ -13,6 +15,7 @@ from .likelihood import longest_readable as longest_readable
 from .likelihood import row_pieces as row_pieces
 from .teacher_rows import TeacherRows as TeacherRows
 from .teacher_rows import TeacherStates as TeacherStates
+from .tokens import LogProbs as LogProbs
 from .tokens import next_token_labels as next_token_labels
 from .tokens import sequence_logprobs as sequence_logprobs
 from .tokens import token_logprobs as token_logprobs

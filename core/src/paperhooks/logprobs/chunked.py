@@ -10,19 +10,21 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["in_chunks", "scatter_rows", "sum_in_chunks", "target_rows"]
+from paperhooks.logprobs.chosen import refuse_second_order
+
+__all__ = ["in_chunks", "rows_in_chunks", "scatter_rows", "sum_in_chunks", "target_rows"]
 
 
-def in_chunks(function: Callable[..., Tensor], chunk: int, *tensors: Tensor) -> Tensor:
+def in_chunks(function: Callable[..., Tensor], chunk: int, *tensors: Tensor, keep: bool = False) -> Tensor:
     """``function`` of ``chunk`` rows at a time: the results [n] joined.
 
-    With gradients a chunk keeps only its inputs and is computed again in the backward pass. No rows are one empty
-    chunk, so that the result stays part of the graph. Raises ValueError for a chunk below 1.
+    With gradients a chunk keeps only its inputs and is computed again in the backward pass, unless ``keep`` lets it
+    keep what it made. No rows are one empty chunk, so that the result stays part of the graph. Raises ValueError for a
+    chunk below 1.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk is {chunk}; it must be at least 1 row")
+    _check(chunk)
     pieces = zip(*(torch.split(tensor, chunk) for tensor in tensors), strict=True)
-    if not torch.is_grad_enabled():
+    if keep or not torch.is_grad_enabled():
         return torch.cat([function(*piece) for piece in pieces])
     # No random numbers are drawn in a head, so the random state need not be saved.
     return torch.cat([checkpoint(function, *p, use_reentrant=False, preserve_rng_state=False) for p in pieces])
@@ -50,8 +52,7 @@ def sum_in_chunks(
     :return: the sum, a scalar that can be differentiated once, and the values, [N, K], without gradient.
     :raises ValueError: a chunk below 1.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk is {chunk}; it must be at least 1 row")
+    _check(chunk)
     if not torch.is_grad_enabled():
         values = in_chunks(function, chunk, rows, *others)
         return weights.to(values.device, non_blocking=True) @ _combined(values, factors), values
@@ -103,6 +104,52 @@ class _Sum(torch.autograd.Function):
         factor = upstream[0] / ctx.scale
         made = [each.mul_(factor.to(each.device)).to(dtype) for each, dtype in zip(grads, ctx.dtypes, strict=True)]
         return None, None, None, None, None, *made
+
+
+def rows_in_chunks(function: Callable[..., Tensor], chunk: int, rows: Tensor, *others: Tensor) -> Tensor:
+    """``function`` of ``chunk`` rows at a time, whose gradient by ``rows`` is made on the way: the results [n] joined.
+
+    Nothing is computed twice, and of a chunk nothing is kept but that gradient. For a function whose result of a row
+    depends on this row alone, and which nothing else learns from: that is what its user answers for.
+
+    :param function: gives [n] for n rows of ``rows`` and of each of ``others``. :param rows: [N, D]; gradients flow to
+        them. :param others: [N, ...]; none flow to them.
+    :return: [N], which can be differentiated once, as often as the graph is kept; a gradient of its gradient raises
+        RuntimeError.
+    :raises ValueError: a chunk below 1.
+    """
+    _check(chunk)
+    made: Tensor = _Rows.apply(function, chunk, others, rows)  # type: ignore[no-untyped-call]
+    return made
+
+
+class _Rows(torch.autograd.Function):
+    """Forward and gradient of :func:`rows_in_chunks` in one pass."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Any, chunk: int, others: Any, rows: Tensor) -> Tensor:
+        grads, values = torch.empty_like(rows), []
+        for start in range(0, max(len(rows), 1), chunk):
+            part = slice(start, start + chunk)
+            piece = rows[part].detach().requires_grad_()
+            with torch.enable_grad():
+                found = function(piece, *(other[part] for other in others))
+            (grads[part],) = torch.autograd.grad(found, piece, torch.ones_like(found))
+            values.append(found.detach())
+        ctx.save_for_backward(grads)
+        return torch.cat(values)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        refuse_second_order()
+        (grads,) = ctx.saved_tensors
+        # In the precision of the values: half precision rounds the product once.
+        return None, None, None, (grads * upstream[0].to(grads.device)[:, None]).to(grads.dtype)
+
+
+def _check(chunk: int) -> None:
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; it must be at least 1 row")
 
 
 def _exact(parameter: Tensor) -> torch.dtype:

@@ -17,11 +17,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from paperhooks.compat import attention_kernel
 from paperhooks.errors import UnsupportedModel
+from paperhooks.logprobs.chosen import chosen_logprobs, formed
+from paperhooks.logprobs.flattened import check_kept_apart
 from paperhooks.models.engines import given_up_again
 from paperhooks.models.forward import (
     evaluation_mode,
     last_hidden_state,
+    ordinary_tokens,
     reading_hidden_states,
     run_in_head,
     view_of,
@@ -66,6 +70,7 @@ class Head:
     softcap: float | None = None
     view: ModelView | None = field(default=None, repr=False)
     forward: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
+    _apart: set[tuple[str, bool]] = field(default_factory=set, init=False, repr=False)
 
     @classmethod
     def from_model(cls, model: nn.Module | ModelView) -> Head:
@@ -126,6 +131,20 @@ class Head:
 
         return run_in_head(model, batch, self.module, inside, view=view)
 
+    def check_kept_apart(self, model: nn.Module | ModelView, rows: int) -> None:
+        """Whether ``model`` keeps apart several sequences that lie in one row, tried once for a kernel of attention.
+
+        Of a model whose calls are made in step, every rank has to ask.
+
+        :param rows: of the batch. :raises UnsupportedModel: it does not.
+        """
+        view = self.view_of(model)
+        tried = (attention_kernel(view.text_config), rows > 1)
+        if tried not in self._apart:
+            whole = model if _sharded(view) and isinstance(model, nn.Module) else view.model
+            check_kept_apart(whole, view, rows)
+            self._apart.add(tried)
+
     def view_of(self, model: nn.Module | ModelView) -> ModelView:
         """A view of ``model``: the one that was there when the head was found, where it is of this model."""
         if self.view is not None and not isinstance(model, ModelView) and running_model(model) is self.view.model:
@@ -137,26 +156,43 @@ class Head:
 
         :raises UnsupportedModel: FSDP2 shards the model, and this is not the head that :meth:`run` hands on.
         """
+        return self._formed(self._raw(hidden))
+
+    def takes_gradient(self, hidden: Tensor) -> bool:
+        """Whether a backward pass through this head reaches anything but the hidden states, such as its weights.
+
+        :param hidden: [n, D], of which one row is tried where the weights alone do not tell: what a hook or a patch
+            adds may learn too.
+        """
+        if any(parameter.requires_grad for parameter in self.module.parameters()):
+            return True
+        if _is_plain(self.module) and self.forward is None:
+            return False
+        with torch.enable_grad():
+            return self._raw(hidden[:1].detach()).requires_grad
+
+    def _raw(self, hidden: Tensor) -> Tensor:
+        """What the output embeddings return."""
         if self.forward is not None:
-            return self._formed(self.forward(hidden))
+            return self.forward(hidden)
         if self.view is not None and _sharded(self.view):
             raise UnsupportedModel(
                 f"the head of {type(self.view.model).__name__} is called outside of the model, which FSDP2 shards, so "
                 "its weights are not there; do it in head.run(model, batch, work), with the head that work receives"
             )
-        return self._formed(self.module(hidden))
+        raw: Tensor = self.module(hidden)
+        return raw
 
     def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Log-probabilities float32 [n] of ``targets`` int64 [n] given hidden states [n, D].
 
         Without gradient, a linear head on a CPU makes no more than 1,024 of a position's logits at once; any other
-        makes all of them.
+        makes all of them. With gradient, one copy of what the output embeddings return is kept for the backward pass.
         """
         if not torch.is_grad_enabled() and _is_plain(self.module):
             return self._logprobs_in_slices(hidden, targets)
-        logits = self.logits(hidden)
-        # logsumexp is far more exact than log_softmax over a large vocabulary on CPU.
-        return logits.gather(-1, targets.to(logits.device)[:, None])[:, 0] - logits.logsumexp(-1)
+        raw = self._raw(hidden)
+        return chosen_logprobs(raw, targets.to(raw.device), self.scale, self.softcap)
 
     def _logprobs_in_slices(self, hidden: Tensor, targets: Tensor) -> Tensor:
         chosen, sums = torch.zeros(len(hidden), dtype=torch.float32), []
@@ -184,10 +220,7 @@ class Head:
             yield first, self._formed(nn.functional.linear(hidden, weight[part], None if bias is None else bias[part]))
 
     def _formed(self, logits: Tensor) -> Tensor:
-        logits = logits.float()
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+        return formed(logits, self.scale, self.softcap)
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -212,10 +245,8 @@ def _sharded(view: ModelView) -> bool:
 def _probe(view: ModelView, model: nn.Module, module: nn.Module) -> tuple[torch.dtype, Tensor, Tensor]:
     """Dtype of the hidden states, what ``module`` makes of them and the model's logits float32, [1, 4, V], for four
     ordinary tokens."""
-    vocabulary = view.text_config.vocab_size
-    tokens = [i for i in range(min(64, vocabulary)) if i not in view.image_token_ids][-4:]
     device: Any = getattr(view.model, "device", torch.device("cpu"))
-    ids = torch.tensor([tokens], device="cpu" if device.type == "meta" else device)
+    ids = ordinary_tokens(view, 4)[None].to("cpu" if device.type == "meta" else device)
     options = {"use_cache": False} | ({"logits_to_keep": 0} if _keeps(view) else {})
     made: list[Tensor] = []
     handle = module.register_forward_hook(lambda _, args, output: made.append(output))

@@ -25,6 +25,7 @@ __all__ = [
     "absolute_positions",
     "evaluation_mode",
     "last_hidden_state",
+    "ordinary_tokens",
     "reading_hidden_states",
     "run_in_head",
     "uncompiled",
@@ -182,6 +183,12 @@ def absolute_positions(view: ModelView, inputs: Mapping[str, Any]) -> dict[str, 
     if view.rotary is not None or not isinstance(mask, Tensor) or mask.ndim != 2 or "position_ids" in inputs:
         return {}
     return {"position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
+
+
+def ordinary_tokens(view: ModelView, count: int) -> Tensor:
+    """Ids of ``count`` tokens that stand for no image, int64 [count], to try a model with."""
+    vocabulary = view.text_config.vocab_size
+    return torch.tensor([i for i in range(min(64, vocabulary)) if i not in view.image_token_ids][-count:])
 
 
 @contextmanager
