@@ -51,6 +51,30 @@ class SequenceLoss(TokenLoss):
 
 
 @dataclass(eq=False)
+class PackedLoss(TokenLoss):
+    """Replaces the loss: a mean over sequences, of which several may lie in one row of the batch; logs what it sees."""
+
+    traits = Traits(writes=frozenset({"objective"}), parallel=("ddp",))
+
+    @hookimpl
+    def count_examples(self, batch):
+        return int(batch["sequence"].max()) + 1
+
+    @hookimpl
+    def compute_loss(self, context):
+        here = {name: context.inputs[name] for name in ("input_ids", "position_ids")}
+        labels = context.inputs["targets"]
+        tokens = sequence_logprobs(context.model, {**here, "shift_labels": labels}, head=self.head).tokens.flatten()
+        at = context.inputs["sequence"].flatten()
+        number = self.count_examples(context.inputs)
+        sums = torch.zeros(number).index_add(0, at, tokens)
+        means = sums / torch.zeros(number).index_add(0, at, (labels != -100).float().flatten())
+        context.log("mean", means)
+        context.log("long", means, torch.bincount(at, minlength=number) > 6)
+        return context.example_mean(torch.nn.functional.softplus(-means))
+
+
+@dataclass(eq=False)
 class Penalties:
     """Adds two terms: squared log-partition per token, and the spread of each sequence's logits."""
 
@@ -82,6 +106,7 @@ METHODS: dict[str, list[type]] = {
     "sequence": [SequenceLoss],
     "terms": [Penalties],
     "both": [SequenceLoss, Penalties],
+    "packed": [PackedLoss],
 }
 
 
@@ -97,6 +122,18 @@ def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     ids = torch.tensor([row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in rows])
     mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows])
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+
+def pack(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """All sequences in one row, without labels: what a token predicts is in ``targets``, and which sequence it is of in
+    ``sequence``."""
+    ids = [row["input_ids"] for row in rows]
+    return {
+        "input_ids": torch.tensor([[token for own in ids for token in own]]),
+        "position_ids": torch.tensor([[place for own in ids for place in range(len(own))]]),
+        "targets": torch.tensor([[token for own in ids for token in (*own[1:], -100)]]),
+        "sequence": torch.tensor([[at for at, own in enumerate(ids) for _ in own]]),
+    }
 
 
 def trainer(
@@ -138,6 +175,12 @@ def trainer(
     )
 
 
+def packs() -> list[list[dict[str, list[int]]]]:
+    """The sequences in rows of 3 and of 1."""
+    rows = examples()
+    return [rows[:3], rows[3:4], rows[4:7], rows[7:]] * 2
+
+
 def fresh() -> Any:
     """The model that all runs start from."""
     return tiny_llama(layers=2)
@@ -148,7 +191,13 @@ def train(name: str, out: str) -> list[dict[str, Any]]:
     model, folder = fresh(), Path(out)
     with paperhooks.attach(model, *[cls() for cls in METHODS[name]]):
         run = trainer(model, folder, batch=2, accumulation=2, average_tokens_across_devices=True)
+        if name == "packed":  # 3 + 1 sequences, and evaluation of 7, of which the last process has one twice
+            run = trainer(model, folder, batch=1, accumulation=4, average_tokens_across_devices=True)
+            run.train_dataset, run.data_collator = packs(), lambda rows: pack(rows[0])
+            run.eval_dataset = [[row] for row in examples()[:7]]
         run.train()
+        if name == "packed":
+            run.evaluate()
         if run.is_world_process_zero():
             save_file({n: p.detach().clone() for n, p in model.named_parameters()}, folder / "weights.safetensors")
     return run.state.log_history

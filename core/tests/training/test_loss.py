@@ -23,7 +23,7 @@ from loss_methods import (
     trainer,
 )
 from paperhooks import DataError, HookError, LossContext, PluginConflict, Traits, hookimpl
-from paperhooks.hooks.loss import batch_target_rows, predicts_nothing
+from paperhooks.hooks.batch_counts import batch_target_rows, predicts_nothing
 from paperhooks.logprobs import next_token_labels, sequence_logprobs
 from paperhooks.models import ModelView
 from paperhooks.testing import run_ranks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,22 +10,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from paperhooks.errors import DataError, HookError
+from paperhooks.errors import HookError
+from paperhooks.hooks.batch_counts import CountHook, batch_rows, method_examples, no_target, predicts_nothing
+from paperhooks.hooks.running_mean import RunningMean
 from paperhooks.io.processes import Ranks
 from paperhooks.tokens.host import on_host
 
 if TYPE_CHECKING:
     from paperhooks.models.view import ModelView
 
-__all__ = [
-    "LossContext",
-    "OpenSession",
-    "batch_rows",
-    "batch_target_rows",
-    "batch_targets",
-    "no_target",
-    "predicts_nothing",
-]
+__all__ = ["LossContext", "OpenSession"]
 
 
 class OpenSession(Protocol):
@@ -38,6 +32,9 @@ class OpenSession(Protocol):
     @property
     def methods(self) -> Mapping[str, Any]:
         """The attached methods by name, in the order in which they were given."""
+
+    def implementations(self, hook: str) -> Sequence[CountHook]:
+        """Who implements a hook, in call order."""
 
 
 @dataclass(eq=False)
@@ -56,12 +53,19 @@ class LossContext:
         average their gradients; None when that is not known.
     num_examples_in_batch, num_target_rows_in_batch
         Rows of the accumulated batch (first dimension of its first tensor), and those that have a target, likewise.
+    num_method_examples
+        Examples of the accumulated batch, likewise, as a method counts them that implements ``count_examples``; by its
+        name.
     accumulation_steps
         Micro-batches of the accumulated batch; 1 in evaluation.
     loss
         The loss so far, a scalar; None while ``compute_loss`` hooks run.
+    method
+        Name of the method whose hook runs.
     terms
         After :func:`compute_loss`: ``loss/<method>/<name>`` to the detached value of every term.
+    figures
+        After :func:`compute_loss`: ``loss/<method>/<name>`` to everything that :meth:`log` was given.
     state
         What the hooks of one method tell each other about this micro-batch.
     """
@@ -72,9 +76,12 @@ class LossContext:
     num_items_in_batch: Tensor | int | None = None
     num_examples_in_batch: Tensor | int | None = None
     num_target_rows_in_batch: Tensor | int | None = None
+    num_method_examples: Mapping[str, Tensor | int] = field(default_factory=dict)
     accumulation_steps: int = 1
     loss: Tensor | None = None
+    method: str | None = None
     terms: dict[str, Tensor] = field(default_factory=dict)
+    figures: dict[str, RunningMean] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
     stock: Callable[[], tuple[Tensor, Any]] | None = field(default=None, repr=False)
     _forward: tuple[Tensor, Any] | None = field(default=None, repr=False)
@@ -141,12 +148,39 @@ class LossContext:
     def example_mean(self, values: Tensor) -> Tensor:
         """Mean of ``values`` [n] over the examples of the whole accumulated batch; this micro-batch's share of it.
 
-        An example may be several rows of the batch, such as a pair: n may be any fixed share of the rows.
+        An example is what the method's own hook ``count_examples`` counts, and otherwise a row of the batch; n may be
+        any fixed multiple or share of their number, as with pairs of rows.
         """
-        if self.num_examples_in_batch is None:
+        own = self.method in self.num_method_examples
+        number = self.num_method_examples[str(self.method)] if own else self.num_examples_in_batch
+        if number is None:
             return values.mean() / self.accumulation_steps
-        per_row = values.numel() / max(1, batch_rows(self.inputs))
-        return values.sum() / (_on(self.num_examples_in_batch, values) * per_row)
+        here = self.examples
+        return values.sum() / (_on(number, values) * (values.numel() / here if here else 1.0))
+
+    @property
+    def examples(self) -> int:
+        """Examples of this micro-batch, as the method counts them whose hook runs; rows where it does not."""
+        hooks = () if self.session is None else self.session.implementations("count_examples")
+        own = method_examples([hook for hook in hooks if hook.method == self.method], self.inputs)
+        return own.get(str(self.method), batch_rows(self.inputs))
+
+    def log(self, name: str, value: Tensor | float, weight: Tensor | float = 1.0) -> None:
+        """Log a figure like a term, as ``loss/<method>/<name>``, without adding it to the loss.
+
+        What is logged is the mean of all values, by their weights, over the micro-batches, steps and processes since
+        the last log; in evaluation over all of its batches, with ``eval_`` in front.
+
+        :param name: a term of the same method has another one. :param value: a number or a tensor of any shape, such
+            as one value an example. :param weight: of each value; what has none may be NaN.
+        :raises HookError: no hook runs, or the name is no text.
+        """
+        if self.method is None:
+            raise HookError(f"context.log({name!r}) belongs into compute_loss or loss_terms of an attached method")
+        if not isinstance(name, str) or not name:
+            raise HookError(f"{self.method} logs a figure under {name!r}; expected a name")
+        key, found = f"loss/{self.method}/{name}", RunningMean.of(value, weight)
+        self.figures[key] = self.figures[key] + found if key in self.figures else found
 
     def target_row_mean(self, values: Tensor, counted: Tensor) -> Tensor:
         """Mean of ``values`` [B] over the rows of the accumulated batch that have a target (``counted`` true [B]).
@@ -185,45 +219,6 @@ class LossContext:
         if getattr(outputs, "loss", None) is None:
             raise HookError("the model returned no loss: give labels, or attach a method that implements compute_loss")
         return (outputs.loss if items is not None else outputs.loss / self.accumulation_steps), outputs
-
-
-def batch_targets(batch: Mapping[str, Any]) -> int:
-    """Labels of a batch that are predicted: position 0 of ``labels`` is none."""
-    shifted, labels = batch.get("shift_labels"), batch.get("labels")
-    if isinstance(shifted, Tensor):
-        return int(shifted.ne(-100).sum())
-    return int(labels[..., 1:].ne(-100).sum()) if isinstance(labels, Tensor) else 0
-
-
-def predicts_nothing(batch: Mapping[str, Any]) -> bool:
-    """Whether a batch has labels for every position, int [B, T], and none of them is predicted."""
-    shifted = batch.get("shift_labels")
-    labels = shifted if isinstance(shifted, Tensor) else batch.get("labels")
-    tokens = isinstance(labels, Tensor) and labels.ndim > 1 and not labels.is_floating_point()
-    return tokens and batch_targets(batch) == 0
-
-
-def no_target(rows: int, what: str = "batch") -> DataError:
-    """The error for an optimiser step in which nothing is predicted.
-
-    :param rows: how many it has. :param what: what has them.
-    """
-    return DataError(
-        f"no row of this {what} of {rows} has a token to predict (its labels are -100, or come after the end of a "
-        "document), so there is nothing to learn in this step; leave such rows out of the dataset"
-    )
-
-
-def batch_target_rows(batch: Mapping[str, Any]) -> int:
-    """Rows of a batch in which something is predicted; 0 for labels that are not [B, T, ...]."""
-    shifted, labels = batch.get("shift_labels"), batch.get("labels")
-    targets = shifted if isinstance(shifted, Tensor) else labels[..., 1:] if isinstance(labels, Tensor) else None
-    return 0 if targets is None or targets.ndim < 2 else int(targets.ne(-100).flatten(1).any(1).sum())
-
-
-def batch_rows(batch: Mapping[str, Any]) -> int:
-    """Rows of a batch: the first dimension of its first tensor."""
-    return next((len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim), 0)
 
 
 def _on(count: Tensor | int, like: Tensor) -> Tensor | int:

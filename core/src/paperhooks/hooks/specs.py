@@ -138,6 +138,18 @@ class RuntimeHooks:
         :return: name to scalar float tensor (already weighted), or None.
         """
 
+    @hookspec
+    def count_examples(self, batch: Mapping[str, Any]) -> int | None:
+        """Say how many examples a batch holds, where they are not its rows. Each method speaks for itself alone.
+
+        The number is what :meth:`~paperhooks.LossContext.example_mean` divides by in this method's loss hooks, counted
+        over the micro-batches of an optimiser step and over processes, and what its evaluated loss is weighted by.
+        Asked once a batch, on the device where the batch comes from, before anything runs.
+
+        :param batch: the batch by name, a method's own columns included.
+        :return: the number, 0 or more; None for the rows of the batch.
+        """
+
 
 class OfflineHooks:
     """Hooks of methods that work on a model or on data outside any forward of the user's."""

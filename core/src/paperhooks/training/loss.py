@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from paperhooks.errors import HookError
-from paperhooks.hooks.loss import LossContext, predicts_nothing
+from paperhooks.hooks.batch_counts import predicts_nothing
+from paperhooks.hooks.loss import LossContext
 from paperhooks.hooks.specs import LOSS_HOOKS
 
 if TYPE_CHECKING:
@@ -32,9 +33,10 @@ def compute_loss(session: Session, context: LossContext) -> Tensor:
     """The loss of one micro-batch with all hooks of ``session``: a scalar with gradient.
 
     ``compute_loss`` hooks come first (firstresult), then the model's own loss if they leave it, then all ``loss_terms``
-    are added. Terms are in ``context.terms`` afterwards. A micro-batch in which nothing is predicted contributes 0.
+    are added. Terms are in ``context.terms`` afterwards, and what hooks logged beside them in ``context.figures``. A
+    micro-batch in which nothing is predicted contributes 0.
 
-    :raises HookError: a result that is no scalar floating-point tensor.
+    :raises HookError: a result that is no scalar floating-point tensor; a figure and a term of one name.
     :raises DataError: nothing is predicted in a micro-batch that is a whole optimiser step.
     """
     session.note_asked()
@@ -49,17 +51,18 @@ def _with_hooks(session: Session, context: LossContext) -> Tensor:
     context.check_targets(not predicts_nothing(context.host_inputs))
     loss = None
     for hook in session.implementations("compute_loss"):
-        with _blame("compute_loss", hook):
+        with _asked("compute_loss", hook, context):
             loss = hook.function(context)
             if loss is not None:
                 loss = _scalar(loss, f"compute_loss of {hook.method!r}")
                 break
     context.loss = context.model_loss if loss is None else loss
     for hook in session.implementations("loss_terms"):
-        with _blame("loss_terms", hook):
+        with _asked("loss_terms", hook, context):
             for name, term in _terms(hook.function(context), hook.method).items():
                 context.terms[f"loss/{hook.method}/{name}"] = term.detach()
                 context.loss = context.loss + term.to(context.loss.device)
+    _check_names(context)
     return context.loss
 
 
@@ -93,10 +96,21 @@ def _scalar(value: Any, where: str) -> Tensor:
     return value.reshape(())
 
 
+def _check_names(context: LossContext) -> None:
+    twice = sorted(set(context.terms) & set(context.figures))
+    if twice:
+        method, _, name = twice[0].removeprefix("loss/").partition("/")
+        raise HookError(f"{method} logs the figure {name!r} and has a term of that name; give one of them another name")
+
+
 @contextlib.contextmanager
-def _blame(name: str, hook: Implementation) -> Iterator[None]:
+def _asked(name: str, hook: Implementation, context: LossContext) -> Iterator[None]:
+    """Around the call of a hook: the context knows whose it is, and an error names it."""
+    context.method = hook.method
     try:
         yield
     except Exception as exc:
         exc.add_note(f"paperhooks: raised in {name} of {hook.method!r}")
         raise
+    finally:
+        context.method = None

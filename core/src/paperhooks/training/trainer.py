@@ -11,7 +11,7 @@ count sequences.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -21,20 +21,19 @@ from torch import Tensor, nn
 from transformers.trainer_utils import get_last_checkpoint
 
 from paperhooks.errors import PluginConflict
-from paperhooks.hooks.loss import (
-    LossContext,
-    batch_rows,
-    batch_target_rows,
-    batch_targets,
-    no_target,
-    predicts_nothing,
-)
+from paperhooks.hooks.batch_counts import batch_rows, method_examples, predicts_nothing
+from paperhooks.hooks.loss import LossContext
+from paperhooks.hooks.running_mean import RunningMean
 from paperhooks.io.tensors import read_tensors, write_tensors
 from paperhooks.sessions.method_options import unlike
+from paperhooks.training.accumulated_counts import AccumulatedCounts
+from paperhooks.training.logged_means import EvaluatedMeans, LoggedMeans
 from paperhooks.training.loss import compute_loss, find_session, has_loss_hooks
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
+
+    from paperhooks.sessions.session import Session
 else:
     _Trainer = object
 
@@ -42,11 +41,6 @@ __all__ = ["HooksTrainerMixin"]
 
 #: The file of a checkpoint that holds the methods' state, one a process: as the Trainer keeps states of generators.
 _STATE: Final = "paperhooks_state_{}.safetensors"
-
-
-def _counts(batch: Mapping[str, Any]) -> list[int]:
-    """Target tokens, rows, and rows with a target."""
-    return [batch_targets(batch), batch_rows(batch), batch_target_rows(batch)]
 
 
 def _with_target_mask(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -61,10 +55,14 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
     """Put before Trainer: ``class MyTrainer(HooksTrainerMixin, Trainer)``. Attach methods to the model, then train.
 
     The loss hooks of the model's open session decide the loss; every term is logged as ``loss/<method>/<name>``, per
-    optimiser step, averaged over the steps since the last log and the processes in which it was there. Gradients of an
-    accumulated batch equal those of one big batch, also with unequal token counts or micro-batches without any target;
-    only an optimiser step without one raises DataError. In evaluation such batches are left out of the mean. Without an
-    open session, or with one that has no loss hooks, this is the stock Trainer.
+    optimiser step, averaged over the steps since the last log and the processes in which it was there, and so is what a
+    hook logs beside them (:meth:`LossContext.log`). Gradients of an accumulated batch equal those of one big batch,
+    also with unequal counts of tokens or examples (``count_examples``) or micro-batches without any target; only an
+    optimiser step without one raises DataError.
+
+    In evaluation, terms and figures stand beside ``eval_loss``, with ``eval_`` in front, and batches without a target
+    are left out of the mean. A method that owns the loss is asked for it, also where the batch has no labels. Without
+    an open session, or with one that has no loss hooks, this is the stock Trainer.
 
     Checkpoints hold what a method goes on from (``state_dict``, such as the state of a generator), so that a run that
     was interrupted equals one that was not.
@@ -100,9 +98,7 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
             nothing = torch.full((), torch.nan, device=self.args.device)
             return (nothing, context.outputs) if return_outputs else nothing
         loss = compute_loss(session, context) * steps  # what training_step divides by
-        # Where a step is normalised by this process' own counts, one without targets has nothing to say of a term.
-        if model.training and (getattr(self, "_targets_here", True) or self.args.average_tokens_across_devices):
-            self._note_terms(context.terms)
+        self._note(context, loss)
         if not return_outputs:
             return loss
         return loss, (context.outputs if context.forward_ran else {"loss": loss.detach()})
@@ -111,9 +107,8 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
         """The micro-batches of one optimiser step; counts their target tokens and sequences for the hooks."""
         batches, items = super().get_batch_samples(*args, **kwargs)
         self._agree()
-        self._window = None
-        if batches and has_loss_hooks(find_session(cast(nn.Module, self.model))):
-            self._window = self._counted(batches)
+        session = find_session(cast(nn.Module, self.model))
+        self._window = self._counted(session, batches) if batches and has_loss_hooks(session) else None
         return batches, items
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -163,29 +158,71 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
             tensors = {f"{method}/{name}": value for method, own in state.items() for name, value in own.items()}
             write_tensors(folder / _STATE.format(self.args.process_index), tensors, {})
 
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Loss, logits and labels of a batch; no loss where nothing is predicted, which has no part in the mean."""
-        loss, *others = super().prediction_step(model, inputs, *args, **kwargs)
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Evaluate, with the means of terms and figures among the metrics. See ``Trainer.evaluation_loop``."""
+        self._evaluated: EvaluatedMeans | None = None
+        if has_loss_hooks(find_session(cast(nn.Module, self.model))):
+            self._evaluated = EvaluatedMeans()
+        try:
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+            if self._evaluated is not None:
+                found = self._evaluated.take(self.args.process_index, *self._together())
+                output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
+        finally:
+            self._evaluated = None
+        return output
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> Any:
+        """Loss, logits and labels of a batch; no loss where nothing is predicted, which has no part in the mean.
+
+        Where a method owns the loss and nothing else is wanted, or the batch has no labels, the loss alone.
+        """
+        session = find_session(model)
+        labelled = bool(self.label_names) and all(inputs.get(name) is not None for name in self.label_names)
+        if session is not None and session.implementations("compute_loss") and (prediction_loss_only or not labelled):
+            inputs = self._prepare_inputs(inputs)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss, others = self.compute_loss(model, inputs).detach(), [None, None]
+        else:
+            loss, *others = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         # What processes gather must be there in all of them.
-        alone = self.args.world_size == 1 and has_loss_hooks(find_session(model))
+        alone = self.args.world_size == 1 and has_loss_hooks(session)
         return (None if alone and predicts_nothing(inputs) else loss, *others)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, with the terms of the steps since the last log beside ``loss``."""
+        """Log, with the terms and figures of the steps since the last log beside ``loss``."""
         if "loss" in logs:
-            logs = {**logs, **self._take_terms()}
+            means: LoggedMeans | None = getattr(self, "_means", None)
+            hooks = has_loss_hooks(find_session(cast(nn.Module, self.model)))
+            if hooks or means is not None:
+                together, reduce, device = self._together()
+                logs = {**logs, **(means or LoggedMeans()).take(together and hooks, reduce, device)}
         super().log(logs, *args, **kwargs)
 
-    def _counted(self, batches: list[dict[str, Any]]) -> Tensor:
+    def _counted(self, session: Session | None, batches: list[dict[str, Any]]) -> AccumulatedCounts:
         """Counts of a step, of this process or a mean of all; DataError where nothing is predicted in any."""
-        found = [_counts(batch) for batch in batches]
-        self._targets_here = sum(targets for targets, *_ in found)
-        counts = torch.tensor(found, device=self.args.device).sum(0)
-        total = self.accelerator.reduce(counts, "sum") if self.args.world_size > 1 else counts
-        # A process that has no target may wait for others: only all together can tell.
-        if not total[0] and all(map(predicts_nothing, batches)):
-            raise no_target(int(total[1]), "optimiser step")
-        return total / self.args.world_size if self.args.average_tokens_across_devices else counts
+        several = self.args.world_size > 1
+        own = AccumulatedCounts.of(session, batches, check=not several, device=self.args.device)
+        self._targets_here = bool(own.counts[0])
+        if not several:
+            return own
+        mean = own.mean(self._together()[1], self.args.world_size)
+        return mean if self.args.average_tokens_across_devices else own
 
     def _agree(self) -> None:
         """Once a run, before anything is added up: all processes train with the same methods and options.
@@ -208,16 +245,13 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
     # -- one micro-batch ---------------------------------------------------------------------------------------------
 
     def _loss_context(self, model: nn.Module, inputs: dict[str, Any], items: Tensor | int | None) -> LossContext:
-        context = LossContext(model, dict(inputs))
-        counts = getattr(self, "_window", None)
+        counts: AccumulatedCounts | None = getattr(self, "_window", None)
         if not model.training:  # evaluation may come between the micro-batches of two steps
-            counts = torch.tensor(_counts(inputs))
-        else:
-            context.accumulation_steps = int(getattr(self, "current_gradient_accumulation_steps", 1))
-        if counts is not None:
-            context.num_items_in_batch, context.num_examples_in_batch = counts[0] or None, counts[1] or None
-            context.num_target_rows_in_batch = counts[2] or None
-        return context
+            counts = AccumulatedCounts.of(find_session(model), [inputs], check=False)
+        elif counts is None:
+            steps = int(getattr(self, "current_gradient_accumulation_steps", 1))
+            return LossContext(model, dict(inputs), accumulation_steps=steps)
+        return counts.context(model, dict(inputs))
 
     def _divides(self, items: Tensor | int | None) -> bool:
         """Whether ``training_step`` will divide the loss by the accumulation steps."""
@@ -229,29 +263,34 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
 
     # -- logging -----------------------------------------------------------------------------------------------------
 
-    def _note_terms(self, terms: Mapping[str, Tensor]) -> None:
-        run = getattr(self, "_terms_run", None)
-        if run is not self.state:  # another call of train()
-            self._terms_run = self.state
-            self._term_sums: dict[str, Tensor] = {}
-            self._term_steps: dict[str, set[int]] = {}
-        for name, value in terms.items():
-            self._term_sums[name] = value.float() + self._term_sums.get(name, 0.0)
-            self._term_steps.setdefault(name, set()).add(self.state.global_step)
+    def _note(self, context: LossContext, loss: Tensor) -> None:
+        """Keep the terms and figures of a micro-batch until they are logged."""
+        if not context.model.training:
+            self._note_evaluated(context, loss)
+            return
+        if getattr(self, "_means_run", None) is not self.state:  # another call of train()
+            self._means, self._means_run = LoggedMeans(), self.state
+        # Where a step is normalised by this process' own counts, one without targets has nothing to say of a term.
+        if getattr(self, "_targets_here", True) or self.args.average_tokens_across_devices:
+            self._means.note_terms(context.terms, self.state.global_step)
+            self._means.note_figures(context.figures)
 
-    def _take_terms(self) -> dict[str, float]:
-        sums: dict[str, Tensor] = getattr(self, "_term_sums", {})
-        seen: dict[str, set[int]] = getattr(self, "_term_steps", {})
-        names = sorted(sums)
-        if self.args.world_size > 1 and has_loss_hooks(find_session(cast(nn.Module, self.model))):
-            # A process that had no target has no terms, or others: all have to agree on what is added up.
-            names = sorted({name for each in gather_object([names]) for name in each})
-        if not names:
-            return {}
-        device = self.args.device
-        totals = torch.stack([sums.get(name, torch.zeros(())).to(device) for name in names])
-        steps = torch.tensor([float(len(seen.get(name, ()))) for name in names], device=device)
-        if self.args.world_size > 1:
-            totals, steps = self.accelerator.reduce(torch.stack([totals, steps]), "sum")
-        self._term_sums, self._term_steps = {}, {}
-        return dict(zip(names, (totals / steps).tolist(), strict=True))
+    def _note_evaluated(self, context: LossContext, loss: Tensor) -> None:
+        evaluated: EvaluatedMeans | None = getattr(self, "_evaluated", None)
+        if evaluated is None or context.session is None:
+            return
+        rows = batch_rows(context.inputs)
+        counted = method_examples(context.session.implementations("count_examples"), context.inputs)
+        found = dict(context.figures)
+        for name, value in context.terms.items():
+            method = name.removeprefix("loss/").rpartition("/")[0]
+            found[name] = RunningMean.of(value, counted.get(method, rows))
+        owners = [hook.method for hook in context.session.implementations("compute_loss")]
+        own = next((counted[method] for method in owners if method in counted), None)
+        if own is not None:  # the Trainer's mean has every batch count alike
+            found["loss"] = RunningMean.of(loss, own)
+        evaluated.note(found, rows if own is None else own, self.accelerator.gradient_state)
+
+    def _together(self) -> tuple[bool, Callable[[Tensor], Tensor], torch.device]:
+        """Whether several processes log, how they add up, and where."""
+        return self.args.world_size > 1, lambda sums: self.accelerator.reduce(sums, "sum"), self.args.device
