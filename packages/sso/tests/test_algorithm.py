@@ -66,7 +66,7 @@ def test_losses_and_gradients_are_those_of_the_reference(case: Any, variant: str
 def test_where_the_official_code_is_right_it_agrees(state: str) -> None:
     agreed = 0
     for case in CASES:
-        if case["official"].get(f"{state}_agrees_with_reference") is not True:
+        if case["official"].get(f"{state}_agrees_with_reference") is not True or case["name"] == EMPTY:
             continue
         agreed += 1
         objective = objective_of(case, {"init": "v1", "head": "head"}[state])
