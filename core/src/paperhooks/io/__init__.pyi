@@ -59,6 +59,10 @@ from .records import read_records as read_records
 from .tables import list_cell as list_cell
 from .tensors import read_tensors as read_tensors
 from .tensors import write_tensors as write_tensors
+from .toml import Field as Field
+from .toml import Problem as Problem
+from .toml import check_table as check_table
+from .toml import read_toml as read_toml
 from .units import UnitStore as UnitStore
 from .units import ahead as ahead
 from .units import differences as differences

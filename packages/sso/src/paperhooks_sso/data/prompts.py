@@ -1,0 +1,200 @@
+"""One function makes the ids of a prompt, for sampling and for training alike (section 6.3).
+
+A prompt is a conversation whose last turn is the user's. Its three forms differ in the system message: none of ours
+(x), a good principle (x+), a bad one (x-). What the model is asked is what it is trained on, token for token:
+
+- the chat template writes the ids, and with them the beginning-of-sequence token, once;
+- x keeps the default system text of a template that has one, x+ and x- replace it;
+- a system text of the user's stands in all three, in front of the principle;
+- where a template knows no system role, the system text stands in front of the user's last message.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from paperhooks import DataError
+from paperhooks.io import hash_json, shown
+
+__all__ = ["ChatFormat", "Conversation", "conversation_of"]
+
+_ROLES: Final = ("system", "user", "assistant", "tool")
+#: A text that no template writes by itself.
+_MARK: Final = "QXZJ"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A prompt in the user's words.
+
+    id
+        By which its samples are found again; unique in a run.
+    messages
+        ``{"role", "content"}`` each, without system messages, the last one the user's.
+    system
+        The user's own system text, or None.
+    """
+
+    id: str
+    messages: tuple[Mapping[str, str], ...]
+    system: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ChatFormat:
+    """A tokenizer's chat template, with the options that it is called with.
+
+    tokenizer
+        Whose template it is; left as it was.
+    options
+        ``chat_template_kwargs``, such as ``{"enable_thinking": False}``.
+    template
+        A template in place of the tokenizer's own.
+
+    :raises DataError: there is no chat template, or it cannot write a conversation.
+    """
+
+    tokenizer: Any
+    options: Mapping[str, Any] = field(default_factory=dict)
+    template: str | None = None
+    _system: bool = field(default=True, init=False, repr=False)
+    _end: tuple[int, ...] = field(default=(), init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not (self.template or getattr(self.tokenizer, "chat_template", None)):
+            raise DataError(
+                f"{type(self.tokenizer).__name__} has no chat template, so a prompt with a system message cannot be "
+                "written; use the tokenizer of a chat model, or give a template: ChatFormat(tokenizer, template=...)"
+            )
+        object.__setattr__(self, "_system", self._takes_system())
+        object.__setattr__(self, "_end", self._end_of_turn())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of template and options."""
+        return hash_json([self.template or self.tokenizer.chat_template, dict(self.options)])
+
+    @property
+    def end_of_turn(self) -> tuple[int, ...]:
+        """Ids that the template writes behind an answer, up to the first special token, such as that of ``<|im_end|>``;
+        the end-of-sequence token where it writes none."""
+        return self._end
+
+    def prompt_ids(self, conversation: Conversation, principle: str | None = None) -> list[int]:
+        """Ids of a prompt: x without a principle, x+ or x- with the text of one. An empty one is none.
+
+        :raises DataError: the template refuses the conversation; names its id.
+        """
+        messages = self._messages(conversation, principle)
+        try:
+            return list(self._rendered(messages, tokenize=True, add_generation_prompt=True))
+        except Exception as error:
+            raise DataError(f"the chat template cannot write the prompt {conversation.id!r}: {error}") from error
+
+    def response_ids(self, text: str) -> list[int]:
+        """Ids of an answer that comes as text, with the end of its turn; what was sampled keeps its own ids."""
+        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], *self.end_of_turn]
+
+    def _messages(self, conversation: Conversation, principle: str | None) -> list[dict[str, str]]:
+        told = "\n\n".join(part for part in (conversation.system, principle) if part)
+        messages = [dict(message) for message in conversation.messages]
+        if not told:
+            return messages
+        if self._system:
+            return [{"role": "system", "content": told}, *messages]
+        messages[-1]["content"] = f"{told}\n\n{messages[-1]['content']}"
+        return messages
+
+    def _rendered(self, messages: Sequence[Mapping[str, str]], *, tokenize: bool, **options: Any) -> Any:
+        given = {**copy.deepcopy(dict(self.options)), **options}
+        if self.template is not None:
+            given["chat_template"] = self.template
+        return self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=tokenize,
+            **({"return_dict": False} if tokenize else {}), **given,
+        )  # fmt: skip
+
+    def _takes_system(self) -> bool:
+        """Whether a system message reaches the prompt: some templates refuse it, some leave it out."""
+        user = {"role": "user", "content": "a"}
+        self._written([user])
+        try:
+            text = self._rendered([{"role": "system", "content": _MARK}, user], tokenize=False)
+        except Exception:
+            return False
+        return _MARK in text
+
+    def _written(self, messages: Sequence[Mapping[str, str]]) -> str:
+        try:
+            return str(self._rendered(messages, tokenize=False))
+        except Exception as error:
+            raise DataError(f"the chat template cannot write a conversation of one message: {error}") from error
+
+    def _end_of_turn(self) -> tuple[int, ...]:
+        answered = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
+        tail = self._written(answered).rpartition(_MARK)[2]
+        special = set(self.tokenizer.all_special_ids) | set(getattr(self.tokenizer, "added_tokens_decoder", {}))
+        ids: list[int] = self.tokenizer(tail, add_special_tokens=False)["input_ids"]
+        at = next((place for place, one in enumerate(ids) if one in special), None)
+        if at is not None:
+            return tuple(ids[: at + 1])
+        if self.tokenizer.eos_token_id is None:
+            raise DataError(
+                f"the chat template writes no special token behind an answer, and {type(self.tokenizer).__name__} has "
+                "no end-of-sequence token, so nothing says where an answer ends"
+            )
+        return (int(self.tokenizer.eos_token_id),)
+
+
+def conversation_of(record: Any, id: str, where: str = "the prompt") -> Conversation:
+    """A prompt from what people have: a text, messages, or a mapping with one of them.
+
+    :param record: a text; a list of messages; or a mapping with ``prompt`` (a text or messages), ``messages``,
+        ``instruction`` or ``question``, and perhaps ``system``, ``history`` ([question, answer] pairs) and ``id``. An
+        assistant's message at the end, the answer that is to be written anew, is left out.
+    :param id: where the record has none. :param where: what holds it, for messages of errors.
+    :raises DataError: none of these, an unknown role, an empty question.
+    """
+    system, history = None, ()
+    if isinstance(record, Mapping):
+        given = record.get("id")
+        id = id if given is None or given == "" else str(given)
+        system, history = record.get("system") or None, record.get("history") or ()
+        names = [name for name in ("messages", "prompt", "instruction", "question") if record.get(name)]
+        if not names:
+            raise DataError(f"{where} has the keys {', '.join(map(str, record)) or 'none'}; expected prompt or messages")
+        record = record[names[0]]
+    if isinstance(record, str):
+        record = [*_turns(history, where), {"role": "user", "content": record}]
+    if isinstance(record, str | Mapping) or not isinstance(record, Sequence):
+        raise DataError(f"{where} is {shown(record)}; expected a text or messages")
+    messages = [_message(each, where) for each in record]
+    own = [each["content"] for each in messages if each["role"] == "system"]
+    messages = [each for each in messages if each["role"] != "system"]
+    while messages and messages[-1]["role"] != "user":
+        messages.pop()
+    if not messages or not messages[-1]["content"].strip():
+        raise DataError(f"{where} asks nothing: the user's last message is empty or missing")
+    return Conversation(id, tuple(messages), "\n\n".join([*own, *([str(system)] if system else [])]) or None)
+
+
+def _turns(history: Any, where: str) -> list[dict[str, str]]:
+    """Messages of [question, answer] pairs."""
+    found = []
+    for turn in history:
+        if isinstance(turn, str) or not isinstance(turn, Sequence) or len(turn) != 2:
+            raise DataError(f"{where} has the turn {shown(turn)} in its history; expected [question, answer]")
+        found += [{"role": "user", "content": str(turn[0])}, {"role": "assistant", "content": str(turn[1])}]
+    return found
+
+
+def _message(message: Any, where: str) -> dict[str, str]:
+    role, content = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
+    if role not in _ROLES or not isinstance(content, str):
+        raise DataError(
+            f"{where} has the message {shown(message)}; expected a role ({', '.join(_ROLES)}) and a content that is text"
+        )
+    return {"role": str(role), "content": content}

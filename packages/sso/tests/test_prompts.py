@@ -1,0 +1,163 @@
+"""Prompts as ids: against the official preprocessing, and templates of every kind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from paperhooks import DataError
+from paperhooks_sso.data import ChatFormat, conversation_of
+from transformers import AutoTokenizer
+
+REFERENCE = Path(__file__).parent / "reference"
+ENCODED: dict[str, Any] = json.loads((REFERENCE / "encode.json").read_text())
+IGNORED = -100
+CHATML = (
+    "{% if messages[0].role != 'system' %}<|start_header_id|>system: Be nice.<|eot_id|>{% endif %}"
+    "{% for m in messages %}<|start_header_id|>{{ m.role }}: {{ m.content }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant: {% endif %}"
+)
+REFUSING = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "<|start_header_id|>{{ m.role }}: {{ m.content }}<|eot_id|>{% endfor %}"
+)
+SILENT = (
+    "{% for m in messages %}{% if m.role != 'system' %}<|start_header_id|>{{ m.role }}: {{ m.content }}<|eot_id|>"
+    "{% endif %}{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(REFERENCE / "tiny_llama")
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_sequences_are_those_of_the_official_preprocessing(tokenizer: Any, number: int) -> None:
+    """The official code replaces a user's system text by the principle; so it is left out of x+ and x- here."""
+    example, wanted = ENCODED["examples"][number], ENCODED["features"][number]
+    record = {"instruction": example["instruction"], "history": example["history"]}
+    chat = ChatFormat(tokenizer)
+    plain = conversation_of({**record, "system": example["system"]}, "0")
+    steered = conversation_of(record, "0")
+    prompts = {
+        "": chat.prompt_ids(plain),
+        "p_": chat.prompt_ids(steered, example["p_system"]),
+        "n_": chat.prompt_ids(steered, example["n_system"]),
+    }
+    answers = {
+        "chosen": ("chosen", "rejected"), "p_chosen": ("chosen", "rejected"), "n_chosen": ("raw", "chosen"),
+    }  # fmt: skip
+    for prefix, prompt in prompts.items():
+        for row, text in zip(("chosen", "rejected"), answers[f"{prefix}chosen"], strict=True):
+            response = chat.response_ids(example[text])
+            assert prompt + response == wanted[f"{prefix}{row}_input_ids"]
+            assert [IGNORED] * len(prompt) + response == wanted[f"{prefix}{row}_labels"]
+
+
+def test_the_beginning_of_sequence_token_is_there_once(tokenizer: Any) -> None:
+    ids = ChatFormat(tokenizer).prompt_ids(conversation_of("Hello", "0"), "Be kind.")
+    assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_a_system_text_of_the_users_stands_in_front_of_the_principle(tokenizer: Any) -> None:
+    chat = ChatFormat(tokenizer)
+    asked = conversation_of({"prompt": "Hello", "system": "Speak French."}, "0")
+    text = tokenizer.decode(chat.prompt_ids(asked, "Be kind."))
+    assert text.index("Speak French.") < text.index("Be kind.") < text.index("Hello")
+    plain = tokenizer.decode(chat.prompt_ids(asked))
+    assert "Speak French." in plain
+    assert "Be kind." not in plain
+
+
+def test_a_default_system_text_stays_with_the_plain_prompt_and_gives_way_to_principles(tokenizer: Any) -> None:
+    chat = ChatFormat(tokenizer, template=CHATML)
+    asked = conversation_of("Hello", "0")
+    assert "Be nice." in tokenizer.decode(chat.prompt_ids(asked))
+    steered = tokenizer.decode(chat.prompt_ids(asked, "Be accurate."))
+    assert "Be nice." not in steered
+    assert "Be accurate." in steered
+
+
+@pytest.mark.parametrize("template", [REFUSING, SILENT], ids=["refusing", "silent"])
+def test_without_a_system_role_the_principle_stands_in_front_of_the_last_question(tokenizer: Any, template: str) -> None:
+    chat = ChatFormat(tokenizer, template=template)
+    record = {"prompt": "And now?", "history": [["Hi.", "Hello!"]], "system": "Speak French."}
+    text = tokenizer.decode(chat.prompt_ids(conversation_of(record, "0"), "Be kind."))
+    places = [text.index(part) for part in ("Hi.", "Hello!", "Speak French.", "Be kind.", "And now?")]
+    assert places == sorted(places)
+
+
+def test_options_reach_the_template_and_count_in_its_digest(tokenizer: Any) -> None:
+    template = CHATML + "{% if thinking %}<think>{% endif %}"
+    found = {}
+    for thinking in (True, False):
+        chat = ChatFormat(tokenizer, {"thinking": thinking}, template)
+        found[thinking] = tokenizer.decode(chat.prompt_ids(conversation_of("Hello", "0")))
+        found[f"digest {thinking}"] = chat.digest
+    assert found[True] == found[False] + "<think>"
+    assert found["digest True"] != found["digest False"]
+
+
+def test_the_end_of_a_turn_is_what_the_template_writes_or_the_end_of_the_sequence(tokenizer: Any) -> None:
+    named = tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    assert ChatFormat(tokenizer).end_of_turn == (named,)
+    bare = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    assert ChatFormat(tokenizer, template=bare).end_of_turn == (tokenizer.eos_token_id,)
+
+
+def test_a_tokenizer_without_template_says_what_to_do(tokenizer: Any) -> None:
+    class Bare:
+        chat_template = None
+
+    with pytest.raises(DataError, match=r"Bare has no chat template.*ChatFormat\(tokenizer, template=...\)"):
+        ChatFormat(Bare())
+    with pytest.raises(DataError, match="cannot write a conversation of one message: no"):
+        ChatFormat(tokenizer, template="{{ raise_exception('no') }}")
+
+
+def test_a_prompt_that_the_template_refuses_is_named(tokenizer: Any) -> None:
+    template = "{% if messages | length > 2 %}{{ raise_exception('too many') }}{% endif %}x"
+    chat = ChatFormat(tokenizer, template=template)
+    asked = conversation_of({"prompt": "c", "history": [["a", "b"]]}, "row 7")
+    with pytest.raises(DataError, match="cannot write the prompt 'row 7': too many"):
+        chat.prompt_ids(asked)
+
+
+@pytest.mark.parametrize(
+    ("record", "roles", "system"),
+    [
+        ("Hello", ["user"], None),
+        ([{"role": "user", "content": "Hello"}], ["user"], None),
+        ({"prompt": "Hello"}, ["user"], None),
+        ({"prompt": [{"role": "system", "content": "S"}, {"role": "user", "content": "Hello"}]}, ["user"], "S"),
+        ({"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "x"}]}, ["user"], None),
+        ({"instruction": "Hello", "system": "S", "history": [["a", "b"]]}, ["user", "assistant", "user"], "S"),
+        ({"question": "Hello", "id": 0}, ["user"], None),
+    ],
+)
+def test_prompts_come_in_the_forms_that_people_have(record: Any, roles: list[str], system: str | None) -> None:
+    found = conversation_of(record, "7")
+    assert [message["role"] for message in found.messages] == roles
+    assert found.messages[-1]["content"] == "Hello"
+    assert found.system == system
+    assert found.id == ("0" if isinstance(record, dict) and "id" in record else "7")
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"text": "Hello"}, "has the keys text; expected prompt or messages"),
+        (3, "is 3; expected a text or messages"),
+        ("  ", "asks nothing"),
+        ([{"role": "assistant", "content": "x"}], "asks nothing"),
+        ([{"role": "bot", "content": "x"}], "expected a role"),
+        ([{"role": "user", "content": ["x"]}], "a content that is text"),
+        ({"prompt": "x", "history": ["ab"]}, "has the turn 'ab' in its history"),
+    ],
+)
+def test_what_is_no_prompt_is_named(record: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        conversation_of(record, "0", "prompts.jsonl line 3")
