@@ -6,3 +6,7 @@ from .principles import system_message as system_message
 from .prompts import ChatFormat as ChatFormat
 from .prompts import Conversation as Conversation
 from .prompts import conversation_of as conversation_of
+from .collator import PairCollator as PairCollator
+from .collator import PairLayout as PairLayout
+from .encoded import EncodedPrompt as EncodedPrompt
+from .encoded import encoded_prompt as encoded_prompt
