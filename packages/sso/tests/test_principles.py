@@ -42,7 +42,7 @@ def test_files_of_ones_own_add_and_replace(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('x = 1\n', r"x = 1 must be a table \[x\]"),
+        ("x = 1\n", r"x = 1 must be a table \[x\]"),
         (MINE.replace("bad =", "badly ="), "unknown key 'badly'"),
         (MINE.replace('"brief", ', ""), "must be two words"),
         (MINE.replace('"Be brief."', '" "'), "good = ' ' must be a non-empty string"),

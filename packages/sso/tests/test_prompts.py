@@ -20,7 +20,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|start_header_id|>assistant: {% endif %}"
 )
 REFUSING = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no role') }}{% endif %}"
     "<|start_header_id|>{{ m.role }}: {{ m.content }}<|eot_id|>{% endfor %}"
 )
 SILENT = (
@@ -82,7 +82,9 @@ def test_a_default_system_text_stays_with_the_plain_prompt_and_gives_way_to_prin
 
 
 @pytest.mark.parametrize("template", [REFUSING, SILENT], ids=["refusing", "silent"])
-def test_without_a_system_role_the_principle_stands_in_front_of_the_last_question(tokenizer: Any, template: str) -> None:
+def test_without_a_system_role_the_principle_stands_in_front_of_the_last_question(
+    tokenizer: Any, template: str
+) -> None:
     chat = ChatFormat(tokenizer, template=template)
     record = {"prompt": "And now?", "history": [["Hi.", "Hello!"]], "system": "Speak French."}
     text = tokenizer.decode(chat.prompt_ids(conversation_of(record, "0"), "Be kind."))
@@ -154,7 +156,7 @@ def test_prompts_come_in_the_forms_that_people_have(record: Any, roles: list[str
         ("  ", "asks nothing"),
         ([{"role": "assistant", "content": "x"}], "asks nothing"),
         ([{"role": "bot", "content": "x"}], "expected a role"),
-        ([{"role": "user", "content": ["x"]}], "a content that is text"),
+        ([{"role": "user", "content": ["x"]}], "a content of text"),
         ({"prompt": "x", "history": ["ab"]}, "has the turn 'ab' in its history"),
     ],
 )

@@ -69,8 +69,10 @@ class PairSums:
             self,
             chosen=_wide(self.chosen, self.chosen_count),
             rejected=_wide(self.rejected, self.rejected_count),
-            reference_chosen=_wide(self.reference_chosen, self.chosen_count),
-            reference_rejected=_wide(self.reference_rejected, self.rejected_count),
+            reference_chosen=None if self.reference_chosen is None else _wide(self.reference_chosen, self.chosen_count),
+            reference_rejected=(
+                None if self.reference_rejected is None else _wide(self.reference_rejected, self.rejected_count)
+            ),
         )
 
     def logratio(self, mean: bool = False) -> Tensor:
@@ -184,9 +186,7 @@ def _mean(sums: Tensor, counts: Tensor) -> Tensor:
     return sums / counts.to(sums.device).clamp(min=1)
 
 
-def _wide(sums: Tensor | None, counts: Tensor) -> Tensor | None:
-    if sums is None:
-        return None
+def _wide(sums: Tensor, counts: Tensor) -> Tensor:
     wide = sums.to(torch.promote_types(sums.dtype, torch.float32))
     return wide.where(counts.to(sums.device) > 0, 0.0)
 

@@ -1,3 +1,16 @@
+from .collator import PairCollator as PairCollator
+from .collator import PairLayout as PairLayout
+from .encoded import EncodedPrompt as EncodedPrompt
+from .encoded import encoded_prompt as encoded_prompt
+from .faults import FAULTS as FAULTS
+from .faults import Answer as Answer
+from .faults import Fault as Fault
+from .faults import fault_of as fault_of
+from .faults import leaks as leaks
+from .features import feature_question as feature_question
+from .features import picked_features as picked_features
+from .pair_filter import FilterReport as FilterReport
+from .pair_filter import filter_pairs as filter_pairs
 from .principles import CONCISION as CONCISION
 from .principles import SAFETY as SAFETY
 from .principles import Principle as Principle
@@ -6,7 +19,5 @@ from .principles import system_message as system_message
 from .prompts import ChatFormat as ChatFormat
 from .prompts import Conversation as Conversation
 from .prompts import conversation_of as conversation_of
-from .collator import PairCollator as PairCollator
-from .collator import PairLayout as PairLayout
-from .encoded import EncodedPrompt as EncodedPrompt
-from .encoded import encoded_prompt as encoded_prompt
+from .written_principles import principle_question as principle_question
+from .written_principles import written_principle as written_principle

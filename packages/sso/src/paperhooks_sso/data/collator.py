@@ -107,7 +107,9 @@ class PairCollator:
     def _shared(self, rows: Sequence[_Row]) -> dict[str, Any]:
         """Rows of a prompt and both answers each, [R / 2, T]."""
         half = len(rows) // 2
-        pairs = [(prompt, (chosen, other)) for (prompt, chosen), (_, other) in zip(rows[:half], rows[half:], strict=True)]
+        pairs = [
+            (prompt, (chosen, other)) for (prompt, chosen), (_, other) in zip(rows[:half], rows[half:], strict=True)
+        ]
         ids, parts, places, labels = [], [], [], []
         for prompt, answers in pairs:
             before, last = prompt[:-1], prompt[-1:]
@@ -145,7 +147,9 @@ class PairCollator:
             for at, (prompt, answer) in enumerate(own):
                 name = found[at % len(found)].id
                 if not prompt:
-                    raise DataError(f"prompt {name!r} has no ids in group {group!r}; an answer needs something before it")
+                    raise DataError(
+                        f"prompt {name!r} has no ids in group {group!r}; an answer needs something before it"
+                    )
                 if self.max_length is not None and len(prompt) + len(answer) > self.max_length:
                     raise DataError(
                         f"prompt {name!r} has a row of {len(prompt)} + {len(answer)} tokens in group {group!r}, and "

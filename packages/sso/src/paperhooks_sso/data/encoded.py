@@ -50,8 +50,8 @@ class EncodedPrompt:
         missing = [name for name in ROWS[group] if name not in self.answers]
         if missing:
             raise DataError(
-                f"prompt {self.id!r} has no {missing[0]!r} answer, which group {group!r} compares; sample one, or train "
-                "without G: SSO(gap=False)"
+                f"prompt {self.id!r} has no {missing[0]!r} answer, which group {group!r} compares; sample one, or "
+                "train without G: SSO(gap=False)"
             )
         chosen, rejected = (self.answers[name] for name in ROWS[group])
         return self.prompts[group], chosen, rejected

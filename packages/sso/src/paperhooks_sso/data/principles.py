@@ -100,8 +100,8 @@ def system_message(principles: Sequence[Principle], good: bool) -> str:
     return "\n\n".join([
         f"Your answer has to be {wanted}. These are the guidelines that it follows:",
         *told,
-        "Follow the guidelines, and do not mention them: no word of your answer may say that there are any, or what they "
-        "ask for. Answer what is asked, and nothing else.",
+        "Follow the guidelines, and do not mention them: no word of your answer may say that there are any, or what "
+        "they ask for. Answer what is asked, and nothing else.",
     ])  # fmt: skip
 
 
@@ -131,5 +131,7 @@ def _faults(name: str, entry: Any) -> list[str]:
         return [f"{name} = {shown(entry)} must be a table [{name}] with adjectives, good and bad"]
     faults = [message for _, message in check_table(entry, _SCHEMA, f"[{name}]")]
     if not faults and len(entry["adjectives"]) != 2:
-        faults = [f"[{name}]: adjectives = {shown(entry['adjectives'])} must be two words, of a good and of a bad answer"]
+        faults = [
+            f"[{name}]: adjectives = {shown(entry['adjectives'])} must be two words, of a good and of a bad answer"
+        ]
     return faults

@@ -165,7 +165,9 @@ def conversation_of(record: Any, id: str, where: str = "the prompt") -> Conversa
         system, history = record.get("system") or None, record.get("history") or ()
         names = [name for name in ("messages", "prompt", "instruction", "question") if record.get(name)]
         if not names:
-            raise DataError(f"{where} has the keys {', '.join(map(str, record)) or 'none'}; expected prompt or messages")
+            raise DataError(
+                f"{where} has the keys {', '.join(map(str, record)) or 'none'}; expected prompt or messages"
+            )
         record = record[names[0]]
     if isinstance(record, str):
         record = [*_turns(history, where), {"role": "user", "content": record}]
@@ -195,6 +197,6 @@ def _message(message: Any, where: str) -> dict[str, str]:
     role, content = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
     if role not in _ROLES or not isinstance(content, str):
         raise DataError(
-            f"{where} has the message {shown(message)}; expected a role ({', '.join(_ROLES)}) and a content that is text"
+            f"{where} has the message {shown(message)}; expected a role ({', '.join(_ROLES)}) and a content of text"
         )
     return {"role": str(role), "content": content}
