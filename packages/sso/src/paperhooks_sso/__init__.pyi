@@ -6,5 +6,6 @@ from .base_losses import PairLoss as PairLoss
 from .base_losses import PairSums as PairSums
 from .base_losses import pair_losses as pair_losses
 from .base_losses import register_pair_loss as register_pair_loss
+from .method import SSO as SSO
 
 __version__: str

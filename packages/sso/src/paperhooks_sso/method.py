@@ -1,0 +1,209 @@
+"""Self-Steering Optimization as a training objective: three pairs of answers a prompt, one loss.
+
+>>> from paperhooks_sso import SSO
+>>> with paperhooks.attach(model, SSO(preset="v1-ipo", reference=start)) as session:  # doctest: +SKIP
+...     HooksTrainer(model, args, train_dataset=pairs, data_collator=session.methods["sso"].collator()).train()
+
+It works where ``compute_loss`` of a session is asked: in ``transformers.Trainer`` or ``trl.DPOTrainer`` behind
+:class:`paperhooks.HooksTrainerMixin`, or in a loop of your own (:func:`paperhooks.training.compute_loss`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
+
+import torch
+from paperhooks import DataError, LossContext, ModelView, PluginIncompatible, Traits, hookimpl
+from paperhooks.io import choice, optional
+from paperhooks.logprobs import Head
+from torch import Tensor
+
+from paperhooks_sso.algorithm import PRESETS, Objective, SSOLoss, Variant, sso_loss
+from paperhooks_sso.batches import BatchPart, check_shared, examples_of, pair_sums, parts_of
+from paperhooks_sso.data import PairCollator, PairLayout
+
+__all__ = ["SSO", "NotFinite"]
+
+NotFinite: TypeAlias = Literal["raise", "skip"]
+
+#: How many prompts a message names.
+_NAMED = 5
+
+
+@dataclass(eq=False)
+class SSO:
+    """Trains on pairs of answers that the model itself has written (arXiv 2410.17131).
+
+    preset
+        "v1-ipo" (the tables of the paper's first version), "v1-dpo" or "v2" (trains a generator of pairs, not the policy
+        itself). What is given beside it takes the place of its values.
+    reference
+        What the loss compares with: see :class:`paperhooks.training.Reference`. A model, ``"base"`` for the trained
+        model without its adapters, or None where batches carry ``reference_logprobs`` or the loss has no reference.
+    loss, variant, beta, alpha, beta_g, gamma, weight, gap, detach_weight, smoothing, simpo_margin
+        See :class:`~paperhooks_sso.Objective`.
+
+    Beyond the paper:
+
+    not_finite
+        What happens to a micro-batch with a log-probability that is NaN or infinite: "raise" an error that names its
+        prompts, or "skip" it, which is counted and logged as ``skipped``.
+
+    Logs, as ``loss/<method>/<name>``, means over prompts: the parts ``L_plain``, ``L_good`` and ``L_bad``, margins,
+    accuracies and log-probabilities of every group (:class:`~paperhooks_sso.SSOLoss`), ``weight``, and the ``length`` of
+    every answer in tokens.
+
+    :raises ValueError: an option that cannot be meant. :raises PluginIncompatible: when attached, no reference that a
+        loss could compare with, or one that is the trained model itself.
+    :raises DataError: a batch that holds other columns, or no reference where there should be one.
+    """
+
+    preset: str | None = "v1-ipo"
+    reference: Any = None
+    loss: str | None = None
+    variant: Variant | None = None
+    beta: float | None = None
+    alpha: float | None = None
+    beta_g: float | None = None
+    gamma: float | None = None
+    weight: bool | None = None
+    gap: bool | None = None
+    detach_weight: bool | None = None
+    smoothing: float | None = None
+    simpo_margin: float | None = None
+    not_finite: NotFinite = "raise"
+
+    traits: ClassVar[Traits] = Traits(
+        writes=frozenset({"objective"}),
+        devices=("cpu", "cuda", "emulated"),
+        dtypes=("float32", "bfloat16", "float16"),
+        parallel=("ddp",),
+    )
+    objective: Objective = field(init=False, repr=False)
+    _head: Head | None = field(default=None, init=False, repr=False)
+    _shared_width: int = field(default=0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.preset = optional(choice, "preset", self.preset, tuple(PRESETS))
+        self.not_finite = choice("not_finite", self.not_finite, get_args(NotFinite))
+        names = {each.name for each in fields(Objective)}
+        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name in names}
+        chosen = {**PRESETS.get(self.preset or "", {}), **{n: v for n, v in given.items() if v is not None}}
+        self.objective = Objective(**chosen)  # type: ignore[arg-type]
+        for name in given:
+            setattr(self, name, getattr(self.objective, name))
+
+    def collator(self, pad_id: int = 0, layout: PairLayout = "group", **options: Any) -> PairCollator:
+        """Makes batches of the groups that this objective takes; see there for the options."""
+        return PairCollator(pad_id, layout, self.objective, **options)
+
+    @hookimpl
+    def setup(self, view: ModelView) -> None:
+        """Find the model's head. See the class for what is raised."""
+        self._head = Head.from_model(view)
+
+    @hookimpl
+    def teardown(self, view: ModelView) -> None:
+        """Let go of the head."""
+        self._head = None
+
+    @hookimpl
+    def count_examples(self, batch: Mapping[str, Any]) -> int:
+        """Prompts of a batch."""
+        return examples_of(batch, self.objective.groups)
+
+    @hookimpl
+    def compute_loss(self, context: LossContext) -> Tensor:
+        """The loss of one micro-batch, a mean over the prompts of the accumulated batch; logs its figures."""
+        parts = parts_of(context.inputs, self.objective.groups)
+        self._check_layout(context, parts)
+        head = self._head or Head.from_model(context.model)
+        with _router_losses(context.view) as routed:
+            sums = [part.sums(context.model, head) for part in parts]
+        groups = pair_sums(parts, sums, self._references(context, parts))
+        if wrong := self._not_finite(context, sums):
+            return self._skipped(context, wrong)
+        found = sso_loss(groups, self.objective)
+        self._log(context, found, parts, sums)
+        loss = context.example_mean(found.examples)
+        return loss + routed[0].to(loss.device) / context.accumulation_steps if routed else loss
+
+    def _references(self, context: LossContext, parts: Sequence[BatchPart]) -> list[Tensor | None]:
+        if not self.objective.pair.reference:
+            return [None for _ in parts]
+        there = [part.reference for part in parts]
+        if all(each is not None for each in there):
+            return there
+        raise DataError("no reference")
+
+    def _check_layout(self, context: LossContext, parts: Sequence[BatchPart]) -> None:
+        """Once for a width: that the model keeps apart what lies in one row."""
+        width = max((part.columns["parts"].shape[1] for part in parts if part.shared), default=0)
+        if width > self._shared_width:
+            with torch.no_grad():
+                check_shared(context.model, self._head or Head.from_model(context.model), width)
+            self._shared_width = width
+
+    def _not_finite(self, context: LossContext, sums: Sequence[tuple[Tensor, Tensor]]) -> list[str]:
+        """The prompts with a log-probability that is none; empty where all are."""
+        finite = torch.cat([values.detach().isfinite() for values, _ in sums])
+        if bool(finite.all()):
+            return []
+        size = self.count_examples(context.inputs)
+        at = sorted({int(row) % size for row in (~finite).nonzero()[:, 0]})
+        ids = context.inputs.get("ids")
+        return [str(each if ids is None else ids[each]) for each in at]
+
+    def _skipped(self, context: LossContext, wrong: Sequence[str]) -> Tensor:
+        """A loss of 0 that reaches every parameter, or the error."""
+        if self.not_finite == "raise":
+            more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+            raise DataError(
+                f"the log-probabilities of {', '.join(wrong[:_NAMED])}{more} are NaN or infinite in "
+                f"{context.view.model.dtype}; train in bfloat16 or float32, look at these prompts, or leave such "
+                "batches out: SSO(not_finite='skip')"
+            )
+        context.log("skipped", 1.0)
+        learned = [p for p in context.model.parameters() if p.requires_grad]
+        return sum((p.reshape(-1)[:0].sum().float() for p in learned), torch.zeros((), device=learned[0].device))
+
+    def _log(
+        self, context: LossContext, found: SSOLoss, parts: Sequence[BatchPart], sums: Sequence[tuple[Tensor, Tensor]]
+    ) -> None:
+        for name, value in {**found.parts, **found.figures}.items():
+            context.log(name, value)
+        if self.objective.weight and self.objective.variant != "v2":
+            context.log("weight", found.weight)
+        for part, (_, counts) in zip(parts, sums, strict=True):
+            for group, chosen, rejected in part.split(counts):
+                context.log(f"{group}_chosen_length", chosen)
+                context.log(f"{group}_rejected_length", rejected)
+        if self.not_finite == "skip":
+            context.log("skipped", 0.0)
+
+
+@contextmanager
+def _router_losses(view: ModelView) -> Iterator[list[Tensor]]:
+    """The balance losses, with their weights, of models of experts that are asked for them; of each call inside."""
+    config = view.text_config
+    found: list[Tensor] = []
+    if not getattr(config, "output_router_logits", False):
+        yield found
+        return
+
+    def read(module: Any, args: Any, output: Any) -> None:
+        loss = getattr(output, "aux_loss", None)
+        if isinstance(loss, Tensor):
+            found.append(loss * getattr(config, "router_aux_loss_coef", 0.0))
+
+    handle = view.model.register_forward_hook(read)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+_ = PluginIncompatible
