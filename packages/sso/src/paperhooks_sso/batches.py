@@ -175,7 +175,7 @@ def check_shared(model: nn.Module | ModelView, head: Head, width: int) -> None:
         BatchPart({n: torch.tensor(v, device=on) for n, v in columns.items()}, ("plain",)).sums(model, head)[0]
         for columns in (shared, apart)
     )
-    allowed = _TOLERANCE.get(view.model.dtype, _LOW_PRECISION_TOLERANCE) * float(wanted.abs().max())
+    allowed = _TOLERANCE.get(_dtype(view), _LOW_PRECISION_TOLERANCE) * float(wanted.abs().max())
     if not (error := float((found - wanted).abs().max())) <= allowed:
         raise UnsupportedModel(
             f"{name} does not keep answers apart that share a prompt in one row: their log-probabilities differ by "
@@ -192,5 +192,11 @@ def _shared_mask(parts: Tensor, view: ModelView) -> Tensor:
     if view.attention_kernel == "sdpa":
         return seen
     # Eager attention adds the mask to its scores.
-    numbers = torch.zeros(seen.shape, dtype=view.model.dtype, device=parts.device)
-    return numbers.masked_fill(~seen, torch.finfo(view.model.dtype).min)
+    dtype = _dtype(view)
+    return torch.zeros(seen.shape, dtype=dtype, device=parts.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def _dtype(view: ModelView) -> torch.dtype:
+    model: Any = view.model
+    dtype: torch.dtype = model.dtype
+    return dtype

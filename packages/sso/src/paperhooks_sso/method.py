@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
-from paperhooks import DataError, LossContext, ModelView, PluginIncompatible, Traits, hookimpl
+from paperhooks import DataError, LossContext, ModelView, Traits, hookimpl
 from paperhooks.io import choice, optional
 from paperhooks.logprobs import Head
 from torch import Tensor
@@ -38,8 +38,8 @@ class SSO:
     """Trains on pairs of answers that the model itself has written (arXiv 2410.17131).
 
     preset
-        "v1-ipo" (the tables of the paper's first version), "v1-dpo" or "v2" (trains a generator of pairs, not the policy
-        itself). What is given beside it takes the place of its values.
+        "v1-ipo" (the tables of the paper's first version), "v1-dpo" or "v2" (trains a generator of pairs, not the
+        policy itself). What is given beside it takes the place of its values.
     reference
         What the loss compares with: see :class:`paperhooks.training.Reference`. A model, ``"base"`` for the trained
         model without its adapters, or None where batches carry ``reference_logprobs`` or the loss has no reference.
@@ -53,8 +53,8 @@ class SSO:
         prompts, or "skip" it, which is counted and logged as ``skipped``.
 
     Logs, as ``loss/<method>/<name>``, means over prompts: the parts ``L_plain``, ``L_good`` and ``L_bad``, margins,
-    accuracies and log-probabilities of every group (:class:`~paperhooks_sso.SSOLoss`), ``weight``, and the ``length`` of
-    every answer in tokens.
+    accuracies and log-probabilities of every group (:class:`~paperhooks_sso.SSOLoss`), ``weight``, and the lengths of
+    all answers in tokens.
 
     :raises ValueError: an option that cannot be meant. :raises PluginIncompatible: when attached, no reference that a
         loss could compare with, or one that is the trained model itself.
@@ -92,7 +92,7 @@ class SSO:
         names = {each.name for each in fields(Objective)}
         given = {each.name: getattr(self, each.name) for each in fields(self) if each.name in names}
         chosen = {**PRESETS.get(self.preset or "", {}), **{n: v for n, v in given.items() if v is not None}}
-        self.objective = Objective(**chosen)  # type: ignore[arg-type]
+        self.objective = Objective(**chosen)
         for name in given:
             setattr(self, name, getattr(self.objective, name))
 
@@ -204,6 +204,3 @@ def _router_losses(view: ModelView) -> Iterator[list[Tensor]]:
         yield found
     finally:
         handle.remove()
-
-
-_ = PluginIncompatible

@@ -1,0 +1,57 @@
+"""The tiny reference model with its batches, and pairs of random ids for it."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from paperhooks_sso.data import EncodedPrompt
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+REFERENCE = Path(__file__).parent / "reference"
+CASES: dict[str, Any] = json.loads((REFERENCE / "tiny_model_init.json").read_text())
+
+
+def tiny(which: str = "policy") -> Any:
+    """The trained tiny Llama, in eval mode: "policy" or "reference"."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(REFERENCE / "tiny_llama"))
+    model.load_state_dict(load_file(REFERENCE / "tiny_llama" / f"{which}.safetensors"), strict=True)
+    return model.eval()
+
+
+def golden(batch: str) -> dict[str, torch.Tensor]:
+    """One of the reference batches b1, b2 and b3."""
+    tensors = load_file(REFERENCE / "tiny_batches.safetensors")
+    return {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{batch}.")}
+
+
+def objective_options(case: dict[str, Any]) -> dict[str, Any]:
+    """Options of :class:`paperhooks_sso.SSO` for a case of the reference."""
+    hp = case["hp"]
+    return {
+        "preset": None, "loss": hp["loss"], "beta": hp["beta"], "weight": hp["W"], "gap": hp["G"], "alpha": hp["alpha"],
+        "beta_g": hp["gb"], "gamma": hp["ftx"],
+    }  # fmt: skip
+
+
+def drawn_pairs(number: int = 4, seed: int = 0) -> list[EncodedPrompt]:
+    """Prompts and answers of random ids and lengths."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        length = int(torch.randint(low, high, (), generator=generator))
+        return tuple(torch.randint(8, 260, (length,), generator=generator).tolist())
+
+    found = []
+    for at in range(number):
+        question = ids(3, 8)
+        prompts = {"plain": (0, *question), "good": (0, *ids(4, 9), *question), "bad": (0, *ids(4, 9), *question)}
+        answers = {"chosen": ids(4, 14), "rejected": ids(2, 9), "ordinary": ids(3, 12)}
+        found.append(EncodedPrompt(f"p{at}", prompts, answers))
+    return found

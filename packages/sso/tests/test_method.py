@@ -1,0 +1,228 @@
+"""The method on the tiny reference model: reference values, layouts, and what it logs and refuses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import paperhooks
+import pytest
+import torch
+from paperhooks import DataError, LossContext, PluginConflict, UnsupportedModel
+from paperhooks.logprobs import Head
+from paperhooks.testing import fingerprint, tiny_llama
+from paperhooks.training import compute_loss
+from paperhooks_sso import SSO, Objective
+from paperhooks_sso.algorithm import GROUPS
+from paperhooks_sso.batches import parts_of
+from paperhooks_sso.data import PairCollator
+from sso_models import CASES, drawn_pairs, golden, objective_options, tiny
+
+LAYOUTS = ["joint", "group", "shared", "flat"]
+
+
+def with_reference(batch: dict[str, Any], groups: Any = GROUPS, model: Any = None) -> dict[str, Any]:
+    """The batch with the sums of the reference model as columns."""
+    model = model or tiny("reference")
+    with torch.no_grad():
+        sums = [part.sums(model, Head.from_model(model))[0] for part in parts_of(batch, groups)]
+    if "input_ids" in batch:
+        return {**batch, "reference_logprobs": sums[0]}
+    columns = {g: {**batch[g], "reference_logprobs": own} for g, own in zip(groups, sums, strict=True)}
+    return {**batch, **columns}
+
+
+def run(method: SSO, batch: dict[str, Any], model: Any = None) -> tuple[float, dict[str, torch.Tensor], LossContext]:
+    """Loss, gradients and context of one batch."""
+    model = model or tiny()
+    with paperhooks.attach(model, method) as session:
+        context = LossContext(model, batch, session)
+        loss = compute_loss(session, context)
+        loss.backward()
+    return float(loss.detach()), {n: p.grad for n, p in model.named_parameters()}, context
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_loss_log_probabilities_and_gradient_are_those_of_the_official_code(name: str) -> None:
+    case = CASES[name]
+    method = SSO(**objective_options(case))
+    batch = golden(case["batch"])
+    if method.objective.pair.reference:
+        batch = with_reference(batch)
+    loss, gradients, context = run(method, batch)
+    broadcast = case["hp"]["loss"] == "ipo" and case["hp"]["W"]  # the official code mixes lengths up there
+    if not broadcast:
+        assert loss == pytest.approx(case["loss"], rel=1e-5)
+        norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
+        assert norm == pytest.approx(case["grad_norm"], rel=1e-5)
+    model = tiny()
+    with torch.no_grad():
+        ((sums, counts),) = [p.sums(model, Head.from_model(model)) for p in parts_of(golden(case["batch"]), GROUPS)]
+    wanted, size = case["forward"], case["B"]
+    mean = case["hp"]["loss"] == "ipo"
+    values = (sums / counts if mean else sums).split(size)
+    keys = ("chosen", "rejected", "p_chosen", "p_rejected", "n_chosen", "n_rejected")
+    for key, found in zip(keys, values, strict=True):
+        if f"{key}_logps" not in wanted:  # the official code leaves these out without G
+            assert not case["hp"]["G"]
+            continue
+        assert found.tolist() == pytest.approx(wanted[f"{key}_logps"], abs=1e-4), key
+    assert context.figures
+
+
+@pytest.mark.parametrize("preset", ["v1-ipo", "v1-dpo", "v2"])
+def test_every_layout_gives_the_same_loss_and_gradients(preset: str) -> None:
+    found = {}
+    for layout in LAYOUTS:
+        method = SSO(preset)
+        batch = method.collator(pad_id=7, layout=layout)(drawn_pairs())
+        found[layout] = run(method, with_reference(batch, method.objective.groups))
+    loss, gradients, context = found["joint"]
+    largest = max(float(g.abs().max()) for g in gradients.values())
+    for layout in LAYOUTS[1:]:
+        other, theirs, told = found[layout]
+        assert other == pytest.approx(loss, rel=1e-6), layout
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(theirs[name], gradient, rtol=0, atol=1e-6 * largest, msg=f"{layout} {name}")
+        for name, figure in context.figures.items():
+            assert float(told.figures[name].mean) == pytest.approx(float(figure.mean), rel=1e-5, abs=1e-6), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_batches_split_in_any_way_add_up(layout: str) -> None:
+    method, pairs = SSO(), drawn_pairs()
+    collator = method.collator(layout=layout)
+    gradients = []
+    for split in ([4], [3, 1], [2, 2], [1, 1, 1, 1]):
+        model = tiny().double()
+        with paperhooks.attach(model, method) as session:
+            batches, at = [], 0
+            for size in split:
+                batches.append(with_reference(collator(pairs[at : at + size]), model=tiny("reference").double()))
+                at += size
+            counts = paperhooks.training.AccumulatedCounts.of(session, batches)
+            for batch in batches:
+                compute_loss(session, counts.context(model, batch)).backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters()})
+    for other in gradients[1:]:
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(other[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_figures_are_logged_by_group() -> None:
+    batch = with_reference(PairCollator(layout="joint")(drawn_pairs()))
+    _, _, context = run(SSO(), batch)
+    names = {name.removeprefix("loss/sso/") for name in context.figures}
+    each = {
+        f"{g}_{k}"
+        for g in GROUPS
+        for k in ("margin", "accuracy", "chosen", "rejected", "chosen_length", "rejected_length")
+    }
+    assert names == each | {"L_plain", "L_good", "L_bad", "weight"}
+    lengths = [len(pair.answers["chosen"]) for pair in drawn_pairs()]
+    assert float(context.figures["loss/sso/plain_chosen_length"].mean) == pytest.approx(sum(lengths) / 4)
+    assert 0.5 < float(context.figures["loss/sso/weight"].mean) < 1
+    assert context.terms == {}
+
+
+def test_without_the_gap_only_plain_rows_are_computed() -> None:
+    model, rows = tiny(), []
+    model.model.register_forward_pre_hook(lambda m, a, k: rows.append(len(k["input_ids"])), with_kwargs=True)
+    method = SSO(gap=False)
+    with paperhooks.attach(model, method) as session:
+        batch = with_reference(PairCollator(layout="joint")(drawn_pairs()))  # all six rows of a prompt
+        rows.clear()
+        compute_loss(session, LossContext(model, batch, session))
+    assert rows == [8]
+    own = with_reference(method.collator(layout="joint")(drawn_pairs()), ("plain",))
+    assert run(SSO(gap=False), own)[0] == pytest.approx(run(SSO(gap=False), batch)[0], rel=1e-6)
+
+
+def test_holes_in_the_labels_of_an_answer_do_not_count() -> None:
+    batch = with_reference(golden("b2"))
+    whole = run(SSO(), batch)[2].figures["loss/sso/plain_chosen_length"].mean
+    row = (batch["labels"][0] != -100).nonzero()[1]
+    batch["labels"][0, row] = -100
+    assert (
+        float(run(SSO(), with_reference(batch))[2].figures["loss/sso/plain_chosen_length"].mean) == float(whole) - 0.5
+    )
+
+
+def test_detaching_leaves_no_trace() -> None:
+    model = tiny()
+    before = fingerprint(model)
+    run(SSO(), with_reference(golden("b2")), model)
+    model.zero_grad(set_to_none=True)
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("choice", ["raise", "skip"])
+def test_what_is_not_finite_is_named_or_skipped(choice: str) -> None:
+    pairs = drawn_pairs()
+    batch = with_reference(SSO().collator(layout="joint")(pairs))
+    others = {
+        token for at in (0, 1, 3) for ids in (*pairs[at].prompts.values(), *pairs[at].answers.values()) for token in ids
+    }
+    own = next(token for token in pairs[2].answers["rejected"] if token not in others and token > 64)
+    model = tiny()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[own] = float("nan")
+    method = SSO(not_finite=choice)
+    if choice == "raise":
+        with pytest.raises(DataError, match=r"log-probabilities of p2 are NaN or infinite in torch.float32"):
+            run(method, batch, model)
+        return
+    loss, gradients, context = run(method, batch, model)
+    assert loss == 0
+    assert all(float(gradient.abs().sum()) == 0 for gradient in gradients.values())
+    assert float(context.figures["loss/sso/skipped"].mean) == 1
+    assert float(run(SSO(not_finite="skip"), batch)[2].figures["loss/sso/skipped"].mean) == 0
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        ({"chosen": torch.ones(2, 3)}, "the batch has the columns chosen, and none that SSO can read"),
+        ({"plain": {"input_ids": torch.ones(2, 3)}}, "has the groups plain, and the objective needs 'good'"),
+        ({"input_ids": torch.ones(5, 3)}, "has 5 rows; expected two for each prompt and group"),
+        ({"input_ids": torch.ones(6, 3), "ids": ["a", "b"]}, "has 6 rows for 2 prompts"),
+    ],
+)
+def test_batches_of_another_form_are_named(batch: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        SSO().count_examples(batch)
+
+
+def test_options_are_those_of_the_preset_unless_given() -> None:
+    assert SSO().objective == Objective(loss="ipo", beta=0.2)
+    assert SSO("v2", beta=0.3).objective == Objective(variant="v2", beta=0.3, gamma=0.1)
+    assert SSO(None).objective == Objective()
+    assert SSO("v1-dpo").beta == 0.1
+    for options, words in (
+        ({"preset": "v3"}, "preset is 'v3'"), ({"beta": 0}, "beta is 0"), ({"smoothing": 0.1}, "'ipo' has no use for"),
+        ({"not_finite": "ignore"}, "not_finite is 'ignore'"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            SSO(**options)
+
+
+def test_another_objective_is_refused_by_name() -> None:
+    class Other:
+        traits = paperhooks.Traits(writes=frozenset({"objective"}))
+
+        @paperhooks.hookimpl
+        def compute_loss(self, context):
+            return None
+
+    with pytest.raises(PluginConflict, match="other"):
+        paperhooks.attach(tiny(), SSO(), Other())
+
+
+def test_layouts_that_a_model_cannot_keep_apart_are_refused() -> None:
+    model = tiny_llama(layers=2)
+    model.config.sliding_window = 4
+    model.config.layer_types = ["sliding_attention"] * 2
+    method = SSO(loss="simpo", preset=None, beta=2.0)
+    batch = method.collator(layout="shared")(drawn_pairs())
+    with pytest.raises(UnsupportedModel, match="see 4 tokens, and rows have"):
+        run(method, batch, model)
