@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from paperhooks.logprobs import Head
+from paperhooks_sso.algorithm import GROUPS
+from paperhooks_sso.batches import parts_of
 from paperhooks_sso.data import EncodedPrompt
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -55,3 +58,20 @@ def drawn_pairs(number: int = 4, seed: int = 0) -> list[EncodedPrompt]:
         answers = {"chosen": ids(4, 14), "rejected": ids(2, 9), "ordinary": ids(3, 12)}
         found.append(EncodedPrompt(f"p{at}", prompts, answers))
     return found
+
+
+def record_of(pair: EncodedPrompt) -> dict[str, Any]:
+    """A pair as a record of a pairs file."""
+    prompts = {f"{group}_prompt": list(ids) for group, ids in pair.prompts.items()}
+    return {"id": pair.id, **prompts, **{f"{name}_ids": list(ids) for name, ids in pair.answers.items()}}
+
+
+def with_reference(batch: dict[str, Any], groups: Any = GROUPS, model: Any = None) -> dict[str, Any]:
+    """The batch with the sums of the reference model as columns."""
+    model = model or tiny("reference")
+    with torch.no_grad():
+        sums = [part.sums(model, Head.from_model(model))[0] for part in parts_of(batch, groups)]
+    if "input_ids" in batch:
+        return {**batch, "reference_logprobs": sums[0]}
+    columns = {g: {**batch[g], "reference_logprobs": own} for g, own in zip(groups, sums, strict=True)}
+    return {**batch, **columns}

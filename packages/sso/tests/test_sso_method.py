@@ -16,20 +16,9 @@ from paperhooks_sso import SSO, Objective
 from paperhooks_sso.algorithm import GROUPS
 from paperhooks_sso.batches import parts_of
 from paperhooks_sso.data import PairCollator
-from sso_models import CASES, drawn_pairs, golden, objective_options, tiny
+from sso_models import CASES, drawn_pairs, golden, objective_options, tiny, with_reference
 
 LAYOUTS = ["joint", "group", "shared", "flat"]
-
-
-def with_reference(batch: dict[str, Any], groups: Any = GROUPS, model: Any = None) -> dict[str, Any]:
-    """The batch with the sums of the reference model as columns."""
-    model = model or tiny("reference")
-    with torch.no_grad():
-        sums = [part.sums(model, Head.from_model(model))[0] for part in parts_of(batch, groups)]
-    if "input_ids" in batch:
-        return {**batch, "reference_logprobs": sums[0]}
-    columns = {g: {**batch[g], "reference_logprobs": own} for g, own in zip(groups, sums, strict=True)}
-    return {**batch, **columns}
 
 
 def run(method: SSO, batch: dict[str, Any], model: Any = None) -> tuple[float, dict[str, torch.Tensor], LossContext]:
