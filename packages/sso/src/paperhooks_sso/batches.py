@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from paperhooks import DataError, ModelView, UnsupportedModel
-from paperhooks.logprobs import Head, sequence_logprobs
+from paperhooks.logprobs import Head, Reference, sequence_logprobs, token_logprobs
 from torch import Tensor, nn
 
 from paperhooks_sso.algorithm import GROUPS, Group
@@ -69,16 +69,34 @@ class BatchPart:
 
     def sums(self, model: nn.Module | ModelView, head: Head) -> tuple[Tensor, Tensor]:
         """S float64 [R] with whatever gradient is asked for, and |y| int64 [R]."""
-        inputs = {name: value for name, value in self.columns.items() if name not in _COLUMNS}
+        inputs = self._inputs(head.view_of(model))
+        found = sequence_logprobs(model, inputs, head=head)
+        return self._by_answer(found.tokens) if self.shared else (found.sum, found.count)
+
+    def reference_sums(self, reference: Reference, trained: nn.Module | ModelView) -> Tensor:
+        """R float64 [R] of a reference of ``trained``, without gradient."""
         if not self.shared:
-            found = sequence_logprobs(model, inputs, head=head)
-            return found.sum, found.count
-        parts = self.columns["parts"]
-        inputs["attention_mask"] = _shared_mask(parts, head.view_of(model))
-        tokens = sequence_logprobs(model, inputs, head=head).tokens
+            return reference.sums(trained, self._inputs(None))
+        head = reference.head(trained)
+        inputs = self._inputs(head.view_of(trained))
+        labels = inputs["shift_labels"]
+        with torch.no_grad():
+            tokens = reference.run(trained, inputs, lambda hidden, own: token_logprobs(hidden, own, labels))
+        return self._by_answer(tokens)[0]
+
+    def _inputs(self, view: ModelView | None) -> dict[str, Any]:
+        """What the model is given; where rows share a prompt, with the mask that its attention takes."""
+        inputs = {name: value for name, value in self.columns.items() if name not in _COLUMNS}
+        if view is not None and self.shared:
+            inputs["attention_mask"] = _shared_mask(self.columns["parts"], view)
+        return inputs
+
+    def _by_answer(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums and counts of both answers of each row, chosen ones first, from log-probabilities [B, T]."""
+        parts = self.columns["parts"].to(tokens.device)
+        targets = self.columns["shift_labels"].to(tokens.device) != -100
         exact = torch.float32 if tokens.device.type == "mps" else torch.float64
-        targets = inputs["shift_labels"].to(tokens.device) != -100
-        own = [(parts.to(tokens.device) == answer) & targets for answer in (1, 2)]
+        own = [(parts == answer) & targets for answer in (1, 2)]
         sums = [torch.where(where, tokens, 0.0).to(exact).sum(1) for where in own]
         return torch.cat(sums), torch.cat([where.sum(1) for where in own])
 

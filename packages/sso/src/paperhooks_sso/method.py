@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, get_args
 import torch
 from paperhooks import DataError, LossContext, ModelView, Traits, hookimpl
 from paperhooks.io import choice, optional
-from paperhooks.logprobs import Head
+from paperhooks.logprobs import Head, Reference
 from torch import Tensor
 
 from paperhooks_sso.algorithm import PRESETS, Objective, SSOLoss, Variant, sso_loss
@@ -41,8 +41,9 @@ class SSO:
         "v1-ipo" (the tables of the paper's first version), "v1-dpo" or "v2" (trains a generator of pairs, not the
         policy itself). What is given beside it takes the place of its values.
     reference
-        What the loss compares with: see :class:`paperhooks.training.Reference`. A model, ``"base"`` for the trained
-        model without its adapters, or None where batches carry ``reference_logprobs`` or the loss has no reference.
+        What the loss compares with: a model, ``"base"`` for the trained model without its adapters, any
+        :class:`paperhooks.logprobs.Reference`; or None where batches carry ``reference_logprobs`` or the loss has no
+        reference. Columns that a batch carries go first.
     loss, variant, beta, alpha, beta_g, gamma, weight, gap, detach_weight, smoothing, simpo_margin
         See :class:`~paperhooks_sso.Objective`.
 
@@ -56,8 +57,8 @@ class SSO:
     accuracies and log-probabilities of every group (:class:`~paperhooks_sso.SSOLoss`), ``weight``, and the lengths of
     all answers in tokens.
 
-    :raises ValueError: an option that cannot be meant. :raises PluginIncompatible: when attached, no reference that a
-        loss could compare with, or one that is the trained model itself.
+    :raises ValueError: an option that cannot be meant, such as a reference for a loss that has none.
+    :raises PluginIncompatible: no model as a reference, or when attached one that is the trained model itself.
     :raises DataError: a batch that holds other columns, or no reference where there should be one.
     """
 
@@ -83,6 +84,7 @@ class SSO:
         parallel=("ddp",),
     )
     objective: Objective = field(init=False, repr=False)
+    _reference: Reference | None = field(default=None, init=False, repr=False)
     _head: Head | None = field(default=None, init=False, repr=False)
     _shared_width: int = field(default=0, init=False, repr=False)
 
@@ -95,6 +97,7 @@ class SSO:
         self.objective = Objective(**chosen)
         for name in given:
             setattr(self, name, getattr(self.objective, name))
+        self._reference = _reference_of(self.reference, self.objective)
 
     def collator(self, pad_id: int = 0, layout: PairLayout = "group", **options: Any) -> PairCollator:
         """Makes batches of the groups that this objective takes; see there for the options."""
@@ -102,7 +105,9 @@ class SSO:
 
     @hookimpl
     def setup(self, view: ModelView) -> None:
-        """Find the model's head. See the class for what is raised."""
+        """Find the model's head and look at its reference. See the class for what is raised."""
+        if self._reference is not None:
+            self._reference.check(view)
         self._head = Head.from_model(view)
 
     @hookimpl
@@ -137,7 +142,12 @@ class SSO:
         there = [part.reference for part in parts]
         if all(each is not None for each in there):
             return there
-        raise DataError("no reference")
+        if self._reference is None:
+            raise DataError(
+                f"the loss {self.loss!r} compares with a reference, and there is none: give SSO(reference=model), "
+                "SSO(reference='base') for a model with adapters, or batches with reference_logprobs"
+            )
+        return [part.reference_sums(self._reference, context.model) for part in parts]
 
     def _check_layout(self, context: LossContext, parts: Sequence[BatchPart]) -> None:
         """Once for a width: that the model keeps apart what lies in one row."""
@@ -183,6 +193,16 @@ class SSO:
                 context.log(f"{group}_rejected_length", rejected)
         if self.not_finite == "skip":
             context.log("skipped", 0.0)
+
+
+def _reference_of(given: Any, objective: Objective) -> Reference | None:
+    if given is None:
+        return None
+    if not objective.pair.reference:
+        raise ValueError(f"the loss {objective.loss!r} has no reference; leave reference out, or choose another loss")
+    if isinstance(given, Reference):
+        return given
+    return Reference.without_adapters() if given == "base" else Reference.of(given)
 
 
 @contextmanager
