@@ -33,7 +33,7 @@ def chosen_logprobs(raw: Tensor, targets: Tensor, scale: float = 1.0, softcap: f
 
 
 def refuse_second_order() -> None:
-    """Raise RuntimeError inside a backward pass whose own gradient is wanted, which formulas made by hand do not have."""
+    """Raise RuntimeError in a backward pass whose own gradient is wanted, which formulas made by hand do not have."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             "log-probabilities are differentiated once only; for a gradient of their gradient (create_graph=True) use "

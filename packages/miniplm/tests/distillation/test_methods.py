@@ -13,6 +13,7 @@ import pytest
 import torch
 from paperhooks import DataError, HooksTrainerMixin, LossContext, PluginIncompatible
 from paperhooks.io import Ranks
+from paperhooks.logprobs import Reference
 from paperhooks.testing import LargestTensor, MethodContract, fingerprint, run_ranks, tiny_llama, tiny_text
 from paperhooks.training import compute_loss
 from paperhooks_miniplm import (
@@ -330,6 +331,37 @@ def test_other_families_learn_from_a_teacher(family: str) -> None:
     wanted = distillation_loss(logits, known, inputs["labels"][:, 1:])
     assert found.item() == pytest.approx(wanted.loss.item(), rel=1e-4)
     assert terms["kd"] == pytest.approx(wanted.kd.mean().item(), rel=1e-4)
+
+
+def test_a_reference_is_a_teacher_too() -> None:
+    model = golden.fresh("ref")
+    wanted, terms = loss_of(model, Distil(golden.teacher()), batch())
+    found, others = loss_of(model, Distil(Reference.of(golden.teacher())), batch())
+    assert found.item() == wanted.item()
+    assert terms == others
+    with pytest.raises(PluginIncompatible, match="no distributions"):
+        paperhooks.attach(model, Distil(Reference.from_column("teacher")))
+    with pytest.raises(PluginIncompatible, match="would move along"):
+        paperhooks.attach(model, DistilTerm(Reference.of(model)))
+    paperhooks.attach(model, Distil(Reference.of(model), weight=0)).close()  # is not asked
+
+
+@pytest.mark.parametrize("method", [Distil, DistilTerm])
+def test_a_student_learns_from_itself_without_adapters(method: Any) -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    adapters = peft.LoraConfig(r=4, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
+    student = peft.get_peft_model(golden.fresh("ref"), adapters)
+    found = []
+    for teacher in (golden.ref(), Reference.without_adapters()):
+        student.zero_grad()
+        own = method(teacher, weight=0.5, official_mask=False)
+        with paperhooks.attach(student, own) as session:
+            loss = compute_loss(session, LossContext(student, batch(), session))
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in student.parameters() if p.grad is not None)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_models_and_teachers_that_do_not_fit_are_refused() -> None:

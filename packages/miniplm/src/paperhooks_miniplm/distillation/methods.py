@@ -12,7 +12,6 @@ Letters: B rows, T tokens, V vocabulary, n positions with a target.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final, TypeVar
@@ -20,8 +19,7 @@ from typing import Any, ClassVar, Final, TypeVar
 import torch
 from paperhooks import DataError, LossContext, ModelView, PluginIncompatible, Traits, hookimpl
 from paperhooks.io import flag, number, optional, whole, whole_list
-from paperhooks.logprobs import Divergence, Head, next_token_labels, sum_in_chunks, target_rows
-from paperhooks.models import evaluation_mode
+from paperhooks.logprobs import Divergence, Head, Reference, next_token_labels, sum_in_chunks, target_rows
 from torch import Tensor, nn
 
 from paperhooks_miniplm.algorithm import IGNORED, counted_inputs, negative_log_likelihood, sequence_means
@@ -60,7 +58,7 @@ class _Distillation:
     vocabulary: int | None = None
     chunk: int = 128
     _heads: dict[int, Head] = field(default_factory=dict, init=False, repr=False)
-    _teacher_head: Head | None = field(default=None, init=False, repr=False)
+    _made: tuple[Any, Reference] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.teacher is not None:
@@ -78,6 +76,8 @@ class _Distillation:
         """Find and check both heads, and that they have one vocabulary."""
         if self.official_mask:
             self._ends(view)
+        if isinstance(self.teacher, Reference) and self.weight > 0:
+            self.teacher.check(view)
         if "fsdp2" in view.spread.kinds and view.spread.unit(view.model) is None:
             return  # sharded inside of a wrapper, which the training loop alone holds: the first loss finds the head
         self._heads[id(view)] = self._found(view)
@@ -87,11 +87,9 @@ class _Distillation:
         """Forget the head of a model that is detached."""
         self._heads.pop(id(view), None)
 
-    def _measure(self, size: int) -> Measure:
-        return Measure(
-            self.divergence, self.beta, self.temperature,
-            common_vocabulary(size, self._other_head().vocabulary, self.vocabulary),
-        )  # fmt: skip
+    def _measure(self, size: int, other: Head) -> Measure:
+        size = common_vocabulary(size, other.vocabulary, self.vocabulary)
+        return Measure(self.divergence, self.beta, self.temperature, size)
 
     def _student(self, context: LossContext, rows: Tensor, work: Callable[[Tensor, Head], _T]) -> _T:
         """``work`` on what the student's head receives at flat positions ``rows``, [n, D] with gradient, and the head
@@ -103,24 +101,17 @@ class _Distillation:
 
         Around the student's run and not before it: a sharded teacher has its head's weights only then.
         """
-        teacher = self._known_teacher()
-        view = self._other_head().view_of(teacher)
-        accepted = inspect.signature(view.model.forward).parameters
-        if isinstance(context.inputs.get("input_ids"), Tensor):
-            model: Any = view.model
+        known = self._other_head(context.model).view
+        if known is not None and isinstance(context.inputs.get("input_ids"), Tensor):
+            model: Any = known.model
             check_ids(context.host_inputs["input_ids"], len(model.get_input_embeddings().weight), "id", "teacher")
-        given = {name: _moved(value, view.model) for name, value in context.inputs.items() if name in accepted}
-        graded, training = torch.is_grad_enabled(), [m for m in context.model.modules() if m.training]
 
-        def inside(hidden: Tensor, head: Head) -> _T:
-            taught = _picked(hidden, rows)
-            for module in training:  # a student that shares modules with its teacher has its own mode
-                module.training = True
-            with torch.set_grad_enabled(graded):
-                return work(taught, head)
+        def picked(hidden: Tensor, head: Head) -> _T:
+            with torch.no_grad():
+                taught = _picked(hidden, rows)
+            return work(taught, head)
 
-        with torch.no_grad(), evaluation_mode(teacher):
-            return self._other_head().run(teacher, given, inside)
+        return self._reference().run(context.model, context.inputs, picked)
 
     def _row_weights(self, context: LossContext, counted: Tensor) -> Tensor:
         """What each position counts in the reduced loss, float32 [B, T]: the reduction is linear in them.
@@ -171,22 +162,28 @@ class _Distillation:
     def _found(self, model: nn.Module | ModelView) -> Head:
         head = Head.from_model(model)
         if self.weight > 0:
-            common_vocabulary(head.vocabulary, self._other_head().vocabulary, self.vocabulary)
+            common_vocabulary(head.vocabulary, self._other_head(model).vocabulary, self.vocabulary)
         return head
 
-    def _other_head(self) -> Head:
-        if self._teacher_head is None:
-            self._teacher_head = Head.from_model(self._known_teacher())
-        return self._teacher_head
+    def _other_head(self, model: nn.Module | ModelView) -> Head:
+        return self._reference().head(model)
 
-    def _known_teacher(self) -> nn.Module:
+    def _reference(self) -> Reference:
+        """The teacher; made of a model when it is first asked."""
+        if self._made is None or self._made[0] is not self.teacher:
+            self._made = (self.teacher, self._known_teacher())
+        return self._made[1]
+
+    def _known_teacher(self) -> Reference:
+        if isinstance(self.teacher, Reference):
+            return self.teacher
         if not isinstance(self.teacher, nn.Module):
             name = type(self).__name__
             raise PluginIncompatible(
                 f"{name} needs a teacher, got {type(self.teacher).__name__}: pass a causal language model with the "
                 f"student's tokenizer, {name}(teacher=model)"
             )
-        return self.teacher
+        return Reference.of(self.teacher)
 
 
 @dataclass(eq=False)
@@ -194,8 +191,9 @@ class Distil(_Distillation):
     """Trains a student on its labels and on the distributions of a teacher with the same tokenizer.
 
     teacher
-        A causal language model on any device and in any dtype. It runs in eval mode and without gradient, is not copied
-        and does not become part of the student. Not asked at all with ``weight`` 0.
+        A causal language model on any device and in any dtype, or a :class:`paperhooks.logprobs.Reference`, such as the
+        student without its adapters. It runs in eval mode and without gradient, is not copied and does not become part
+        of the student. Not asked at all with ``weight`` 0.
     weight
         w between 0 and 1: share of the KD term.
     official_mask
@@ -265,7 +263,8 @@ class Distil(_Distillation):
                 lambda h, t: negative_log_likelihood(head.logits(h), t)[:, None],
                 self.chunk, weights, (1,), student, targets, parameters=parameters,
             )  # fmt: skip
-        (states, other), measure = taught, self._measure(head.vocabulary)
+        states, other = taught
+        measure = self._measure(head.vocabulary, other)
 
         def both(h: Tensor, t: Tensor, g: Tensor) -> Tensor:
             with torch.no_grad():
@@ -316,7 +315,7 @@ class DistilTerm(_Distillation):
 
     def _summed(self, weights: Tensor, student: Tensor, head: Head | None, g: Tensor, other: Head) -> Tensor:
         """w * KD of the student's hidden states, or without ``head`` of its logits."""
-        measure = self._measure(student.shape[-1] if head is None else head.vocabulary)
+        measure = self._measure(student.shape[-1] if head is None else head.vocabulary, other)
 
         def divergence(own: Tensor, taught: Tensor) -> Tensor:
             with torch.no_grad():
@@ -340,9 +339,3 @@ def _token_ids(name: str, value: Any) -> int | list[int]:
         if isinstance(value, str) or not isinstance(value, Iterable):
             raise ValueError(f"{error}, a list of them") from None
     return whole_list(name, value, at_least=0)
-
-
-def _moved(value: Any, model: nn.Module) -> Any:
-    device = torch.device(getattr(model, "device", "cpu"))
-    # Of an offloaded model, what brings the weights brings the inputs too.
-    return value.to(device) if isinstance(value, Tensor) and device.type != "meta" else value
