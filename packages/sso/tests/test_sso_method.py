@@ -8,9 +8,9 @@ from typing import Any
 import paperhooks
 import pytest
 import torch
-from paperhooks import DataError, LossContext, PluginConflict, UnsupportedModel
-from paperhooks.logprobs import Head
-from paperhooks.testing import fingerprint, tiny_llama
+from paperhooks import DataError, LossContext, PluginConflict, PluginIncompatible, UnsupportedModel
+from paperhooks.logprobs import Head, Reference
+from paperhooks.testing import fingerprint, tiny_llama, tiny_text
 from paperhooks.training import compute_loss
 from paperhooks_sso import SSO, Objective
 from paperhooks_sso.algorithm import GROUPS
@@ -215,3 +215,90 @@ def test_layouts_that_a_model_cannot_keep_apart_are_refused() -> None:
     batch = method.collator(layout="shared")(drawn_pairs())
     with pytest.raises(UnsupportedModel, match="see 4 tokens, and rows have"):
         run(method, batch, model)
+
+
+# -- references -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_live_reference_gives_what_its_columns_give(layout: str) -> None:
+    batch = SSO().collator(layout=layout)(drawn_pairs())
+    wanted, gradients, _ = run(SSO(), with_reference(batch))
+    for reference in (tiny("reference"), Reference.of(tiny("reference"))):
+        loss, found, _ = run(SSO(reference=reference), batch)
+        assert loss == pytest.approx(wanted, rel=1e-6)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def adapted() -> Any:
+    """The reference model with adapters that make it another one."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    return peft.get_peft_model(tiny("reference"), config).eval()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_adapters_are_compared_with_the_model_without_them(layout: str) -> None:
+    batch = SSO().collator(layout=layout)(drawn_pairs())
+    wanted, gradients, _ = run(SSO(), with_reference(batch), adapted())
+    loss, found, _ = run(SSO(reference="base"), batch, adapted())
+    assert loss == pytest.approx(wanted, rel=1e-6)
+    learned = [name for name, gradient in gradients.items() if gradient is not None]
+    assert learned
+    assert all("lora" in name for name in learned)
+    for name in learned:
+        torch.testing.assert_close(found[name], gradients[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_reference_has_to_be_there_and_another_model() -> None:
+    batch = SSO().collator()(drawn_pairs())
+    with pytest.raises(DataError, match="the loss 'ipo' compares with a reference, and there is none"):
+        run(SSO(), batch)
+    with pytest.raises(ValueError, match="the loss 'simpo' has no reference"):
+        SSO(None, loss="simpo", beta=2.0, reference=tiny())
+    with pytest.raises(PluginIncompatible, match="needs a causal language model, got str"):
+        SSO(reference="start")
+    model = tiny()
+    with pytest.raises(PluginIncompatible, match="is the LlamaForCausalLM that is trained"):
+        paperhooks.attach(model, SSO(reference=model))
+    with pytest.raises(PluginIncompatible, match="has no adapters"):
+        paperhooks.attach(model, SSO(reference="base"))
+
+
+def test_no_reference_is_asked_where_the_loss_has_none() -> None:
+    method = SSO(None, loss="simpo", beta=2.0)
+    loss, gradients, _ = run(method, method.collator()(drawn_pairs()))
+    assert math.isfinite(loss)
+    assert any(float(gradient.abs().sum()) for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("layout", ["joint", "group"])
+def test_gradient_checkpointing_changes_nothing(layout: str, reentrant: bool) -> None:
+    batch = with_reference(SSO().collator(layout=layout)(drawn_pairs()))
+    wanted, gradients, _ = run(SSO(), batch)
+    model = tiny().train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    loss, found, _ = run(SSO(), batch, model)
+    assert loss == pytest.approx(wanted, rel=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_models_of_experts_keep_their_balance_loss() -> None:
+    model = tiny_text("mixtral")
+    batch = SSO(None, loss="simpo", beta=2.0).collator(layout="joint")(drawn_pairs())
+    batch["input_ids"] %= model.config.vocab_size
+    batch["labels"] = batch["labels"].where(batch["labels"] < 0, batch["labels"] % model.config.vocab_size)
+    found = {}
+    for asked in (False, True):
+        model.config.output_router_logits = asked
+        found[asked] = run(SSO(None, loss="simpo", beta=2.0), batch, model)[0]
+        model.zero_grad()
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    balance = model(**inputs, output_router_logits=True).aux_loss * model.config.router_aux_loss_coef
+    assert float(balance) > 0
+    assert found[True] - found[False] == pytest.approx(float(balance), rel=1e-4)
