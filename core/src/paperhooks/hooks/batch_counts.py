@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from paperhooks.errors import DataError, HookError
+
+if TYPE_CHECKING:
+    from paperhooks.models.view import ModelView
 
 __all__ = [
     "CountHook",
@@ -29,7 +32,7 @@ class CountHook(Protocol):
 
     @property
     def function(self) -> Any:
-        """What is asked, with the batch."""
+        """What is asked, with view and batch."""
 
 
 def batch_targets(batch: Mapping[str, Any]) -> int:
@@ -71,12 +74,12 @@ def batch_rows(batch: Mapping[str, Any]) -> int:
     return next((len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim), 0)
 
 
-def method_examples(hooks: Iterable[CountHook], batch: Mapping[str, Any]) -> dict[str, int]:
+def method_examples(hooks: Iterable[CountHook], view: ModelView, batch: Mapping[str, Any]) -> dict[str, int]:
     """Examples of a batch by method, of those that say a number.
 
     :raises HookError: an answer that is no whole number of at least 0.
     """
-    found = {hook.method: hook.function(batch) for hook in hooks}
+    found = {hook.method: hook.function(view, batch) for hook in hooks}
     for method, number in found.items():
         if number is not None and not (isinstance(number, int) and not isinstance(number, bool) and number >= 0):
             raise HookError(

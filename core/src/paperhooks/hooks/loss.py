@@ -155,14 +155,15 @@ class LossContext:
         number = self.num_method_examples[str(self.method)] if own else self.num_examples_in_batch
         if number is None:
             return values.mean() / self.accumulation_steps
-        here = self.examples
+        here = self.examples if own else batch_rows(self.inputs)
         return values.sum() / (_on(number, values) * (values.numel() / here if here else 1.0))
 
     @property
     def examples(self) -> int:
         """Examples of this micro-batch, as the method counts them whose hook runs; rows where it does not."""
         hooks = () if self.session is None else self.session.implementations("count_examples")
-        own = method_examples([hook for hook in hooks if hook.method == self.method], self.inputs)
+        mine = [hook for hook in hooks if hook.method == self.method]
+        own = method_examples(mine, self.view, self.inputs) if mine else {}
         return own.get(str(self.method), batch_rows(self.inputs))
 
     def log(self, name: str, value: Tensor | float, weight: Tensor | float = 1.0) -> None:

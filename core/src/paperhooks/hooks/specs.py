@@ -139,15 +139,15 @@ class RuntimeHooks:
         """
 
     @hookspec
-    def count_examples(self, batch: Mapping[str, Any]) -> int | None:
+    def count_examples(self, view: ModelView, batch: Mapping[str, Any]) -> int | None:
         """Say how many examples a batch holds, where they are not its rows. Each method speaks for itself alone.
 
         The number is what :meth:`~paperhooks.LossContext.example_mean` divides by in this method's loss hooks, counted
         over the micro-batches of an optimiser step and over processes, and what its evaluated loss is weighted by.
         Asked once a batch, on the device where the batch comes from, before anything runs.
 
-        :param batch: the batch by name, a method's own columns included.
-        :return: the number, 0 or more; None for the rows of the batch.
+        :param view: the attached model. :param batch: the batch by name, a method's own columns included.
+        :return: the number, 0 or more; None for the rows of the batch. Used by MiniPLM.
         """
 
 

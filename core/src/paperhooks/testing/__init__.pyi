@@ -1,6 +1,7 @@
 from .commands import commands_of as commands_of
 from .contract import MethodContract as MethodContract
 from .contract_levels import LevelsContract as LevelsContract
+from .contract_losses import LossContract as LossContract
 from .contract_tasks import TaskContract as TaskContract
 from .dropper import Dropper as Dropper
 from .emulated import emulated_accelerator as emulated_accelerator

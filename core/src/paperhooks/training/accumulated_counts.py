@@ -69,7 +69,7 @@ class AccumulatedCounts:
         names = tuple(hook.method for hook in hooks)
         found = []
         for batch in batches:
-            own = method_examples(hooks, batch)
+            own = {} if session is None else method_examples(hooks, session.view, batch)
             rows = batch_rows(batch)
             told = not predicts_nothing(batch)
             found.append(

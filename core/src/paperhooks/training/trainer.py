@@ -280,7 +280,8 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
         if evaluated is None or context.session is None:
             return
         rows = batch_rows(context.inputs)
-        counted = method_examples(context.session.implementations("count_examples"), context.inputs)
+        hooks = context.session.implementations("count_examples")
+        counted = method_examples(hooks, context.view, context.inputs)
         found = dict(context.figures)
         for name, value in context.terms.items():
             method = name.removeprefix("loss/").rpartition("/")[0]

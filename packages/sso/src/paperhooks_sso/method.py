@@ -79,6 +79,12 @@ class SSO:
 
     traits: ClassVar[Traits] = Traits(
         writes=frozenset({"objective"}),
+        training=True,
+        compile=True,
+        beams=True,
+        assisted=True,
+        static_cache=True,
+        chunked_prefill=True,
         devices=("cpu", "cuda", "emulated"),
         dtypes=("float32", "bfloat16", "float16"),
         parallel=("ddp",),

@@ -12,14 +12,22 @@ Letters: B rows, T tokens, V vocabulary, n positions with a target.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final, TypeVar
 
 import torch
 from paperhooks import DataError, LossContext, ModelView, PluginIncompatible, Traits, hookimpl
 from paperhooks.io import flag, number, optional, whole, whole_list
-from paperhooks.logprobs import Divergence, Head, Reference, next_token_labels, sum_in_chunks, target_rows
+from paperhooks.logprobs import (
+    Divergence,
+    Head,
+    Reference,
+    next_token_labels,
+    sequence_numbers,
+    sum_in_chunks,
+    target_rows,
+)
 from torch import Tensor, nn
 
 from paperhooks_miniplm.algorithm import IGNORED, counted_inputs, negative_log_likelihood, sequence_means
@@ -87,6 +95,14 @@ class _Distillation:
         """Forget the head of a model that is detached."""
         self._heads.pop(id(view), None)
 
+    @hookimpl
+    def count_examples(self, view: ModelView, batch: Mapping[str, Any]) -> int | None:
+        """Sequences with a target, of which several may lie in one row; None where the mean is over tokens."""
+        if self.reduction == "token_mean":
+            return None
+        labels = self._targets(view, batch)
+        return int((_by_sequence(labels != IGNORED, batch)[1] > 0).sum())
+
     def _measure(self, size: int, other: Head) -> Measure:
         size = common_vocabulary(size, other.vocabulary, self.vocabulary)
         return Measure(self.divergence, self.beta, self.temperature, size)
@@ -125,15 +141,18 @@ class _Distillation:
 
     def _labels(self, context: LossContext) -> Tensor:
         """What every position is to predict, int64 [B, T] on the CPU, -100 where nothing counts."""
-        labels = next_token_labels(context.view, context.host_inputs)
-        ids = context.host_inputs.get("input_ids")
-        if self.official_mask:
-            if not isinstance(ids, Tensor):
-                raise DataError("the batch has no input_ids to find ends of documents in; pass official_mask=False")
-            counted = counted_inputs(ids, self._ends(context.view))
-            labels = labels.masked_fill(~counted.to(labels.device), IGNORED)
+        labels = self._targets(context.view, context.host_inputs)
         context.check_targets(bool((labels != IGNORED).any()))
         return labels
+
+    def _targets(self, view: ModelView, batch: Mapping[str, Any]) -> Tensor:
+        """The same of a batch, on its device."""
+        labels, ids = next_token_labels(view, batch), batch.get("input_ids")
+        if not self.official_mask:
+            return labels
+        if not isinstance(ids, Tensor):
+            raise DataError("the batch has no input_ids to find ends of documents in; pass official_mask=False")
+        return labels.masked_fill(~counted_inputs(ids, self._ends(view)).to(labels.device), IGNORED)
 
     def _ends(self, view: ModelView) -> list[int]:
         configs = (view.text_config, view.model.config, getattr(view.model, "generation_config", None))
@@ -149,7 +168,9 @@ class _Distillation:
     def _reduced(self, context: LossContext, values: Tensor, counted: Tensor) -> Tensor:
         if self.reduction == "token_mean":
             return context.token_mean(values, counted.to(values.device))
-        means, counts = sequence_means(values, counted)
+        means, counts = _by_sequence(counted, context.host_inputs, values)
+        if context.method in context.num_method_examples:
+            return context.example_mean(means[counts > 0])
         return context.target_row_mean(means, counts > 0)
 
     def _head(self, context: LossContext) -> Head:
@@ -249,8 +270,8 @@ class Distil(_Distillation):
             )  # fmt: skip
         else:
             loss, values = self._student(context, rows, lambda h, head: self._summed(weights, h, head, targets))
-        for name, term in zip(("lm", "kd"), weights.to(values.device, non_blocking=True) @ values, strict=False):
-            context.terms[f"loss/{self._name(context)}/{name}"] = term
+        for name, column in zip(("lm", "kd"), values.unbind(-1), strict=False):
+            context.log(name, column, weights)
         return loss
 
     def _summed(
@@ -275,10 +296,6 @@ class Distil(_Distillation):
         return sum_in_chunks(
             both, self.chunk, weights, (1 - self.weight, self.weight), student, targets, states, parameters=parameters
         )
-
-    def _name(self, context: LossContext) -> str:
-        methods = {} if context.session is None else context.session.methods
-        return next((name for name, method in methods.items() if method is self), "distil")
 
 
 @dataclass(eq=False)
@@ -325,6 +342,23 @@ class DistilTerm(_Distillation):
 
         parameters = [] if head is None else list(head.module.parameters())
         return sum_in_chunks(divergence, self.chunk, weights, (self.weight,), student, g, parameters=parameters)[0]
+
+
+def _by_sequence(counted: Tensor, batch: Mapping[str, Any], values: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Means of ``values`` [B, T] over what counts of every sequence, [S], and how much counts, int64 [S].
+
+    A sequence is a row, unless the batch has positions that begin anew and no mask.
+    """
+    values = counted.float() if values is None else values
+    positions, mask = batch.get("position_ids"), batch.get("attention_mask")
+    if not isinstance(positions, Tensor) or positions.ndim != 2 or isinstance(mask, Tensor):
+        return sequence_means(values, counted)
+    numbers = sequence_numbers(positions.to(values.device).expand(values.shape)).reshape(-1)
+    there = counted.to(values.device).bool()
+    size = int(numbers.max()) + 1 if numbers.numel() else 0
+    count = torch.zeros(size, dtype=torch.int64, device=values.device).index_add(0, numbers, there.reshape(-1).long())
+    sums = values.new_zeros(size).index_add(0, numbers, torch.where(there, values, 0.0).reshape(-1))
+    return sums / count.clamp(min=1), count
 
 
 def _picked(states: Tensor, rows: Tensor) -> Tensor:
