@@ -75,3 +75,35 @@ def with_reference(batch: dict[str, Any], groups: Any = GROUPS, model: Any = Non
         return {**batch, "reference_logprobs": sums[0]}
     columns = {g: {**batch[g], "reference_logprobs": own} for g, own in zip(groups, sums, strict=True)}
     return {**batch, **columns}
+
+
+def train_share(name: str, out: str) -> list[dict[str, Any]]:
+    """One of two processes: 3 pairs in one and 1 in the other; the first one leaves the weights. Returns the log."""
+    import paperhooks
+    from paperhooks import HooksTrainerMixin
+    from paperhooks_sso import SSO
+    from safetensors.torch import save_file
+    from transformers import Trainer, TrainingArguments
+
+    class HooksTrainer(HooksTrainerMixin, Trainer):
+        """What a user writes."""
+
+    layout, steps = name.split("-")
+    model, method, pairs = tiny(), SSO(reference=tiny("reference")), drawn_pairs()
+    collator = method.collator(layout=layout)
+    arguments = TrainingArguments(
+        output_dir=out, use_cpu=True, max_steps=1, per_device_train_batch_size=1, per_device_eval_batch_size=1,
+        gradient_accumulation_steps=int(steps), learning_rate=0.05, lr_scheduler_type="constant", optim="sgd",
+        max_grad_norm=0.0, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True, seed=3,
+        remove_unused_columns=False, average_tokens_across_devices=True,
+    )  # fmt: skip
+    data = [pairs[:3], pairs[3:]]
+    with paperhooks.attach(model, method):
+        run = HooksTrainer(
+            model, arguments, data_collator=lambda rows: collator(rows[0]), train_dataset=data, eval_dataset=data
+        )
+        run.train()
+        run.evaluate()
+        if run.is_world_process_zero():
+            save_file({n: p.detach().clone() for n, p in model.named_parameters()}, Path(out) / "weights.safetensors")
+    return run.state.log_history
