@@ -293,7 +293,7 @@ def test_the_column_is_checked_to_be_there_and_to_fit() -> None:
     assert reference.sums(model, {**flat, "reference": torch.zeros(3)}).shape == (3,)
     for value, message in (
         (None, "no column 'reference'.*reference_columns.*remove_unused_columns=False"),
-        (torch.zeros(2, dtype=torch.int64), "torch.int64 in 'reference'"),
+        (torch.zeros(2, dtype=torch.int64), "column 'reference' is torch.int64"),
         (torch.zeros(3), "3 values.*for 2 sequences"),
         (torch.tensor([1.0, float("nan")]), "not finite"),
     ):

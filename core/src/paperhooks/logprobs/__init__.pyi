@@ -14,7 +14,7 @@ from .likelihood import ScoringWarning as ScoringWarning
 from .likelihood import longest_readable as longest_readable
 from .likelihood import row_pieces as row_pieces
 from .reference import Reference as Reference
-from .reference_columns import reference_columns as reference_columns
+from .reference_values import reference_columns as reference_columns
 from .teacher_rows import TeacherRows as TeacherRows
 from .teacher_rows import TeacherStates as TeacherStates
 from .tokens import LogProbs as LogProbs

@@ -243,12 +243,16 @@ class _Column(Reference):
 
     def sums(self, trained: nn.Module | ModelView, batch: Mapping[str, Any], *, chunk: int = 512) -> Tensor:
         found = batch.get(self.name)
-        if not isinstance(found, Tensor) or not found.is_floating_point():
-            what = "no column" if found is None else f"{getattr(found, 'dtype', type(found).__name__)} in"
+        if found is None:
             raise DataError(
-                f"the batch has {what} {self.name!r}; expected reference values in floating point: compute them with "
+                f"the batch has no column {self.name!r} of reference values: compute them with "
                 "paperhooks.logprobs.reference_columns, let the collator hand the column on, and keep it in the "
                 "Trainer's batches (remove_unused_columns=False)"
+            )
+        if not isinstance(found, Tensor) or not found.is_floating_point():
+            what = found.dtype if isinstance(found, Tensor) else type(found).__name__
+            raise DataError(
+                f"column {self.name!r} is {what}; expected a tensor of a floating type, one value a sequence"
             )
         values = found.detach().reshape(-1).to(torch.float32 if found.device.type == "mps" else torch.float64)
         expected = _sequences(batch)
