@@ -62,6 +62,7 @@ IN_WHEELS = {
     "mathneuro": ("test_options.py", "test_tools.py"),
     "miniplm": ("test_options.py", "test_algorithm.py"),
     "pyramiddrop": ("test_contract.py::TestPreserve", "test_options.py"),
+    "sso": ("test_sso_losses.py", "test_principles.py"),
     "testbed": ("test_package.py", "test_processor.py", "test_vlm.py"),
 }
 

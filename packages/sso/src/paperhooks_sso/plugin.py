@@ -17,4 +17,5 @@ PLUGIN = PluginInfo(
         venue="Findings of ACL 2025",
         code="icip-cas/SSO",
     ),
+    claims="claims.toml",
 )
