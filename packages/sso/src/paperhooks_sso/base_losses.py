@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from paperhooks import DataError
@@ -23,10 +23,23 @@ from paperhooks.io import choice
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-if TYPE_CHECKING:
-    from paperhooks_sso.algorithm import Objective
+__all__ = ["PairConstants", "PairLoss", "PairSums", "pair_loss", "pair_losses", "register_pair_loss"]
 
-__all__ = ["PairLoss", "PairSums", "pair_loss", "pair_losses", "register_pair_loss"]
+
+class PairConstants(Protocol):
+    """Constants of base losses, as :class:`~paperhooks_sso.Objective` has them."""
+
+    @property
+    def beta(self) -> float:
+        """Above 0."""
+
+    @property
+    def smoothing(self) -> float:
+        """Label smoothing, from 0 to below 0.5."""
+
+    @property
+    def simpo_margin(self) -> float:
+        """Margin of SimPO."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,7 +107,7 @@ class PairLoss:
     name
         By which it is chosen.
     function
-        Takes :class:`PairSums` in float32 or more and the :class:`~paperhooks_sso.Objective`; gives the loss [B].
+        Takes :class:`PairSums` in float32 or more and the constants; gives the loss [B].
     reference
         Whether it compares with a reference.
     means
@@ -102,16 +115,16 @@ class PairLoss:
     """
 
     name: str
-    function: Callable[[PairSums, Objective], Tensor]
+    function: Callable[[PairSums, PairConstants], Tensor]
     reference: bool = True
     means: bool = False
 
-    def __call__(self, pairs: PairSums, objective: Objective) -> Tensor:
+    def __call__(self, pairs: PairSums, constants: PairConstants) -> Tensor:
         """Loss [B]; 0, without gradient, for a pair one of whose answers has no token."""
         # Taken out before the loss is made, so that no gradient of it can be NaN.
         there = pairs.counted
         safe = replace(pairs, chosen=pairs.chosen.where(there, 0.0), rejected=pairs.rejected.where(there, 0.0))
-        return self.function(safe, objective).where(there, 0.0)
+        return self.function(safe, constants).where(there, 0.0)
 
     def rewards(self, pairs: PairSums, beta: float) -> tuple[Tensor, Tensor]:
         """beta (S - R) of the chosen and of the rejected answers, [B] each."""
@@ -130,27 +143,27 @@ class PairLoss:
             raise DataError(f"the loss {self.name!r} has no reference, and the pairs of group {group!r} come with one")
 
 
-def _sigmoid(pairs: PairSums, objective: Objective) -> Tensor:
-    scaled = objective.beta * pairs.logratio()
-    return -logsigmoid(scaled) * (1 - objective.smoothing) - logsigmoid(-scaled) * objective.smoothing
+def _sigmoid(pairs: PairSums, constants: PairConstants) -> Tensor:
+    scaled = constants.beta * pairs.logratio()
+    return -logsigmoid(scaled) * (1 - constants.smoothing) - logsigmoid(-scaled) * constants.smoothing
 
 
-def _hinge(pairs: PairSums, objective: Objective) -> Tensor:
-    return torch.relu(1 - objective.beta * pairs.logratio())
+def _hinge(pairs: PairSums, constants: PairConstants) -> Tensor:
+    return torch.relu(1 - constants.beta * pairs.logratio())
 
 
-def _ipo(pairs: PairSums, objective: Objective) -> Tensor:
-    return (pairs.logratio(mean=True) - 1 / (2 * objective.beta)) ** 2
+def _ipo(pairs: PairSums, constants: PairConstants) -> Tensor:
+    return (pairs.logratio(mean=True) - 1 / (2 * constants.beta)) ** 2
 
 
-def _simpo(pairs: PairSums, objective: Objective) -> Tensor:
-    return -logsigmoid(objective.beta * (pairs.chosen_mean - pairs.rejected_mean) - objective.simpo_margin)
+def _simpo(pairs: PairSums, constants: PairConstants) -> Tensor:
+    return -logsigmoid(constants.beta * (pairs.chosen_mean - pairs.rejected_mean) - constants.simpo_margin)
 
 
-def _orpo(pairs: PairSums, objective: Objective) -> Tensor:
+def _orpo(pairs: PairSums, constants: PairConstants) -> Tensor:
     chosen, rejected = pairs.chosen_mean, pairs.rejected_mean
     odds = (chosen - rejected) - (_log_complement(chosen) - _log_complement(rejected))
-    return -chosen - objective.beta * logsigmoid(odds)
+    return -chosen - constants.beta * logsigmoid(odds)
 
 
 _LOSSES: Final[dict[str, PairLoss]] = {
