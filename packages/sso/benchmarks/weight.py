@@ -1,7 +1,8 @@
 """What the weight W does: with its gradient, detached, and without, under DPO and IPO.
 
 A Llama of 35 thousand parameters, whose answers have a mean log-probability near -0.9 so that W is not saturated, takes
-60 steps of plain descent on each of three batches of one to three prompts. Told is by how much the mean log-probabilities of both plain answers change.
+60 steps of plain descent on each of three batches of one to three prompts. Told is by how much the mean
+log-probabilities of both plain answers change.
 
     python packages/sso/benchmarks/weight.py [--quick] [--steps 60]
 
