@@ -223,4 +223,4 @@ class LossContext:
 
 
 def _on(count: Tensor | int, like: Tensor) -> Tensor | int:
-    return count.to(like.device) if isinstance(count, torch.Tensor) else count
+    return count.to(like.device, non_blocking=True) if isinstance(count, torch.Tensor) else count

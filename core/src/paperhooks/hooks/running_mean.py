@@ -25,7 +25,10 @@ class RunningMean:
         """Of values of any shape, and weights that fit them; what has the weight 0 may be NaN."""
         values = torch.as_tensor(value).detach()
         values = values if values.is_floating_point() else values.float()
-        weights = torch.as_tensor(weight, dtype=values.dtype, device=values.device).detach().expand_as(values)
+        if isinstance(weight, Tensor):
+            weights = weight.detach().to(values.device, values.dtype, non_blocking=True).expand_as(values)
+        else:  # made where the values are, so that nobody waits for a copy
+            weights = torch.full_like(values, weight)
         return cls(torch.where(weights != 0, values * weights, 0.0).sum(), weights.sum())
 
     def __add__(self, other: RunningMean) -> RunningMean:

@@ -56,12 +56,10 @@ class AccumulatedCounts:
         batches: Sequence[Mapping[str, Any]],
         *,
         check: bool = True,
-        device: torch.device | str = "cpu",
     ) -> AccumulatedCounts:
         """Of the micro-batches of one step in this process.
 
         :param check: whether one without a target is refused; :meth:`mean` does so for several processes.
-        :param device: where the counts are to be.
         :raises DataError: nothing is predicted in any micro-batch. :raises HookError: a method's ``count_examples``
             returned no number.
         """
@@ -75,7 +73,7 @@ class AccumulatedCounts:
             found.append(
                 [batch_targets(batch), rows, batch_target_rows(batch), told, *(own.get(n, rows) for n in names)]
             )
-        made = cls(torch.tensor(found, device=device).sum(0), names, len(batches), session)
+        made = cls(torch.tensor(found).sum(0), names, len(batches), session)
         if check:
             made._check()
         return made
@@ -83,10 +81,11 @@ class AccumulatedCounts:
     def mean(self, total: Callable[[Tensor], Tensor], processes: int) -> AccumulatedCounts:
         """Of all processes that average their gradients. Every one of them calls this.
 
-        :param total: the sum of a tensor over them, such as ``accelerator.reduce``. :param processes: their number.
+        :param total: the sum of a tensor, which is on the CPU, over them, such as ``lambda counts:
+            accelerator.reduce(counts.to(accelerator.device))``. :param processes: their number.
         :raises DataError: nothing is predicted in any of them.
         """
-        made = replace(self, counts=total(self.counts))
+        made = replace(self, counts=total(self.counts).cpu())
         made._check()
         return replace(made, counts=made.counts / processes)
 
@@ -100,9 +99,9 @@ class AccumulatedCounts:
             model,
             batch,
             self.session,
-            num_items_in_batch=self.counts[0] or None,
-            num_examples_in_batch=self.counts[1] or None,
-            num_target_rows_in_batch=self.counts[2] or None,
+            num_items_in_batch=self.counts[0] if self.counts[0] else None,
+            num_examples_in_batch=self.counts[1] if self.counts[1] else None,
+            num_target_rows_in_batch=self.counts[2] if self.counts[2] else None,
             num_method_examples={name: n for name, n in zip(self.methods, self.counts[4:], strict=True) if n},
             accumulation_steps=self.steps,
         )

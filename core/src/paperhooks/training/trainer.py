@@ -217,11 +217,12 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
     def _counted(self, session: Session | None, batches: list[dict[str, Any]]) -> AccumulatedCounts:
         """Counts of a step, of this process or a mean of all; DataError where nothing is predicted in any."""
         several = self.args.world_size > 1
-        own = AccumulatedCounts.of(session, batches, check=not several, device=self.args.device)
+        own = AccumulatedCounts.of(session, batches, check=not several)
         self._targets_here = bool(own.counts[0])
         if not several:
             return own
-        mean = own.mean(self._together()[1], self.args.world_size)
+        device = self.args.device
+        mean = own.mean(lambda counts: self.accelerator.reduce(counts.to(device), "sum"), self.args.world_size)
         return mean if self.args.average_tokens_across_devices else own
 
     def _agree(self) -> None:
