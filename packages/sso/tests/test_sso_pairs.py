@@ -1,0 +1,173 @@
+"""Pairs of replies: reasons, shares, ids as they were sampled; and files that others read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from paperhooks import DataError
+from paperhooks.generation import Response
+from paperhooks_sso.data import (
+    FAULTS,
+    ChatFormat,
+    GuidedPrompt,
+    PairCollator,
+    PrincipleBank,
+    answer_means,
+    conversation_of,
+    encoded_prompt,
+    export_pairs,
+    guided_prompt,
+    make_pairs,
+    read_lines,
+    reference_rows,
+    write_lines,
+)
+from sso_models import REFERENCE, drawn_pairs, tiny
+from transformers import AutoTokenizer
+
+BANK = PrincipleBank.load()
+
+
+@pytest.fixture(scope="module")
+def chat() -> ChatFormat:
+    return ChatFormat(AutoTokenizer.from_pretrained(REFERENCE / "tiny_llama"))
+
+
+def prompt_of(chat: ChatFormat, key: str, record: Any = "Why is it so?") -> GuidedPrompt:
+    found = guided_prompt(conversation_of(record, key), [BANK["Accuracy"]], chat, None)
+    assert found is not None
+    return found
+
+
+def replies_of(key: str, **changed: Any) -> dict[str, Response]:
+    """Three sound answers; ``good``, ``bad`` and ``plain`` replace them."""
+    texts = {"y+": "A good answer.", "y-": "A bad one.", "yo": "Some answer."}
+    found = {role: Response(text, 2, "eos", ids=(30, 31 + at), end=1) for at, (role, text) in enumerate(texts.items())}
+    for name, role in (("good", "y+"), ("bad", "y-"), ("plain", "yo")):
+        if name in changed:
+            found[role] = changed[name]
+    return {f"{key}/{role}": reply for role, reply in found.items() if reply is not None}
+
+
+FAULTY: dict[str, dict[str, Any]] = {
+    "missing": {"good": Response("", error="a server is down")},
+    "empty": {"bad": Response("  ", 1, "eos", ids=(9,), end=1)},
+    "cut": {"plain": Response("An answer that", 2, "length", ids=(30, 40))},
+    "same": {"bad": Response("Some  answer.", 2, "eos", ids=(30, 44), end=1)},
+    "leak": {"bad": Response("As an inaccurate assistant I say no.", 2, "eos", ids=(30, 45), end=1)},
+}
+
+
+def test_every_fault_is_counted_by_its_reason(chat: ChatFormat) -> None:
+    prompts = [prompt_of(chat, "sound"), *(prompt_of(chat, fault) for fault in FAULTY)]
+    replies = replies_of("sound")
+    for fault, changed in FAULTY.items():
+        replies |= replies_of(fault, **changed)
+    records, report = make_pairs(prompts, replies, chat, total=8)
+    assert [record["id"] for record in records] == ["sound"]
+    assert report.dropped == {"too_long": 2, **dict.fromkeys(FAULTS, 1)}
+    assert (report.prompts, report.kept, report.cut, report.same, report.leaking) == (8, 1, 1 / 6, 1 / 6, 1 / 6)
+    assert report.lengths == {"chosen": 2.0, "rejected": (5 * 2 + 1) / 6, "ordinary": 2.0}
+    kept, report = make_pairs(prompts, replies, chat, keep_cut=True, drop_leaks=False)
+    assert [record["id"] for record in kept] == ["sound", "cut", "leak"]
+    assert report.leaking == 1 / 6  # counted all the same
+
+
+def test_nothing_at_all_gives_a_report_and_no_division(chat: ChatFormat) -> None:
+    records, report = make_pairs([], {}, chat, total=3)
+    assert records == []
+    assert report.dropped["too_long"] == 3
+    assert report.cut == report.same == report.leaking == 0
+    assert report.lengths == {"chosen": 0.0, "rejected": 0.0, "ordinary": 0.0}
+    unanswered = make_pairs([prompt_of(chat, "17")], {}, chat)
+    assert unanswered[0] == []
+    assert unanswered[1].dropped["missing"] == 1
+
+
+def test_ids_are_those_that_were_sampled_with_the_end_of_the_turn(chat: ChatFormat) -> None:
+    ends = {
+        "good": Response("A good answer.", 2, "eos", ids=(30, 31), end=1),
+        "bad": Response("A bad one", 2, "length", ids=(30, 32)),
+        "plain": Response("Some answer.", 0, ""),  # a server that tells nothing
+    }
+    (record,), _ = make_pairs([prompt_of(chat, "17")], replies_of("17", **ends), chat, keep_cut=True)
+    assert record["chosen_ids"] == [30, 31, 1]
+    assert record["rejected_ids"] == [30, 32]  # nothing says that it ends here
+    assert record["ordinary_ids"] == chat.response_ids("Some answer.")
+    assert record["harmful"] is True
+    assert record["features"] == ["Accuracy"]
+    assert record["finish"]["rejected"] == "length"
+    assert encoded_prompt(record).prompts["plain"] == tuple(chat.prompt_ids(conversation_of("Why is it so?", "17")))
+    assert PairCollator()([record])["ids"] == ["17"]
+
+
+def test_files_say_what_they_hold_and_others_read_them(chat: ChatFormat, tmp_path: Path) -> None:
+    asked = {"prompt": "And now?", "history": [["Why?", "Because."]], "system": "Be kind."}
+    records, _ = make_pairs([prompt_of(chat, "17", asked)], replies_of("17"), chat)
+    digest = write_lines(tmp_path / "pairs.jsonl", records)
+    assert write_lines(tmp_path / "again.jsonl", records) == digest
+    assert read_lines(tmp_path / "pairs.jsonl") == records
+    out = export_pairs(tmp_path / "pairs.jsonl", tmp_path / "export")
+    (conversational,) = read_lines(out / "preferences.jsonl")
+    assert conversational["prompt"] == [
+        {"role": "system", "content": "Be kind."}, {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "Because."}, {"role": "user", "content": "And now?"},
+    ]  # fmt: skip
+    assert conversational["chosen"] == [{"role": "assistant", "content": "A good answer."}]
+    (texts,) = read_lines(out / "llama_factory.jsonl")
+    assert texts == {
+        "id": "17", "prompt": "And now?", "chosen": "A good answer.", "rejected": "A bad one.", "system": "Be kind.",
+        "history": [["Why?", "Because."]], "harmful": True,
+    }  # fmt: skip
+    described = json.loads((out / "dataset_info.json").read_text())["sso_pairs"]
+    assert described["ranking"] is True
+    assert all(column in texts for column in described["columns"].values())
+    assert "bad on purpose" in (out / "HARMFUL.txt").read_text()
+    datasets = pytest.importorskip("datasets")
+    trl = pytest.importorskip("trl")
+    whole = datasets.load_dataset("json", data_files=str(out / "preferences.jsonl"), split="train", cache_dir=tmp_path)
+    assert trl.is_conversational(whole[0])
+
+
+def test_files_that_are_none_of_ours_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"pairs.jsonl is not there; expected pairs"):
+        read_lines(tmp_path / "pairs.jsonl")
+    write_lines(tmp_path / "pairs.jsonl", [{"id": "1", "prompt": [{"role": "user", "content": "a"}]}])
+    with pytest.raises(DataError, match="record 0 has no 'chosen'"):
+        export_pairs(tmp_path / "pairs.jsonl", tmp_path / "export")
+    write_lines(tmp_path / "pairs.jsonl", [])
+    assert read_lines(tmp_path / "pairs.jsonl") == []
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_means_are_those_of_the_models_own_logits(end: bool) -> None:
+    model, pairs = tiny(), drawn_pairs(3)
+    found = answer_means(model, pairs, end=end)
+    for pair, means in zip(pairs, found, strict=True):
+        assert set(means) == {
+            "chosen_plain", "chosen_good", "chosen_bad", "rejected_plain", "rejected_good", "rejected_bad",
+            "ordinary_plain", "ordinary_bad",
+        }  # fmt: skip
+        for name, value in means.items():
+            answer, group = name.split("_")
+            prompt, ids = pair.prompts[group], pair.answers[answer]
+            ids = ids if end else ids[:-1]
+            row = torch.tensor([[*prompt, *ids]])
+            with torch.no_grad():
+                logs = model(row).logits.double().log_softmax(-1)[0, len(prompt) - 1 : -1]
+            wanted = float(logs.gather(1, torch.tensor(ids)[:, None]).mean())
+            assert value == pytest.approx(wanted, rel=1e-5), name
+    assert answer_means(model, []) == []
+
+
+def test_rows_of_a_reference_are_in_the_order_of_the_loss() -> None:
+    pair = drawn_pairs(1)[0]
+    rows = reference_rows(pair)
+    wanted = [(g, a) for g in ("plain", "good", "bad") for a in pair.rows(g)[1:]]
+    for (ids, labels), (group, answer) in zip(rows, wanted, strict=True):
+        assert ids == [*pair.prompts[group], *answer]
+        assert labels == [*[-100] * len(pair.prompts[group]), *answer]
