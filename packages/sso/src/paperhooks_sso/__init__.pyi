@@ -6,6 +6,10 @@ from .base_losses import PairLoss as PairLoss
 from .base_losses import PairSums as PairSums
 from .base_losses import pair_losses as pair_losses
 from .base_losses import register_pair_loss as register_pair_loss
+from .loop.alignment import Aligned as Aligned
+from .loop.alignment import align as align
 from .method import SSO as SSO
+from .probes import Alarm as Alarm
+from .probes import AlarmLimits as AlarmLimits
 
 __version__: str
