@@ -52,13 +52,13 @@ class CountingBackend(TransformersBackend):
         if cls.fails_at is not None and cls.asked.total() >= cls.fails_at:
             raise KeyboardInterrupt
         for some in super().answers(prompts):
-            # Told before they are written down: what a kill keeps from the disk was asked all the same.
-            ids = [prompts[at].id for at in some]
-            cls.asked.update(ids)
+            yield some
+            # By now they are written down, and must never be asked again; seeds tell iterations apart.
+            asked = [(prompts[at].id, prompts[at].request.sampling) for at in some]
+            cls.asked.update(key for key, _ in asked)
             if cls.log is not None:
                 with cls.log.open("a") as handle:
-                    handle.writelines(f"{each}\n" for each in ids)
-            yield some
+                    handle.writelines(f"{key} {sampling and sampling.seed}\n" for key, sampling in asked)
 
 
 def products(out: Path) -> dict[str, Any]:
