@@ -188,7 +188,7 @@ def test_an_alarm_stops_the_loop_and_other_limits_go_on(whole: tuple[Path, Any],
     assert "prompts gave a pair, and 9 are wanted" in found.stopped
     assert model_digest(found.model) == model_digest(tiny())
     assert not (tmp_path / "out" / "iteration-1" / "checkpoint").exists()
-    assert results(tmp_path / "out", "")["results"]["alarms"] == [found.stopped]
+    assert results(tmp_path / "out", "")["results"]["alarms"][0]["sentence"] == found.stopped
     again = align(tiny(), PROMPTS, out=tmp_path / "out", iterations=2, **quick(tmp_path))
     assert again.stopped == ""
     assert products(tmp_path / "out") == products(whole[0])
