@@ -2,5 +2,9 @@ from .alignment import Aligned as Aligned
 from .alignment import align as align
 from .options import LoopOptions as LoopOptions
 from .options import Pace as Pace
+from .plan import LoopPlan as LoopPlan
+from .plan import plan_loop as plan_loop
 from .rounds import Round as Round
 from .rounds import rounds_of as rounds_of
+from .single_stages import filter_file as filter_file
+from .single_stages import train_file as train_file
