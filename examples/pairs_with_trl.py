@@ -11,9 +11,8 @@ from typing import Any
 
 import paperhooks
 from datasets import Dataset
-from paperhooks_sso import SSO
+from paperhooks_sso import SSO, HooksDPOTrainer
 from paperhooks_sso.data import ChatFormat, PrincipleBank, conversation_of, system_message
-from paperhooks_sso.trl_trainer import HooksDPOTrainer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback
 from trl import DPOConfig

@@ -11,5 +11,6 @@ from .loop.alignment import align as align
 from .method import SSO as SSO
 from .probes import Alarm as Alarm
 from .probes import AlarmLimits as AlarmLimits
+from .trl_trainer import HooksDPOTrainer as HooksDPOTrainer
 
 __version__: str
