@@ -1,8 +1,11 @@
-"""The light description that the entry point exposes."""
+"""The light description that the entry point exposes, and the process-wide hooks."""
 
+from typing import Any
+
+from paperhooks import hookimpl
 from paperhooks.info import Paper, PluginInfo
 
-__all__ = ["PLUGIN"]
+__all__ = ["PLUGIN", "register_commands"]
 
 PLUGIN = PluginInfo(
     name="sso",
@@ -17,5 +20,15 @@ PLUGIN = PluginInfo(
         venue="Findings of ACL 2025",
         code="icip-cas/SSO",
     ),
+    hooks="paperhooks_sso.plugin",
+    demo="paperhooks_sso.demo:run",
     claims="claims.toml",
 )
+
+
+@hookimpl
+def register_commands(app: Any) -> None:
+    """Add ``paperhooks sso ...``; the command line's libraries are imported only here."""
+    from paperhooks_sso.commands import add_commands
+
+    add_commands(app)

@@ -48,7 +48,7 @@ class LoopPlan:
     prompts, too_long, rounds
         How many prompts, of which about so many do not fit and are dropped; how many times of sampling and training.
     prompt_tokens, new_tokens, trained_tokens
-        Tokens that are read before answers, that are sampled, and that stand in rows that are trained on; of all rounds.
+        Tokens that are read before answers, that are sampled, and that stand in trained rows; of all rounds.
     sample_seconds, train_seconds
         As a few batches took it; None where nothing was measured.
     disk
