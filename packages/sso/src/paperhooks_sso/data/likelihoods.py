@@ -14,14 +14,13 @@ from paperhooks_sso.data.encoded import ROWS, EncodedPrompt, encoded_prompt
 
 __all__ = ["ANSWERS", "answer_means", "reference_rows"]
 
+_ASKED: Final[Mapping[str, tuple[Group, ...]]] = {
+    "chosen": ("plain", "good", "bad"), "rejected": ("plain", "good", "bad"), "ordinary": ("plain", "bad"),
+}  # fmt: skip
 #: Name to answer and group of its prompt: the six of the filter, and yo under x and x-.
 ANSWERS: Final[Mapping[str, tuple[str, Group]]] = {
-    f"{answer}_{group}": (answer, group)
-    for answer, groups in (
-        ("chosen", ("plain", "good", "bad")), ("rejected", ("plain", "good", "bad")), ("ordinary", ("plain", "bad")),
-    )
-    for group in groups
-}  # fmt: skip
+    f"{answer}_{group}": (answer, group) for answer, groups in _ASKED.items() for group in groups
+}
 _IGNORED: Final = -100
 
 

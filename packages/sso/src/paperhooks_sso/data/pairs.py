@@ -74,7 +74,8 @@ def make_pairs(
         tally.count(given, prompt)
         fault = fault_of(given, prompt.principles if drop_leaks else (), keep_cut=keep_cut)
         if fault is None:
-            records.append(pair_record(prompt, {r: (a, replies[f"{prompt.id}/{r}"]) for r, a in answers.items()}, chat))
+            found = {r: (a, replies[f"{prompt.id}/{r}"]) for r, a in answers.items() if a is not None}
+            records.append(pair_record(prompt, found, chat))
         else:
             reasons[fault] += 1
     dropped = {name: reasons[name] for name in ("too_long", *FAULTS)}

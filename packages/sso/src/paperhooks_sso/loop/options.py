@@ -146,7 +146,8 @@ class LoopOptions:
 
     def _checked_features(self) -> FeatureSource | tuple[str, ...]:
         if isinstance(self.features, str):
-            found: FeatureSource = choice("features", self.features, get_args(FeatureSource), also="a list of names")
+            one: Any = self.features
+            found: FeatureSource = choice("features", one, get_args(FeatureSource), also="a list of names")
             return found
         bank = self.bank()
         names = tuple(bank.pick(str(name)).feature for name in self.features)

@@ -63,7 +63,7 @@ def weight_figure(weights: Mapping[str, Sequence[float]]) -> Figure:
     highest = 0.0
     for one, (name, values) in zip(axes, weights.items(), strict=True):
         counts, _, _ = one.hist(list(values), bins=25, range=_WEIGHTS, color=PALETTE[0], alpha=0.7)
-        highest = max(highest, float(counts.max()))
+        highest = max([highest, *map(float, counts)])  # type: ignore[arg-type, unused-ignore]
         mean = sum(values) / max(1, len(values))
         one.axvline(mean, color=PALETTE[1], linestyle="--", linewidth=1.5)
         style_axes(one, f"{name}: {mean:.3f}", "W", "pairs" if one is axes[0] else "")
