@@ -302,3 +302,15 @@ def test_models_of_experts_keep_their_balance_loss() -> None:
     balance = model(**inputs, output_router_logits=True).aux_loss * model.config.router_aux_loss_coef
     assert float(balance) > 0
     assert found[True] - found[False] == pytest.approx(float(balance), rel=1e-4)
+
+
+def test_the_layout_is_what_the_attached_model_can_keep_apart() -> None:
+    method, sliding = SSO(None, loss="simpo", beta=2.0), tiny_llama(layers=2)
+    assert method.collator().layout == "group"
+    with paperhooks.attach(tiny().train(), method):
+        assert method.collator().layout == "shared"
+        assert method.collator(layout="joint").layout == "joint"
+    assert method.collator().layout == "group"
+    sliding.config.sliding_window, sliding.config.layer_types = 4, ["sliding_attention"] * 2
+    with paperhooks.attach(sliding, method):
+        assert method.collator().layout == "group"

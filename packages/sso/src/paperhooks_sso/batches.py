@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from paperhooks import DataError, ModelView, UnsupportedModel
 from paperhooks.logprobs import Head, Reference, sequence_logprobs, token_logprobs
+from paperhooks.models import evaluation_mode
 from torch import Tensor, nn
 
 from paperhooks_sso.algorithm import GROUPS, Group
@@ -176,6 +177,8 @@ def check_shared(model: nn.Module | ModelView, head: Head, width: int) -> None:
     window = view.sliding_window
     if view.attention_kernel not in ("eager", "sdpa"):
         raise UnsupportedModel(f"attention {view.attention_kernel!r} of {name} takes no mask of its own; {advice}")
+    if getattr(view.text_config, "output_router_logits", False):
+        raise UnsupportedModel(f"the balance loss of {name}'s experts takes no mask that says who sees whom; {advice}")
     if window is not None and window < width:
         raise UnsupportedModel(f"layers of {name} see {window} tokens, and rows have {width}; {advice}")
     device: Any = getattr(view.model, "device", torch.device("cpu"))
@@ -189,10 +192,11 @@ def check_shared(model: nn.Module | ModelView, head: Head, width: int) -> None:
         "shift_labels": [[-100, -100, d, e, -100, f, g, -100]],
     }
     apart = {"input_ids": [[a, b, c, d, e], [a, b, c, f, g]], "labels": [[-100] * 3 + [d, e], [-100] * 3 + [f, g]]}
-    found, wanted = (
-        BatchPart({n: torch.tensor(v, device=on) for n, v in columns.items()}, ("plain",)).sums(model, head)[0]
-        for columns in (shared, apart)
-    )
+    with torch.no_grad(), evaluation_mode(view.model):
+        found, wanted = (
+            BatchPart({n: torch.tensor(v, device=on) for n, v in columns.items()}, ("plain",)).sums(model, head)[0]
+            for columns in (shared, apart)
+        )
     allowed = _TOLERANCE.get(_dtype(view), _LOW_PRECISION_TOLERANCE) * float(wanted.abs().max())
     if not (error := float((found - wanted).abs().max())) <= allowed:
         raise UnsupportedModel(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
-from paperhooks import DataError, LossContext, ModelView, Traits, hookimpl
+from paperhooks import DataError, LossContext, ModelView, Traits, UnsupportedModel, hookimpl
 from paperhooks.io import choice, optional
 from paperhooks.logprobs import Head, Reference
 from torch import Tensor
@@ -92,6 +92,7 @@ class SSO:
     objective: Objective = field(init=False, repr=False)
     _reference: Reference | None = field(default=None, init=False, repr=False)
     _head: Head | None = field(default=None, init=False, repr=False)
+    _shares: bool = field(default=False, init=False, repr=False)
     _shared_width: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -105,9 +106,13 @@ class SSO:
             setattr(self, name, getattr(self.objective, name))
         self._reference = _reference_of(self.reference, self.objective)
 
-    def collator(self, pad_id: int = 0, layout: PairLayout = "group", **options: Any) -> PairCollator:
-        """Makes batches of the groups that this objective takes; see there for the options."""
-        return PairCollator(pad_id, layout, self.objective, **options)
+    def collator(self, pad_id: int = 0, layout: PairLayout | None = None, **options: Any) -> PairCollator:
+        """Makes batches of the groups that this objective takes; see there for the options.
+
+        :param layout: by default "shared", which takes least, where the method is attached to a model whose attention
+            keeps answers to one prompt apart, and "group" otherwise.
+        """
+        return PairCollator(pad_id, layout or ("shared" if self._shares else "group"), self.objective, **options)
 
     @hookimpl
     def setup(self, view: ModelView) -> None:
@@ -115,11 +120,12 @@ class SSO:
         if self._reference is not None:
             self._reference.check(view)
         self._head = Head.from_model(view)
+        self._shares = view.sliding_window is None and _can_share(view, self._head)
 
     @hookimpl
     def teardown(self, view: ModelView) -> None:
         """Let go of the head."""
-        self._head = None
+        self._head, self._shares = None, False
 
     @hookimpl
     def count_examples(self, batch: Mapping[str, Any]) -> int:
@@ -159,8 +165,7 @@ class SSO:
         """Once for a width: that the model keeps apart what lies in one row."""
         width = max((part.columns["parts"].shape[1] for part in parts if part.shared), default=0)
         if width > self._shared_width:
-            with torch.no_grad():
-                check_shared(context.model, self._head or Head.from_model(context.model), width)
+            check_shared(context.model, self._head or Head.from_model(context.model), width)
             self._shared_width = width
 
     def _not_finite(self, context: LossContext, sums: Sequence[tuple[Tensor, Tensor]]) -> list[str]:
@@ -199,6 +204,14 @@ class SSO:
                 context.log(f"{group}_rejected_length", rejected)
         if self.not_finite == "skip":
             context.log("skipped", 0.0)
+
+
+def _can_share(view: ModelView, head: Head) -> bool:
+    try:
+        check_shared(view, head, width=0)
+    except (UnsupportedModel, TypeError):  # a model that takes no such mask or positions
+        return False
+    return True
 
 
 def _reference_of(given: Any, objective: Objective) -> Reference | None:
