@@ -8,14 +8,22 @@ from typing import Any
 
 import torch
 from paperhooks import DataError, ModelView, UnsupportedModel
-from paperhooks.logprobs import Head, Reference, sequence_logprobs, token_logprobs
-from paperhooks.models import evaluation_mode
+from paperhooks.logprobs import (
+    Head,
+    Reference,
+    next_token_labels,
+    scatter_rows,
+    sequence_logprobs,
+    target_rows,
+    token_logprobs,
+)
+from paperhooks.models import evaluation_mode, last_hidden_state
 from torch import Tensor, nn
 
 from paperhooks_sso.algorithm import GROUPS, Group
 from paperhooks_sso.base_losses import PairSums
 
-__all__ = ["BatchPart", "check_shared", "examples_of", "pair_sums", "parts_of"]
+__all__ = ["BatchPart", "check_shared", "examples_of", "pair_sums", "parts_of", "sums_of"]
 
 #: What of a batch is no input of the model.
 _COLUMNS = ("ids", "lengths", "parts", "reference_logprobs")
@@ -70,27 +78,33 @@ class BatchPart:
 
     def sums(self, model: nn.Module | ModelView, head: Head) -> tuple[Tensor, Tensor]:
         """S float64 [R] with whatever gradient is asked for, and |y| int64 [R]."""
-        inputs = self._inputs(head.view_of(model))
-        found = sequence_logprobs(model, inputs, head=head)
+        found = sequence_logprobs(model, self.inputs(head.view_of(model)), head=head)
         return self._by_answer(found.tokens) if self.shared else (found.sum, found.count)
 
     def reference_sums(self, reference: Reference, trained: nn.Module | ModelView) -> Tensor:
         """R float64 [R] of a reference of ``trained``, without gradient."""
         if not self.shared:
-            return reference.sums(trained, self._inputs(None))
+            return reference.sums(trained, self.inputs(None))
         head = reference.head(trained)
-        inputs = self._inputs(head.view_of(trained))
+        inputs = self.inputs(head.view_of(trained))
         labels = inputs["shift_labels"]
         with torch.no_grad():
             tokens = reference.run(trained, inputs, lambda hidden, own: token_logprobs(hidden, own, labels))
         return self._by_answer(tokens)[0]
 
-    def _inputs(self, view: ModelView | None) -> dict[str, Any]:
+    def inputs(self, view: ModelView | None) -> dict[str, Any]:
         """What the model is given; where rows share a prompt, with the mask that its attention takes."""
         inputs = {name: value for name, value in self.columns.items() if name not in _COLUMNS}
         if view is not None and self.shared:
             inputs["attention_mask"] = _shared_mask(self.columns["parts"], view)
         return inputs
+
+    def reduced(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """S [R] and |y| [R] of log-probabilities [B, T] of ``labels`` [B, T], of a part that is not flat."""
+        if self.shared:
+            return self._by_answer(tokens)
+        exact = torch.float32 if tokens.device.type == "mps" else torch.float64
+        return tokens.to(exact).sum(1), (labels != -100).sum(1).to(tokens.device)
 
     def _by_answer(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Sums and counts of both answers of each row, chosen ones first, from log-probabilities [B, T]."""
@@ -106,6 +120,28 @@ class BatchPart:
         pieces = values.chunk(2 * len(self.groups))
         for at, group in enumerate(self.groups):
             yield group, pieces[2 * at], pieces[2 * at + 1]
+
+
+def sums_of(parts: Sequence[BatchPart], model: nn.Module | ModelView, head: Head) -> list[tuple[Tensor, Tensor]]:
+    """S [R] and |y| [R] of every part.
+
+    The answers of several parts go through the head together, so that the gradient of its weights, as large as they
+    are, stands in memory once.
+    """
+    view = head.view_of(model)
+    if len(parts) < 2:
+        return [part.sums(model, head) for part in parts]
+    inputs = [part.inputs(view) for part in parts]
+    labels = [next_token_labels(view, each) for each in inputs]
+    rows = [target_rows(each != -100) for each in labels]
+    states = [last_hidden_state(model, each, view=view) for each in inputs]
+    picked = torch.cat([each.reshape(-1, each.shape[-1])[at] for each, at in zip(states, rows, strict=True)])
+    targets = torch.cat([each.reshape(-1)[at] for each, at in zip(labels, rows, strict=True)])
+    values = token_logprobs(picked, head, targets).split([len(at) for at in rows])
+    return [
+        part.reduced(scatter_rows(own, at, known.shape), known)
+        for part, own, at, known in zip(parts, values, rows, labels, strict=True)
+    ]
 
 
 def parts_of(batch: Mapping[str, Any], groups: Sequence[Group]) -> list[BatchPart]:

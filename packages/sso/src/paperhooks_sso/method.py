@@ -22,7 +22,7 @@ from paperhooks.logprobs import Head, Reference
 from torch import Tensor
 
 from paperhooks_sso.algorithm import PRESETS, Objective, SSOLoss, Variant, sso_loss
-from paperhooks_sso.batches import BatchPart, check_shared, examples_of, pair_sums, parts_of
+from paperhooks_sso.batches import BatchPart, check_shared, examples_of, pair_sums, parts_of, sums_of
 from paperhooks_sso.data import PairCollator, PairLayout
 
 __all__ = ["SSO", "NotFinite"]
@@ -139,7 +139,7 @@ class SSO:
         self._check_layout(context, parts)
         head = self._head or Head.from_model(context.model)
         with _router_losses(context.view) as routed:
-            sums = [part.sums(context.model, head) for part in parts]
+            sums = sums_of(parts, context.model, head)
         groups = pair_sums(parts, sums, self._references(context, parts))
         if wrong := self._not_finite(context, sums):
             return self._skipped(context, wrong)
