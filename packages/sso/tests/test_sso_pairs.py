@@ -107,18 +107,21 @@ def test_ids_are_those_that_were_sampled_with_the_end_of_the_turn(chat: ChatForm
 
 def test_files_say_what_they_hold_and_others_read_them(chat: ChatFormat, tmp_path: Path) -> None:
     asked = {"prompt": "And now?", "history": [["Why?", "Because."]], "system": "Be kind."}
-    records, _ = make_pairs([prompt_of(chat, "17", asked)], replies_of("17"), chat)
+    prompts = [prompt_of(chat, "17", asked), prompt_of(chat, "18", "Why?")]
+    records, _ = make_pairs(prompts, replies_of("17") | replies_of("18"), chat)
     digest = write_lines(tmp_path / "pairs.jsonl", records)
     assert write_lines(tmp_path / "again.jsonl", records) == digest
     assert read_lines(tmp_path / "pairs.jsonl") == records
     out = export_pairs(tmp_path / "pairs.jsonl", tmp_path / "export")
-    (conversational,) = read_lines(out / "preferences.jsonl")
+    conversational, single = read_lines(out / "preferences.jsonl")
+    assert single["prompt"] == [{"role": "user", "content": "Why?"}]
     assert conversational["prompt"] == [
         {"role": "system", "content": "Be kind."}, {"role": "user", "content": "Why?"},
         {"role": "assistant", "content": "Because."}, {"role": "user", "content": "And now?"},
     ]  # fmt: skip
     assert conversational["chosen"] == [{"role": "assistant", "content": "A good answer."}]
-    (texts,) = read_lines(out / "llama_factory.jsonl")
+    texts, single = read_lines(out / "llama_factory.jsonl")
+    assert (single["prompt"], single["system"], single["history"]) == ("Why?", "", [])
     assert texts == {
         "id": "17", "prompt": "And now?", "chosen": "A good answer.", "rejected": "A bad one.", "system": "Be kind.",
         "history": [["Why?", "Because."]], "harmful": True,

@@ -86,5 +86,5 @@ def _texts(record: Mapping[str, Any]) -> dict[str, Any]:
 def _history(turns: list[Mapping[str, str]]) -> Iterator[list[str]]:
     """[question, answer] for each turn of the user; what follows it until the next one is the answer."""
     starts = [at for at, turn in enumerate(turns) if turn["role"] == "user"]
-    for start, end in zip(starts, [*starts[1:], len(turns)], strict=True):
+    for start, end in zip(starts, [*starts[1:], len(turns)][: len(starts)], strict=True):
         yield [turns[start]["content"], "\n".join(turn["content"] for turn in turns[start + 1 : end])]
