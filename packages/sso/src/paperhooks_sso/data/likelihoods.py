@@ -9,17 +9,16 @@ import numpy as np
 from paperhooks.logprobs import LogLikelihood
 from torch import nn
 
-from paperhooks_sso.algorithm import Group
+from paperhooks_sso.algorithm import GROUPS, Group
 from paperhooks_sso.data.encoded import ROWS, EncodedPrompt, encoded_prompt
 
 __all__ = ["ANSWERS", "answer_means", "reference_rows"]
 
-_ASKED: Final[Mapping[str, tuple[Group, ...]]] = {
-    "chosen": ("plain", "good", "bad"), "rejected": ("plain", "good", "bad"), "ordinary": ("plain", "bad"),
-}  # fmt: skip
 #: Name to answer and group of its prompt: the six of the filter, and yo under x and x-.
 ANSWERS: Final[Mapping[str, tuple[str, Group]]] = {
-    f"{answer}_{group}": (answer, group) for answer, groups in _ASKED.items() for group in groups
+    **{f"{answer}_{group}": (answer, group) for answer in ("chosen", "rejected") for group in GROUPS},
+    "ordinary_plain": ("ordinary", "plain"),
+    "ordinary_bad": ("ordinary", "bad"),
 }
 _IGNORED: Final = -100
 

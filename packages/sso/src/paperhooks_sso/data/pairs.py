@@ -69,27 +69,26 @@ def make_pairs(
     total = len(prompts) if total is None else total
     records, reasons, tally = [], Counter(too_long=total - len(prompts)), _Tally()
     for prompt in prompts:
-        answers = {role: _answer(replies.get(f"{prompt.id}/{role}")) for role in roles}
-        given = list(answers.values())
+        given = [_answer(replies.get(f"{prompt.id}/{role}")) for role in roles]
         tally.count(given, prompt)
         fault = fault_of(given, prompt.principles if drop_leaks else (), keep_cut=keep_cut)
         if fault is None:
-            found = {r: (a, replies[f"{prompt.id}/{r}"]) for r, a in answers.items() if a is not None}
-            records.append(pair_record(prompt, found, chat))
+            records.append(pair_record(prompt, {role: replies[f"{prompt.id}/{role}"] for role in roles}, chat))
         else:
             reasons[fault] += 1
     dropped = {name: reasons[name] for name in ("too_long", *FAULTS)}
     return records, PairReport(total, len(records), dropped, **tally.figures(roles))
 
 
-def pair_record(
-    prompt: GuidedPrompt, answers: Mapping[str, tuple[Answer, Response]], chat: ChatFormat
-) -> dict[str, Any]:
-    """A line of a pairs file: ids for training, texts for whoever reads or exports it."""
+def pair_record(prompt: GuidedPrompt, replies: Mapping[str, Response], chat: ChatFormat) -> dict[str, Any]:
+    """A line of a pairs file: ids for training, texts for whoever reads or exports it.
+
+    :param replies: sound ones, by role.
+    """
     guided = prompt.record()
     conversation = prompt.asked.conversation
     system = [{"role": "system", "content": conversation.system}] if conversation.system else []
-    texts = {_NAMES[role]: answer.text.strip() for role, (answer, _) in answers.items()}
+    texts = {_NAMES[role]: reply.text.strip() for role, reply in replies.items()}
     return {
         "id": prompt.id,
         "harmful": True,
@@ -99,10 +98,10 @@ def pair_record(
         "bad_system": prompt.bad_system,
         "features": [each.feature for each in prompt.principles],
         "source": [each.source for each in prompt.principles],
-        "finish": {_NAMES[role]: answer.finish for role, (answer, _) in answers.items()},
+        "finish": {_NAMES[role]: reply.finish or "eos" for role, reply in replies.items()},
         "prompt_cut": {"turns": prompt.asked.turns, "characters": prompt.asked.characters},
         **{f"{group}_prompt": guided[f"{group}_prompt"] for group in prompt.ids},
-        **{f"{_NAMES[role]}_ids": _trained_ids(reply, chat) for role, (_, reply) in answers.items()},
+        **{f"{_NAMES[role]}_ids": _trained_ids(reply, chat) for role, reply in replies.items()},
     }
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from paperhooks.errors import require
 from paperhooks.generation import TransformersBackend
 from paperhooks.io import choice, local_path, whole
 from paperhooks.models import find_tokenizer
@@ -101,6 +102,8 @@ def align(
     until = choice("until", until, ("samples", "pairs", "after"))
     chosen = LoopOptions(**options)
     folder = local_path(out)
+    if report:  # known before the work, not after it
+        require("matplotlib", "paperhooks-sso[plots]", "to draw the figures of reports; report=False does without")
     asked = read_prompts(prompts, limit)
     chat = ChatFormat(tokenizer or find_tokenizer(model), chosen.chat_options, chosen.template)
     with RunFolder(folder) as run:

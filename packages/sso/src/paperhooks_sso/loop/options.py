@@ -146,8 +146,8 @@ class LoopOptions:
 
     def _checked_features(self) -> FeatureSource | tuple[str, ...]:
         if isinstance(self.features, str):
-            one: Any = self.features
-            found: FeatureSource = choice("features", one, get_args(FeatureSource), also="a list of names")
+            word: Any = self.features
+            found: FeatureSource = choice("features", word, get_args(FeatureSource), also="a list of names")
             return found
         bank = self.bank()
         names = tuple(bank.pick(str(name)).feature for name in self.features)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from paperhooks import DataError
+from paperhooks.errors import require
 from paperhooks.io import hash_file, local_path
 from paperhooks.models import find_tokenizer
 
@@ -63,6 +64,8 @@ def train_file(
     """
     file, folder = _pairs_file(pairs), local_path(out)
     chosen = LoopOptions(**options)
+    if report:
+        require("matplotlib", "paperhooks-sso[plots]", "to draw the figures of reports; report=False does without")
     records = read_lines(file)
     for at, record in enumerate(records):
         encoded_prompt(record, f"{file}, record {at}")

@@ -62,8 +62,8 @@ def weight_figure(weights: Mapping[str, Sequence[float]]) -> Figure:
     figure, axes = new_figure(width=max(3.6, min(11.0, 2.6 * len(weights))), height=2.9, columns=len(weights))
     highest = 0.0
     for one, (name, values) in zip(axes, weights.items(), strict=True):
-        counts, _, _ = one.hist(list(values), bins=25, range=_WEIGHTS, color=PALETTE[0], alpha=0.7)
-        highest = max([highest, *map(float, counts)])  # type: ignore[arg-type, unused-ignore]
+        drawn: Any = one.hist(list(values), bins=25, range=_WEIGHTS, color=PALETTE[0], alpha=0.7)
+        highest = max(highest, *map(float, drawn[0]))
         mean = sum(values) / max(1, len(values))
         one.axvline(mean, color=PALETTE[1], linestyle="--", linewidth=1.5)
         style_axes(one, f"{name}: {mean:.3f}", "W", "pairs" if one is axes[0] else "")
