@@ -103,16 +103,14 @@ class BatchPart:
         """S [R] and |y| [R] of log-probabilities [B, T] of ``labels`` [B, T], of a part that is not flat."""
         if self.shared:
             return self._by_answer(tokens)
-        exact = torch.float32 if tokens.device.type == "mps" else torch.float64
-        return tokens.to(exact).sum(1), (labels != -100).sum(1).to(tokens.device)
+        return _exact(tokens).sum(1), (labels != -100).sum(1).to(tokens.device)
 
     def _by_answer(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Sums and counts of both answers of each row, chosen ones first, from log-probabilities [B, T]."""
         parts = self.columns["parts"].to(tokens.device)
         targets = self.columns["shift_labels"].to(tokens.device) != -100
-        exact = torch.float32 if tokens.device.type == "mps" else torch.float64
         own = [(parts == answer) & targets for answer in (1, 2)]
-        sums = [torch.where(where, tokens, 0.0).to(exact).sum(1) for where in own]
+        sums = [_exact(torch.where(where, tokens, 0.0)).sum(1) for where in own]
         return torch.cat(sums), torch.cat([where.sum(1) for where in own])
 
     def split(self, values: Tensor) -> Iterator[tuple[Group, Tensor, Tensor]]:
@@ -135,7 +133,7 @@ def sums_of(parts: Sequence[BatchPart], model: nn.Module | ModelView, head: Head
     labels = [next_token_labels(view, each) for each in inputs]
     rows = [target_rows(each != -100) for each in labels]
     states = [last_hidden_state(model, each, view=view) for each in inputs]
-    picked = torch.cat([each.reshape(-1, each.shape[-1])[at] for each, at in zip(states, rows, strict=True)])
+    picked = torch.cat([s.reshape(-1, s.shape[-1])[at.to(s.device)] for s, at in zip(states, rows, strict=True)])
     targets = torch.cat([each.reshape(-1)[at] for each, at in zip(labels, rows, strict=True)])
     values = token_logprobs(picked, head, targets).split([len(at) for at in rows])
     return [
@@ -149,6 +147,11 @@ def parts_of(batch: Mapping[str, Any], groups: Sequence[Group]) -> list[BatchPar
 
     :raises DataError: columns of another form, or rows that are no multiple of the groups.
     """
+    return [part.only(groups) for part in _whole_parts(batch, groups)]
+
+
+def _whole_parts(batch: Mapping[str, Any], groups: Sequence[Group]) -> list[BatchPart]:
+    """The same with the rows of other groups, of which nothing is copied."""
     there = [group for group in GROUPS if isinstance(batch.get(group), Mapping)]
     if there:
         missing = [group for group in groups if group not in there]
@@ -165,12 +168,12 @@ def parts_of(batch: Mapping[str, Any], groups: Sequence[Group]) -> list[BatchPar
         )
     whole = BatchPart(batch, tuple(groups))
     held = _held(whole.rows, batch.get("ids"), groups)
-    return [BatchPart(batch, held).only(groups)]
+    return [BatchPart(batch, held)]
 
 
 def examples_of(batch: Mapping[str, Any], groups: Sequence[Group]) -> int:
     """Prompts of a batch, B."""
-    part = parts_of(batch, groups)[0]
+    part = _whole_parts(batch, groups)[0]
     return part.rows // (2 * len(part.groups))
 
 
@@ -252,6 +255,11 @@ def _shared_mask(parts: Tensor, view: ModelView) -> Tensor:
     # Eager attention adds the mask to its scores.
     dtype = _dtype(view)
     return torch.zeros(seen.shape, dtype=dtype, device=parts.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def _exact(values: Tensor) -> Tensor:
+    """In float64, where the device has it: what sums over an answer are made in."""
+    return values.to(torch.float32 if values.device.type == "mps" else torch.float64)
 
 
 def _dtype(view: ModelView) -> torch.dtype:
