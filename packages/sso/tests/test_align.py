@@ -77,6 +77,25 @@ def test_called_again_nothing_is_done_again(whole: tuple[Path, Any], tmp_path: P
     assert model_digest(again.model) == model_digest(found.model)
 
 
+@pytest.mark.parametrize("until", ["samples", "pairs"])
+def test_a_stage_alone_is_done_of_the_first_round_that_is_not_trained(
+    whole: tuple[Path, Any], tmp_path: Path, until: str
+) -> None:
+    out, options = tmp_path / "out", quick(tmp_path)
+    for _ in range(2):
+        align(tiny(), PROMPTS, out=out, iterations=1, until=until, **options)
+    assert not (out / "iteration-1" / "checkpoint").exists()
+    align(tiny(), PROMPTS, out=out, iterations=1, **options)
+    for _ in range(2):
+        part = align(tiny(), PROMPTS, out=out, iterations=2, until=until, **options)
+    assert part.iterations == 1
+    assert (out / "iteration-2" / "samples").is_dir()
+    assert (out / "iteration-2" / "pairs.jsonl").exists() == (until == "pairs")
+    assert not (out / "iteration-2" / "checkpoint").exists()
+    end = align(tiny(), PROMPTS, out=out, iterations=2, **options)
+    assert model_digest(end.model) == model_digest(whole[1].model)
+
+
 def test_model_and_global_random_state_stay_as_they_were(tmp_path: Path) -> None:
     model = tiny().train()
     model.model.embed_tokens.weight.requires_grad_(False)

@@ -63,13 +63,14 @@ class RoundWork:
     def run(self, each: Round, folder: RoundFolder) -> list[Alarm]:
         """Do what is not done yet; the alarms that end the loop with this round."""
         self.stages[each.name] = folder.finished
-        if not self._wants("pairs"):
+        trained = folder.done("train") is not None  # what is wanted is then wanted of a later round
+        if not trained and not self._wants("pairs"):
             self._sampled(each, folder)
             return []
         pairs = folder.done("pairs") or self._pairs(each, folder)
         self.first.setdefault("pairs", pairs)
         alarms = pair_alarms(pairs, self.first["pairs"], self.limits)
-        return alarms if alarms or not self._wants("train") else self.train(each, folder)
+        return alarms if alarms or not (trained or self._wants("train")) else self.train(each, folder)
 
     def train(self, each: Round, folder: RoundFolder) -> list[Alarm]:
         """From pairs to a checkpoint, with probes before and after."""
