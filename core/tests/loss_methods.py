@@ -51,6 +51,30 @@ class SequenceLoss(TokenLoss):
 
 
 @dataclass(eq=False)
+class PartLoss(TokenLoss):
+    """That of SequenceLoss, a sequence after another: gradients of all but the last are made at once."""
+
+    traits = Traits(writes=frozenset({"objective"}), parallel=("ddp",))
+
+    @hookimpl
+    def compute_loss(self, context):
+        *early, last = range(len(context.inputs["input_ids"]))
+        made = []
+        with context.unsynchronised():
+            for at in early:
+                part = self._share(context, at)
+                context.backward(part)
+                made.append(part.detach())
+        return sum(made, self._share(context, last))
+
+    def _share(self, context, at):
+        number = len(context.inputs["input_ids"])
+        row = {name: value[at : at + 1] for name, value in context.inputs.items()}
+        mean = sequence_logprobs(context.model, row, head=self.head).mean
+        return context.example_mean(torch.nn.functional.softplus(-mean).expand(number)) / number
+
+
+@dataclass(eq=False)
 class PackedLoss(TokenLoss):
     """Replaces the loss: a mean over sequences, of which several may lie in one row of the batch; logs what it sees."""
 
@@ -104,6 +128,7 @@ METHODS: dict[str, list[type]] = {
     "bystander": [Bystander],
     "token": [TokenLoss],
     "sequence": [SequenceLoss],
+    "parts": [PartLoss],
     "terms": [Penalties],
     "both": [SequenceLoss, Penalties],
     "packed": [PackedLoss],

@@ -97,7 +97,11 @@ def run(way: str, preset: str, rate: float, seed: int, iterations: int, out: Pat
             model = AutoModelForCausalLM.from_pretrained(folder / f"iteration-{number - 1}" / "checkpoint")
         asked = [GuidedPrompt.from_record(each) for each in read_lines(at / "asked.jsonl")]
         requests = RequestMaker(seed, number, 1.0, 1.0, 16).answers(asked, ("yo",))
-        found.append(figures(at, ask(TransformersBackend(model, tokenizer), requests, out=folder / f"plain-{number}", batch_size=128)))
+        found.append(
+            figures(
+                at, ask(TransformersBackend(model, tokenizer), requests, out=folder / f"plain-{number}", batch_size=128)
+            )
+        )
     return found
 
 

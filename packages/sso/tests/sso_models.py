@@ -88,8 +88,9 @@ def train_share(name: str, out: str) -> list[dict[str, Any]]:
     class HooksTrainer(HooksTrainerMixin, Trainer):
         """What a user writes."""
 
-    layout, steps = name.split("-")
-    model, method, pairs = tiny(), SSO(reference=tiny("reference")), drawn_pairs()
+    layout, steps, *low = name.split("-")
+    method = SSO(reference=tiny("reference"), low_memory=bool(low))
+    model, pairs = tiny(), drawn_pairs()
     collator = method.collator(layout=layout)
     arguments = TrainingArguments(
         output_dir=out, use_cpu=True, max_steps=1, per_device_train_batch_size=1, per_device_eval_batch_size=1,

@@ -47,6 +47,15 @@ class TestFlatLayout(Pairs):
     layout = "flat"
 
 
+class TestLowMemory(Pairs):
+    options = {"low_memory": True}
+
+
+class TestSharedLowMemory(Pairs):
+    layout = "shared"
+    options = {"low_memory": True, "preset": "v2"}
+
+
 class TestSecondVersion(Pairs):
     options = {"preset": "v2"}
 

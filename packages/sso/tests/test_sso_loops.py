@@ -41,9 +41,15 @@ def test_one_process_takes_the_step_of_one_batch(layout: str, tmp_path: Path) ->
     assert any("eval_loss/sso/plain_margin" in entry for entry in log)
 
 
-@pytest.mark.parametrize("layout", ["joint", "group"])
-def test_two_processes_with_three_and_one_prompt_take_the_same_step(layout: str, tmp_path: Path) -> None:
-    log, other = run_ranks(train_share, f"{layout}-1", tmp_path)
+@pytest.mark.parametrize("low", ["", "-low"])
+def test_group_by_group_one_process_takes_the_same_step(low: str, tmp_path: Path) -> None:
+    train_share(f"group-2{low}", str(tmp_path))
+    same(load_file(tmp_path / "weights.safetensors"))
+
+
+@pytest.mark.parametrize(("layout", "low"), [("joint", ""), ("group", ""), ("group", "-low"), ("shared", "-low")])
+def test_two_processes_with_three_and_one_prompt_take_the_same_step(layout: str, low: str, tmp_path: Path) -> None:
+    log, other = run_ranks(train_share, f"{layout}-1{low}", tmp_path)
     same(load_file(tmp_path / "weights.safetensors"))
     one = train_share(f"{layout}-2", str(tmp_path / "one"))
     for key in (key for key in one[0] if key.startswith("loss")):
@@ -54,10 +60,11 @@ def test_two_processes_with_three_and_one_prompt_take_the_same_step(layout: str,
     assert other is not None
 
 
-def test_a_loop_of_accelerate_takes_the_same_step() -> None:
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_loop_of_accelerate_takes_the_same_step(low_memory: bool) -> None:
     from accelerate import Accelerator
 
-    accelerator, method = Accelerator(cpu=True), SSO(reference=tiny("reference"))
+    accelerator, method = Accelerator(cpu=True), SSO(reference=tiny("reference"), low_memory=low_memory)
     plain = tiny()
     model, optimizer = accelerator.prepare(plain, torch.optim.SGD(plain.parameters(), lr=0.05))
     pairs: list[Any] = drawn_pairs()
@@ -65,6 +72,7 @@ def test_a_loop_of_accelerate_takes_the_same_step() -> None:
         batches = [method.collator()(part) for part in (pairs[:3], pairs[3:])]
         counts = AccumulatedCounts.of(session, batches)
         for batch in batches:
-            accelerator.backward(compute_loss(session, counts.context(model, batch)))
+            context = counts.context(model, batch, run_backward=accelerator.backward)
+            accelerator.backward(compute_loss(session, context))
         optimizer.step()
     same({n: p.detach() for n, p in plain.named_parameters()})

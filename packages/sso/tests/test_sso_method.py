@@ -14,7 +14,7 @@ from paperhooks.testing import fingerprint, tiny_llama, tiny_text
 from paperhooks.training import compute_loss
 from paperhooks_sso import SSO, Objective
 from paperhooks_sso.algorithm import GROUPS
-from paperhooks_sso.batches import parts_of
+from paperhooks_sso.batches import BatchPart, parts_of
 from paperhooks_sso.data import PairCollator
 from sso_models import CASES, drawn_pairs, golden, objective_options, tiny, with_reference
 
@@ -75,6 +75,77 @@ def test_every_layout_gives_the_same_loss_and_gradients(preset: str) -> None:
             torch.testing.assert_close(theirs[name], gradient, rtol=0, atol=1e-6 * largest, msg=f"{layout} {name}")
         for name, figure in context.figures.items():
             assert float(told.figures[name].mean) == pytest.approx(float(figure.mean), rel=1e-5, abs=1e-6), name
+
+
+@pytest.mark.parametrize("layout", ["group", "shared"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"preset": "v1-ipo"}, {"preset": "v1-dpo", "gamma": 0.2}, {"preset": "v1-dpo", "detach_weight": True},
+        {"preset": "v2"}, {"variant": "head"}, {"gap": False}, {"weight": False},
+        {"preset": None, "loss": "orpo"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_gradients_made_group_by_group_are_the_same(layout: str, options: dict[str, Any]) -> None:
+    found = []
+    for low_memory in (False, True):
+        method = SSO(**options, low_memory=low_memory)
+        batch = method.collator(layout=layout)(drawn_pairs())
+        if method.objective.pair.reference:
+            batch = with_reference(batch, method.objective.groups, tiny("reference").double())
+        found.append(run(method, batch, tiny().double()))
+    (loss, gradients, context), (other, theirs, told) = found
+    assert other == pytest.approx(loss, rel=1e-12)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(theirs[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+    for name, figure in context.figures.items():
+        assert float(told.figures[name].mean) == pytest.approx(float(figure.mean), rel=1e-9, abs=1e-12), name
+
+
+def test_group_by_group_at_most_two_graphs_are_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the three, that of the good group is gone before the bad one's begins."""
+    order: list[str] = []
+    sums, backward = BatchPart.sums, LossContext.backward
+    monkeypatch.setattr(BatchPart, "sums", lambda self, *a: (order.append(self.groups[0]), sums(self, *a))[1])
+    monkeypatch.setattr(LossContext, "backward", lambda self, part: (order.append("backward"), backward(self, part))[1])
+    method = SSO(low_memory=True)
+    batch = with_reference(method.collator(layout="group")(drawn_pairs()))
+    model = tiny()
+    with paperhooks.attach(model, method) as session:
+        order.clear()
+        loss = compute_loss(session, LossContext(model, batch, session))
+        assert order == ["plain", "good", "backward", "bad"]
+        before = model.lm_head.weight.grad.clone()
+        loss.backward()
+    assert not torch.equal(model.lm_head.weight.grad, before)
+    with paperhooks.attach(model, method) as session, torch.no_grad():
+        order.clear()
+        wanted = model.lm_head.weight.grad.clone()
+        compute_loss(session, LossContext(model, batch, session))
+    assert order == ["plain", "good", "bad"]
+    assert torch.equal(model.lm_head.weight.grad, wanted)
+
+
+@pytest.mark.parametrize("layout", ["joint", "flat"])
+def test_group_by_group_needs_groups_apart(layout: str) -> None:
+    method = SSO(low_memory=True)
+    batch = with_reference(method.collator(layout=layout)(drawn_pairs()))
+    with pytest.raises(DataError, match=r"whose groups lie apart.*the layout 'shared' or 'group'"):
+        run(method, batch)
+
+
+def test_group_by_group_a_batch_cannot_be_skipped_and_is_looked_at_before_its_gradient() -> None:
+    with pytest.raises(ValueError, match="low_memory=True has gradients made before all groups are known"):
+        SSO(low_memory=True, not_finite="skip")
+    method, model = SSO(low_memory=True), tiny()
+    batch = with_reference(method.collator(layout="group")(drawn_pairs()))
+    with paperhooks.attach(model, method) as session:
+        with torch.no_grad():
+            model.lm_head.weight[:4] = torch.nan
+        with pytest.raises(DataError, match="log-probabilities of p0, p1, p2, p3 are NaN or infinite"):
+            compute_loss(session, LossContext(model, batch, session))
+    assert model.lm_head.weight.grad is None
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -68,6 +69,8 @@ class LossContext:
         After :func:`compute_loss`: ``loss/<method>/<name>`` to everything that :meth:`log` was given.
     state
         What the hooks of one method tell each other about this micro-batch.
+    run_backward
+        What :meth:`backward` gives a part of the loss to, such as ``accelerator.backward``; its own ``backward()`` else.
     """
 
     model: nn.Module
@@ -84,6 +87,7 @@ class LossContext:
     figures: dict[str, RunningMean] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
     stock: Callable[[], tuple[Tensor, Any]] | None = field(default=None, repr=False)
+    run_backward: Callable[[Tensor], Any] | None = field(default=None, repr=False)
     _forward: tuple[Tensor, Any] | None = field(default=None, repr=False)
 
     @cached_property
@@ -182,6 +186,33 @@ class LossContext:
             raise HookError(f"{self.method} logs a figure under {name!r}; expected a name")
         key, found = f"loss/{self.method}/{name}", RunningMean.of(value, weight)
         self.figures[key] = self.figures[key] + found if key in self.figures else found
+
+    def backward(self, part: Tensor) -> None:
+        """Have the gradient of a part of the loss made now, so that what its graph holds is free before the rest is.
+
+        The hook still returns the whole loss, in which this part is detached. Nothing happens where no gradients are
+        wanted, as in evaluation. The part's forwards belong into :meth:`unsynchronised`, and after the last part there
+        has to be a forward whose graph the returned loss holds: its backward is the one that exchanges gradients.
+
+        :param part: a scalar with gradient, normalised as the loss is.
+        :raises HookError: no hook runs, or no scalar.
+        """
+        if self.method is None:
+            raise HookError("context.backward(part) belongs into compute_loss or loss_terms of an attached method")
+        if part.numel() != 1:
+            raise HookError(f"{self.method} has a gradient made of a tensor {list(part.shape)}; expected a scalar")
+        if not (torch.is_grad_enabled() and part.requires_grad):
+            return
+        device = part.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+            (self.run_backward or Tensor.backward)(part.reshape(()))
+
+    @contextmanager
+    def unsynchronised(self) -> Iterator[None]:
+        """Forwards and :meth:`backward` inside exchange no gradients between processes; those after it exchange all."""
+        apart = getattr(self.model, "no_sync", None)  # of DistributedDataParallel
+        with apart() if callable(apart) else nullcontext():
+            yield
 
     def target_row_mean(self, values: Tensor, counted: Tensor) -> Tensor:
         """Mean of ``values`` [B] over the rows of the accumulated batch that have a target (``counted`` true [B]).

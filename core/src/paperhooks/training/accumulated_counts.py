@@ -93,8 +93,14 @@ class AccumulatedCounts:
         if not self.counts[3]:
             raise no_target(int(self.counts[1]), "optimiser step")
 
-    def context(self, model: nn.Module, batch: Mapping[str, Any]) -> LossContext:
-        """What the loss hooks see of one of the micro-batches. A count of 0 is taken for an unknown one."""
+    def context(
+        self, model: nn.Module, batch: Mapping[str, Any], *, run_backward: Callable[[Tensor], Any] | None = None
+    ) -> LossContext:
+        """What the loss hooks see of one of the micro-batches. A count of 0 is taken for an unknown one.
+
+        :param run_backward: what you call with the loss in place of ``loss.backward()``, such as
+            ``accelerator.backward``, for methods that have gradients made in parts.
+        """
         return LossContext(
             model,
             batch,
@@ -104,4 +110,5 @@ class AccumulatedCounts:
             num_target_rows_in_batch=self.counts[2] if self.counts[2] else None,
             num_method_examples={name: n for name, n in zip(self.methods, self.counts[4:], strict=True) if n},
             accumulation_steps=self.steps,
+            run_backward=run_backward,
         )

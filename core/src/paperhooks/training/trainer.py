@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 from transformers.trainer_utils import get_last_checkpoint
 
-from paperhooks.errors import PluginConflict
+from paperhooks.errors import HookError, PluginConflict
 from paperhooks.hooks.batch_counts import batch_rows, method_examples, predicts_nothing
 from paperhooks.hooks.loss import LossContext
 from paperhooks.hooks.running_mean import RunningMean
@@ -85,7 +85,7 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
         if session is None or not has_loss_hooks(session):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         context = self._loss_context(model, inputs, num_items_in_batch)
-        context.session = session
+        context.session, context.run_backward = session, self._backward_part
         divided = self._divides(num_items_in_batch) and model.training
         steps = context.accumulation_steps if divided else 1
 
@@ -253,6 +253,15 @@ class HooksTrainerMixin(_Trainer):  # type: ignore[misc, valid-type, unused-igno
             steps = int(getattr(self, "current_gradient_accumulation_steps", 1))
             return LossContext(model, dict(inputs), accumulation_steps=steps)
         return counts.context(model, dict(inputs))
+
+    def _backward_part(self, part: Tensor) -> None:
+        """As ``training_step`` does with the loss, when it has divided it."""
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise HookError(
+                "DeepSpeed takes one backward pass a micro-batch, and a method asks for gradients in parts "
+                "(context.backward); use another way to spread the model, or the method without it"
+            )
+        self.accelerator.backward(part)
 
     def _divides(self, items: Tensor | int | None) -> bool:
         """Whether ``training_step`` will divide the loss by the accumulation steps."""

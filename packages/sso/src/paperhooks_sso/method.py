@@ -17,13 +17,14 @@ from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from paperhooks import DataError, LossContext, ModelView, Traits, UnsupportedModel, hookimpl
-from paperhooks.io import choice, optional
+from paperhooks.io import choice, flag, optional
 from paperhooks.logprobs import Head, Reference
 from torch import Tensor
 
 from paperhooks_sso.algorithm import PRESETS, Objective, SSOLoss, Variant, sso_loss
 from paperhooks_sso.batches import BatchPart, check_shared, examples_of, pair_sums, parts_of, sums_of
 from paperhooks_sso.data import PairCollator, PairLayout
+from paperhooks_sso.early_gradients import sums_in_turn
 
 __all__ = ["SSO", "NotFinite"]
 
@@ -52,6 +53,10 @@ class SSO:
     not_finite
         What happens to a micro-batch with a log-probability that is NaN or infinite: "raise" an error that names its
         prompts, or "skip" it, which is counted and logged as ``skipped``.
+    low_memory
+        Have the gradient of one group made before the next one runs: the same gradients, for batches whose groups lie
+        apart ("shared" and "group"), with a third less memory for activations where there are three groups. Fewer
+        prompts at a time, accumulated, save more.
 
     Logs, as ``loss/<method>/<name>``, means over prompts: the parts ``L_plain``, ``L_good`` and ``L_bad``, margins,
     accuracies and log-probabilities of every group (:class:`~paperhooks_sso.SSOLoss`), ``weight``, and the lengths of
@@ -76,6 +81,7 @@ class SSO:
     smoothing: float | None = None
     simpo_margin: float | None = None
     not_finite: NotFinite = "raise"
+    low_memory: bool = False
 
     traits: ClassVar[Traits] = Traits(
         writes=frozenset({"objective"}),
@@ -98,6 +104,12 @@ class SSO:
     def __post_init__(self) -> None:
         self.preset = optional(choice, "preset", self.preset, tuple(PRESETS))
         self.not_finite = choice("not_finite", self.not_finite, get_args(NotFinite))
+        self.low_memory = flag("low_memory", self.low_memory)
+        if self.low_memory and self.not_finite == "skip":
+            raise ValueError(
+                "low_memory=True has gradients made before all groups are known, so that not_finite='skip' "
+                "cannot leave a batch out; choose one of them"
+            )
         names = {each.name for each in fields(Objective)}
         given = {each.name: getattr(self, each.name) for each in fields(self) if each.name in names}
         chosen = {**PRESETS.get(self.preset or "", {}), **{n: v for n, v in given.items() if v is not None}}
@@ -138,15 +150,35 @@ class SSO:
         parts = parts_of(context.inputs, self.objective.groups)
         self._check_layout(context, parts)
         head = self._head or Head.from_model(context.model)
+        references = self._references(context, parts)
         with _router_losses(context.view) as routed:
-            sums = sums_of(parts, context.model, head)
-        groups = pair_sums(parts, sums, self._references(context, parts))
+            if self.low_memory:
+                sums = self._sums_in_turn(context, parts, references, head)
+            else:
+                sums = sums_of(parts, context.model, head)
+        groups = pair_sums(parts, sums, references)
         if wrong := self._not_finite(context, sums):
             return self._skipped(context, wrong)
         found = sso_loss(groups, self.objective)
         self._log(context, found, parts, sums)
         loss = context.example_mean(found.examples)
         return loss + routed[0].to(loss.device) / context.accumulation_steps if routed else loss
+
+    def _sums_in_turn(
+        self, context: LossContext, parts: Sequence[BatchPart], references: Sequence[Tensor | None], head: Head
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Sums of every part, of which one has its gradient already."""
+        if len(parts) != len(self.objective.groups):
+            raise DataError(
+                "low_memory=True needs batches whose groups lie apart, and this one has all in one; collate it with "
+                "the layout 'shared' or 'group'"
+            )
+        if getattr(context.view.text_config, "output_router_logits", False):
+            raise UnsupportedModel(
+                f"the balance loss of {type(context.view.model).__name__}'s experts is one for all groups; train it "
+                "with low_memory=False, or with output_router_logits=False"
+            )
+        return sums_in_turn(context, parts, references, self.objective, head, self._raise_not_finite)
 
     def _references(self, context: LossContext, parts: Sequence[BatchPart]) -> list[Tensor | None]:
         if not self.objective.pair.reference:
@@ -167,6 +199,10 @@ class SSO:
         if width > self._shared_width:
             check_shared(context.model, self._head or Head.from_model(context.model), width)
             self._shared_width = width
+
+    def _raise_not_finite(self, context: LossContext, sums: Sequence[tuple[Tensor, Tensor]]) -> None:
+        if wrong := self._not_finite(context, sums):
+            self._skipped(context, wrong)
 
     def _not_finite(self, context: LossContext, sums: Sequence[tuple[Tensor, Tensor]]) -> list[str]:
         """The prompts with a log-probability that is none; empty where all are."""
