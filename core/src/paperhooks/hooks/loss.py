@@ -70,7 +70,7 @@ class LossContext:
     state
         What the hooks of one method tell each other about this micro-batch.
     run_backward
-        What :meth:`backward` gives a part of the loss to, such as ``accelerator.backward``; its own ``backward()`` else.
+        What :meth:`backward` gives a part of the loss to, such as ``accelerator.backward``; None for its own.
     """
 
     model: nn.Module
