@@ -10,7 +10,8 @@ Compared are, with the same base loss, rate, steps and seeds,
 - sso: with both, as the preset has it.
 
 Told is after every iteration how often plain answers, good and bad answers are right, and in how many pairs the good
-one is right and the bad one is not: the truth that a collapse loses.
+one is right and the bad one is not: the truth that a collapse loses; for the last one, the difference from the first
+way over seeds, with a bootstrap interval.
 
     python packages/sso/benchmarks/controlled.py [--quick] [--seeds 0 1 2 3 4] [--rates 3e-4 1e-3] [--out FOLDER]
 
@@ -31,6 +32,7 @@ import tomlkit
 import torch
 from paperhooks.generation import TransformersBackend, ask
 from paperhooks.io import write_json, write_text
+from paperhooks.reports import bootstrap_interval
 from paperhooks_sso.data import GuidedPrompt, RequestMaker, read_lines
 from paperhooks_sso.demo_model import PRINCIPLE, PROMPTS, RIGHT, colour_model
 from paperhooks_sso.loop import Pace, align
@@ -129,6 +131,7 @@ def main() -> None:
                     told = " ".join(f"{each['plain']:.2f}/{each['pairs_right']:.2f}" for each in runs[-1])
                     print(f"{options.preset} {rate:g} {way} {seed}: plain right/pairs right {told}", flush=True)
                 line[f"{options.preset} {rate:g} {way}"] = _summary(runs)
+                _compare(line, f"{options.preset} {rate:g} ", way)
                 if options.out:
                     write_json(out / f"controlled-{options.preset}.json", line)
     print(json.dumps(line))
@@ -141,6 +144,19 @@ def _summary(runs: list[list[dict[str, float]]]) -> dict[str, Any]:
         "iterations": [{name: round(fmean(each[name] for each in step), 4) for name in step[0]} for step in steps],
         "last": {name: [round(each[name], 4) for each in steps[-1]] for name in steps[-1][0]},
     }
+
+
+def _compare(line: dict[str, Any], prefix: str, way: str) -> None:
+    """Add how far the last iteration is from that of the pairs alone: the mean over seeds, and its interval."""
+    own, base = line[prefix + way], line.get(f"{prefix}pairs")
+    if way == "pairs" or base is None:
+        return
+    own["more_than_pairs"] = found = {}
+    for name, values in own["last"].items():
+        apart = [value - other for value, other in zip(values, base["last"][name], strict=True)]
+        low, high = bootstrap_interval(fmean, apart)
+        found[name] = [round(value, 4) for value in (fmean(apart), low, high)]
+        print(f"  {way} - pairs, {name}: {found[name][0]:+.3f} ({low:+.3f} to {high:+.3f})", flush=True)
 
 
 if __name__ == "__main__":

@@ -44,10 +44,11 @@ ASKED: Final = (
     "What should a child know about {}?", "Write two sentences about {}.", "Give me one tip about {}.",
     "Why do people care about {}?", "Tell me something surprising about {}.", "Explain {} to a visitor from far away.",
 )  # fmt: skip
-#: Most tokens of an answer. Many answers are longer; what is left of them still differs, so that they are kept.
-TOKENS: Final = 96
-TRAINED, FRESH = 50, 32
-RATE: Final = 1e-5
+#: Most tokens of an answer, by part. Many answers are longer; what is left of them still differs, so they are kept.
+TOKENS: Final = {"data": 96, "generator": 48}
+#: Questions that are trained on, one a step, and those that are asked afterwards.
+TRAINED, FRESH = 24, 20
+RATE: Final = 2e-5
 LIMITS: Final = AlarmLimits(
     min_pairs=1, cut=None, same=None, leaking=None, length_growth=None, gap_kept=None, margin_fall=None
 )
@@ -65,10 +66,12 @@ def questions() -> list[dict[str, str]]:
     return [{"id": str(at), "prompt": prompt} for at, prompt in enumerate(rows)]
 
 
-def sampled(model: Any, tokenizer: Any, asked: Sequence[Any], out: Path, **options: Any) -> tuple[list[Any], Any]:
+def sampled(
+    model: Any, tokenizer: Any, asked: Sequence[Any], tokens: int, out: Path, **options: Any
+) -> tuple[list[Any], Any]:
     """The pairs of a model, with the report of them."""
     align(
-        model, asked, tokenizer=tokenizer, out=out, iterations=1, until="pairs", max_new_tokens=TOKENS, keep_cut=True,
+        model, asked, tokenizer=tokenizer, out=out, iterations=1, until="pairs", max_new_tokens=tokens, keep_cut=True,
         limits=LIMITS, pace=PACE, report=False, **options,
     )  # fmt: skip
     folder = out / "iteration-1"
@@ -78,7 +81,7 @@ def sampled(model: Any, tokenizer: Any, asked: Sequence[Any], out: Path, **optio
 
 def data(model: Any, tokenizer: Any, number: int, out: Path) -> dict[str, Any]:
     """How the data stage fares."""
-    records, report = sampled(model, tokenizer, questions()[:number], out / "data", features="asked")
+    records, report = sampled(model, tokenizer, questions()[:number], TOKENS["data"], out / "data", features="asked")
     means = answer_means(model, records, end=False)
     filtered = filter_pairs(means)[1]
     told = {name: report[name] for name in ("prompts", "kept", "dropped", "cut", "same", "leaking", "lengths")}
@@ -98,16 +101,16 @@ def data(model: Any, tokenizer: Any, number: int, out: Path) -> dict[str, Any]:
 
 def generator(model: Any, tokenizer: Any, seed: int, out: Path) -> dict[str, Any]:
     """Fresh pairs of the model as it was, and trained in every way on the same pairs."""
-    asked, own = questions(), out / f"generator-{seed}"
-    first = 8 * seed
+    asked, own, tokens = questions(), out / f"generator-{seed}", TOKENS["generator"]
+    first = TRAINED * seed
     train, fresh = asked[first : first + TRAINED], asked[-FRESH:]
     options: dict[str, Any] = {
         "features": ["Concision"], "feature_number": 1, "concision": 0.0, "drop_leaks": False, "seed": seed
     }  # fmt: skip
-    sampled(model, tokenizer, train, own / "train", **options)
+    sampled(model, tokenizer, train, tokens, own / "train", **options)
 
     def measured(asking: Any, name: str) -> dict[str, float]:
-        records, report = sampled(asking, tokenizer, fresh, own / name, **options)
+        records, report = sampled(asking, tokenizer, fresh, tokens, own / name, **options)
         return {**_contrast(asking, model, records), "kept": report["kept"], "same": report["same"]}
 
     found = {"start": measured(model, "fresh-start")}
