@@ -240,6 +240,11 @@ def test_version_2_trains_a_generator_and_then_the_model_as_it_was(tmp_path: Pat
     assert "ordinary" not in pairs[1][0]  # nothing compares it
     assert pairs[0][0]["good_system"] == pairs[1][0]["good_system"]
     assert pairs[0][0]["chosen_ids"] != pairs[1][0]["chosen_ids"]
+    # The reference is asked for the rows that are compared, and for no others; at the first step nothing has moved.
+    sums = [read_lines(tmp_path / "out" / n / "reference.jsonl", "") for n in ("iteration-1-generator", "iteration-1")]
+    assert [{len(row["sums"]) for row in rows if "sums" in row} for rows in sums] == [{4}, {2}]
+    for name in ("good_margin", "bad_margin"):
+        assert steps[0][name] == pytest.approx(0, abs=1e-5)
 
 
 def test_adapters_alone_are_trained_and_saved(tmp_path: Path) -> None:

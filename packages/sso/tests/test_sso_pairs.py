@@ -174,3 +174,4 @@ def test_rows_of_a_reference_are_in_the_order_of_the_loss() -> None:
     for (ids, labels), (group, answer) in zip(rows, wanted, strict=True):
         assert ids == [*pair.prompts[group], *answer]
         assert labels == [*[-100] * len(pair.prompts[group]), *answer]
+    assert reference_rows(pair, ("good",)) == rows[2:4]

@@ -51,11 +51,11 @@ def answer_means(
     return found
 
 
-def reference_rows(pair: EncodedPrompt) -> list[tuple[list[int], list[int]]]:
-    """Ids and labels of the six rows of a pair, in their order; of those that can be built."""
+def reference_rows(pair: EncodedPrompt, groups: Sequence[Group] = GROUPS) -> list[tuple[list[int], list[int]]]:
+    """Ids and labels of the rows of a pair, two a group, in their order; of those that can be built."""
     rows = []
-    for group, (chosen, rejected) in ROWS.items():
-        for answer in (chosen, rejected):
+    for group in groups:
+        for answer in ROWS[group]:
             prompt, ids = pair.prompts[group], pair.answers.get(answer)
             # Without yo there is no row, but a place: what stands there is read by nobody.
             ids = pair.answers["chosen"] if ids is None else ids

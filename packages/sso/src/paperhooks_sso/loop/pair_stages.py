@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
+from math import nan
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from paperhooks.generation import Response
 from paperhooks.io import AppendLog, write_text
 from paperhooks.logprobs import reference_columns
 
+from paperhooks_sso.algorithm import GROUPS, Group
 from paperhooks_sso.data import (
     HARMFUL,
     ChatFormat,
@@ -65,10 +67,12 @@ def write_pairs(
     return told
 
 
-def write_references(folder: RoundFolder, model: Any, chat: ChatFormat, pace: Pace) -> dict[str, Any]:
-    """Sums of the reference for every row of every pair, in ``reference.jsonl``."""
+def write_references(
+    folder: RoundFolder, model: Any, chat: ChatFormat, pace: Pace, groups: Sequence[Group]
+) -> dict[str, Any]:
+    """Sums of the reference for the rows of these groups of every pair, in ``reference.jsonl``."""
     pairs = map(encoded_prompt, read_lines(folder.file("pairs")))
-    examples = {pair.id: reference_rows(pair) for pair in pairs}
+    examples = {pair.id: reference_rows(pair, groups) for pair in pairs}
     found = reference_columns(
         model, examples, folder.path / _REFERENCES, template=chat.digest, batch_tokens=pace.batch_tokens,
         progress=pace.progress,
@@ -76,13 +80,20 @@ def write_references(folder: RoundFolder, model: Any, chat: ChatFormat, pace: Pa
     return {"pairs": len(found)}
 
 
-def read_pairs(folder: RoundFolder, *, reference: bool = True) -> list[dict[str, Any]]:
-    """The pairs of a round, with the sums of their reference as the column ``reference``."""
+def read_pairs(folder: RoundFolder, groups: Sequence[Group] = ()) -> list[dict[str, Any]]:
+    """The pairs of a round, with the sums of their reference as the column ``reference``: NaN for the rows of other
+    groups than these, whose sums were written; without any, no such column."""
     records = read_lines(folder.file("pairs"))
-    if not reference:
+    if not groups:
         return records
     sums = {row["id"]: row["sums"] for row in AppendLog(folder.path / _REFERENCES, ("id", "sums")).read()}
-    return [{**record, "reference": sums[record["id"]]} for record in records]
+    places = {group: 2 * at for at, group in enumerate(groups)}
+
+    def six(own: Sequence[float]) -> list[float]:
+        there = [own[places[group] : places[group] + 2] if group in places else (nan, nan) for group in GROUPS]
+        return [value for pair in there for value in pair]
+
+    return [{**record, "reference": six(sums[record["id"]])} for record in records]
 
 
 def probe(folder: RoundFolder, stage: str, model: Any, pace: Pace) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from paperhooks import DataError
 from paperhooks.generation import TransformersBackend
 from paperhooks.io import model_digest
 
+from paperhooks_sso.algorithm import Group
 from paperhooks_sso.data import ChatFormat, Conversation, answer_means, prompts_digest, write_lines
 from paperhooks_sso.loop.options import LoopOptions, Pace
 from paperhooks_sso.loop.pair_stages import probe, read_pairs, write_pairs, write_references
@@ -75,10 +76,10 @@ class RoundWork:
     def train(self, each: Round, folder: RoundFolder) -> list[Alarm]:
         """From pairs to a checkpoint, with probes before and after."""
         policy = self.policy
-        if each.method.objective.pair.reference:
+        if compared := _compared(each):
             self.stage(
                 folder, "references",
-                lambda: write_references(folder, policy.put(each.trained), self.chat, self.pace),
+                lambda: write_references(folder, policy.put(each.trained), self.chat, self.pace, compared),
             )  # fmt: skip
         before = self.stage(folder, "before", lambda: probe(folder, "before", policy.put(each.trained), self.pace))
         self.first.setdefault("before", before["probes"])
@@ -141,7 +142,7 @@ class RoundWork:
         model = self.policy.put(each.trained)
         if model_digest(model) != self.policy.digests[each.trained]:
             raise DataError(f"the model that {each.name} begins with is not the one that its reference was")
-        records = read_pairs(folder, reference=each.method.objective.pair.reference)
+        records = read_pairs(folder, _compared(each))
         self.policy.changed()
         steps = train_pairs(model, records, each.method, self.options, self.pace, folder.path)
         write_lines(folder.file("train"), steps)
@@ -149,3 +150,9 @@ class RoundWork:
         save_checkpoint(model, self.chat.tokenizer, folder.checkpoint)
         self.policy.keeps(each.name, digest)
         return {"steps": len(steps), "model": digest, "loss": steps[-1]["loss"] if steps else None}
+
+
+def _compared(each: Round) -> tuple[Group, ...]:
+    """The groups of which the objective compares with a reference."""
+    objective = each.method.objective
+    return objective.groups if objective.pair.reference else ()
