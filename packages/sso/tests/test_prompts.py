@@ -138,6 +138,12 @@ def test_a_prompt_that_the_template_refuses_is_named(tokenizer: Any) -> None:
         ({"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "x"}]}, ["user"], None),
         ({"instruction": "Hello", "system": "S", "history": [["a", "b"]]}, ["user", "assistant", "user"], "S"),
         ({"question": "Hello", "id": 0}, ["user"], None),
+        ({"instruction": "Hello", "input": "", "output": "x"}, ["user"], None),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]}],
+            ["user"],
+            None,
+        ),
     ],
 )
 def test_prompts_come_in_the_forms_that_people_have(record: Any, roles: list[str], system: str | None) -> None:
@@ -151,15 +157,22 @@ def test_prompts_come_in_the_forms_that_people_have(record: Any, roles: list[str
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        ({"text": "Hello"}, "has the keys text; expected prompt or messages"),
+        ({"text": "Hello"}, "has the keys text; expected prompt, messages, instruction or question"),
         (3, "is 3; expected a text or messages"),
         ("  ", "asks nothing"),
         ([{"role": "assistant", "content": "x"}], "asks nothing"),
         ([{"role": "bot", "content": "x"}], "expected a role"),
         ([{"role": "user", "content": ["x"]}], "a content of text"),
+        ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "a content of text"),
+        ({"instruction": "Sum up", "input": ["a"]}, "has input = .*; expected a text"),
         ({"prompt": "x", "history": ["ab"]}, "has the turn 'ab' in its history"),
     ],
 )
 def test_what_is_no_prompt_is_named(record: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         conversation_of(record, "0", "prompts.jsonl line 3")
+
+
+def test_what_an_instruction_is_about_stands_below_it() -> None:
+    found = conversation_of({"instruction": "Sum this up.", "input": "A long story."}, "0")
+    assert found.messages[-1]["content"] == "Sum this up.\nA long story."

@@ -96,12 +96,25 @@ def test_pairs_are_made_of_what_was_sampled(folder: Path, tmp_path: Path, invoke
     assert "## Training" in (tmp_path / "trained" / "report.md").read_text()
 
 
-def test_an_alarm_ends_with_a_status_of_its_own(folder: Path, tmp_path: Path, invoke: Callable[..., Any]) -> None:
+def test_an_alarm_ends_with_a_status_of_its_own(
+    folder: Path, tmp_path: Path, invoke: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     stopped = invoke("align", *words(folder, tmp_path / "out"), "--iterations", 1)
     assert stopped.exit_code == 3
+    told = [message for message in caplog.messages if "prompts gave a pair" in message]
+    assert len(told) == 1
+    assert told[0].startswith("stopped: 4 of 4 prompts gave a pair, and 8 are wanted")
     text = " ".join(stopped.output.split())
-    assert "stopped: 4 of 4 prompts gave a pair, and 8 are wanted" in text
     assert "0 of 1 iterations are done" in text
+    assert "with other options it wants another folder" in text
+
+
+def test_a_filter_that_keeps_nothing_says_so(folder: Path, tmp_path: Path, invoke: Callable[..., Any]) -> None:
+    write_lines(tmp_path / "pairs.jsonl", [record_of(pair) for pair in drawn_pairs(1)])
+    done = invoke("filter", folder / "model", tmp_path / "pairs.jsonl", "--out", tmp_path / "kept.jsonl")
+    assert done.exit_code == 0, done.output
+    assert "none is left" in done.output
+    assert (tmp_path / "kept.jsonl").read_bytes() == b""
 
 
 @pytest.mark.parametrize(
@@ -113,12 +126,16 @@ def test_an_alarm_ends_with_a_status_of_its_own(folder: Path, tmp_path: Path, in
         (["--alarm", "lenght_growth=3"], "there is no 'lenght_growth'"),
         (["--alarm", "cut=-1"], "cut is -1"),
         (["--set", "features=all"], "features is 'all'"),
+        (["--set", "principles=nowhere.toml"], "nowhere"),
+        (["--set", "principles=3"], "principles is 3; expected TOML files"),
     ],
 )
+@pytest.mark.parametrize("model", ["model", "no model"])
 def test_options_that_cannot_be_meant_are_errors_of_usage(
-    folder: Path, tmp_path: Path, invoke: Callable[..., Any], more: list[str], told: str
+    folder: Path, tmp_path: Path, invoke: Callable[..., Any], more: list[str], told: str, model: str
 ) -> None:
-    found = invoke("align", folder / "model", folder / "prompts.jsonl", "--out", tmp_path / "out", *more)
+    """Also where there is no such model: options are looked at first."""
+    found = invoke("align", folder / model, folder / "prompts.jsonl", "--out", tmp_path / "out", *more)
     assert found.exit_code == 2, found.output
     assert told in re.sub(r"[│\s]+", " ", found.output)
     assert not (tmp_path / "out").exists()

@@ -85,7 +85,11 @@ def test_what_would_be_ignored_is_refused(tmp_path: Path) -> None:
     arguments = settings(trl.DPOConfig, tmp_path)
     with pytest.raises(ValueError, match="needs the collator of the method"):
         HooksDPOTrainer(tiny(), args=arguments)
-    changed = copy.copy(arguments)
-    changed.use_weighting = True
-    with pytest.raises(ValueError, match="use_weighting=True belongs to the loss of DPOTrainer"):
-        HooksDPOTrainer(tiny(), args=changed, data_collator=SSO().collator())
+    for name, value in {
+        "use_weighting": True, "beta": 0.3, "loss_type": ["ipo"], "max_length": 64, "sync_ref_model": True,
+        "precompute_ref_log_probs": True,
+    }.items():  # fmt: skip
+        changed = copy.copy(arguments)
+        setattr(changed, name, value)
+        with pytest.raises(ValueError, match=f"{name}=.* belongs to the loss of DPOTrainer"):
+            HooksDPOTrainer(tiny(), args=changed, data_collator=SSO().collator())

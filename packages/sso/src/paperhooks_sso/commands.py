@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,7 @@ from paperhooks_sso.command_options import (
 )
 
 if TYPE_CHECKING:
+    from paperhooks_sso.data import Conversation
     from paperhooks_sso.loop import Aligned
 
 __all__ = ["add_commands"]
@@ -45,7 +47,7 @@ Filter = Annotated[bool, typer.Option("--filter/--no-filter", help="Keep only wh
 Iterations = Annotated[int, typer.Option("--iterations", min=1, help="How often to sample and train.")]
 LearningRate = Annotated[float, typer.Option("--learning-rate", help="Largest learning rate of AdamW.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Prompts of one step.")]
-Pairs = Annotated[Path, typer.Argument(help="File of pairs, or the folder of an iteration.")]
+Pairs = Annotated[Path, typer.Argument(exists=True, help="File of pairs, or the folder of an iteration.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -99,8 +101,10 @@ def align(
     if found.iterations:
         say(f"the model: {out / f'iteration-{found.iterations}' / 'checkpoint'}")
     if found.alarms:
-        say(f"stopped: {found.stopped}", err=True)
-        say("the same command goes on from here, with other limits: --alarm NAME=VALUE", err=True)
+        say(
+            "the same command goes on from here, with other limits: --alarm NAME=VALUE; with other options it wants "
+            "another folder", err=True,
+        )  # fmt: skip
         raise typer.Exit(3)
 
 
@@ -151,7 +155,7 @@ def pairs(
     if plan:
         _say_plan(model, prompts, device, dtype, iterations=1, limit=limit, pace=pace_of(sample_batch), **given)
         return
-    found = _aligned(
+    _aligned(
         model, prompts, device, dtype, out=out, iterations=1, limit=limit, pace=pace_of(sample_batch), until="pairs",
         **given,
     )  # fmt: skip
@@ -163,8 +167,6 @@ def pairs(
     for reason, count in told["dropped"].items():
         if count:
             say(f"  {reason}: {count}")
-    for alarm in found.alarms:
-        say(f"alarm: {alarm.sentence}", err=True)
 
 
 def filter_pairs(
@@ -175,10 +177,17 @@ def filter_pairs(
     dtype: Dtype = "auto",
 ) -> None:
     """Keep the pairs whose answers are likelier the closer their prompt asks for them; about one in ten."""
+    from paperhooks_sso.data import HARMFUL
     from paperhooks_sso.loop import filter_file
 
     found = filter_file(load_model(model, device, dtype), file, out)
     say(f"{found.given} pairs, {found.ordered} in order, {found.likely} likely enough, {found.apart} told apart: {out}")
+    if not found.apart:
+        say(
+            "none is left: this model's principles have too little effect, or the pairs are too few to compare",
+            err=True,
+        )
+    say(HARMFUL)
 
 
 def train(
@@ -195,9 +204,10 @@ def train(
     seed: Seed = 0,
 ) -> None:
     """Train on a file of pairs, compared with the model as it is; with preset v2 a generator of pairs."""
-    from paperhooks_sso.loop import train_file
+    from paperhooks_sso.loop import LoopOptions, train_file
 
     given = loop_options(options, {"preset": preset, "learning_rate": learning_rate, "batch": batch, "seed": seed})
+    LoopOptions(**given)
     train_file(
         load_model(model, device, dtype), file, tokenizer=_tokenizer(model), out=out,
         pace=pace_of(micro_batch=micro_batch), **given,
@@ -237,15 +247,27 @@ def export(
 def _aligned(model: str, prompts: str, device: str, dtype: Any, **given: Any) -> Aligned:
     from paperhooks_sso.loop import align as run
 
-    return run(load_model(model, device, dtype), prompts, tokenizer=_tokenizer(model), **given)
+    asked = _checked(prompts, given)
+    return run(load_model(model, device, dtype), asked, tokenizer=_tokenizer(model), **given)
 
 
 def _say_plan(model: str, prompts: str, device: str, dtype: Any, **given: Any) -> None:
     from paperhooks_sso.loop import plan_loop
 
-    planned = plan_loop(load_model(model, device, dtype), prompts, tokenizer=_tokenizer(model), **given)
+    asked = _checked(prompts, given)
+    planned = plan_loop(load_model(model, device, dtype), asked, tokenizer=_tokenizer(model), **given)
     for line in planned.lines():
         say(line)
+
+
+def _checked(prompts: str, given: dict[str, Any]) -> list[Conversation]:
+    """The prompts, read before a model is loaded, as options are looked at; ``limit`` is used up."""
+    from paperhooks_sso.data import read_prompts
+    from paperhooks_sso.loop import LoopOptions
+
+    known = {each.name for each in fields(LoopOptions)}
+    LoopOptions(**{name: value for name, value in given.items() if name in known})
+    return read_prompts(prompts, given.pop("limit"))
 
 
 def _tokenizer(model: str) -> Any:

@@ -189,7 +189,7 @@ class SSO:
         if self._reference is None:
             raise DataError(
                 f"the loss {self.loss!r} compares with a reference, and there is none: give SSO(reference=model), "
-                "SSO(reference='base') for a model with adapters, or batches with reference_logprobs"
+                "SSO(reference='base') for a model with adapters, or all records their six sums: the field 'reference'"
             )
         return [part.reference_sums(self._reference, context.model) for part in parts]
 

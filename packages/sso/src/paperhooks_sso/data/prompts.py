@@ -153,8 +153,9 @@ def conversation_of(record: Any, id: str, where: str = "the prompt") -> Conversa
     """A prompt from what people have: a text, messages, or a mapping with one of them.
 
     :param record: a text; a list of messages; or a mapping with ``prompt`` (a text or messages), ``messages``,
-        ``instruction`` or ``question``, and perhaps ``system``, ``history`` ([question, answer] pairs) and ``id``. An
-        assistant's message at the end, the answer that is to be written anew, is left out.
+        ``instruction`` (with what it is about in ``input``, on a line of its own) or ``question``, and perhaps
+        ``system``, ``history`` ([question, answer] pairs) and ``id``. An assistant's message at the end, the answer
+        that is to be written anew, is left out. A content of parts may hold text alone.
     :param id: where the record has none. :param where: what holds it, for messages of errors.
     :raises DataError: none of these, an unknown role, an empty question.
     """
@@ -166,9 +167,10 @@ def conversation_of(record: Any, id: str, where: str = "the prompt") -> Conversa
         names = [name for name in ("messages", "prompt", "instruction", "question") if record.get(name)]
         if not names:
             raise DataError(
-                f"{where} has the keys {', '.join(map(str, record)) or 'none'}; expected prompt or messages"
+                f"{where} has the keys {', '.join(map(str, record)) or 'none'}; expected prompt, messages, instruction "
+                "or question"
             )
-        record = record[names[0]]
+        record = _instructed(record, where) if names[0] == "instruction" else record[names[0]]
     if isinstance(record, str):
         record = [*_turns(history, where), {"role": "user", "content": record}]
     if isinstance(record, str | Mapping) or not isinstance(record, Sequence):
@@ -183,6 +185,16 @@ def conversation_of(record: Any, id: str, where: str = "the prompt") -> Conversa
     return Conversation(id, tuple(messages), "\n\n".join([*own, *([str(system)] if system else [])]) or None)
 
 
+def _instructed(record: Mapping[str, Any], where: str) -> Any:
+    """An instruction with its input, as sets in the manner of Alpaca have them."""
+    instruction, about = record["instruction"], record.get("input")
+    if not about:
+        return instruction
+    if not isinstance(instruction, str) or not isinstance(about, str):
+        raise DataError(f"{where} has input = {shown(about)}; expected a text beside an instruction that is one")
+    return f"{instruction}\n{about}"
+
+
 def _turns(history: Any, where: str) -> list[dict[str, str]]:
     """Messages of [question, answer] pairs."""
     found = []
@@ -195,6 +207,8 @@ def _turns(history: Any, where: str) -> list[dict[str, str]]:
 
 def _message(message: Any, where: str) -> dict[str, str]:
     role, content = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
+    if isinstance(content, list) and all(isinstance(one, Mapping) and set(one) == {"type", "text"} for one in content):
+        content = "".join(str(one["text"]) for one in content)
     if role not in _ROLES or not isinstance(content, str):
         raise DataError(
             f"{where} has the message {shown(message)}; expected a role ({', '.join(_ROLES)}) and a content of text"

@@ -133,8 +133,8 @@ def _rounds(run: RunFolder, work: RoundWork, iterations: int, report: bool) -> A
     run.record(
         rounds=work.stages, iterations=done, alarms=[asdict(alarm) for alarm in alarms], limits=asdict(work.limits)
     )
-    if alarms:
-        logger.warning("the loop has stopped: %s", "; ".join(alarm.sentence for alarm in alarms))
+    for alarm in alarms:
+        logger.warning("stopped: %s", alarm.sentence)
     if report and any("before" in stages for stages in work.stages.values()):
         write_overview(run)
     if not alarms and done == iterations:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from os import PathLike
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from paperhooks.io import choice, flag, number, optional, plain, refused, text, whole
@@ -97,7 +98,7 @@ class LoopOptions:
             "seed": whole("seed", self.seed, at_least=0, at_most=2**31 - 1),
             "too_long": choice("too_long", self.too_long, get_args(TooLong)),
             "template": optional(text, "template", self.template),
-            "principles": tuple(map(str, self.principles)),
+            "principles": _paths(self.principles),
             **{n: whole(n, getattr(self, n), at_least=1) for n in ("feature_number", "max_new_tokens", "batch")},
             **{n: flag(n, getattr(self, n)) for n in ("generated", "safety", "keep_cut", "drop_leaks", "filter")},
             **{n: number(n, getattr(self, n), above=0) for n in ("temperature", "learning_rate")},
@@ -154,6 +155,14 @@ class LoopOptions:
         if not names:
             raise refused("features", self.features, "at least one name")
         return names
+
+
+def _paths(given: Any) -> tuple[str, ...]:
+    """Files, of which one may come by itself."""
+    found = (given,) if isinstance(given, str | PathLike) else given
+    if not isinstance(found, Sequence) or not all(isinstance(each, str | PathLike) for each in found):
+        raise refused("principles", given, "TOML files")
+    return tuple(map(str, found))
 
 
 @dataclass(frozen=True, slots=True)

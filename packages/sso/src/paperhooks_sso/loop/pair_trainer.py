@@ -15,7 +15,7 @@ import torch
 from paperhooks import HooksTrainerMixin, attach
 from paperhooks.io import refused
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from paperhooks_sso.loop.options import LoopOptions, Pace
 from paperhooks_sso.method import SSO
@@ -42,6 +42,8 @@ def train_pairs(
                 data_collator=method.collator(), callbacks=[logged],
             )  # fmt: skip
             trainer.remove_callback(PrinterCallback)
+            if trainer.pop_callback(ProgressCallback) is not None:
+                trainer.add_callback(_Bar)
             trainer.train()
         model.zero_grad(set_to_none=True)
     model.eval()
@@ -50,6 +52,13 @@ def train_pairs(
 
 class _PairTrainer(HooksTrainerMixin, Trainer):  # type: ignore[misc, unused-ignore]
     """The Trainer with the loss of what is attached."""
+
+
+class _Bar(ProgressCallback):  # type: ignore[misc, unused-ignore]
+    """A line of progress without the figures of every step, which are written down."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing."""
 
 
 class _Logged(TrainerCallback):  # type: ignore[misc, unused-ignore]
