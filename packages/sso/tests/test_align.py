@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ import numpy as np
 import paperhooks
 import pytest
 import torch
-from loop_models import OFF, PROMPTS, CountingBackend, products, quick
+from loop_models import OFF, PROMPTS, CountingBackend, products, quick, tokenizer
 from paperhooks import DataError, UnsupportedModel
-from paperhooks.generation import CallableBackend
+from paperhooks.generation import CallableBackend, Response
 from paperhooks.io import model_digest
 from paperhooks.testing import fingerprint
 from paperhooks_sso import SSO, AlarmLimits, align
 from paperhooks_sso.data import read_lines
-from paperhooks_sso.loop import LoopOptions, Pace, rounds_of
+from paperhooks_sso.loop import LoopOptions, Pace, rounds_of, train_file
 from sso_models import tiny
 
 
@@ -317,3 +318,82 @@ def test_rounds_of_both_versions() -> None:
     _, policy = LoopOptions(preset="v2", objective={"beta": 0.3}).methods()
     assert (policy.loss, policy.beta, policy.weight, policy.gap) == ("sigmoid", 0.3, False, False)
     assert OFF.min_pairs == 1
+
+
+class _FailingBackend(CountingBackend):
+    """Answers, but for every third request while the service is away."""
+
+    away = True
+
+    def answers(self, prompts: Any) -> Any:
+        for some in super().answers(prompts):
+            yield {
+                at: Response("", error="502 bad gateway") if self.away and at % 3 == 0 else reply
+                for at, reply in some.items()
+            }
+
+
+def test_answers_that_failed_stop_the_loop_and_are_asked_again(whole: tuple[Path, Any], tmp_path: Path) -> None:
+    options = quick(tmp_path, make_backend=_FailingBackend)
+    _FailingBackend.away = True
+    for until in ("samples", "pairs", "after"):
+        found = align(tiny(), PROMPTS, out=tmp_path / "out", iterations=2, until=until, **options)
+        assert [alarm.name for alarm in found.alarms] == ["failed"]
+        assert "502 bad gateway" in found.stopped
+        assert "another call asks them again" in found.stopped
+        assert not (tmp_path / "out" / "iteration-1" / "pairs.jsonl").exists()
+    _FailingBackend.away = False
+    align(tiny(), PROMPTS, out=tmp_path / "out", iterations=2, **options)
+    wanted = products(whole[0])
+    assert {n: v for n, v in products(tmp_path / "out").items() if n.endswith("pairs.jsonl")} == {
+        n: v for n, v in wanted.items() if n.endswith("pairs.jsonl")
+    }
+    _FailingBackend.away = True
+    allowed = quick(tmp_path, make_backend=_FailingBackend, limits=replace(OFF, failed=0.5))
+    some = align(tiny(), PROMPTS, out=tmp_path / "some", iterations=1, until="pairs", **allowed)
+    assert some.stopped == ""
+    assert results(tmp_path / "some", "iteration-1")["results"]["pairs"]["dropped"]["missing"] > 0
+
+
+def test_questions_about_features_that_failed_are_asked_again(tmp_path: Path) -> None:
+    options = quick(tmp_path, make_backend=_FailingBackend, features="asked", max_new_tokens=8)
+    _FailingBackend.away = True
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"of the questions about features, .* failed, such as .*502 bad gateway"):
+            align(tiny(), PROMPTS[:4], out=tmp_path / "out", iterations=1, until="samples", **options)
+    _FailingBackend.away = False
+    found = align(tiny(), PROMPTS[:4], out=tmp_path / "out", iterations=1, until="samples", **options)
+    assert found.stopped == ""
+
+
+@pytest.mark.parametrize("limits", [{"min_pairs": 1000}, {"gap_kept": 1000.0}])
+def test_stricter_limits_of_a_finished_loop_are_alarms(tmp_path: Path, limits: dict[str, Any]) -> None:
+    align(tiny(), PROMPTS, out=tmp_path / "out", iterations=2, **quick(tmp_path))
+    again = align(tiny(), PROMPTS, out=tmp_path / "out", iterations=2, **quick(tmp_path, limits=replace(OFF, **limits)))
+    assert [alarm.name for alarm in again.alarms] == list(limits)
+    assert again.iterations == 1
+
+
+def test_the_policy_of_version_2_is_trained_on_fresh_pairs(tmp_path: Path) -> None:
+    """Also where the generator has not moved: its samples are other draws."""
+    align(tiny(), PROMPTS, out=tmp_path / "out", iterations=1, **quick(tmp_path, preset="v2", learning_rate=1e-12))
+    one, two = (read_lines(tmp_path / "out" / n / "pairs.jsonl") for n in ("iteration-1-generator", "iteration-1"))
+    assert sum(a["chosen_ids"] == b["chosen_ids"] for a, b in zip(one, two, strict=True)) <= 1
+
+
+def test_a_model_of_which_nothing_learns_is_refused_before_it_samples(tmp_path: Path) -> None:
+    model = tiny().requires_grad_(False)
+    with pytest.raises(UnsupportedModel, match="no parameter of LlamaForCausalLM learns"):
+        align(model, PROMPTS, out=tmp_path / "out", iterations=1, **quick(tmp_path, make_backend=CountingBackend))
+    assert CountingBackend.asked.total() == 0
+    part = align(model, PROMPTS[:2], out=tmp_path / "out", iterations=1, until="samples", **quick(tmp_path))
+    assert part.iterations == 0
+
+
+def test_pairs_of_one_id_are_refused(whole: tuple[Path, Any], tmp_path: Path) -> None:
+    """Such as those of two rounds in one file: each has a reference of its own."""
+    parts = [(whole[0] / f"iteration-{n}" / "pairs.jsonl").read_text() for n in (1, 2)]
+    (tmp_path / "both.jsonl").write_text("".join(parts))
+    with pytest.raises(DataError, match=r"both.jsonl, record \d+ has the id '0' of record 0"):
+        train_file(tiny(), tmp_path / "both.jsonl", tokenizer=tokenizer(), out=tmp_path / "out", report=False)
+    assert not (tmp_path / "out" / "checkpoint").exists()

@@ -109,6 +109,15 @@ def test_an_alarm_ends_with_a_status_of_its_own(
     assert "with other options it wants another folder" in text
 
 
+def test_a_file_of_principles_that_is_not_there_is_told_before_a_model_is_loaded(
+    folder: Path, tmp_path: Path, invoke: Callable[..., Any]
+) -> None:
+    given = ["align", folder / "no model", folder / "prompts.jsonl", "--out", tmp_path / "out"]
+    found = invoke(*given, "--set", "principles=nowhere.toml")
+    assert isinstance(found.exception, DataError)
+    assert str(found.exception).startswith("nowhere.toml: cannot be read")
+
+
 def test_a_filter_that_keeps_nothing_says_so(folder: Path, tmp_path: Path, invoke: Callable[..., Any]) -> None:
     write_lines(tmp_path / "pairs.jsonl", [record_of(pair) for pair in drawn_pairs(1)])
     done = invoke("filter", folder / "model", tmp_path / "pairs.jsonl", "--out", tmp_path / "kept.jsonl")
@@ -126,7 +135,6 @@ def test_a_filter_that_keeps_nothing_says_so(folder: Path, tmp_path: Path, invok
         (["--alarm", "lenght_growth=3"], "there is no 'lenght_growth'"),
         (["--alarm", "cut=-1"], "cut is -1"),
         (["--set", "features=all"], "features is 'all'"),
-        (["--set", "principles=nowhere.toml"], "nowhere"),
         (["--set", "principles=3"], "principles is 3; expected TOML files"),
     ],
 )

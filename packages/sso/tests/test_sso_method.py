@@ -8,11 +8,12 @@ from typing import Any
 import paperhooks
 import pytest
 import torch
+import transformers
 from paperhooks import DataError, LossContext, PluginConflict, PluginIncompatible, UnsupportedModel
 from paperhooks.logprobs import Head, Reference
 from paperhooks.testing import fingerprint, tiny_llama, tiny_text
 from paperhooks.training import compute_loss
-from paperhooks_sso import SSO, Objective
+from paperhooks_sso import SSO, Objective, PairSums, sso_loss
 from paperhooks_sso.algorithm import GROUPS
 from paperhooks_sso.batches import BatchPart, parts_of
 from paperhooks_sso.data import PairCollator
@@ -385,3 +386,48 @@ def test_the_layout_is_what_the_attached_model_can_keep_apart() -> None:
     sliding.config.sliding_window, sliding.config.layer_types = 4, ["sliding_attention"] * 2
     with paperhooks.attach(sliding, method):
         assert method.collator().layout == "group"
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_reference_that_is_not_finite_is_named_or_skipped(value: float, low_memory: bool) -> None:
+    method = SSO(low_memory=low_memory)
+    batch = with_reference(method.collator(layout="group")(drawn_pairs()))
+    batch["bad"]["reference_logprobs"][1] = value
+    with pytest.raises(DataError, match=r"the log-probabilities of p1 are NaN or infinite .* or of its reference"):
+        run(method, batch)
+    if not low_memory:
+        loss, gradients, context = run(SSO(not_finite="skip"), batch)
+        assert loss == 0
+        assert all(float(g.abs().max()) == 0 for g in gradients.values())
+        assert float(context.figures["loss/sso/skipped"].mean) == 1
+
+
+@pytest.mark.parametrize("family", ["BloomForCausalLM", "MambaForCausalLM", "Lfm2ForCausalLM"])
+def test_models_that_take_no_mask_of_rows_are_trained_by_group(family: str) -> None:
+    sizes: dict[str, Any] = {"vocab_size": 264, "hidden_size": 32, "num_hidden_layers": 2}
+    made = {
+        "BloomForCausalLM": lambda: transformers.BloomConfig(vocab_size=264, hidden_size=32, n_layer=2, n_head=4),
+        "MambaForCausalLM": lambda: transformers.MambaConfig(**sizes),
+        "Lfm2ForCausalLM": lambda: transformers.Lfm2Config(
+            **sizes, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2,
+            layer_types=["conv", "full_attention"],
+        ),
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = getattr(transformers, family)(made[family]()).eval()
+    method = SSO("v1-dpo", loss="simpo")
+    with paperhooks.attach(model, method):
+        assert method.collator().layout == "group"
+
+
+def test_a_pair_without_tokens_pulls_at_nothing() -> None:
+    """Not by the likelihood terms either, nor by W."""
+    generator = torch.Generator().manual_seed(0)
+    leaves = {g: [(-10 * torch.rand(2, generator=generator)).requires_grad_() for _ in range(2)] for g in GROUPS}
+    counts = {g: [torch.tensor([5, 4]), torch.tensor([3, 0 if g == "plain" else 6])] for g in GROUPS}
+    groups = {g: PairSums(*leaves[g], *counts[g]) for g in GROUPS}
+    sso_loss(groups, Objective(loss="simpo", gamma=0.3)).loss.backward()
+    assert [float(leaf.grad[1]) for leaf in leaves["plain"]] == [0.0, 0.0]
+    assert all(float(leaf.grad[0]) != 0 for leaf in leaves["plain"])
+    assert all(float(leaf.grad[1]) != 0 for leaf in leaves["good"])

@@ -192,7 +192,8 @@ class LossContext:
 
         The hook still returns the whole loss, in which this part is detached. Nothing happens where no gradients are
         wanted, as in evaluation. The part's forwards belong into :meth:`unsynchronised`, and after the last part there
-        has to be a forward whose graph the returned loss holds: its backward is the one that exchanges gradients.
+        has to be a forward whose graph the returned loss holds: its backward is the one that exchanges gradients. Where
+        the hook raises afterwards, the gradients of its parts stay; whoever goes on clears them (``zero_grad``).
 
         :param part: a scalar with gradient, normalised as the loss is.
         :raises HookError: no hook runs, or no scalar.

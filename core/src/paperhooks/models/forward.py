@@ -157,7 +157,13 @@ def reading_hidden_states(view: ModelView) -> Iterator[list[Tensor]]:
 
     def read(module: nn.Module, args: Any, output: Any) -> None:
         if threading.get_ident() == thread:
-            seen.append(output[0] if isinstance(output, tuple) else output.last_hidden_state)
+            states = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
+            if states is None:
+                raise UnsupportedModel(
+                    f"{type(module).__name__}, taken for the decoder, returns {type(output).__name__} without hidden "
+                    "states, so that none can be read of this family"
+                )
+            seen.append(states)
 
     handle = view.decoder.register_forward_hook(read)
     try:

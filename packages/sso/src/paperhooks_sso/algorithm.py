@@ -44,6 +44,8 @@ Variant: TypeAlias = Literal["v1", "head", "v2"]
 GROUPS: Final[tuple[Group, ...]] = get_args(Group)
 #: Up to here the official code takes the likelihood term for switched off.
 _NO_LIKELIHOOD: Final = 1e-6
+#: Of a label: it says nothing any more.
+_MOST_SMOOTHING: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +98,15 @@ class Objective:
             "variant": choice("variant", self.variant, get_args(Variant)),
             "beta": number("beta", self.beta, above=0),
             "alpha": number("alpha", self.alpha, low=0, high=1),
-            "smoothing": number("smoothing", self.smoothing, low=0, high=0.5),
+            "smoothing": number("smoothing", self.smoothing, low=0, high=_MOST_SMOOTHING),
             **{name: number(name, getattr(self, name), low=0) for name in ("beta_g", "gamma", "simpo_margin")},
             **{n: flag(n, getattr(self, n)) for n in ("weight", "gap", "detach_weight", "official_head")},
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "loss", self.pair.name)
+        if self.smoothing == _MOST_SMOOTHING:
+            raise ValueError("smoothing is 0.5, which makes both answers alike; expected a number below 0.5")
         if self.smoothing and self.loss != "sigmoid":
             raise ValueError(f"smoothing is {self.smoothing:g}, which {self.loss!r} has no use for; only 'sigmoid' has")
         if self.official_head and self.variant != "head":
@@ -182,7 +186,9 @@ def preference_weight(plain: PairSums, objective: Objective) -> Tensor | None:
         return None
     mean = objective.alpha * plain.chosen_mean + (1 - objective.alpha) * plain.rejected_mean
     weight = torch.sigmoid(-mean)
-    return weight.detach() if objective.detach_weight else weight
+    if objective.detach_weight:
+        return weight.detach()
+    return torch.where(plain.counted, weight, weight.detach())  # a pair without tokens pulls at nothing
 
 
 def _combined(parts: Mapping[str, Tensor], weight: Tensor | None, objective: Objective) -> Tensor:
@@ -205,7 +211,7 @@ def _combined(parts: Mapping[str, Tensor], weight: Tensor | None, objective: Obj
 
 def _likelihood(groups: Mapping[Group, PairSums], objective: Objective) -> Tensor:
     """The likelihood terms without gamma, [B]: minus the mean log-probability of what is to be likely."""
-    own = {name: -groups[name].chosen_mean for name in objective.groups}
+    own = {n: torch.where(groups[n].counted, -groups[n].chosen_mean, 0.0) for n in objective.groups}
     if objective.variant == "v2":
         return own["good"] + own["bad"]
     return own["plain"] + (objective.beta_g * (own["good"] + own["bad"]) if objective.gap else 0.0)

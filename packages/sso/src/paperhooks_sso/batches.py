@@ -30,6 +30,8 @@ _COLUMNS = ("ids", "lengths", "parts", "reference_logprobs")
 #: Share of the largest log-probability by which rows that share a prompt may differ from rows of their own.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 _LOW_PRECISION_TOLERANCE = 5e-2
+#: Share by which they may change with the other answer in the row: what is summed is the same but for zeros.
+_LEAK = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +208,7 @@ def pair_sums(
 
 
 def check_shared(model: nn.Module | ModelView, head: Head, width: int) -> None:
-    """Try that answers which share a prompt get what they get in rows of their own. Costs two forwards of few tokens.
+    """Try that answers which share a prompt get what they get in rows of their own. Costs four forwards of few tokens.
 
     :param model: what is called. :param width: of the rows that are to come.
     :raises UnsupportedModel: they do not, or the model's attention takes no mask that says who sees whom.
@@ -231,10 +233,18 @@ def check_shared(model: nn.Module | ModelView, head: Head, width: int) -> None:
         "shift_labels": [[-100, -100, d, e, -100, f, g, -100]],
     }
     apart = {"input_ids": [[a, b, c, d, e], [a, b, c, f, g]], "labels": [[-100] * 3 + [d, e], [-100] * 3 + [f, g]]}
+    # The second answer alone, behind another first one: a part of the model that is no attention may let it through.
+    other = {**shared, "input_ids": [[a, b, g, f, a, c, f, g]], "shift_labels": [[-100] * 5 + [f, g, -100]]}
+    alone = {**shared, "shift_labels": other["shift_labels"]}
     with torch.no_grad(), evaluation_mode(view.model):
-        found, wanted = (
+        found, wanted, own, behind = (
             BatchPart({n: torch.tensor(v, device=on) for n, v in columns.items()}, ("plain",)).sums(model, head)[0]
-            for columns in (shared, apart)
+            for columns in (shared, apart, alone, other)
+        )
+    if not (leak := float((own - behind).abs().max())) <= _LEAK * float(wanted.abs().max()):
+        raise UnsupportedModel(
+            f"in {name} an answer that shares a prompt in one row with another sees it: log-probabilities change by "
+            f"{leak:.3g} with the other answer; {advice}"
         )
     allowed = _TOLERANCE.get(_dtype(view), _LOW_PRECISION_TOLERANCE) * float(wanted.abs().max())
     if not (error := float((found - wanted).abs().max())) <= allowed:

@@ -151,13 +151,15 @@ class SSO:
         self._check_layout(context, parts)
         head = self._head or Head.from_model(context.model)
         references = self._references(context, parts)
+        if wrong := self._not_finite(context, [each for each in references if each is not None]):
+            return self._skipped(context, wrong)
         with _router_losses(context.view) as routed:
             if self.low_memory:
                 sums = self._sums_in_turn(context, parts, references, head)
             else:
                 sums = sums_of(parts, context.model, head)
         groups = pair_sums(parts, sums, references)
-        if wrong := self._not_finite(context, sums):
+        if wrong := self._not_finite(context, [values for values, _ in sums]):
             return self._skipped(context, wrong)
         found = sso_loss(groups, self.objective)
         self._log(context, found, parts, sums)
@@ -201,12 +203,14 @@ class SSO:
             self._shared_width = width
 
     def _raise_not_finite(self, context: LossContext, sums: Sequence[tuple[Tensor, Tensor]]) -> None:
-        if wrong := self._not_finite(context, sums):
+        if wrong := self._not_finite(context, [values for values, _ in sums]):
             self._skipped(context, wrong)
 
-    def _not_finite(self, context: LossContext, sums: Sequence[tuple[Tensor, Tensor]]) -> list[str]:
-        """The prompts with a log-probability that is none; empty where all are."""
-        finite = torch.cat([values.detach().isfinite() for values, _ in sums])
+    def _not_finite(self, context: LossContext, sums: Sequence[Tensor]) -> list[str]:
+        """The prompts with a sum, of the policy or of the reference, that is none; empty where all are."""
+        if not sums:
+            return []
+        finite = torch.cat([values.detach().isfinite() for values in sums])
         if bool(finite.all()):
             return []
         size = self.count_examples(context.inputs)
@@ -220,8 +224,8 @@ class SSO:
             more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
             raise DataError(
                 f"the log-probabilities of {', '.join(wrong[:_NAMED])}{more} are NaN or infinite in "
-                f"{context.view.model.dtype}; train in bfloat16 or float32, look at these prompts, or leave such "
-                "batches out: SSO(not_finite='skip')"
+                f"{context.view.model.dtype}, those of the model or of its reference; train in bfloat16 or float32, "
+                "look at these prompts, or leave such batches out: SSO(not_finite='skip')"
             )
         context.log("skipped", 1.0)
         learned = [p for p in context.model.parameters() if p.requires_grad]
@@ -245,7 +249,7 @@ class SSO:
 def _can_share(view: ModelView, head: Head) -> bool:
     try:
         check_shared(view, head, width=0)
-    except (UnsupportedModel, TypeError):  # a model that takes no such mask or positions
+    except Exception:  # models that take no such mask or positions fail in ways of their own
         return False
     return True
 

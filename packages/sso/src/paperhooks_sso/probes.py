@@ -6,15 +6,27 @@ the report of the pairs. x+ and x- are the prompt with a good and with a bad pri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from statistics import fmean
 from typing import Any, Final
 
 import torch
+from paperhooks.generation import Response
 from paperhooks.io import number, optional, whole
 
-__all__ = ["PROBES", "Alarm", "AlarmLimits", "margin_alarms", "pair_alarms", "probe_values", "weights_of"]
+__all__ = [
+    "PROBES",
+    "Alarm",
+    "AlarmLimits",
+    "failure_alarms",
+    "failures",
+    "margin_alarms",
+    "pair_alarms",
+    "probe_values",
+    "weights_of",
+]
 
 #: Name of a probe to (sign, name of a mean) pairs that are summed; of the last ones exp is taken.
 _SUMS: Final[Mapping[str, tuple[tuple[int, str], ...]]] = {
@@ -54,6 +66,9 @@ class AlarmLimits:
 
     min_pairs
         Fewest pairs to train on.
+    failed
+        Largest share of questions to the model that may end in an error. While there are more, another call asks them
+        again.
     cut, same, leaking
         Largest shares of prompts with an answer that met its limit of tokens, with answers that are alike, or that
         speak of their principle.
@@ -68,6 +83,7 @@ class AlarmLimits:
     """
 
     min_pairs: int | None = 8
+    failed: float | None = 0.0
     cut: float | None = 0.5
     same: float | None = 0.5
     leaking: float | None = 0.5
@@ -108,6 +124,26 @@ def weights_of(means: Sequence[Mapping[str, float]], alpha: float) -> list[float
     mixed = [alpha * row["chosen_plain"] + (1 - alpha) * row["rejected_plain"] for row in means]
     weights: list[float] = torch.sigmoid(-torch.tensor(mixed, dtype=torch.float64)).tolist()
     return weights
+
+
+def failures(replies: Mapping[str, Response], limit: float | None) -> Alarm | None:
+    """The alarm of replies of which more than a share of ``limit`` ended in an error; None where no more did."""
+    wrong = {key: reply.error for key, reply in replies.items() if reply.error}
+    if limit is None or not wrong or len(wrong) <= limit * len(replies):
+        return None
+    key, error = next(iter(wrong.items()))
+    share = len(wrong) / len(replies)
+    return Alarm(
+        "failed", share, limit,
+        f"{len(wrong)} of {len(replies)} failed, such as {key} ({error}), and {limit:.0%} may; another call asks them "
+        f"again, or goes on without them with the limit failed={math.ceil(100 * share) / 100:g}",
+    )  # fmt: skip
+
+
+def failure_alarms(replies: Mapping[str, Response], limits: AlarmLimits) -> list[Alarm]:
+    """The alarm of answers that ended in an error, before pairs are made of the others."""
+    found = failures(replies, limits.failed)
+    return [] if found is None else [replace(found, sentence=f"of the answers, {found.sentence}")]
 
 
 def pair_alarms(report: Mapping[str, Any], first: Mapping[str, Any], limits: AlarmLimits) -> list[Alarm]:

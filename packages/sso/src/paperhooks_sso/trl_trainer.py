@@ -32,7 +32,8 @@ class HooksDPOTrainer(HooksTrainerMixin, _trl.DPOTrainer):  # type: ignore[misc,
     """Attach :class:`~paperhooks_sso.SSO` to the model, give its collator, then train as with ``DPOTrainer``.
 
     The dataset holds records of a pairs file, which are neither tokenised nor renamed. The attached method's reference
-    is the one that counts; a ``ref_model`` is not asked.
+    is the one that counts; without adapters TRL wants a ``ref_model`` too, or loads one by the model's name: give it
+    the same reference.
 
     :raises ValueError: no data collator, or an argument of ``DPOConfig`` that would change TRL's own loss, reference
         or rows, which are not asked: ``beta``, ``loss_type``, ``max_length`` and others.

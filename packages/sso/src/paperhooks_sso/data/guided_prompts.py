@@ -79,7 +79,7 @@ class GuidedPrompt:
         return cls(record["id"], asked, tuple(principles), ids)
 
 
-def sample_seed(seed: int, iteration: int, prompt: str, role: str) -> int:
+def sample_seed(seed: int, iteration: int | str, prompt: str, role: str) -> int:
     """The seed of one sample: it depends on nothing but these, whatever else is asked and in which order."""
     return int(hash_json([seed, iteration, prompt, role])[:16], 16) & _SEEDS
 

@@ -37,7 +37,7 @@ class RequestMaker:
     """Makes the requests of one iteration.
 
     seed, iteration
-        From which the seed of every request is made, with its prompt's id and role.
+        From which the seed of every request is made, with its prompt's id and role; a name for a round of its own.
     temperature, top_p, max_new_tokens
         How answers are drawn, and how long they may be.
     limit
@@ -45,7 +45,7 @@ class RequestMaker:
     """
 
     seed: int = 0
-    iteration: int = 1
+    iteration: int | str = 1
     temperature: float = 0.7
     top_p: float = 0.8
     max_new_tokens: int = 2048

@@ -108,6 +108,8 @@ def align(
     chat = ChatFormat(tokenizer or find_tokenizer(model), chosen.chat_options, chosen.template)
     with RunFolder(folder) as run:
         policy = Policy(model, folder)
+        if until == "after":
+            policy.check_trained()
         work = RoundWork(policy, chat, chosen, pace or Pace(), limits or AlarmLimits(), make_backend, asked, until)
         inputs = {"model": policy.digests[START], "prompts": prompts_digest(asked), "chat": chat.digest}
         run.start(KIND, inputs={**inputs, **chosen.inputs()}, seed=chosen.seed)

@@ -146,11 +146,11 @@ class LoopOptions:
         return told
 
     def _checked_features(self) -> FeatureSource | tuple[str, ...]:
+        bank = self.bank()  # read at once, so that a file with faults is told before any work
         if isinstance(self.features, str):
             word: Any = self.features
             found: FeatureSource = choice("features", word, get_args(FeatureSource), also="a list of names")
             return found
-        bank = self.bank()
         names = tuple(bank.pick(str(name)).feature for name in self.features)
         if not names:
             raise refused("features", self.features, "at least one name")

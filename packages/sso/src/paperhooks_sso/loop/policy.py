@@ -34,6 +34,14 @@ class Policy:
         self.digests = {START: model_digest(given)}
         self._held = START
 
+    def check_trained(self) -> None:
+        """Raise UnsupportedModel where nothing would learn, before anything is sampled."""
+        if not any(p.requires_grad for p in self.model.parameters()):
+            raise UnsupportedModel(
+                f"no parameter of {type(self.given).__name__} learns: all have requires_grad=False; load adapters with "
+                "PeftModel.from_pretrained(..., is_trainable=True), or say model.requires_grad_()"
+            )
+
     def put(self, name: str) -> Any:
         """The model with the weights of a round's checkpoint, or of the given model.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paperhooks import DataError
-from paperhooks.generation import TransformersBackend
+from paperhooks.generation import Response, TransformersBackend
 from paperhooks.io import model_digest
 
 from paperhooks_sso.algorithm import Group
@@ -19,7 +19,7 @@ from paperhooks_sso.loop.policy import Policy, save_checkpoint
 from paperhooks_sso.loop.round_folder import STAGES, RoundFolder
 from paperhooks_sso.loop.rounds import Round
 from paperhooks_sso.loop.sample_stages import MakeBackend, Sampler
-from paperhooks_sso.probes import Alarm, AlarmLimits, margin_alarms, pair_alarms
+from paperhooks_sso.probes import Alarm, AlarmLimits, failure_alarms, margin_alarms, pair_alarms
 
 __all__ = ["RoundWork"]
 
@@ -64,11 +64,18 @@ class RoundWork:
     def run(self, each: Round, folder: RoundFolder) -> list[Alarm]:
         """Do what is not done yet; the alarms that end the loop with this round."""
         self.stages[each.name] = folder.finished
-        trained = folder.done("train") is not None  # what is wanted is then wanted of a later round
-        if not trained and not self._wants("pairs"):
-            self._sampled(each, folder)
-            return []
-        pairs = folder.done("pairs") or self._pairs(each, folder)
+        trained = folder.done("train")  # what is wanted is then wanted of a later round
+        if trained:
+            self.policy.digests[each.name] = trained["model"]
+        pairs = folder.done("pairs")
+        if pairs is None:
+            replies = self._sampled(each, folder)
+            if alarms := failure_alarms(replies, self.limits):
+                return alarms
+            self._count(replies, folder)
+            if not self._wants("pairs"):
+                return []
+            pairs = self._pairs(each, folder, replies)
         self.first.setdefault("pairs", pairs)
         alarms = pair_alarms(pairs, self.first["pairs"], self.limits)
         return alarms if alarms or not (trained or self._wants("train")) else self.train(each, folder)
@@ -105,12 +112,16 @@ class RoundWork:
         names = list(STAGES)
         return names.index(stage) <= names.index(self.until)
 
-    def _sampled(self, each: Round, folder: RoundFolder) -> dict[str, Any]:
+    def _sampled(self, each: Round, folder: RoundFolder) -> dict[str, Response]:
         """Answers to all prompts, by id; what was asked already is read."""
         model, roles = self.policy.put(each.sampler), self.options.roles(each.method)
-        sampler = Sampler(model, self.chat, self.options, self.pace, each.iteration, self.make_backend)
+        sampler = Sampler(
+            model, self.chat, self.options, self.pace, each.draw, self.make_backend, failed=self.limits.failed
+        )
         self.stage(folder, "prompts", lambda: self._asked(each, sampler, folder))
-        replies = sampler.sample(folder, roles)
+        return sampler.sample(folder, roles)
+
+    def _count(self, replies: Mapping[str, Response], folder: RoundFolder) -> None:
         answered = [reply for reply in replies.values() if not reply.error]
         self.stage(
             folder, "samples",
@@ -119,15 +130,13 @@ class RoundWork:
                 "tokens": sum(reply.new_tokens for reply in answered),
             },
         )  # fmt: skip
-        return replies
 
     def _asked(self, each: Round, sampler: Sampler, folder: RoundFolder) -> dict[str, Any]:
         if each.principles:
             return sampler.take_over(folder, RoundFolder.open(folder.path.parent / each.principles), self.prompts)
         return sampler.write_prompts(folder, self.prompts)
 
-    def _pairs(self, each: Round, folder: RoundFolder) -> dict[str, Any]:
-        replies = self._sampled(each, folder)
+    def _pairs(self, each: Round, folder: RoundFolder, replies: Mapping[str, Response]) -> dict[str, Any]:
         model, roles = self.policy.put(each.sampler), self.options.roles(each.method)
         return self.stage(
             folder, "pairs",

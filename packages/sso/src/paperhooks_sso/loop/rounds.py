@@ -39,6 +39,11 @@ class Round:
     principles: str = ""
 
     @property
+    def draw(self) -> int | str:
+        """What stands for it in the seeds of its samples: two rounds of one iteration draw each for itself."""
+        return self.name if self.principles else self.iteration
+
+    @property
     def is_policy(self) -> bool:
         """Whether it trains the model itself, not a generator."""
         return self.name == f"iteration-{self.iteration}"

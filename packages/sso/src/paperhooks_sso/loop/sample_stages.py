@@ -25,6 +25,7 @@ from paperhooks_sso.data import (
 )
 from paperhooks_sso.loop.options import LoopOptions, Pace
 from paperhooks_sso.loop.round_folder import RoundFolder
+from paperhooks_sso.probes import failures
 
 __all__ = ["MakeBackend", "Sampler", "ending_turns"]
 
@@ -46,14 +47,17 @@ class Sampler:
         For the seeds.
     make_backend
         What answers.
+    failed
+        Largest share of questions about features and principles that may fail; None for all.
     """
 
     model: Any
     chat: ChatFormat
     options: LoopOptions
     pace: Pace
-    iteration: int
+    iteration: int | str
     make_backend: MakeBackend = TransformersBackend
+    failed: float | None = 0.0
 
     def write_prompts(self, folder: RoundFolder, prompts: Sequence[Conversation]) -> dict[str, Any]:
         """Choose principles and make the ids of every prompt; writes ``asked.jsonl``."""
@@ -125,10 +129,13 @@ class Sampler:
     def _ask(self, folder: RoundFolder, name: str, requests: Any) -> dict[str, Response]:
         with ending_turns(self.model, self.chat):
             backend = self.make_backend(self.model, self.chat.tokenizer)
-            return ask(
+            found = ask(
                 backend, requests, out=folder.path / name, batch_size=self.pace.sample_batch,
                 progress=self.pace.progress,
             )  # fmt: skip
+        if name != "samples" and (failed := failures(found, self.failed)):
+            raise DataError(f"of the questions about {name}, {failed.sentence}")
+        return found
 
 
 def _written(folder: RoundFolder, made: Sequence[GuidedPrompt | None]) -> dict[str, Any]:

@@ -67,13 +67,21 @@ def train_file(
     if report:
         require("matplotlib", "paperhooks-sso[plots]", "to draw the figures of reports; report=False does without")
     records = read_lines(file)
+    first: dict[str, int] = {}
     for at, record in enumerate(records):
-        encoded_prompt(record, f"{file}, record {at}")
+        pair = encoded_prompt(record, f"{file}, record {at}")
+        if pair.id in first:
+            raise DataError(
+                f"{file}, record {at} has the id {pair.id!r} of record {first[pair.id]}; give each pair an id of its "
+                "own, such as with the name of its round before it"
+            )
+        first[pair.id] = at
     if not records:
         raise DataError(f"{file} holds no pair, so there is nothing to train on")
     chat = ChatFormat(tokenizer or find_tokenizer(model), chosen.chat_options, chosen.template)
     with RoundFolder(folder) as held:
         policy = Policy(model, folder.parent)
+        policy.check_trained()
         work = RoundWork(policy, chat, chosen, pace or Pace(), limits or AlarmLimits(gap_kept=None, margin_fall=None))
         each = Round(folder.name, 1, START, START, chosen.methods()[0])
         inputs = {**work.inputs(each), "prompts": hash_file(file)}
