@@ -56,7 +56,7 @@ def test_stages_by_commands_are_the_loop_by_one(folder: Path, tmp_path: Path, in
     training = ["--batch", 4, "--learning-rate", 1e-3, "--iterations", 1]
     plan = invoke("align", *given, *training, "--plan")
     assert plan.exit_code == 0, plan.output
-    assert "4 prompts, in 1 rounds of sampling and training" in plan.output
+    assert "4 prompts, in 1 round of sampling and training" in plan.output
     assert not out.exists()
     done = invoke("align", *given, *training, *ALARMS, "--alarm", "min_pairs=1")
     assert done.exit_code == 0, done.output

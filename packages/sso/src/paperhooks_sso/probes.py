@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any, Final
 
 import torch
+from paperhooks.errors import counted
 from paperhooks.generation import Response
 from paperhooks.io import number, optional, whole
 
@@ -160,8 +161,9 @@ def _pair_alarms(report: Mapping[str, Any], first: Mapping[str, Any], limits: Al
         why = ", ".join(f"{name} {count}" for name, count in dropped.items()) or "none was dropped"
         yield Alarm(
             "min_pairs", kept, limits.min_pairs,
-            f"{kept} of {report['prompts']} prompts gave a pair, and {limits.min_pairs} are wanted ({why}); give more "
-            "prompts, or look at why they are dropped",
+            f"{kept} of {counted(report['prompts'], 'prompt')} gave a pair, and "
+            f"{counted(limits.min_pairs, 'is', 'are')} wanted ({why}); give more prompts, or look at why they are "
+            "dropped",
         )  # fmt: skip
     advice = {
         "cut": ("have an answer that was cut at the limit of tokens", "raise max_new_tokens"),

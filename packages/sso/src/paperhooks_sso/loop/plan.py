@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 from paperhooks import DataError
+from paperhooks.errors import counted
 from paperhooks.generation import Backend, Prompt, TransformersBackend
 from paperhooks.io import whole
 from paperhooks.logprobs import LogLikelihood
@@ -67,8 +68,11 @@ class LoopPlan:
 
     def lines(self) -> Iterator[str]:
         """For people, a line each."""
-        dropped = f", of which about {self.too_long} are too long and dropped" if self.too_long else ""
-        yield f"{self.prompts:,} prompts{dropped}, in {self.rounds} rounds of sampling and training"
+        dropped = (
+            f", of which about {counted(self.too_long, 'is', 'are')} too long and dropped" if self.too_long else ""
+        )
+        prompts = "1 prompt" if self.prompts == 1 else f"{self.prompts:,} prompts"
+        yield f"{prompts}{dropped}, in {counted(self.rounds, 'round')} of sampling and training"
         yield (
             f"tokens, at most: {self.prompt_tokens:,} read, {self.new_tokens:,} sampled, {self.trained_tokens:,} in "
             "rows that are trained on"

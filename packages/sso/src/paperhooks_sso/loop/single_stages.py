@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, Final
 
 from paperhooks import DataError
 from paperhooks.errors import require
@@ -29,6 +32,8 @@ from paperhooks_sso.probes import AlarmLimits
 from paperhooks_sso.report import write_round
 
 __all__ = ["filter_file", "train_file"]
+
+_ANSWERS: Final = ("chosen", "rejected", "ordinary")
 
 
 def filter_file(model: Any, pairs: str | Path, out: str | Path, *, pace: Pace | None = None) -> FilterReport:
@@ -86,7 +91,7 @@ def train_file(
         each = Round(folder.name, 1, START, START, chosen.methods()[0])
         inputs = {**work.inputs(each), "prompts": hash_file(file)}
         held.start(inputs, chosen.seed)
-        work.stage(held, "pairs", lambda: _taken(held, records))
+        work.stage(held, "pairs", lambda: _taken(held, records, chat.end_of_turn))
         alarms = work.train(each, held)
         held.run.record(alarms=[asdict(alarm) for alarm in alarms], alpha=each.method.alpha)
         if report:
@@ -95,16 +100,44 @@ def train_file(
         return policy.put(each.name)
 
 
-def _taken(folder: RoundFolder, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The pairs as a stage of this folder, with the report of a file of which no more is known."""
+def _taken(folder: RoundFolder, records: list[dict[str, Any]], end: Sequence[int]) -> dict[str, Any]:
+    """The pairs as a stage of this folder, with a report of what the records tell: of prompts that gave no pair, and of
+    shares that only those who sampled know, there is nothing in it.
+
+    :param end: ids of the end of a turn, which are not counted.
+    """
     write_lines(folder.file("pairs"), records)
-    lengths = {
-        name: sum(len(record[f"{name}_ids"]) for record in records) / len(records) for name in ("chosen", "rejected")
-    }
+    lengths = {name: [length for each in records if (length := _length(each, name, end))] for name in _ANSWERS}
+    finish = [own for each in records if (own := _finish(each))]
+    # Of some records only it would be a share of others than the pairs.
+    known = len(finish) == len(records)
     return {
-        "prompts": len(records), "kept": len(records), "dropped": {}, "cut": 0.0, "same": 0.0, "leaking": 0.0,
-        "lengths": lengths, "sources": {}, "filter": None,
-    }  # fmt: skip
+        "kept": len(records),
+        **({"cut": fmean("length" in each.values() for each in finish)} if known else {}),
+        "lengths": {name: fmean(own) for name, own in lengths.items() if own},
+        "sources": dict(Counter(source for each in records for source in _listed(each.get("source")))),
+    }
+
+
+def _length(record: Mapping[str, Any], name: str, end: Sequence[int]) -> int:
+    """Tokens of an answer without the end of its turn; 0 where there is none."""
+    ids, finish = record.get(f"{name}_ids") or (), _finish(record).get(name)
+    if finish == "length":
+        return len(ids)
+    if tuple(ids[-len(end) :]) == tuple(end):
+        return len(ids) - len(end)
+    # A model may end its turn with another token than its template does.
+    return len(ids) - 1 if finish == "eos" and ids else len(ids)
+
+
+def _finish(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How answers ended, by name; of files of another hand perhaps nothing."""
+    found = record.get("finish")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _listed(value: Any) -> list[str]:
+    return list(map(str, value)) if isinstance(value, list) else []
 
 
 def _pairs_file(path: str | Path) -> Path:

@@ -1,13 +1,17 @@
-"""The figures: curves of training, the funnel of pairs, weights, and what changes from iteration to iteration."""
+"""The figures: curves of training, the funnel of pairs, weights, and what changes from iteration to iteration.
+
+A group of pairs and an answer have the same colour everywhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from paperhooks.reports import PALETTE, bar_figure, line_figure, new_figure, style_axes
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["funnel_figure", "length_figure", "likelihood_figure", "probe_figure", "step_figure", "weight_figure"]
@@ -18,8 +22,18 @@ _LEFT: Final = {
     "leak": "no leak",
 }  # fmt: skip
 _FILTERED: Final = {"ordered": "in order", "likely": "likely", "apart": "told apart"}
+#: Of groups, and of answers.
+_COLOURS: Final = {
+    "plain": PALETTE[0], "good": PALETTE[2], "bad": PALETTE[1],
+    "good answers": PALETTE[2], "bad answers": PALETTE[1], "ordinary answers": PALETTE[3],
+}  # fmt: skip
+#: Of what is neither.
+_OTHER: Final = PALETTE[4]
+_ALARM: Final = PALETTE[7]
 #: W lies between these.
 _WEIGHTS: Final = (0.5, 1.0)
+#: The least that an axis of W shows.
+_NARROWEST: Final = 0.01
 _INK: Final = "#7b8696"
 
 
@@ -33,10 +47,10 @@ def step_figure(
     steps = [step for each in rounds for step in each]
     drawn = {}
     for name, key in series.items():
-        places = [at for at, step in enumerate(steps, 1) if key in step]
+        places = [float(at) for at, step in enumerate(steps, 1) if key in step]
         if places:
-            drawn[name] = (places, [steps[at - 1][key] for at in places])
-    figure = line_figure(drawn, title=title, x="step", y=y)
+            drawn[name] = (places, [steps[int(at) - 1][key] for at in places])
+    figure = _lines(drawn, title, "step", y)
     begun = 0
     for each in rounds[:-1]:
         begun += len(each)
@@ -58,60 +72,115 @@ def funnel_figure(pairs: Mapping[str, Any]) -> Figure:
 
 
 def weight_figure(weights: Mapping[str, Sequence[float]]) -> Figure:
-    """Histograms of W side by side, on the same scale."""
-    figure, axes = new_figure(width=max(3.6, min(11.0, 2.6 * len(weights))), height=2.9, columns=len(weights))
+    """Histograms of W side by side, on the same scale: of as much of 0.5 to 1 as there is any W in."""
+    figure, axes = new_figure(width=max(3.6, min(11.0, 2.6 * len(weights))), height=3.1, columns=len(weights))
+    seen = _seen_weights([value for values in weights.values() for value in values])
     highest = 0.0
     for one, (name, values) in zip(axes, weights.items(), strict=True):
-        drawn: Any = one.hist(list(values), bins=25, range=_WEIGHTS, color=PALETTE[0], alpha=0.7)
+        drawn: Any = one.hist(list(values), bins=25, range=seen, color=_OTHER, alpha=0.7)
         highest = max(highest, *map(float, drawn[0]))
         mean = sum(values) / max(1, len(values))
-        one.axvline(mean, color=PALETTE[1], linestyle="--", linewidth=1.5)
-        style_axes(one, f"{name}: {mean:.3f}", "W", "pairs" if one is axes[0] else "")
+        one.axvline(mean, color=_INK, linestyle="--", linewidth=1.5)
+        style_axes(one, f"{name}\nmean {mean:.3f}", "W", "pairs" if one is axes[0] else "")
     for one in axes:
+        one.set_xlim(*seen)
+        one.locator_params(axis="x", nbins=4)
         one.set_ylim(0, 1.08 * max(1.0, highest))
     return figure
 
 
-def probe_figure(before: Mapping[int, Mapping[str, float]], after: Mapping[int, Mapping[str, float]]) -> Figure:
-    """The three margins of every iteration, before and after its training, by iteration."""
+def probe_figure(
+    before: Mapping[int, Mapping[str, float]], after: Mapping[int, Mapping[str, float]], series: Mapping[str, str]
+) -> Figure:
+    """Margins of every iteration, before and after its training, by iteration.
+
+    :param series: what a line is called, to the name of the probe.
+    """
     figure, (axes,) = new_figure()
-    for place, name in enumerate(("plain", "good", "bad")):
-        colour, key = PALETTE[place], f"{name}_margin"
+    for name, key in series.items():
+        label = name
         for iteration, probes in before.items():
-            if key in probes and key in after.get(iteration, {}):
-                along, values = [iteration - 0.12, iteration + 0.12], [probes[key], after[iteration][key]]
-                axes.plot(along, values, color=colour, marker="o", markersize=4, linewidth=1.8)
-        axes.plot([], [], color=colour, marker="o", markersize=4, linewidth=1.8, label=name)
+            there = [(iteration - 0.12, probes), (iteration + 0.12, after.get(iteration, {}))]
+            along, values = [at for at, own in there if key in own], [own[key] for _, own in there if key in own]
+            if values:
+                colour = _COLOURS[name]
+                axes.plot(along, values, color=colour, marker="o", markersize=4, linewidth=1.8, label=label)
+                label = "_again"  # what begins so is in no legend
     axes.axhline(0, color=_INK, linewidth=0.9)
     style_axes(axes, "Margins before and after the training of each iteration", "iteration", "nats a token")
-    axes.set_xticks(list(before))
-    axes.set_xlim(min(before, default=1) - 0.5, max(before, default=1) + 0.5)
-    axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+    _whole_numbers(axes, before)
+    _legend(axes)
     return figure
 
 
 def likelihood_figure(before: Mapping[int, Mapping[str, float]]) -> Figure:
     """On-policy-ness of fresh answers by iteration: exp of the mean log-probability under the plain prompt."""
-    lines = {"good": "chosen_likelihood", "bad": "rejected_likelihood", "ordinary": "ordinary_likelihood"}
-    figure = line_figure(
-        _by_iteration(before, lines), title="How likely fresh answers are without a principle", x="iteration",
-        y="likelihood of a token",
+    lines = {
+        "good answers": "chosen_likelihood", "bad answers": "rejected_likelihood",
+        "ordinary answers": "ordinary_likelihood",
+    }  # fmt: skip
+    figure = _lines(
+        _by_iteration(before, lines), "How likely fresh answers are without a principle", "iteration",
+        "likelihood of a token",
     )  # fmt: skip
-    figure.axes[0].set_ylim(bottom=0)
+    _from_zero(figure.axes[0])
     return figure
 
 
 def length_figure(lengths: Mapping[int, Mapping[str, float]], growth: float | None) -> Figure:
     """Mean tokens of the answers by iteration, with the line at which good ones set off the alarm."""
-    lines = {"good": "chosen", "bad": "rejected", "ordinary": "ordinary"}
-    figure = line_figure(_by_iteration(lengths, lines), title="Length of answers", x="iteration", y="tokens")
+    lines = {"good answers": "chosen", "bad answers": "rejected", "ordinary answers": "ordinary"}
+    figure = _lines(_by_iteration(lengths, lines), "Length of answers", "iteration", "tokens")
+    axes = figure.axes[0]
     first = next(iter(lengths.values()), {}).get("chosen", 0.0)
     if growth is not None and first:
-        axes = figure.axes[0]
-        axes.axhline(growth * first, color=PALETTE[7], linestyle="--", linewidth=1.3, label="alarm")
-        axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
-    figure.axes[0].set_ylim(bottom=0)
+        axes.axhline(growth * first, color=_ALARM, linestyle="--", linewidth=1.3, label="alarm")
+        _legend(axes)
+    _from_zero(axes)
     return figure
+
+
+def _lines(series: Mapping[str, tuple[list[float], list[float]]], title: str, x: str, y: str) -> Figure:
+    """A line for each, in the colour of its name, which is told of those of a group or an answer."""
+    figure = line_figure(series, title=title, x=x, y=y)
+    axes = figure.axes[0]
+    for line, name in zip(axes.lines, series, strict=True):
+        line.set_color(_COLOURS.get(name, _OTHER))
+    _whole_numbers(axes, [at for along, _ in series.values() for at in along])
+    if any(name in _COLOURS for name in series):
+        _legend(axes)
+    return figure
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+
+
+def _whole_numbers(axes: Axes, along: Iterable[float]) -> None:
+    """An axis of things that are counted, also where there is only one."""
+    there = list(along) or [1]
+    first, last = min(there), max(there)
+    room = max(0.5, 0.04 * (last - first))
+    axes.set_xlim(first - room, last + room)
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
+
+
+def _from_zero(axes: Axes) -> None:
+    """From 0 to what is highest, with room for its marker."""
+    highest = max((float(value) for line in axes.lines for value in line.get_ydata()), default=0.0)
+    axes.set_ylim(0, 1.1 * highest if highest > 0 else 1.0)
+
+
+def _seen_weights(values: Sequence[float]) -> tuple[float, float]:
+    """The part of the range of W that an axis shows: values, and some room."""
+    lowest, highest = _WEIGHTS
+    low, high = min(values, default=lowest), max(values, default=highest)
+    room = max(0.05 * (high - low), (_NARROWEST - (high - low)) / 2)
+    return (
+        max(lowest, min(low - room, highest - _NARROWEST)),
+        min(highest, max(high + room, lowest + _NARROWEST)),
+    )
 
 
 def _by_iteration(

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from paperhooks.errors import counted
 from paperhooks.reports import Block, Figure, Heading, Paragraph, RunFolder, Table
 
 from paperhooks_sso.data import HARMFUL, read_lines
 from paperhooks_sso.probes import PROBES, weights_of
 from paperhooks_sso.report.curves import funnel_figure, step_figure, weight_figure
 
-__all__ = ["LOG_PROBABILITIES", "MARGINS", "write_round"]
+__all__ = ["LOG_PROBABILITIES", "MARGINS", "groups_named", "still_to_come", "write_round"]
 
 #: What lines are called, to what they are logged as.
 MARGINS: Final = {"plain": "plain_margin", "good": "good_margin", "bad": "bad_margin"}
 LOG_PROBABILITIES: Final = {"good answers": "plain_chosen", "bad answers": "plain_rejected"}
+#: What a round comes to, by the stage that leaves it.
+_STEPS: Final = {"samples": "answers", "pairs": "pairs", "train": "training", "after": "probes after it"}
+_SHARES: Final = ("cut", "same", "leaking")
 #: Pairs that are shown, and characters of each text.
 _SHOWN: Final = 6
 _CHARACTERS: Final = 280
+_PROBES_SAID: Final = (
+    "chosen_gap and rejected_gap: by how much likelier the good (chosen) and the bad (rejected) answer is under the "
+    "principle that it was sampled for than under the other, in nats a token; likelihoods: exp of the mean "
+    "log-probability of a token without a principle, between 0 and 1."
+)
 
 
 def write_round(run: RunFolder) -> Path:
     """Write figures and ``report.html`` into the folder of a round; returns the report."""
     results = run.result["results"]
     blocks: list[Block] = [*_alarms(results), Paragraph(HARMFUL, "note"), *_numbers(run)]
+    if rest := still_to_come(results):
+        blocks.append(Paragraph(f"Still to come: {rest}."))
     if "pairs" in results:
         blocks += _pairs(run, results["pairs"])
     if "train" in results:
@@ -35,6 +46,23 @@ def write_round(run: RunFolder) -> Path:
     if "pairs" in results:
         blocks += _examples(run.path)
     return run.report(f"Self-Steering Optimization: {run.path.name}", blocks)
+
+
+def groups_named(names: Sequence[str]) -> str:
+    """Groups in words: "the good and bad groups"."""
+    *others, last = names
+    return f"the {', '.join(others)} and {last} groups" if others else f"the {last} group"
+
+
+def still_to_come(results: Collection[str]) -> str:
+    """What a round has not come to, in words; empty where it is done.
+
+    :param results: the stages that are done.
+    """
+    # A round that trains on a file samples nothing, so what counts is what stands behind the last stage.
+    last = max((at for at, stage in enumerate(_STEPS) if stage in results), default=-1)
+    *others, rest = [*_STEPS.values()][last + 1 :] or [""]
+    return f"{', '.join(others)} and {rest}" if others else rest
 
 
 def _alarms(results: Mapping[str, Any]) -> Iterator[Block]:
@@ -57,26 +85,29 @@ def _numbers(run: RunFolder) -> list[Block]:
 
 
 def _pairs(run: RunFolder, pairs: Mapping[str, Any]) -> list[Block]:
-    run.figure("funnel", funnel_figure(pairs))
-    rows = [(name, f"{pairs[name]:.1%}") for name in ("cut", "same", "leaking")]
-    lengths = [(name, value) for name, value in pairs["lengths"].items()]
-    return [
-        Heading("Pairs"),
-        Figure("funnel", f"{pairs['kept']} of {pairs['prompts']} prompts gave a pair"),
-        Table(("share of prompts with answers that are", ""), rows),
-        Table(("answers", "mean tokens"), lengths),
-        Table(("principles from", "number"), list(pairs["sources"].items())),
-    ]
+    blocks: list[Block] = [Heading("Pairs")]
+    if "prompts" in pairs:
+        run.figure("funnel", funnel_figure(pairs))
+        blocks.append(Figure("funnel", f"{pairs['kept']} of {counted(pairs['prompts'], 'prompt')} gave a pair"))
+    else:
+        blocks.append(Paragraph(f"{counted(pairs['kept'], 'pair')} of a file; how they were chosen is not known."))
+    tables = {
+        ("share of prompts with answers that are", ""): [(n, f"{pairs[n]:.1%}") for n in _SHARES if n in pairs],
+        ("answers", "mean tokens"): list(pairs["lengths"].items()),
+        ("principles from", "number"): list(pairs["sources"].items()),
+    }
+    return [*blocks, *(Table(header, rows) for header, rows in tables.items() if rows)]
 
 
 def _training(run: RunFolder, train: Mapping[str, Any]) -> list[Block]:
     steps = [read_lines(run.path / "steps.jsonl", "steps")]
     margins = {name: key for name, key in MARGINS.items() if key in steps[0][0]} if steps[0] else {}
     means = {name: key for name, key in LOG_PROBABILITIES.items() if key in steps[0][0]} if steps[0] else {}
-    run.figure("margins", step_figure(steps, margins, "Margins of the three groups", "reward"))
+    title = f"Margins of rewards: {groups_named([*margins])}" if margins else "Margins of rewards"
+    run.figure("margins", step_figure(steps, margins, title, "reward"))
     blocks: list[Block] = [
         Heading("Training"),
-        Paragraph(f"{train['steps']} steps over one epoch."),
+        Paragraph(f"{counted(train['steps'], 'step')}: one epoch."),
         Figure("margins", f"Margins of rewards over training: {', '.join(margins)}"),
     ]
     if means:
@@ -98,11 +129,12 @@ def _probes(run: RunFolder, results: Mapping[str, Any]) -> list[Block]:
     return [
         Heading("Probes"),
         Paragraph(
-            "Mean log-probabilities a token, of the same pairs under the model that is trained: margins of the three "
-            "groups, how far principles tell answers apart, and how likely answers are without one."
+            "Mean log-probabilities a token, in nats, of the same pairs under the model that is trained: margins of "
+            "the groups, how far principles tell answers apart, and how likely answers are without one."
         ),
         Table(("probe", *(f"{name} training" for name in there)), rows),
-        Figure("weights", "Histograms of W before and after training", "W of every pair, with its mean"),
+        Paragraph(_PROBES_SAID),
+        Figure("weights", f"Histograms of W: {', '.join(weights)}", "W of every pair; dashed: the mean"),
     ]
 
 
