@@ -115,7 +115,7 @@ def test_a_folder_with_samples_says_what_is_still_to_come(tmp_path: Path) -> Non
 
 
 def test_a_group_and_an_answer_have_one_colour_everywhere() -> None:
-    probes = {name: 0.5 for name in PROBES}
+    probes = dict.fromkeys(PROBES, 0.5)
     figures = [
         step_figure([[{"plain_margin": 1.0, "good_margin": 2.0}]], MARGINS, "", ""),
         step_figure([[{"good_margin": 2.0, "bad_margin": 2.0}]], MARGINS, "", ""),

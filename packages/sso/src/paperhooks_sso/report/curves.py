@@ -86,6 +86,7 @@ def weight_figure(weights: Mapping[str, Sequence[float]]) -> Figure:
         one.set_xlim(*seen)
         one.locator_params(axis="x", nbins=4)
         one.set_ylim(0, 1.08 * max(1.0, highest))
+        one.locator_params(axis="y", integer=True)
     return figure
 
 
@@ -153,8 +154,9 @@ def _lines(series: Mapping[str, tuple[list[float], list[float]]], title: str, x:
 
 
 def _legend(axes: Axes) -> None:
+    """Beside the lines, so that it covers none."""
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+        axes.legend(frameon=False, labelcolor=_INK, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _whole_numbers(axes: Axes, along: Iterable[float]) -> None:
