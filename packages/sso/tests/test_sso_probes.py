@@ -60,6 +60,11 @@ def test_pairs_set_off_the_alarm_of_what_is_wrong(changed: Any, name: str, words
     assert pair_alarms(report(**changed), report(), off) == []
 
 
+def test_one_is_told_as_one() -> None:
+    (alarm,) = pair_alarms(report(prompts=1, kept=0), report(), AlarmLimits(min_pairs=1))
+    assert alarm.sentence.startswith("0 of 1 prompt gave a pair, and 1 is wanted (same 4); give more prompts")
+
+
 def test_a_gap_that_shrinks_and_margins_that_fall_are_alarms() -> None:
     first, limits = probe_values([MEANS]), AlarmLimits()
     assert margin_alarms(first, first, first, limits) == []

@@ -170,7 +170,8 @@ def _whole_numbers(axes: Axes, along: Iterable[float]) -> None:
 
 def _from_zero(axes: Axes) -> None:
     """From 0 to what is highest, with room for its marker."""
-    highest = max((float(value) for line in axes.lines for value in line.get_ydata()), default=0.0)
+    drawn: list[Any] = [line.get_ydata() for line in axes.lines]
+    highest = max((float(value) for values in drawn for value in values), default=0.0)
     axes.set_ylim(0, 1.1 * highest if highest > 0 else 1.0)
 
 

@@ -28,8 +28,8 @@ _HEADER: Final = (
 )  # fmt: skip
 _MARGINS_SAID: Final = (
     "Good and bad margin: the mean log-probability a token of the preferred answer minus that of the other one, in "
-    "nats, after training, or before it where there is none yet. The curves over training are of another margin, that of "
-    "rewards: beta times a log-probability, less the reference's where the loss has one."
+    "nats, after training, or before it where there is none yet. The curves over training are of another margin, that "
+    "of rewards: beta times a log-probability, less the reference's where the loss has one."
 )
 
 

@@ -50,6 +50,8 @@ def write_round(run: RunFolder) -> Path:
 
 def groups_named(names: Sequence[str]) -> str:
     """Groups in words: "the good and bad groups"."""
+    if not names:
+        return "no group"
     *others, last = names
     return f"the {', '.join(others)} and {last} groups" if others else f"the {last} group"
 
@@ -103,7 +105,7 @@ def _training(run: RunFolder, train: Mapping[str, Any]) -> list[Block]:
     steps = [read_lines(run.path / "steps.jsonl", "steps")]
     margins = {name: key for name, key in MARGINS.items() if key in steps[0][0]} if steps[0] else {}
     means = {name: key for name, key in LOG_PROBABILITIES.items() if key in steps[0][0]} if steps[0] else {}
-    title = f"Margins of rewards: {groups_named([*margins])}" if margins else "Margins of rewards"
+    title = f"Margins of rewards: {groups_named([*margins])}"
     run.figure("margins", step_figure(steps, margins, title, "reward"))
     blocks: list[Block] = [
         Heading("Training"),
