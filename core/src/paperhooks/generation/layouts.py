@@ -46,7 +46,7 @@ def arrange(request: Request, layout: str, max_pixels: int | None = None, *, ope
         finished prompt that are to be left out.
     """
     if not request.messages and not request.prompt and not request.prompt_ids:
-        raise DataError("the request has neither a prompt nor messages")
+        raise DataError("the request has neither a prompt nor messages nor prompt_ids; give one of them")
     if request.prompt and request.messages:
         raise DataError("the request has both a prompt and messages; give one of them")
     if request.prompt_ids and (request.prompt or request.messages):

@@ -62,13 +62,14 @@ class Request:
     :param prompt: the finished prompt with the model's own image placeholders; used as it is, whatever the layout.
     :param images: PIL images, already opened; or :class:`paperhooks.io.Picture` for those that the evaluation opens
         when it is their turn, within its bound of memory and once where several documents show them.
-    :param max_new_tokens, stop: where the answer is cut: a number of tokens, and strings that end it and are not part
-        of it.
+    :param max_new_tokens, stop: where the answer is cut: a number of tokens from 1, and strings that end it and are not
+        part of it, none of them empty.
     :param metadata: plain data for callables and servers; never shown to a model.
     :param prompt_ids: the finished prompt as token ids, special tokens included: asked as they are, so that a model
         answers the very ids that it is trained on. Without images.
     :param sampling: how the answer is drawn; None for the most likely token each time.
-    :raises ValueError: ids that are no whole numbers from 0, ids with images, a sampling of another type.
+    :raises ValueError: ids that are no whole numbers from 0, ids with images, a limit below 1, stop strings that are
+        one text or hold an empty one, a sampling of another type.
     """
 
     messages: Sequence[Mapping[str, Any]] = ()
@@ -83,6 +84,8 @@ class Request:
     def __post_init__(self) -> None:
         ids = tuple(whole(f"prompt_ids[{place}]", one, at_least=0) for place, one in enumerate(self.prompt_ids))
         object.__setattr__(self, "prompt_ids", ids)
+        object.__setattr__(self, "max_new_tokens", whole("max_new_tokens", self.max_new_tokens, at_least=1))
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
         if ids and self.images:
             raise ValueError("a request with prompt_ids shows no images; give its messages, or a finished prompt")
         if not isinstance(self.sampling, Sampling | None):
@@ -92,6 +95,15 @@ class Request:
     def text(self) -> str:
         """The finished prompt, or the messages or the ids as JSON."""
         return self.prompt or json.dumps(list(self.prompt_ids) or self.messages, ensure_ascii=False)
+
+
+def _stop_strings(stop: object) -> tuple[str, ...]:
+    """As a tuple; a text alone would be taken for its letters, and an empty one would end every answer."""
+    listed = isinstance(stop, Sequence) and not isinstance(stop, str | bytes)
+    found = tuple(stop) if isinstance(stop, Sequence) else ()
+    if not listed or not all(isinstance(one, str) and one for one in found):
+        raise refused("stop", stop, "a tuple of texts that are not empty")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,14 @@ Groups that the objective leaves out are not built. Sums of a reference, where r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import torch
 from paperhooks import DataError
-from paperhooks.io import choice, optional, whole
+from paperhooks.io import choice, optional, shown, whole
 from torch import Tensor
 
 from paperhooks_sso.algorithm import GROUPS, Group, Objective
@@ -54,7 +55,7 @@ class PairCollator:
         Longest row; by default any.
 
     :raises ValueError: an option that cannot be meant. :raises DataError: a record of another form, an answer that is
-        missing, or a row that is too long: nothing is cut here.
+        missing, a reference that is not finite in one of the groups, or a row that is too long: nothing is cut here.
     """
 
     pad_id: int = 0
@@ -166,6 +167,12 @@ def _rows(found: Sequence[EncodedPrompt], group: Group) -> list[_Row]:
 def _sums(found: Sequence[EncodedPrompt], group: Group) -> Tensor | None:
     """The reference's sums of the 2B rows of a group, float64; None where a prompt has none."""
     pairs = [None if one.reference is None else one.reference[group] for one in found]
+    for one, pair in zip(found, pairs, strict=True):
+        if pair is not None and not all(map(math.isfinite, pair)):
+            raise DataError(
+                f"prompt {one.id!r} has the reference {shown(pair)} in group {group!r}; expected two finite numbers: "
+                "compute its columns again"
+            )
     known = [pair for pair in pairs if pair is not None]
     if len(known) < len(pairs):
         return None

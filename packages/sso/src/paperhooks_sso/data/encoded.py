@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Final
 
 from paperhooks import DataError
 from paperhooks.io import shown
 
 from paperhooks_sso.algorithm import GROUPS, Group
+from paperhooks_sso.data.prompts import id_text
 
-__all__ = ["ROWS", "EncodedPrompt", "encoded_prompt"]
+__all__ = ["ROWS", "EncodedPrompt", "PairRecord", "encoded_prompt"]
 
 #: Prompt and answer of the six rows of a prompt, by group and then chosen before rejected (section 2).
 ROWS: Final[Mapping[Group, tuple[str, str]]] = {
@@ -21,6 +24,19 @@ ROWS: Final[Mapping[Group, tuple[str, str]]] = {
 }
 _PROMPTS: Final = ("plain_prompt", "good_prompt", "bad_prompt")
 _ANSWERS: Final = ("chosen", "rejected", "ordinary")
+
+
+class PairRecord(dict[str, Any]):
+    """A record of a pairs file that knows where it stands, for messages."""
+
+    where = "the record"
+
+    @classmethod
+    def at(cls, record: Mapping[str, Any], where: str) -> PairRecord:
+        """A record that stands there."""
+        found = cls(record)
+        found.where = where
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +50,8 @@ class EncodedPrompt:
     answers
         y+ as "chosen", y- as "rejected", yo as "ordinary"; the latter may be missing where G is off.
     reference
-        Sums of the reference's log-probabilities of the six rows, by group: (chosen, rejected); or None.
+        Sums of the reference's log-probabilities of the six rows, by group: (chosen, rejected), NaN in groups that are
+        not compared; or None.
     """
 
     id: str
@@ -57,18 +74,22 @@ class EncodedPrompt:
         return self.prompts[group], chosen, rejected
 
 
-def encoded_prompt(record: Mapping[str, Any], where: str = "the record") -> EncodedPrompt:
+def encoded_prompt(record: Mapping[str, Any], where: str = "") -> EncodedPrompt:
     """From a record of a pairs file: ids under ``plain_prompt``, ``good_prompt``, ``bad_prompt``, ``chosen_ids``,
     ``rejected_ids`` and perhaps ``ordinary_ids``, sums under ``reference`` (six numbers in the order of the rows).
 
-    :raises DataError: a column is missing or holds no ids.
+    :param where: what holds it, for messages; by default where it was read.
+    :raises DataError: a column is missing or holds no ids, or a reference of something else than six numbers.
     """
     if isinstance(record, EncodedPrompt):
         return record
+    where = where or getattr(record, "where", PairRecord.where)
     prompts = {group: _ids(record, name, where) for group, name in zip(GROUPS, _PROMPTS, strict=True)}
     names = [name for name in _ANSWERS if name != "ordinary" or record.get("ordinary_ids") is not None]
     answers = {name: _ids(record, f"{name}_ids", where) for name in names}
-    return EncodedPrompt(str(record.get("id", where)), prompts, answers, _reference(record.get("reference"), where))
+    return EncodedPrompt(
+        id_text(record.get("id"), where) or where, prompts, answers, _reference(record.get("reference"), where)
+    )
 
 
 def _ids(record: Mapping[str, Any], name: str, where: str) -> tuple[int, ...]:
@@ -81,6 +102,11 @@ def _ids(record: Mapping[str, Any], name: str, where: str) -> tuple[int, ...]:
 def _reference(values: Any, where: str) -> dict[Group, tuple[float, float]] | None:
     if values is None:
         return None
-    if not isinstance(values, Sequence) or len(values) != 2 * len(GROUPS):
-        raise DataError(f"{where} has reference = {shown(values)}; expected the sums of six rows")
+    # NaN stands in groups that nobody compares; whoever compares a group looks for it.
+    if not isinstance(values, Sequence) or len(values) != 2 * len(GROUPS) or not all(map(_is_sum, values)):
+        raise DataError(f"{where} has reference = {shown(values)}; expected six finite numbers, the sums of its rows")
     return {group: (float(values[2 * at]), float(values[2 * at + 1])) for at, group in enumerate(GROUPS)}
+
+
+def _is_sum(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isinf(value)

@@ -9,11 +9,11 @@ from typing import Final, Literal, TypeAlias, get_args
 
 from paperhooks_sso.data.principles import Principle
 
-__all__ = ["FAULTS", "Answer", "Fault", "fault_of", "leaks"]
+__all__ = ["FAULTS", "Answer", "Fault", "fault_of", "leaks", "writable"]
 
 Fault: TypeAlias = Literal["missing", "empty", "cut", "same", "leak"]
 
-#: Why prompts are dropped: an answer was not given, has no text, was cut at the limit of tokens, is that of another
+#: Why prompts are dropped: an answer was not given or cannot be written down as text, has no text, was cut at the limit of tokens, is that of another
 #: role, or speaks of its principle.
 FAULTS: Final[tuple[Fault, ...]] = get_args(Fault)
 #: In front of an answer, for comparing only: it is stored as it came.
@@ -55,7 +55,7 @@ def fault_of(
     :param keep_cut: keep answers that were cut at the limit of tokens.
     """
     there = [answer for answer in answers if answer is not None and not answer.error]
-    if len(there) < len(answers):
+    if len(there) < len(answers) or not all(writable(answer.text) for answer in there):
         return "missing"
     if any(not answer.text.strip() for answer in there):
         return "empty"
@@ -67,6 +67,15 @@ def fault_of(
     if any(leaks(answer.text, principles) for answer in there[:2]):
         return "leak"
     return None
+
+
+def writable(text: str) -> bool:
+    """Whether a text can be encoded: half of an emoji that was cut in two cannot, and no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def leaks(text: str, principles: Iterable[Principle]) -> bool:

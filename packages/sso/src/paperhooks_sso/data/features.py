@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Final
 
-__all__ = ["STOP", "feature_question", "picked_features"]
+__all__ = ["STOP", "can_be_named", "feature_question", "picked_features"]
 
 #: What ends an answer in the worked examples.
 STOP: Final = "###"
@@ -36,11 +36,20 @@ def picked_features(reply: str, features: Sequence[str], number: int, random: Ra
     :param reply: what the model wrote: names between commas; whatever else there is counts for nothing.
     :param number: how many; all of them where there are fewer. :param random: decides order and what is filled in.
     """
-    first = reply.partition(STOP)[0].strip().partition("\n")[0]
     known = {name.casefold(): name for name in features}
-    named = [known[word] for word in (each.strip(" .").casefold() for each in first.split(",")) if word in known]
+    named = [known[word] for word in map(str.casefold, _words(reply)) if word in known]
     chosen = list(dict.fromkeys(named))
     random.shuffle(chosen)
     others = [name for name in features if name not in chosen]
     drawn = random.sample(others, min(len(others), max(_DRAWN, number)))
     return [*chosen, *drawn][:number]
+
+
+def can_be_named(feature: str) -> bool:
+    """Whether a reply can name a feature: it is read as one name between commas."""
+    return bool(feature) and _words(feature) == [feature]
+
+
+def _words(reply: str) -> list[str]:
+    first = reply.partition(STOP)[0].strip().partition("\n")[0]
+    return [each.strip(" .") for each in first.split(",")]

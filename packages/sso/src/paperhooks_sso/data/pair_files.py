@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from paperhooks import DataError
-from paperhooks.io import atomic_path, hash_file, json_text, local_path, read_records, write_json, write_text
+from paperhooks.io import atomic_path, hash_file, json_text, local_path, read_records, shown, write_json, write_text
 
+from paperhooks_sso.data.encoded import PairRecord
 from paperhooks_sso.data.pairs import HARMFUL
+from paperhooks_sso.data.prompts import conversation_of, id_text
 
 __all__ = ["export_pairs", "read_lines", "write_lines"]
 
+_PAIRS: Final = "pairs"
 _NOTICE: Final = "HARMFUL.txt"
 #: Name of the set for LLaMA-Factory.
 _SET: Final = "sso_pairs"
@@ -31,11 +34,18 @@ def write_lines(file: Path, records: Iterable[Mapping[str, Any]]) -> str:
     return hash_file(file)
 
 
-def read_lines(file: Path, what: str = "pairs") -> list[dict[str, Any]]:
-    """The records of a file that :func:`write_lines` wrote; raises DataError where there are none of ours."""
+def read_lines(file: Path, what: str = _PAIRS) -> list[dict[str, Any]]:
+    """The records of a file that :func:`write_lines` wrote. Those of pairs know where they stand, and have an id, which
+    is a text whatever it was.
+
+    :raises DataError: no file, a record that is no mapping, or one of pairs without id; names it.
+    """
     if not file.is_file():
         raise DataError(f"{file} is not there; expected {what}, as the stage before writes them")
-    return [dict(record) for _, record in read_records(str(file))] if file.stat().st_size else []
+    if not file.stat().st_size:
+        return []
+    made = _pair if what == _PAIRS else _line
+    return [made(record, where) for where, record in read_records(str(file))]
 
 
 def export_pairs(pairs: Path, out: str | Path) -> Path:
@@ -50,13 +60,9 @@ def export_pairs(pairs: Path, out: str | Path) -> Path:
     ``HARMFUL.txt``
         What the texts are.
 
-    :raises DataError: no pairs, or a record that lacks a text; names it.
+    :raises DataError: no pairs, or a record that lacks a text or asks nothing; names it. Nothing is written then.
     """
-    folder, records = local_path(out), read_lines(pairs)
-    for at, record in enumerate(records):
-        missing = [name for name in ("prompt", "chosen", "rejected") if not record.get(name)]
-        if missing:
-            raise DataError(f"{pairs}, record {at} has no {missing[0]!r}; give a file that paperhooks sso pairs wrote")
+    folder, records = local_path(out), list(map(_exported, read_lines(pairs)))
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / _NOTICE, f"{HARMFUL}\n")
     write_lines(folder / "preferences.jsonl", map(_conversational, records))
@@ -67,6 +73,35 @@ def export_pairs(pairs: Path, out: str | Path) -> Path:
         {_SET: {"file_name": "llama_factory.jsonl", "formatting": "alpaca", "ranking": True, "columns": columns}},
     )
     return folder
+
+
+def _line(record: Any, where: str) -> dict[str, Any]:
+    if not isinstance(record, Mapping):
+        raise DataError(f"{where} is {shown(record)}; expected an object")
+    return dict(record)
+
+
+def _pair(record: Any, where: str) -> PairRecord:
+    found = PairRecord.at(_line(record, where), where)
+    found["id"] = id_text(found.get("id"), where)
+    if not found["id"]:
+        raise DataError(f"{where} has no id; give each pair its own")
+    return found
+
+
+def _exported(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the texts that it needs, its system texts in front."""
+    where = getattr(record, "where", PairRecord.where)
+    for name, expected in (("prompt", list), ("chosen", str), ("rejected", str)):
+        if not record.get(name) or not isinstance(record[name], expected):
+            told = f"{name} = {shown(record[name])}" if record.get(name) else f"no {name!r}"
+            wanted = "messages" if expected is list else "a text"
+            raise DataError(f"{where} has {told}; expected {wanted}, as paperhooks sso pairs writes it")
+    asked = conversation_of(record["prompt"], record["id"], where)
+    if record["prompt"][-1]["role"] != "user":
+        raise DataError(f"{where} has a prompt that ends with another message than the user's")
+    system = [{"role": "system", "content": asked.system}] if asked.system else []
+    return {**record, "prompt": [*system, *asked.messages]}
 
 
 def _conversational(record: Mapping[str, Any]) -> dict[str, Any]:

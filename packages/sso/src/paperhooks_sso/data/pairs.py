@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from paperhooks.generation import Response
 
-from paperhooks_sso.data.faults import FAULTS, Answer, fault_of, leaks
+from paperhooks_sso.data.faults import FAULTS, Answer, fault_of, leaks, writable
 from paperhooks_sso.data.guided_prompts import GuidedPrompt
 from paperhooks_sso.data.prompts import ChatFormat
 from paperhooks_sso.data.role_requests import ROLES
@@ -69,7 +69,7 @@ def make_pairs(
     total = len(prompts) if total is None else total
     records, reasons, tally = [], Counter(too_long=total - len(prompts)), _Tally()
     for prompt in prompts:
-        given = [_answer(replies.get(f"{prompt.id}/{role}")) for role in roles]
+        given = [_answer(replies.get(f"{prompt.id}/{role}"), chat) for role in roles]
         tally.count(given, prompt)
         fault = fault_of(given, prompt.principles if drop_leaks else (), keep_cut=keep_cut)
         if fault is None:
@@ -116,10 +116,12 @@ def _trained_ids(reply: Response, chat: ChatFormat) -> list[int]:
     return [*reply.ids, *(chat.end_of_turn if reply.end is None else (reply.end,))]
 
 
-def _answer(reply: Response | None) -> Answer | None:
+def _answer(reply: Response | None, chat: ChatFormat) -> Answer | None:
     if reply is None:
         return None
-    return Answer(reply.text, reply.ids, reply.finish or "eos", reply.error)
+    there = reply.ids or (writable(reply.text) and chat.spells(reply.text))
+    error = reply.error or ("" if there else "its text has no token ids")
+    return Answer(reply.text, reply.ids, reply.finish or "eos", error)
 
 
 class _Tally:

@@ -16,6 +16,8 @@ from paperhooks import DataError
 from paperhooks.errors import did_you_mean
 from paperhooks.io import Field, Problem, check_table, read_toml, shown
 
+from paperhooks_sso.data.features import can_be_named
+
 __all__ = ["CONCISION", "SAFETY", "Principle", "PrincipleBank", "system_message"]
 
 SAFETY: Final = "Safety"
@@ -130,8 +132,20 @@ def _faults(name: str, entry: Any) -> list[str]:
     if not isinstance(entry, Mapping):
         return [f"{name} = {shown(entry)} must be a table [{name}] with adjectives, good and bad"]
     faults = [message for _, message in check_table(entry, _SCHEMA, f"[{name}]")]
-    if not faults and len(entry["adjectives"]) != 2:
-        faults = [
-            f"[{name}]: adjectives = {shown(entry['adjectives'])} must be two words, of a good and of a bad answer"
-        ]
+    return faults or [*_unnamed(name), *_alike(name, entry)]
+
+
+def _unnamed(name: str) -> list[str]:
+    if can_be_named(name):
+        return []
+    return [f"[{name}] must be a name of one line without commas, as a model names it in a list"]
+
+
+def _alike(name: str, entry: Mapping[str, Any]) -> list[str]:
+    """Good and bad have to be there, and to differ."""
+    words, faults = [word.strip() for word in entry["adjectives"]], []
+    if len(words) != 2 or not all(words) or words[0] == words[1]:
+        faults.append(f"[{name}]: adjectives = {shown(words)} must be two words, of a good and of a bad answer")
+    if entry["good"].strip() == entry["bad"].strip():
+        faults.append(f"[{name}]: good and bad are the same text; the bad one must ask for the opposite")
     return faults

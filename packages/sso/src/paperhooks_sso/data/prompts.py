@@ -14,12 +14,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Final
 
 from paperhooks import DataError
 from paperhooks.io import hash_json, shown
 
-__all__ = ["ChatFormat", "Conversation", "conversation_of"]
+__all__ = ["ChatFormat", "Conversation", "conversation_of", "id_text"]
 
 _ROLES: Final = ("system", "user", "assistant", "tool")
 #: A text that no template writes by itself.
@@ -62,6 +63,7 @@ class ChatFormat:
     template: str | None = None
     _system: bool = field(default=True, init=False, repr=False)
     _end: tuple[int, ...] = field(default=(), init=False, repr=False)
+    _control: frozenset[int] = field(default=frozenset(), init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not (self.template or getattr(self.tokenizer, "chat_template", None)):
@@ -71,6 +73,7 @@ class ChatFormat:
             )
         object.__setattr__(self, "_system", self._takes_system())
         object.__setattr__(self, "_end", self._end_of_turn())
+        object.__setattr__(self, "_control", self._control_ids())
 
     @property
     def digest(self) -> str:
@@ -95,8 +98,28 @@ class ChatFormat:
             raise DataError(f"the chat template cannot write the prompt {conversation.id!r}: {error}") from error
 
     def response_ids(self, text: str) -> list[int]:
-        """Ids of an answer that comes as text, with the end of its turn; what was sampled keeps its own ids."""
-        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], *self.end_of_turn]
+        """Ids of an answer that comes as text, with the end of its turn; what was sampled keeps its own ids.
+
+        :raises DataError: see :meth:`spells`.
+        """
+        if not self.spells(text):
+            raise DataError(
+                f"{type(self.tokenizer).__name__} makes control tokens of the text {shown(text)}; leave the answer out"
+            )
+        return [*self._text_ids(text), *self.end_of_turn]
+
+    def spells(self, text: str) -> bool:
+        """Whether the tokenizer can write a text as text; False where it makes control tokens of names such as
+        ``<|im_end|>`` that stand in it."""
+        return not self._control & set(self._text_ids(text))
+
+    def _text_ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not self._control & set(ids):
+            return ids
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        self.tokenizer("")  # fast tokenizers keep the option until the next call
+        return ids
 
     def _messages(self, conversation: Conversation, principle: str | None) -> list[dict[str, str]]:
         told = "\n\n".join(part for part in (conversation.system, principle) if part)
@@ -133,6 +156,12 @@ class ChatFormat:
         except Exception as error:
             raise DataError(f"the chat template cannot write a conversation of one message: {error}") from error
 
+    def _control_ids(self) -> frozenset[int]:
+        """Special tokens, but for the one of unknown words, which is text."""
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        special = {*self.tokenizer.all_special_ids, *(id for id, token in added.items() if token.special)}
+        return frozenset(special - {getattr(self.tokenizer, "unk_token_id", None)})
+
     def _end_of_turn(self) -> tuple[int, ...]:
         answered = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
         tail = self._written(answered).rpartition(_MARK)[2]
@@ -155,15 +184,16 @@ def conversation_of(record: Any, id: str, where: str = "the prompt") -> Conversa
     :param record: a text; a list of messages; or a mapping with ``prompt`` (a text or messages), ``messages``,
         ``instruction`` (with what it is about in ``input``, on a line of its own) or ``question``, and perhaps
         ``system``, ``history`` ([question, answer] pairs) and ``id``. An assistant's message at the end, the answer
-        that is to be written anew, is left out. A content of parts may hold text alone.
+        that is to be written anew, is left out. A content of parts may hold text alone. None and NaN count as missing.
     :param id: where the record has none. :param where: what holds it, for messages of errors.
-    :raises DataError: none of these, an unknown role, an empty question.
+    :raises DataError: none of these, an unknown role, an empty question, a history beside messages, a system or an id
+        that is no text.
     """
-    system, history = None, ()
+    system, history = None, None
     if isinstance(record, Mapping):
-        given = record.get("id")
-        id = id if given is None or given == "" else str(given)
-        system, history = record.get("system") or None, record.get("history") or ()
+        record = {name: value for name, value in record.items() if not _missing(value)}
+        id = id_text(record.get("id"), where) or id
+        system, history = _system(record, where), record.get("history")
         names = [name for name in ("messages", "prompt", "instruction", "question") if record.get(name)]
         if not names:
             raise DataError(
@@ -171,8 +201,11 @@ def conversation_of(record: Any, id: str, where: str = "the prompt") -> Conversa
                 "or question"
             )
         record = _instructed(record, where) if names[0] == "instruction" else record[names[0]]
+    turns = _turns(() if history is None else history, where)
+    if turns and not isinstance(record, str):
+        raise DataError(f"{where} has a history beside messages; put its turns in front of the messages")
     if isinstance(record, str):
-        record = [*_turns(history, where), {"role": "user", "content": record}]
+        record = [*turns, {"role": "user", "content": record}]
     if isinstance(record, str | Mapping) or not isinstance(record, Sequence):
         raise DataError(f"{where} is {shown(record)}; expected a text or messages")
     messages = [_message(each, where) for each in record]
@@ -182,7 +215,31 @@ def conversation_of(record: Any, id: str, where: str = "the prompt") -> Conversa
         messages.pop()
     if not messages or not messages[-1]["content"].strip():
         raise DataError(f"{where} asks nothing: the user's last message is empty or missing")
-    return Conversation(id, tuple(messages), "\n\n".join([*own, *([str(system)] if system else [])]) or None)
+    return Conversation(id, tuple(messages), "\n\n".join([*own, *([system] if system else [])]) or None)
+
+
+def id_text(id: Any, where: str) -> str:
+    """An id as text; a number counts as its text, and nothing, None and NaN as "".
+
+    :raises DataError: it is something else.
+    """
+    if _missing(id):
+        return ""
+    if isinstance(id, bool) or not isinstance(id, str | Real):
+        raise DataError(f"{where} has id = {shown(id)}; expected a text or a number")
+    return str(id)
+
+
+def _missing(value: Any) -> bool:
+    """None, or what pandas puts where there is nothing."""
+    return value is None or type(value).__name__ == "NAType" or (isinstance(value, Real) and value != value)
+
+
+def _system(record: Mapping[str, Any], where: str) -> str | None:
+    system = record.get("system")
+    if system is not None and not isinstance(system, str):
+        raise DataError(f"{where} has system = {shown(system)}; expected a text")
+    return system or None
 
 
 def _instructed(record: Mapping[str, Any], where: str) -> Any:
@@ -197,20 +254,27 @@ def _instructed(record: Mapping[str, Any], where: str) -> Any:
 
 def _turns(history: Any, where: str) -> list[dict[str, str]]:
     """Messages of [question, answer] pairs."""
+    if isinstance(history, str | Mapping) or not isinstance(history, Sequence):
+        raise DataError(f"{where} has history = {shown(history)}; expected a list of [question, answer] pairs")
     found = []
     for turn in history:
-        if isinstance(turn, str) or not isinstance(turn, Sequence) or len(turn) != 2:
-            raise DataError(f"{where} has the turn {shown(turn)} in its history; expected [question, answer]")
-        found += [{"role": "user", "content": str(turn[0])}, {"role": "assistant", "content": str(turn[1])}]
+        pair = list(turn) if isinstance(turn, Sequence) and not isinstance(turn, str) else []
+        if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise DataError(f"{where} has the turn {shown(turn)} in its history; expected [question, answer] as texts")
+        found += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     return found
 
 
 def _message(message: Any, where: str) -> dict[str, str]:
     role, content = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
-    if isinstance(content, list) and all(isinstance(one, Mapping) and set(one) == {"type", "text"} for one in content):
-        content = "".join(str(one["text"]) for one in content)
+    if isinstance(content, list) and all(map(_is_text, content)):
+        content = "".join(one["text"] for one in content)
     if role not in _ROLES or not isinstance(content, str):
         raise DataError(
             f"{where} has the message {shown(message)}; expected a role ({', '.join(_ROLES)}) and a content of text"
         )
     return {"role": str(role), "content": content}
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, Mapping) and set(part) == {"type", "text"} and isinstance(part["text"], str)

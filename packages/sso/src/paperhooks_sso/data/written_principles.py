@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from paperhooks_sso.data.faults import writable
 from paperhooks_sso.data.features import STOP
 from paperhooks_sso.data.principles import Principle
 
@@ -46,7 +47,8 @@ def principle_question(question: str, principle: Principle) -> str:
 
 
 def written_principle(reply: str, principle: Principle) -> Principle:
-    """The principle with the texts that a reply gives for it; as it was where the reply gives none.
+    """The principle with the texts that a reply gives for it; as it was where the reply gives none that can be
+    written.
 
     Read is what lies between the first ``{`` and the last ``}`` of the reply's first part; of lists the first entry.
     ``source`` tells which it was.
@@ -58,7 +60,7 @@ def written_principle(reply: str, principle: Principle) -> Principle:
     except (ValueError, RecursionError):
         found = None
     good, bad = (_text(found, key) for key in ("good", "bad"))
-    if not good or not bad or good == bad:
+    if not good or not bad or good == bad or not writable(good + bad):
         return principle
     return replace(principle, good=good, bad=bad, source="generated")
 
