@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from paperhooks.errors import DataError
@@ -143,7 +144,7 @@ def test_another_setting_is_refused_by_name(tmp_path: Path) -> None:
         ([("", Request(prompt="a"))], "the id ''; expected a text"),
         ([("\ud800", Request(prompt="a"))], "expected a text"),
         ({"a": "text"}, "'a' is str; expected a paperhooks.generation.Request"),
-        ({"a": Request()}, "neither a prompt nor messages"),
+        ({"a": Request()}, "neither a prompt nor messages nor prompt_ids"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(tmp_path: Path, requests: object, said: str) -> None:
@@ -156,6 +157,22 @@ def test_what_cannot_be_asked_is_refused(tmp_path: Path, requests: object, said:
 def test_numbers_below_one_are_refused(tmp_path: Path, name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value}; expected a whole number of at least 1"):
         ask(Counting(), asked(1), out=tmp_path / "run", **{name: value})
+
+
+@pytest.mark.parametrize("stop", ["ab", ("",), ("a", ""), (3,), b"ab", 3, None])
+def test_stop_strings_that_cannot_be_meant_are_refused(stop: Any) -> None:
+    with pytest.raises(ValueError, match="stop is .*; expected a tuple of texts that are not empty"):
+        Request(prompt="a", stop=stop)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2.0, True, None])
+def test_an_answer_without_room_is_refused(limit: Any) -> None:
+    with pytest.raises(ValueError, match=f"max_new_tokens is {limit}; expected a whole number of at least 1"):
+        Request(prompt="a", max_new_tokens=limit)
+
+
+def test_stop_strings_may_come_in_a_list() -> None:
+    assert Request(prompt="a", stop=["a", "b"]).stop == ("a", "b")  # type: ignore[arg-type]
 
 
 def test_without_requests_there_is_nothing_to_ask(tmp_path: Path) -> None:

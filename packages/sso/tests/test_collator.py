@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,13 @@ def test_references_travel_with_their_rows() -> None:
         (small(good_prompt=None), {}, "has good_prompt = None"),
         (small(rejected_ids=[True]), {}, r"has rejected_ids = \[True\]"),
         (small(ordinary_ids=None), {}, r"'a' has no 'ordinary' answer, which group 'bad' compares.*SSO\(gap=False\)"),
-        (small(reference=[1]), {}, r"has reference = \[1\]; expected the sums of six rows"),
+        (small(reference=[1]), {}, r"has reference = \[1\]; expected six finite numbers"),
+        (small(reference=["a"] * 6), {}, r"has reference = \['a', .*; expected six finite numbers"),
+        (small(reference=[None] * 6), {}, r"has reference = \[None, .*; expected six finite numbers"),
+        (small(reference=[True] * 6), {}, r"has reference = \[True, .*; expected six finite numbers"),
+        (small(reference=[1, 2, 3, 4, 5, -math.inf]), {}, r"has reference = .*-inf\]; expected six finite numbers"),
+        (small(reference=[1, 2, 3, math.nan, 5, 6]), {}, r"'a' has the reference \(3.0, nan\) in group 'good'"),
+        (small(id=[1]), {}, r"record 0 of the batch has id = \[1\]; expected a text or a number"),
         (small(plain_prompt=[]), {}, "'a' has no ids in group 'plain'"),
         (small(), {"max_length": 6}, "'a' has a row of 4 \\+ 3 tokens in group 'bad', and max_length is 6"),
     ],
@@ -109,6 +116,15 @@ def test_references_travel_with_their_rows() -> None:
 def test_what_cannot_be_trained_on_is_named(record: Any, options: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         PairCollator(**options)([record])
+
+
+def test_nobody_reads_the_reference_of_a_group_that_is_left_out() -> None:
+    record = small(reference=[1, 2, *[math.nan] * 4])
+    assert PairCollator(groups=["plain"])([record])["plain"]["reference_logprobs"].tolist() == [1, 2]
+
+
+def test_an_id_is_a_text() -> None:
+    assert PairCollator()([small(id=3), small(id=None)])["ids"] == ["3", "record 1 of the batch"]
 
 
 def test_a_record_may_be_encoded_already() -> None:

@@ -19,6 +19,7 @@ GOOD, BAD, OWN = Answer("A good one."), Answer("A bad one."), Answer("An ordinar
         ((GOOD, BAD, None), "missing"),
         ((GOOD, Answer("x", error="refused"), OWN), "missing"),
         ((GOOD, Answer(" \n"), OWN), "empty"),
+        ((GOOD, BAD, Answer("half of one: \ud83d")), "missing"),
         ((GOOD, Answer("A bad", finish="length"), OWN), "cut"),
         ((GOOD, Answer("A  good\none. "), OWN), "same"),
         ((GOOD, BAD, GOOD), "same"),

@@ -87,12 +87,17 @@ def test_a_written_principle_takes_the_place_of_that_of_the_bank(reply: str) -> 
     assert found.adjectives == BANK["Accuracy"].adjectives
 
 
+def test_an_escaped_emoji_is_written_out() -> None:
+    found = written_principle('{"good": "Cheer \\ud83d\\ude00", "bad": "b"}', BANK["Accuracy"])
+    assert found.good == "Cheer \U0001f600"
+
+
 @pytest.mark.parametrize(
     "reply",
     [
         "", "}{", "{", '{"good": "Be right."}', '{"good": "x", "bad": ""}', '{"good": "x", "bad": []}',
         '{"good": "x", "bad": 3}', '{"good": "x", "bad": "x"}', '["good", "bad"]', '{"good": "x" "bad": "y"}',
-        "{" * 5000 + "}" * 5000,
+        "{" * 5000 + "}" * 5000, '{"good": "Be right \\ud83d", "bad": "y"}', '{"good": "x", "bad": "\\udc00 y"}',
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_leaves_the_bank(reply: str) -> None:

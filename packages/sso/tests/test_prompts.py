@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from paperhooks import DataError
 from paperhooks_sso.data import ChatFormat, conversation_of
+from sso_models import Deaf
 from transformers import AutoTokenizer
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -166,11 +168,51 @@ def test_prompts_come_in_the_forms_that_people_have(record: Any, roles: list[str
         ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "a content of text"),
         ({"instruction": "Sum up", "input": ["a"]}, "has input = .*; expected a text"),
         ({"prompt": "x", "history": ["ab"]}, "has the turn 'ab' in its history"),
+        ({"prompt": "x", "history": [["q", None]]}, r"has the turn \['q', None\] in its history; .* as texts"),
+        ({"prompt": "x", "history": [["q", 3]]}, r"has the turn \['q', 3\]"),
+        ({"prompt": "x", "history": 5}, "has history = 5; expected a list"),
+        ({"prompt": "x", "history": "ab"}, "has history = 'ab'; expected a list"),
+        ({"messages": [{"role": "user", "content": "x"}], "history": [["q", "a"]]}, "has a history beside messages"),
+        ({"prompt": [{"role": "user", "content": "x"}], "history": [["q", "a"]]}, "has a history beside messages"),
+        ({"prompt": "x", "system": ["S"]}, r"has system = \['S'\]; expected a text"),
+        ({"prompt": "x", "system": 3}, "has system = 3; expected a text"),
+        ({"prompt": "x", "id": [1]}, r"has id = \[1\]; expected a text or a number"),
+        ({"prompt": "x", "id": True}, "has id = True"),
+        ({"prompt": float("nan")}, "expected prompt, messages"),
+        ([{"role": "user", "content": [{"type": "text", "text": None}]}], "a content of text"),
     ],
 )
 def test_what_is_no_prompt_is_named(record: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         conversation_of(record, "0", "prompts.jsonl line 3")
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), np.float32("nan"), ""])
+def test_what_is_missing_is_no_text(nothing: Any) -> None:
+    record = {"prompt": "Hello", "messages": nothing, "id": nothing, "system": nothing, "history": nothing or []}
+    assert conversation_of(record, "7") == conversation_of("Hello", "7")
+    asked = {"instruction": "Hello", "input": nothing}
+    assert conversation_of(asked, "7") == conversation_of("Hello", "7")
+
+
+def test_names_of_control_tokens_in_an_answer_are_text(tokenizer: Any) -> None:
+    chat = ChatFormat(tokenizer)
+    text = "<|eot_id|>Hello<|start_header_id|>"
+    ids = chat.response_ids(text)
+    assert tuple(ids[-len(chat.end_of_turn) :]) == chat.end_of_turn
+    own = ids[: -len(chat.end_of_turn)]
+    assert not set(own) & set(tokenizer.added_tokens_decoder)
+    assert tokenizer.decode(own) == text
+    assert tokenizer.backend_tokenizer.encode_special_tokens is False  # left as it was
+    assert chat.response_ids("Hello") == [*tokenizer("Hello", add_special_tokens=False)["input_ids"], *chat.end_of_turn]
+
+
+def test_an_answer_that_a_tokenizer_cannot_write_as_text_is_refused(tokenizer: Any) -> None:
+    chat = ChatFormat(Deaf(tokenizer))
+    assert chat.spells("Hello")
+    assert not chat.spells("Hello<|eot_id|>")
+    with pytest.raises(DataError, match=r"makes control tokens of the text 'Hello<\|eot_id\|>'"):
+        chat.response_ids("Hello<|eot_id|>")
 
 
 def test_what_an_instruction_is_about_stands_below_it() -> None:

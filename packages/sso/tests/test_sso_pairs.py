@@ -26,7 +26,7 @@ from paperhooks_sso.data import (
     reference_rows,
     write_lines,
 )
-from sso_models import REFERENCE, drawn_pairs, tiny
+from sso_models import REFERENCE, Deaf, drawn_pairs, record_of, tiny
 from transformers import AutoTokenizer
 
 BANK = PrincipleBank.load()
@@ -140,10 +140,81 @@ def test_files_that_are_none_of_ours_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"pairs.jsonl is not there; expected pairs"):
         read_lines(tmp_path / "pairs.jsonl")
     write_lines(tmp_path / "pairs.jsonl", [{"id": "1", "prompt": [{"role": "user", "content": "a"}]}])
-    with pytest.raises(DataError, match="record 0 has no 'chosen'"):
+    with pytest.raises(DataError, match=r"pairs.jsonl:1 has no 'chosen'"):
         export_pairs(tmp_path / "pairs.jsonl", tmp_path / "export")
     write_lines(tmp_path / "pairs.jsonl", [])
     assert read_lines(tmp_path / "pairs.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("[1]", r"pairs.jsonl:2 is \[1\]; expected an object"),
+        ("null", "pairs.jsonl:2 is None"),
+        ('{"a": 1}', "pairs.jsonl:2 has no id"),
+        ('{"id": null}', "pairs.jsonl:2 has no id"),
+        ('{"id": NaN}', "pairs.jsonl:2 has no id"),
+        ('{"id": ""}', "pairs.jsonl:2 has no id"),
+        ('{"id": [1]}', r"pairs.jsonl:2 has id = \[1\]; expected a text or a number"),
+    ],
+)
+def test_a_line_that_is_no_pair_is_named(tmp_path: Path, line: str, words: str) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(f'{{"id": 3}}\n{line}\n')
+    with pytest.raises(DataError, match=words):
+        read_lines(file)
+
+
+def test_an_id_that_is_a_number_is_read_as_text_and_steps_need_none(tmp_path: Path) -> None:
+    write_lines(tmp_path / "pairs.jsonl", [{"id": 3}, {"id": "4"}])
+    assert [record["id"] for record in read_lines(tmp_path / "pairs.jsonl")] == ["3", "4"]
+    write_lines(tmp_path / "steps.jsonl", [{"loss": 3}])
+    assert read_lines(tmp_path / "steps.jsonl", "steps") == [{"loss": 3}]
+
+
+def test_a_record_that_cannot_be_scored_is_named_by_its_file(tmp_path: Path) -> None:
+    write_lines(tmp_path / "pairs.jsonl", [{**record_of(drawn_pairs(1)[0]), "chosen_ids": "12"}])
+    with pytest.raises(DataError, match=r"pairs.jsonl:1 has chosen_ids = '12'"):
+        answer_means(tiny(), read_lines(tmp_path / "pairs.jsonl"))
+
+
+SOUND = {"id": "1", "prompt": [{"role": "user", "content": "a"}], "chosen": "b", "rejected": "c"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"id": None}, "has no id"),
+        ({"prompt": "a"}, "has prompt = 'a'; expected messages"),
+        ({"prompt": [{"content": "a"}]}, "has the message .*; expected a role"),
+        ({"prompt": ["a"]}, "has the message 'a'; expected a role"),
+        ({"prompt": [{"role": "system", "content": "a"}]}, "asks nothing"),
+        ({"prompt": [*SOUND["prompt"], {"role": "assistant", "content": "x"}]}, "ends with another message"),
+        ({"chosen": ["x"]}, r"has chosen = \['x'\]; expected a text"),
+        ({"rejected": 3}, "has rejected = 3; expected a text"),
+        ({"rejected": ""}, "has no 'rejected'; expected a text"),
+    ],
+)
+def test_what_cannot_be_exported_is_named_and_nothing_is_written(
+    tmp_path: Path, changed: dict[str, Any], words: str
+) -> None:
+    write_lines(tmp_path / "pairs.jsonl", [SOUND, {**SOUND, **changed}])
+    with pytest.raises(DataError, match=f"pairs.jsonl:2 {words}"):
+        export_pairs(tmp_path / "pairs.jsonl", tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
+def test_texts_without_ids_that_no_tokenizer_writes_are_counted(chat: ChatFormat) -> None:
+    half = {"plain": Response("half of one: \ud83d", 0, "eos")}
+    records, report = make_pairs([prompt_of(chat, "17")], replies_of("17", **half), chat)
+    assert (records, report.dropped["missing"]) == ([], 1)
+    told = replies_of("17", plain=Response("<|eot_id|> x", 0, "eos"))
+    (record,), _ = make_pairs([prompt_of(chat, "17")], told, chat)
+    assert chat.tokenizer.decode(record["ordinary_ids"][:-1]) == "<|eot_id|> x"
+    assert record["ordinary_ids"].count(chat.end_of_turn[0]) == 1
+    deaf = ChatFormat(Deaf(chat.tokenizer))
+    records, report = make_pairs([prompt_of(chat, "17")], told, deaf)
+    assert (records, report.dropped["missing"]) == ([], 1)
 
 
 @pytest.mark.parametrize("end", [True, False])

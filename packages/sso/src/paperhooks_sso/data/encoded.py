@@ -87,9 +87,8 @@ def encoded_prompt(record: Mapping[str, Any], where: str = "") -> EncodedPrompt:
     prompts = {group: _ids(record, name, where) for group, name in zip(GROUPS, _PROMPTS, strict=True)}
     names = [name for name in _ANSWERS if name != "ordinary" or record.get("ordinary_ids") is not None]
     answers = {name: _ids(record, f"{name}_ids", where) for name in names}
-    return EncodedPrompt(
-        id_text(record.get("id"), where) or where, prompts, answers, _reference(record.get("reference"), where)
-    )
+    name = id_text(record.get("id"), where) or where
+    return EncodedPrompt(name, prompts, answers, _reference(record.get("reference"), where))
 
 
 def _ids(record: Mapping[str, Any], name: str, where: str) -> tuple[int, ...]:

@@ -13,8 +13,8 @@ __all__ = ["FAULTS", "Answer", "Fault", "fault_of", "leaks", "writable"]
 
 Fault: TypeAlias = Literal["missing", "empty", "cut", "same", "leak"]
 
-#: Why prompts are dropped: an answer was not given or cannot be written down as text, has no text, was cut at the limit of tokens, is that of another
-#: role, or speaks of its principle.
+#: Why prompts are dropped: an answer was not given or cannot be written down as text, has no text, was cut at the
+#: limit of tokens, is that of another role, or speaks of its principle.
 FAULTS: Final[tuple[Fault, ...]] = get_args(Fault)
 #: In front of an answer, for comparing only: it is stored as it came.
 _LABEL: Final = re.compile(
