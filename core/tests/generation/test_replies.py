@@ -161,7 +161,7 @@ def test_numbers_below_one_are_refused(tmp_path: Path, name: str, value: float) 
 
 @pytest.mark.parametrize("stop", ["ab", ("",), ("a", ""), (3,), b"ab", 3, None])
 def test_stop_strings_that_cannot_be_meant_are_refused(stop: Any) -> None:
-    with pytest.raises(ValueError, match="stop is .*; expected a tuple of texts that are not empty"):
+    with pytest.raises(ValueError, match=r"stop is .*; expected a tuple of texts that are not empty"):
         Request(prompt="a", stop=stop)
 
 
