@@ -178,7 +178,10 @@ def test_prompts_come_in_the_forms_that_people_have(record: Any, roles: list[str
         ({"prompt": "x", "system": 3}, "has system = 3; expected a text"),
         ({"prompt": "x", "id": [1]}, r"has id = \[1\]; expected a text or a number"),
         ({"prompt": "x", "id": True}, "has id = True"),
-        ({"prompt": float("nan")}, "expected prompt, messages"),
+        ({"prompt": float("nan")}, "has the keys prompt; expected prompt, .*, and something there"),
+        ("half of one: \ud83d", "with half of a character; expected one that can be encoded"),
+        ({"prompt": "x", "system": "\udc00"}, "with half of a character"),
+        ({"prompt": "x", "history": [["q", "\udc00"]]}, "with half of a character"),
         ([{"role": "user", "content": [{"type": "text", "text": None}]}], "a content of text"),
     ],
 )

@@ -155,6 +155,8 @@ def test_files_that_are_none_of_ours_are_named(tmp_path: Path) -> None:
         ('{"id": null}', "pairs.jsonl:2 has no id"),
         ('{"id": NaN}', "pairs.jsonl:2 has no id"),
         ('{"id": ""}', "pairs.jsonl:2 has no id"),
+        ('{"id": "4", "reference": [NaN]}', r"pairs.jsonl:2 has reference = \[nan\]; expected finite numbers"),
+        ('{"id": "4", "more": {"a": -Infinity}}', "pairs.jsonl:2 has more = {'a': -inf}; expected finite numbers"),
         ('{"id": [1]}', r"pairs.jsonl:2 has id = \[1\]; expected a text or a number"),
     ],
 )
@@ -189,9 +191,13 @@ SOUND = {"id": "1", "prompt": [{"role": "user", "content": "a"}], "chosen": "b",
         ({"prompt": [{"content": "a"}]}, "has the message .*; expected a role"),
         ({"prompt": ["a"]}, "has the message 'a'; expected a role"),
         ({"prompt": [{"role": "system", "content": "a"}]}, "asks nothing"),
-        ({"prompt": [*SOUND["prompt"], {"role": "assistant", "content": "x"}]}, "has a prompt that ends with another message"),
+        (
+            {"prompt": [*SOUND["prompt"], {"role": "assistant", "content": "x"}]},
+            "has a prompt that ends with another message",
+        ),
         ({"chosen": ["x"]}, r"has chosen = \['x'\]; expected a text"),
         ({"rejected": 3}, "has rejected = 3; expected a text"),
+        ({"chosen": "\ud83d"}, "has chosen = .* with half of a character"),
         ({"rejected": ""}, "has no 'rejected'; expected a text"),
     ],
 )

@@ -14,6 +14,7 @@ from paperhooks import DataError
 from paperhooks.io import atomic_path, hash_file, json_text, local_path, read_records, shown, write_json, write_text
 
 from paperhooks_sso.data.encoded import PairRecord
+from paperhooks_sso.data.faults import writable
 from paperhooks_sso.data.pairs import HARMFUL
 from paperhooks_sso.data.prompts import conversation_of, id_text
 
@@ -38,7 +39,8 @@ def read_lines(file: Path, what: str = _PAIRS) -> list[dict[str, Any]]:
     """The records of a file that :func:`write_lines` wrote. Those of pairs know where they stand, and have an id, which
     is a text whatever it was.
 
-    :raises DataError: no file, a record that is no mapping, or one of pairs without id; names it.
+    :raises DataError: no file, a record that is no mapping, or one of pairs without id or with a number that is not
+        finite; names it.
     """
     if not file.is_file():
         raise DataError(f"{file} is not there; expected {what}, as the stage before writes them")
@@ -86,7 +88,19 @@ def _pair(record: Any, where: str) -> PairRecord:
     found["id"] = id_text(found.get("id"), where)
     if not found["id"]:
         raise DataError(f"{where} has no id; give each pair its own")
+    for name, value in found.items():
+        if not _finite(value):
+            raise DataError(f"{where} has {name} = {shown(value)}; expected finite numbers")
     return found
+
+
+def _finite(value: Any) -> bool:
+    """Whether it can be written again: the parser takes NaN, and files of ours hold none."""
+    try:
+        json_text(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _exported(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,6 +111,9 @@ def _exported(record: Mapping[str, Any]) -> dict[str, Any]:
             told = f"{name} = {shown(record[name])}" if record.get(name) else f"no {name!r}"
             wanted = "messages" if expected is list else "a text"
             raise DataError(f"{where} has {told}; expected {wanted}, as paperhooks sso pairs writes it")
+    halves = [name for name in ("chosen", "rejected") if not writable(record[name])]
+    if halves:
+        raise DataError(f"{where} has {halves[0]} = {shown(record[halves[0]])} with half of a character; leave it out")
     asked = conversation_of(record["prompt"], record["id"], where)
     if record["prompt"][-1]["role"] != "user":
         raise DataError(f"{where} has a prompt that ends with another message than the user's")

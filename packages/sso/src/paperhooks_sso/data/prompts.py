@@ -20,6 +20,8 @@ from typing import Any, Final
 from paperhooks import DataError
 from paperhooks.io import hash_json, shown
 
+from paperhooks_sso.data.faults import writable
+
 __all__ = ["ChatFormat", "Conversation", "conversation_of", "id_text"]
 
 _ROLES: Final = ("system", "user", "assistant", "tool")
@@ -191,14 +193,14 @@ def conversation_of(record: Any, id: str, where: str = "the prompt") -> Conversa
     """
     system, history = None, None
     if isinstance(record, Mapping):
+        keys = ", ".join(map(str, record)) or "none"
         record = {name: value for name, value in record.items() if not _missing(value)}
         id = id_text(record.get("id"), where) or id
         system, history = _system(record, where), record.get("history")
         names = [name for name in ("messages", "prompt", "instruction", "question") if record.get(name)]
         if not names:
             raise DataError(
-                f"{where} has the keys {', '.join(map(str, record)) or 'none'}; expected prompt, messages, instruction "
-                "or question"
+                f"{where} has the keys {keys}; expected prompt, messages, instruction or question, and something there"
             )
         record = _instructed(record, where) if names[0] == "instruction" else record[names[0]]
     turns = _turns(() if history is None else history, where)
@@ -239,7 +241,7 @@ def _system(record: Mapping[str, Any], where: str) -> str | None:
     system = record.get("system")
     if system is not None and not isinstance(system, str):
         raise DataError(f"{where} has system = {shown(system)}; expected a text")
-    return system or None
+    return _whole(system, where) if system else None
 
 
 def _instructed(record: Mapping[str, Any], where: str) -> Any:
@@ -273,7 +275,15 @@ def _message(message: Any, where: str) -> dict[str, str]:
         raise DataError(
             f"{where} has the message {shown(message)}; expected a role ({', '.join(_ROLES)}) and a content of text"
         )
-    return {"role": str(role), "content": content}
+    return {"role": str(role), "content": _whole(content, where)}
+
+
+def _whole(text: str, where: str) -> str:
+    if not writable(text):
+        raise DataError(
+            f"{where} has the text {shown(text)} with half of a character; expected one that can be encoded"
+        )
+    return text
 
 
 def _is_text(part: Any) -> bool:
