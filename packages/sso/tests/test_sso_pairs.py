@@ -197,7 +197,7 @@ SOUND = {"id": "1", "prompt": [{"role": "user", "content": "a"}], "chosen": "b",
         ),
         ({"chosen": ["x"]}, r"has chosen = \['x'\]; expected a text"),
         ({"rejected": 3}, "has rejected = 3; expected a text"),
-        ({"chosen": "\ud83d"}, "has chosen = .* with half of a character"),
+        ({"chosen": "\ud83d"}, "has chosen = .*; expected a text"),
         ({"rejected": ""}, "has no 'rejected'; expected a text"),
     ],
 )

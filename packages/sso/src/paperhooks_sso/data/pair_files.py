@@ -106,14 +106,11 @@ def _finite(value: Any) -> bool:
 def _exported(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record with the texts that it needs, its system texts in front."""
     where = getattr(record, "where", PairRecord.where)
-    for name, expected in (("prompt", list), ("chosen", str), ("rejected", str)):
-        if not record.get(name) or not isinstance(record[name], expected):
-            told = f"{name} = {shown(record[name])}" if record.get(name) else f"no {name!r}"
-            wanted = "messages" if expected is list else "a text"
-            raise DataError(f"{where} has {told}; expected {wanted}, as paperhooks sso pairs writes it")
-    halves = [name for name in ("chosen", "rejected") if not writable(record[name])]
-    if halves:
-        raise DataError(f"{where} has {halves[0]} = {shown(record[halves[0]])} with half of a character; leave it out")
+    for name, kind, expected in (("prompt", list, "messages"), ("chosen", str, "a text"), ("rejected", str, "a text")):
+        value = record.get(name)
+        if not value or not isinstance(value, kind) or (isinstance(value, str) and not writable(value)):
+            told = f"{name} = {shown(value)}" if value else f"no {name!r}"
+            raise DataError(f"{where} has {told}; expected {expected}, as paperhooks sso pairs writes it")
     asked = conversation_of(record["prompt"], record["id"], where)
     if record["prompt"][-1]["role"] != "user":
         raise DataError(f"{where} has a prompt that ends with another message than the user's")
