@@ -151,7 +151,6 @@ def test_files_that_are_none_of_ours_are_named(tmp_path: Path) -> None:
     [
         ("[1]", r"pairs.jsonl:2 is \[1\]; expected an object"),
         ("null", "pairs.jsonl:2 is None"),
-        ('{"a": 1}', "pairs.jsonl:2 has no id"),
         ('{"id": null}', "pairs.jsonl:2 has no id"),
         ('{"id": NaN}', "pairs.jsonl:2 has no id"),
         ('{"id": ""}', "pairs.jsonl:2 has no id"),
@@ -171,7 +170,15 @@ def test_an_id_that_is_a_number_is_read_as_text_and_steps_need_none(tmp_path: Pa
     write_lines(tmp_path / "pairs.jsonl", [{"id": 3}, {"id": "4"}])
     assert [record["id"] for record in read_lines(tmp_path / "pairs.jsonl")] == ["3", "4"]
     write_lines(tmp_path / "steps.jsonl", [{"loss": 3}])
-    assert read_lines(tmp_path / "steps.jsonl", "steps") == [{"loss": 3}]
+    assert read_lines(tmp_path / "steps.jsonl") == [{"loss": 3}]
+
+
+def test_a_pair_without_an_id_is_named(tmp_path: Path) -> None:
+    record = record_of(drawn_pairs(1)[0])
+    del record["id"]
+    write_lines(tmp_path / "pairs.jsonl", [record])
+    with pytest.raises(DataError, match=r"pairs.jsonl:1 has no id; give each record its own"):
+        answer_means(tiny(), read_lines(tmp_path / "pairs.jsonl"))
 
 
 def test_a_record_that_cannot_be_scored_is_named_by_its_file(tmp_path: Path) -> None:
@@ -206,6 +213,9 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_written(
 ) -> None:
     write_lines(tmp_path / "pairs.jsonl", [SOUND, {**SOUND, **changed}])
     with pytest.raises(DataError, match=f"pairs.jsonl:2 {words}"):
+        export_pairs(tmp_path / "pairs.jsonl", tmp_path / "export")
+    write_lines(tmp_path / "pairs.jsonl", [{name: value for name, value in SOUND.items() if name != "id"}])
+    with pytest.raises(DataError, match=r"pairs.jsonl:1 has no id"):
         export_pairs(tmp_path / "pairs.jsonl", tmp_path / "export")
     assert not (tmp_path / "export").exists()
 

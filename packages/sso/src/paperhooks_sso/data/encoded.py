@@ -14,7 +14,7 @@ from paperhooks.io import shown
 from paperhooks_sso.algorithm import GROUPS, Group
 from paperhooks_sso.data.prompts import id_text
 
-__all__ = ["ROWS", "EncodedPrompt", "PairRecord", "encoded_prompt"]
+__all__ = ["ROWS", "EncodedPrompt", "FileRecord", "encoded_prompt"]
 
 #: Prompt and answer of the six rows of a prompt, by group and then chosen before rejected (section 2).
 ROWS: Final[Mapping[Group, tuple[str, str]]] = {
@@ -26,13 +26,21 @@ _PROMPTS: Final = ("plain_prompt", "good_prompt", "bad_prompt")
 _ANSWERS: Final = ("chosen", "rejected", "ordinary")
 
 
-class PairRecord(dict[str, Any]):
-    """A record of a pairs file that knows where it stands, for messages."""
+class FileRecord(dict[str, Any]):
+    """A record of a file that knows where it stands, for messages."""
 
     where = "the record"
 
+    @property
+    def id(self) -> str:
+        """By which it is found again, as text; raises DataError without one."""
+        found = id_text(self.get("id"), self.where)
+        if not found:
+            raise DataError(f"{self.where} has no id; give each record its own")
+        return found
+
     @classmethod
-    def at(cls, record: Mapping[str, Any], where: str) -> PairRecord:
+    def at(cls, record: Mapping[str, Any], where: str) -> FileRecord:
         """A record that stands there."""
         found = cls(record)
         found.where = where
@@ -83,11 +91,11 @@ def encoded_prompt(record: Mapping[str, Any], where: str = "") -> EncodedPrompt:
     """
     if isinstance(record, EncodedPrompt):
         return record
-    where = where or getattr(record, "where", PairRecord.where)
+    where = where or getattr(record, "where", FileRecord.where)
     prompts = {group: _ids(record, name, where) for group, name in zip(GROUPS, _PROMPTS, strict=True)}
     names = [name for name in _ANSWERS if name != "ordinary" or record.get("ordinary_ids") is not None]
     answers = {name: _ids(record, f"{name}_ids", where) for name in names}
-    name = id_text(record.get("id"), where) or where
+    name = record.id if isinstance(record, FileRecord) else id_text(record.get("id"), where) or where
     return EncodedPrompt(name, prompts, answers, _reference(record.get("reference"), where))
 
 

@@ -13,14 +13,13 @@ from typing import Any, Final
 from paperhooks import DataError
 from paperhooks.io import atomic_path, hash_file, json_text, local_path, read_records, shown, write_json, write_text
 
-from paperhooks_sso.data.encoded import PairRecord
+from paperhooks_sso.data.encoded import FileRecord
 from paperhooks_sso.data.faults import writable
 from paperhooks_sso.data.pairs import HARMFUL
-from paperhooks_sso.data.prompts import conversation_of, id_text
+from paperhooks_sso.data.prompts import conversation_of
 
 __all__ = ["export_pairs", "read_lines", "write_lines"]
 
-_PAIRS: Final = "pairs"
 _NOTICE: Final = "HARMFUL.txt"
 #: Name of the set for LLaMA-Factory.
 _SET: Final = "sso_pairs"
@@ -35,19 +34,14 @@ def write_lines(file: Path, records: Iterable[Mapping[str, Any]]) -> str:
     return hash_file(file)
 
 
-def read_lines(file: Path, what: str = _PAIRS) -> list[dict[str, Any]]:
-    """The records of a file that :func:`write_lines` wrote. Those of pairs know where they stand, and have an id, which
-    is a text whatever it was.
+def read_lines(file: Path, what: str = "pairs") -> list[dict[str, Any]]:
+    """The records of a file that :func:`write_lines` wrote; they know where they stand, and an id is a text whatever it
+    was.
 
-    :raises DataError: no file, a record that is no mapping, or one of pairs without id or with a number that is not
-        finite; names it.
+    :raises DataError: no file, a record that is no mapping, an id that is nothing, or a number that is not finite;
+        names it.
     """
-    if not file.is_file():
-        raise DataError(f"{file} is not there; expected {what}, as the stage before writes them")
-    if not file.stat().st_size:
-        return []
-    made = _pair if what == _PAIRS else _line
-    return [made(record, where) for where, record in read_records(str(file))]
+    return [*_records(file, what)]
 
 
 def export_pairs(pairs: Path, out: str | Path) -> Path:
@@ -64,7 +58,7 @@ def export_pairs(pairs: Path, out: str | Path) -> Path:
 
     :raises DataError: no pairs, or a record that lacks a text or asks nothing; names it. Nothing is written then.
     """
-    folder, records = local_path(out), list(map(_exported, read_lines(pairs)))
+    folder, records = local_path(out), [_exported(each) for each in _records(pairs, "pairs")]
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / _NOTICE, f"{HARMFUL}\n")
     write_lines(folder / "preferences.jsonl", map(_conversational, records))
@@ -77,17 +71,20 @@ def export_pairs(pairs: Path, out: str | Path) -> Path:
     return folder
 
 
-def _line(record: Any, where: str) -> dict[str, Any]:
+def _records(file: Path, what: str) -> list[FileRecord]:
+    if not file.is_file():
+        raise DataError(f"{file} is not there; expected {what}, as the stage before writes them")
+    if not file.stat().st_size:
+        return []
+    return [_line(record, where) for where, record in read_records(str(file))]
+
+
+def _line(record: Any, where: str) -> FileRecord:
     if not isinstance(record, Mapping):
         raise DataError(f"{where} is {shown(record)}; expected an object")
-    return dict(record)
-
-
-def _pair(record: Any, where: str) -> PairRecord:
-    found = PairRecord.at(_line(record, where), where)
-    found["id"] = id_text(found.get("id"), where)
-    if not found["id"]:
-        raise DataError(f"{where} has no id; give each pair its own")
+    found = FileRecord.at(record, where)
+    if "id" in found:
+        found["id"] = found.id
     for name, value in found.items():
         if not _finite(value):
             raise DataError(f"{where} has {name} = {shown(value)}; expected finite numbers")
@@ -103,15 +100,15 @@ def _finite(value: Any) -> bool:
     return True
 
 
-def _exported(record: Mapping[str, Any]) -> dict[str, Any]:
+def _exported(record: FileRecord) -> dict[str, Any]:
     """A record with the texts that it needs, its system texts in front."""
-    where = getattr(record, "where", PairRecord.where)
+    where = record.where
     for name, kind, expected in (("prompt", list, "messages"), ("chosen", str, "a text"), ("rejected", str, "a text")):
         value = record.get(name)
         if not value or not isinstance(value, kind) or (isinstance(value, str) and not writable(value)):
             told = f"{name} = {shown(value)}" if value else f"no {name!r}"
             raise DataError(f"{where} has {told}; expected {expected}, as paperhooks sso pairs writes it")
-    asked = conversation_of(record["prompt"], record["id"], where)
+    asked = conversation_of(record["prompt"], record.id, where)
     if record["prompt"][-1]["role"] != "user":
         raise DataError(f"{where} has a prompt that ends with another message than the user's")
     system = [{"role": "system", "content": asked.system}] if asked.system else []
