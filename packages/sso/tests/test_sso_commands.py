@@ -60,7 +60,7 @@ def test_stages_by_commands_are_the_loop_by_one(folder: Path, tmp_path: Path, in
     assert not out.exists()
     done = invoke("align", *given, *training, *ALARMS, "--alarm", "min_pairs=1")
     assert done.exit_code == 0, done.output
-    assert "1 of 1 iterations are done" in done.output
+    assert "1 of 1 iteration is done" in done.output
     checkpoint = out / "iteration-1" / "checkpoint"
     wanted = align(
         tiny(), PROMPTS[:4], out=tmp_path / "called", iterations=1, **quick(folder, batch=4, features=["Plain"])
@@ -105,7 +105,7 @@ def test_an_alarm_ends_with_a_status_of_its_own(
     assert len(told) == 1
     assert told[0].startswith("stopped: 4 of 4 prompts gave a pair, and 8 are wanted")
     text = " ".join(stopped.output.split())
-    assert "0 of 1 iterations are done" in text
+    assert "0 of 1 iteration is done" in text
     assert "with other options it wants another folder" in text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from paperhooks.cli import parse_value
@@ -43,13 +43,11 @@ MicroBatch = Annotated[int, typer.Option("--micro-batch", min=1, help="Prompts t
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only so many prompts, the first ones.")]
 
-#: Options that have a word of their own.
-_NAMED: Final = ("preset", "seed", "max_new_tokens", "learning_rate", "batch", "filter")
-
 
 def loop_options(texts: Sequence[str] | None, named: Mapping[str, Any]) -> dict[str, Any]:
     """Options by name, of which those in ``texts`` were given as NAME=VALUE.
 
+    :param named: those that the command has a word of their own for.
     :raises typer.BadParameter: an option that there is not, or that has a word of its own.
     """
     from paperhooks_sso.loop import LoopOptions
@@ -57,7 +55,7 @@ def loop_options(texts: Sequence[str] | None, named: Mapping[str, Any]) -> dict[
     known = [each.name for each in fields(LoopOptions)]
     found = _read(texts, known, "--set")
     for name in found:
-        if name in _NAMED:
+        if name in named:
             raise typer.BadParameter(f"--set {name}: give --{name.replace('_', '-')}")
     return {**found, **{name: value for name, value in named.items() if value is not None}}
 

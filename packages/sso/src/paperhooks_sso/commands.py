@@ -20,6 +20,7 @@ from paperhooks.cli import (
     usage_errors,
     writable_folder,
 )
+from paperhooks.errors import counted
 from paperhooks.io import local_path
 
 from paperhooks_sso.command_options import (
@@ -97,7 +98,8 @@ def align(
         model, prompts, device, dtype, out=out, iterations=iterations, limit=limit, limits=alarm_limits(alarm),
         pace=pace_of(sample_batch, micro_batch), **given,
     )  # fmt: skip
-    say(f"{found.iterations} of {iterations} iterations are done; report: {out / 'report.html'}")
+    done = counted(iterations, "iteration is", "iterations are")
+    say(f"{found.iterations} of {done} done; report: {out / 'report.html'}")
     if found.iterations:
         say(f"the model: {out / f'iteration-{found.iterations}' / 'checkpoint'}")
     if found.alarms:
