@@ -29,18 +29,18 @@ def sums_in_turn(
     references: Sequence[Tensor | None],
     objective: Objective,
     head: Head,
-    check: Callable[[LossContext, Sequence[_Sums]], None],
+    check: Callable[[LossContext, Sequence[_Sums], Sequence[Tensor | None]], None],
 ) -> list[_Sums]:
     """S [R] and |y| [R] of every part; those of the last but one are constants, whose gradient is made already.
 
-    :param parts: one a group, in the order of ``objective.groups``. :param check: looks at sums before a gradient is
-        made of them.
+    :param parts: one a group, in the order of ``objective.groups``. :param check: looks at sums and references before a
+        gradient is made of them.
     """
     *early, last = parts
     with context.unsynchronised():
         found = [part.sums(context.model, head) for part in early]
         if early and torch.is_grad_enabled():
-            check(context, found)
+            check(context, found, references)
             values, counts = found[-1]
             slope = _slope(context, parts, references, objective, found)
             context.backward((values * slope).sum())

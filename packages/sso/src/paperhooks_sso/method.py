@@ -151,15 +151,13 @@ class SSO:
         self._check_layout(context, parts)
         head = self._head or Head.from_model(context.model)
         references = self._references(context, parts)
-        if wrong := self._not_finite(context, [each for each in references if each is not None]):
-            return self._skipped(context, wrong)
         with _router_losses(context.view) as routed:
             if self.low_memory:
                 sums = self._sums_in_turn(context, parts, references, head)
             else:
                 sums = sums_of(parts, context.model, head)
         groups = pair_sums(parts, sums, references)
-        if wrong := self._not_finite(context, [values for values, _ in sums]):
+        if wrong := self._not_finite(context, sums, references):
             return self._skipped(context, wrong)
         found = sso_loss(groups, self.objective)
         self._log(context, found, parts, sums)
@@ -202,15 +200,19 @@ class SSO:
             check_shared(context.model, self._head or Head.from_model(context.model), width)
             self._shared_width = width
 
-    def _raise_not_finite(self, context: LossContext, sums: Sequence[tuple[Tensor, Tensor]]) -> None:
-        if wrong := self._not_finite(context, [values for values, _ in sums]):
+    def _raise_not_finite(
+        self, context: LossContext, sums: Sequence[tuple[Tensor, Tensor]], references: Sequence[Tensor | None]
+    ) -> None:
+        if wrong := self._not_finite(context, sums, references):
             self._skipped(context, wrong)
 
-    def _not_finite(self, context: LossContext, sums: Sequence[Tensor]) -> list[str]:
+    def _not_finite(
+        self, context: LossContext, sums: Sequence[tuple[Tensor, Tensor]], references: Sequence[Tensor | None]
+    ) -> list[str]:
         """The prompts with a sum, of the policy or of the reference, that is none; empty where all are."""
-        if not sums:
-            return []
-        finite = torch.cat([values.detach().isfinite() for values in sums])
+        values = [own.detach() for own, _ in sums]
+        there = [each.to(values[0].device) for each in references if each is not None]
+        finite = torch.cat([each.isfinite() for each in (*values, *there)])  # one look, for one wait
         if bool(finite.all()):
             return []
         size = self.count_examples(context.inputs)
