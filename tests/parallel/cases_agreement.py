@@ -12,7 +12,7 @@ import os
 import re
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ __all__ = [
     "an_own_error_is_blamed_on_nobody",
     "another_order_is_named",
     "groups_meet_apart",
+    "lists_that_methods_fill_are_no_options",
     "other_options_are_named",
     "sessions_on_some_ranks_are_named",
     "terms_of_ranks_without_targets_do_not_count",
@@ -245,6 +246,30 @@ def a_conflict_is_raised_by_every_call(spread: str, folder: str) -> None:
         for _ in range(3):
             with pytest.raises(PluginConflict, match="has attached terms"):
                 step(called, session)
+
+
+@dataclass(eq=False)
+class Fills:
+    """Appends to a list of its user."""
+
+    found: list[float] | None = field(default=None, compare=False)
+    traits = Traits(parallel=frozenset({"ddp"}))
+
+    @hookimpl
+    def post_layer(self, site, call, hidden_states):
+        if self.found is not None:
+            self.found.append(float(hidden_states.sum()))
+
+
+def lists_that_methods_fill_are_no_options(folder: str) -> None:
+    """Validation with other data on every rank comes before the first step that all take; rank 1 keeps no list."""
+    model = tiny_text().train()
+    called = SPREADS["ddp"].spread(model, folder)
+    with paperhooks.attach(model, Fills([] if get_rank() == 0 else None)) as session:
+        with torch.no_grad():
+            model.eval()(torch.tensor([[1 + get_rank(), 3]]))
+        model.train()
+        step(called, session)
 
 
 def an_error_of_an_earlier_session_is_no_news(folder: str) -> None:

@@ -77,6 +77,7 @@ def test_a_conflict_is_raised_by_every_call(ranks: RankPool, tmp_path: Path, spr
 
 
 CALM = (
+    "lists_that_methods_fill_are_no_options",
     "a_handled_error_ends_nobody",
     "an_error_before_the_first_call_is_told",
     pytest.param("an_error_of_an_earlier_session_is_no_news", marks=pytest.mark.slow),

@@ -21,8 +21,14 @@ OptionTexts: TypeAlias = Mapping[str, Mapping[str, str]]
 
 
 def option_texts(method: object) -> dict[str, str]:
-    """Every option of a method that is plain; what else it holds, such as a model, is left out."""
-    fields = [f.name for f in dataclasses.fields(method)] if dataclasses.is_dataclass(method) else sorted(vars(method))
+    """Every option of a method that is plain; what else it holds, such as a model, is left out.
+
+    So are fields of a dataclass with ``compare=False``, as those of a list that the method fills.
+    """
+    if dataclasses.is_dataclass(method):
+        fields = [field.name for field in dataclasses.fields(method) if field.compare]
+    else:
+        fields = sorted(vars(method))
     values = {field: _told(getattr(method, field, None)) for field in fields if not field.startswith("_")}
     return {field: text for field, text in values.items() if text is not None}
 

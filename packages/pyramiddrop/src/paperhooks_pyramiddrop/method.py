@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -91,7 +91,7 @@ class PyramidDrop:
     restore_outputs: bool = True
     visual_token_ids: Sequence[int] | None = None
     seed: int = 0
-    record: list[Drop] | None = None
+    record: list[Drop] | None = field(default=None, compare=False)
 
     traits: ClassVar[Traits] = Traits(
         layers="attention",
