@@ -99,8 +99,8 @@ class Package:
 PACKAGES = [Package(ROOT / "core"), *(Package(f.parent) for f in sorted((ROOT / "packages").glob("*/pyproject.toml")))]
 BY_NAME = {package.name: package for package in PACKAGES}
 CORE = PACKAGES[0]
-#: Extras whose libraries insist on a torch of their own, which the shared environments do not have.
-APART = ("vllm",)
+#: Extras that bring an engine, with much of its own; no shared environment has them.
+APART = ("datatrove", "ray", "vllm")
 
 
 def third_party(*without: str) -> list[str]:

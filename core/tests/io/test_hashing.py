@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
 from accelerate.hooks import ModelHook, add_hook_to_module
-from paperhooks.io import config_entries, hash_json, model_digest, tensor_digests
+from paperhooks.io import config_entries, hash_json, model_digest, sampled_digest, tensor_digests
 from paperhooks.testing import fingerprint, tiny_llama
 from transformers import LlamaForCausalLM
 
@@ -87,3 +87,16 @@ def test_what_a_config_says_of_a_model_is_flat_and_without_circumstances() -> No
     assert found["rope_parameters.rope_type"] == "default"
     assert not {"architectures", "dtype", "transformers_version", "_name_or_path"} & set(found)
     assert config_entries(torch.nn.Linear(1, 1)) == {"class": "Linear"}
+
+
+def test_some_entries_tell_trained_models_apart(tmp_path: Path) -> None:
+    """Also of one whose weights lie on disk; what a sample cannot see is a single entry in between."""
+    model, trained = tiny_llama(), tiny_llama()
+    known = sampled_digest(model)
+    with torch.no_grad():
+        trained.model.layers[1].mlp.up_proj.weight[0, 1] += 1
+        assert sampled_digest(trained) == known != sampled_digest(tiny_llama(seed=1))
+        trained.model.layers[1].mlp.up_proj.weight.mul_(1.001)
+    assert sampled_digest(trained) != known
+    on_disk(model, tmp_path)
+    assert sampled_digest(model) == known

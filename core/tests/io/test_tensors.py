@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from paperhooks.io import read_tensors, write_tensors
+from paperhooks.io import read_tensors, tensor_columns, write_tensors
 from paperhooks.testing import fresh_process
 from safetensors.torch import load_file
 
@@ -55,3 +56,34 @@ def test_tensors_may_be_strided_or_share_their_memory(tmp_path: Path, dtype: tor
     for name, tensor in given.items():
         assert (read[name].dtype, read[name].shape) == (tensor.dtype, tensor.shape)
         assert bytes(read[name].reshape(-1).view(torch.uint8)) == bytes(tensor.reshape(-1).view(torch.uint8))
+
+
+COLUMNS = {"nll": np.dtype("f8"), "count": np.dtype("i8"), "cut": np.dtype("?"), "n_bytes": np.dtype("i8")}
+
+
+def test_columns_in_pieces_give_the_bytes_of_a_whole_file(tmp_path: Path) -> None:
+    """Pieces in any order; what was written can be read back before the file is done."""
+    values = {name: np.arange(1001).astype(dtype) for name, dtype in COLUMNS.items()}
+    write_tensors(tmp_path / "whole", values, {"run": "x"})
+    with tensor_columns(tmp_path / "pieces", COLUMNS, 1001, {"run": "x"}) as columns:
+        for start in range(900, -1, -100):
+            for name, column in columns.items():
+                column.write(start, values[name][start : start + 101])
+        assert columns["nll"].read(13, 17).tolist() == [13, 14, 15, 16]
+    assert (tmp_path / "pieces").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert read_tensors(tmp_path / "pieces")[1]["n_bytes"].tolist() == list(range(1001))
+
+
+def test_columns_that_end_in_an_error_leave_the_old_file(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "file", {"nll": torch.ones(3)}, {})
+    before = (tmp_path / "file").read_bytes()
+    refused = pytest.raises(ValueError, match="is no part of float64")
+    with refused, tensor_columns(tmp_path / "file", COLUMNS, 3, {}) as columns:
+        columns["nll"].write(2, np.ones(2))
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("file", before)]
+
+
+def test_no_columns_of_no_rows(tmp_path: Path) -> None:
+    with tensor_columns(tmp_path / "file", COLUMNS, 0, {}):
+        pass
+    assert {len(each) for each in read_tensors(tmp_path / "file")[1].values()} == {0}

@@ -25,6 +25,7 @@ from .hashing import hash_file as hash_file
 from .hashing import hash_json as hash_json
 from .hashing import held_tensor as held_tensor
 from .hashing import model_digest as model_digest
+from .hashing import sampled_digest as sampled_digest
 from .hashing import tensor_digest as tensor_digest
 from .hashing import tensor_digests as tensor_digests
 from .images import Picture as Picture
@@ -57,7 +58,9 @@ from .records import from_hub as from_hub
 from .records import open_records as open_records
 from .records import read_records as read_records
 from .tables import list_cell as list_cell
+from .tensors import Column as Column
 from .tensors import read_tensors as read_tensors
+from .tensors import tensor_columns as tensor_columns
 from .tensors import write_tensors as write_tensors
 from .toml import Field as Field
 from .toml import Problem as Problem

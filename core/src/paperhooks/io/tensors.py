@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -19,13 +21,15 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-__all__ = ["read_header", "read_tensors", "write_tensors"]
+__all__ = ["Column", "read_header", "read_tensors", "tensor_columns", "write_tensors"]
 
 _KEY: Final = "paperhooks"
 _DIGEST: Final = "sha256"
 _NONE: Final = "0" * 64
 #: No header is longer; safetensors has the same limit.
 _LONGEST: Final = 100_000_000
+#: Types of columns, as numpy and as safetensors call them.
+_TYPES: Final = {"f8": "F64", "i8": "I64", "b1": "BOOL"}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor | np.ndarray[Any, Any]], header: Mapping[str, Any]) -> None:
@@ -55,11 +59,70 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | np.ndarray[Any, Any
             save_file(stored, temporary, {_KEY: text})
         except SafetensorError as error:
             raise DataError(f"{path} cannot be written: {error}") from error
-        with temporary.open("r+b") as handle:
-            head = _head(handle)
-            digest = _digest(head, handle)
-            handle.seek(_place(head, _NONE))
-            handle.write(digest.encode())
+        _seal(temporary)
+
+
+@contextmanager
+def tensor_columns(
+    path: Path, columns: Mapping[str, np.dtype[Any]], rows: int, header: Mapping[str, Any]
+) -> Iterator[dict[str, Column]]:
+    """Write a file of columns [N] atomically, a piece at a time, in memory of such a piece.
+
+    What is not written is zeros. Equal content gives the bytes of :func:`write_tensors`.
+
+    :param columns: types by name: float64, int64 or bool. :param rows: N. :param header: as :func:`write_tensors`.
+    :raises DataError: it cannot be written; what stood there stays.
+    """
+    text = json.dumps(plain(dict(header)) | {_DIGEST: _NONE}, sort_keys=True)
+    layout: dict[str, Any] = {"__metadata__": {_KEY: text}}
+    end = 0
+    for name in sorted(columns, key=lambda name: (-columns[name].itemsize, name)):  # the order of safetensors
+        start, end = end, end + rows * columns[name].itemsize
+        layout[name] = {"dtype": _TYPES[columns[name].str[1:]], "shape": [rows], "data_offsets": [start, end]}
+    head = json.dumps(layout, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    with atomic_path(path) as temporary:
+        with temporary.open("r+b", buffering=0) as handle:
+            handle.write(len(head).to_bytes(8, "little") + head)
+            handle.truncate(8 + len(head) + end)
+            places = {name: 8 + len(head) + layout[name]["data_offsets"][0] for name in columns}
+            yield {name: Column(handle, places[name], dtype, rows) for name, dtype in columns.items()}
+        _seal(temporary)
+
+
+class Column:
+    """A column [N] of a file that is being written; see :func:`tensor_columns`."""
+
+    def __init__(self, handle: FileIO, place: int, dtype: np.dtype[Any], rows: int) -> None:
+        self.dtype, self.rows = dtype, rows
+        self._handle, self._place = handle, place
+
+    def write(self, start: int, values: np.ndarray[Any, Any]) -> None:
+        """Put values [n] of the column's type at the rows from ``start`` on."""
+        if values.dtype != self.dtype or values.ndim != 1 or not 0 <= start <= self.rows - len(values):
+            raise ValueError(f"{values.dtype} {list(values.shape)} at {start} is no part of {self.dtype} [{self.rows}]")
+        self._handle.seek(self._place + start * self.dtype.itemsize)
+        data = memoryview(values.tobytes())
+        while data:  # an unbuffered file may take a part
+            data = data[self._handle.write(data) :]
+
+    def read(self, start: int, stop: int) -> np.ndarray[Any, Any]:
+        """The values [n] that stand at rows ``start`` to before ``stop``."""
+        import numpy as np
+
+        found = np.empty(stop - start, self.dtype)
+        self._handle.seek(self._place + start * self.dtype.itemsize)
+        self._handle.readinto(found.view(np.uint8).data)
+        return found
+
+
+def _seal(path: Path) -> None:
+    """Put the digest of a file into its header."""
+    with path.open("r+b") as handle:
+        head = _head(handle)
+        digest = _digest(head, handle)
+        handle.seek(_place(head, _NONE))
+        handle.write(digest.encode())
 
 
 def read_tensors(path: Path, what: str = "tensors") -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -12,9 +12,12 @@ from .corpus.duplicates import duplicates_of as duplicates_of
 from .corpus.exporter import export as export
 from .corpus.exporter import load_selection as load_selection
 from .corpus.exporter import read_index as read_index
+from .corpus.flat_ids import FlatIds as FlatIds
 from .corpus.packer import Packer as Packer
 from .corpus.packer import PackReport as PackReport
 from .corpus.packer import pack as pack
+from .corpus.part_files import write_parts as write_parts
+from .corpus.parts import Parts as Parts
 from .corpus.record_rows import StreamRows as StreamRows
 from .corpus.rows import MemoryRows as MemoryRows
 from .corpus.rows import Row as Row
@@ -39,7 +42,12 @@ from .scoring.cost import plan as plan
 from .scoring.jobs import score as score
 from .scoring.likelihood import LogLikelihood as LogLikelihood
 from .scoring.likelihood import ScoringWarning as ScoringWarning
+from .scoring.merge import MergeReport as MergeReport
+from .scoring.merge import merge_parts as merge_parts
+from .scoring.runs import ScoringRun as ScoringRun
 from .scoring.scores import Scores as Scores
+from .scoring.spec import ScoringSpec as ScoringSpec
+from .scoring.spec import score_rows as score_rows
 from .selection import select as select
 
 __version__: str

@@ -41,7 +41,7 @@ from paperhooks_mathneuro.texts import (
     tokenized,
 )
 
-__all__ = ["KIND", "CoverageWarning", "Keep", "Parts", "Piece", "TokenScope", "collect", "gathered", "joined"]
+__all__ = ["KIND", "CoverageWarning", "Keep", "Piece", "StatisticParts", "TokenScope", "collect", "gathered", "joined"]
 
 #: Which tokens count: all (the official code), those of answers, or all but the first, which draws attention.
 TokenScope: TypeAlias = Literal["all", "answer", "no_first"]
@@ -154,7 +154,9 @@ def collect(
 
 
 @contextmanager
-def _begun(work: _Work, decides: Mapping[str, Any], out: str | Path | None) -> Iterator[tuple[str, Parts | None]]:
+def _begun(
+    work: _Work, decides: Mapping[str, Any], out: str | Path | None
+) -> Iterator[tuple[str, StatisticParts | None]]:
     """The digest of the weights, and the folder ``out`` held for this run, if there is one."""
     model = work.view.model
     if out is None:
@@ -167,7 +169,10 @@ def _begun(work: _Work, decides: Mapping[str, Any], out: str | Path | None) -> I
         first = store.manifest["about"]
         warn_of_config(f"parts in {out}, which are made again", first["config"], model)
         work.part_size = int(first["samples"])
-        yield store.manifest["weights"], Parts(store, hash_json(config), [m.name for m in work.coverage.matrices])
+        yield (
+            store.manifest["weights"],
+            StatisticParts(store, hash_json(config), [m.name for m in work.coverage.matrices]),
+        )
 
 
 def _refuse_parts(view: ModelView, coverage: Coverage, exclude: str | None) -> None:
@@ -218,7 +223,7 @@ class _Work:
         share = _PART if count == 1 else min(_PART, math.ceil(len(self.texts) / (4 * count)))
         self.part_size = max(share, self.batch_size)
 
-    def run(self, parts: Parts | None) -> Piece:
+    def run(self, parts: StatisticParts | None) -> Piece:
         """All texts; what ``parts`` has already is taken from there."""
         ranks, order = self.ranks, sorted(range(len(self.texts)), key=lambda i: len(self.texts[i].ids))
         wanted = [order[start : start + self.part_size] for start in range(0, len(order), self.part_size)]
@@ -345,7 +350,7 @@ def gathered(pieces: dict[int, Piece], ranks: Ranks) -> dict[int, Piece]:
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class StatisticParts:
     """Finished pieces in a folder, so that an interrupted run goes on.
 
     :param config: a hash of the model's config: pieces of another one are made again. :param matrices: their names.

@@ -13,9 +13,13 @@ from .duplicates import stand_in as stand_in
 from .exporter import export as export
 from .exporter import load_selection as load_selection
 from .exporter import read_index as read_index
+from .flat_ids import FlatIds as FlatIds
 from .packer import Packer as Packer
 from .packer import PackReport as PackReport
 from .packer import pack as pack
+from .part_files import write_parts as write_parts
+from .parts import Parts as Parts
+from .parts import PartUnit as PartUnit
 from .record_rows import RecordRows as RecordRows
 from .record_rows import StreamRows as StreamRows
 from .rows import MemoryRows as MemoryRows

@@ -9,6 +9,7 @@ from typing import Any
 from paperhooks.io import open_records
 
 from paperhooks_miniplm.corpus.documents import Fields, columns_of
+from paperhooks_miniplm.corpus.parts import Parts, holds_parts
 from paperhooks_miniplm.corpus.record_rows import RecordRows, RowMaker, StreamRows, has_ids
 from paperhooks_miniplm.corpus.rows import MemoryRows, RowSource
 from paperhooks_miniplm.corpus.shard_files import holds_shards
@@ -29,11 +30,12 @@ def open_rows(
 ) -> RowSource:
     """Rows of whatever holds them, without a copy in memory.
 
-    :param source: a folder of shards; a file of JSON Lines or Parquet, a folder of these, a ``datasets.Dataset`` or a
-        list of texts and objects, one row a record, with ``input_ids`` (and ``n_bytes`` where known) or a text; a list
-        of ids or :class:`Row`. Of a ``hub:`` name, an ``IterableDataset``, a generator, and of files in other forms
-        (see :func:`read_documents`) or compressed: :class:`StreamRows`. A :class:`RowSource` is returned as it is.
-        Shards are the fastest at any place; of Parquet the whole row group of a row is read.
+    :param source: a folder of shards; a folder of :class:`Parts`, or its address; a file of JSON Lines or Parquet, a
+        folder of these, a ``datasets.Dataset`` or a list of texts and objects, one row a record, with ``input_ids``
+        (and ``n_bytes`` where known) or a text; a list of ids or :class:`Row`. Of a ``hub:`` name, an
+        ``IterableDataset``, a generator, and of files in other forms (see :func:`read_documents`) or compressed:
+        :class:`StreamRows`. A :class:`RowSource` is returned as it is. Shards are the fastest at any place; of Parquet
+        the whole row group of a row is read.
     :param tokenizer: for texts, which become rows of their tokens.
     :param add_bos, add_eos: special tokens at the beginning or the end of a text; not of ``input_ids``. None for the
         end adds it where the tokenizer has one, for packed rows hold the ends of documents too.
@@ -47,6 +49,8 @@ def open_rows(
     maker = RowMaker(tokenizer, fields, add_bos, add_eos)
     if isinstance(source, str | Path) and holds_shards(source):
         return Shards(source)
+    if isinstance(source, str | Path) and holds_parts(source):
+        return Parts(source)
     if _holds_ids(source):
         return MemoryRows(source)
     records = open_records(source, columns=columns_of(fields))

@@ -6,5 +6,11 @@ from .likelihood import LogLikelihood as LogLikelihood
 from .likelihood import OverLong as OverLong
 from .likelihood import ScoringWarning as ScoringWarning
 from .likelihood import longest_readable as longest_readable
+from .merge import MergeReport as MergeReport
+from .merge import merge_parts as merge_parts
+from .runs import ScoringRun as ScoringRun
 from .scores import Normalize as Normalize
 from .scores import Scores as Scores
+from .spec import Scorer as Scorer
+from .spec import ScoringSpec as ScoringSpec
+from .spec import score_rows as score_rows

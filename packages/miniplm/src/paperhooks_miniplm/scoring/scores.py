@@ -18,6 +18,7 @@ from paperhooks.io import UnitStore, read_result
 from paperhooks_miniplm.algorithm import Array, per_unit
 
 __all__ = [
+    "DTYPES",
     "FILE",
     "KIND",
     "MOST_BAD",
@@ -38,7 +39,8 @@ Columns: TypeAlias = dict[str, Array]
 
 #: A larger share of rows that are NaN or infinite means that something is wrong.
 MOST_BAD: Final = 0.001
-_DTYPES: Final = {"nll": np.dtype("f8"), "count": np.dtype("i8"), "n_bytes": np.dtype("i8"), "cut": np.dtype("?")}
+#: The columns of scores.
+DTYPES: Final = {"nll": np.dtype("f8"), "count": np.dtype("i8"), "n_bytes": np.dtype("i8"), "cut": np.dtype("?")}
 #: What the units of a scoring folder are, and the file that holds them together.
 KIND: Final = "likelihoods"
 FILE: Final = "scores.safetensors"
@@ -101,7 +103,7 @@ class Scores:
 def merged(store: UnitStore, total: int) -> Columns | None:
     """The columns [N] of a store's units together; None where units are missing."""
     size = store.manifest["unit_rows"]
-    found = {name: np.zeros(total, dtype) for name, dtype in _DTYPES.items()}
+    found = {name: np.zeros(total, dtype) for name, dtype in DTYPES.items()}
     for number in range(-(-total // size)):
         rows = slice(number * size, min((number + 1) * size, total))
         part = read_unit(store, number)
@@ -125,7 +127,7 @@ def unit_name(number: int) -> str:
 
 def columns_of(tensors: Mapping[str, Any]) -> Columns:
     """Stored tensors as arrays, which share their memory."""
-    return {name: tensors[name].numpy() for name in _DTYPES}
+    return {name: tensors[name].numpy() for name in DTYPES}
 
 
 def stop_if_bad(bad: int, rows: int, most_bad: float) -> None:

@@ -1,0 +1,193 @@
+"""Writing a corpus as parts; see :mod:`paperhooks_miniplm.corpus.parts`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from paperhooks import DataError
+from paperhooks.errors import require
+from paperhooks.io import ahead, hash_file, hash_json, now, plain, versions
+
+from paperhooks_miniplm.corpus.flat_ids import FlatIds
+from paperhooks_miniplm.corpus.parts import INDEX, KIND, SCHEMA, Parts, parquet, part_name
+from paperhooks_miniplm.corpus.record_rows import StreamRows
+from paperhooks_miniplm.corpus.rows import Row, RowSource, check_tokenizer
+from paperhooks_miniplm.corpus.sources import open_rows
+from paperhooks_miniplm.corpus.storage import Storage
+
+__all__ = ["write_parts"]
+
+_KEY: Final = b"paperhooks"
+#: Ids are kept in 32 bits.
+_LARGEST: Final = 2**31 - 1
+
+
+def write_parts(
+    source: Any,
+    address: str | Path,
+    *,
+    tokenizer: Any = None,
+    unit_rows: int = 8192,
+    part_units: int = 64,
+    text_field: str = "text",
+    domain_field: str = "domain",
+    progress: Callable[[int], None] | None = None,
+) -> Parts:
+    """Write a corpus as parts: row groups of ``unit_rows`` rows, ``part_units`` of them a file.
+
+    Killed and started again it goes on behind the parts that are there. Memory holds two units, and the disk one part.
+
+    :param source: as for :func:`open_rows`: shards, a file of any size, texts, a dataset, a stream.
+    :param address: folder, or address that fsspec knows; one that holds parts of another corpus is refused.
+    :param tokenizer: for texts. :param progress: is told how many rows are written.
+    :raises DataError: data that cannot be read or written. :raises MissingExtra: without pyarrow.
+    """
+    if min(unit_rows, part_units) < 1:
+        raise DataError(f"unit_rows is {unit_rows} and part_units {part_units}; at least 1 is needed")
+    rows = open_rows(source, tokenizer, text_field=text_field, domain_field=domain_field)
+    check_tokenizer(rows, tokenizer)
+    writer = _Writer(Storage(address), rows, unit_rows, part_units)
+    known = writer.storage.read_json(INDEX, "index of parts")
+    if known is None:
+        writer.run(progress or (lambda rows: None))
+    elif known.get("identity") != writer.identity:
+        raise writer.other()
+    return Parts(address)
+
+
+class _Writer:
+    """Writes what is missing of the parts of a corpus, and at last the index."""
+
+    def __init__(self, storage: Storage, rows: RowSource, unit_rows: int, part_units: int) -> None:
+        self.storage, self.rows = storage, rows
+        self.unit_rows, self.part_units = unit_rows, part_units
+        self.corpus = plain(rows.fingerprint())
+        self.identity = hash_json({"corpus": self.corpus, "unit_rows": unit_rows, "part_units": part_units})
+        self.parts: list[dict[str, Any]] = []
+
+    @property
+    def done(self) -> int:
+        """Rows in the parts so far."""
+        return sum(part["rows"] for part in self.parts)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last part was the end of the corpus."""
+        return bool(self.parts) and self.parts[-1]["rows"] < self.unit_rows * self.part_units
+
+    def run(self, progress: Callable[[int], None]) -> None:
+        """Take over what a killed run left, write the rest and the index."""
+        while (found := self._known(len(self.parts))) is not None:
+            self.parts.append(found)
+        progress(self.done)
+        units = ahead(self._units(self.done))
+        while not self.ended and (part := self._write(units, progress)) is not None:
+            self.parts.append(part)
+        about = {"tokenizer": self._tokenizer(), "source": self.rows.name, "versions": versions(), "created": now()}
+        sizes = {"rows": self.done, "unit_rows": self.unit_rows, "part_units": self.part_units}
+        head = {"schema": SCHEMA, "kind": KIND, "identity": self.identity, "corpus": self.corpus}
+        self.storage.write_json(INDEX, {**head, **sizes, "parts": self.parts, **about})
+
+    def other(self) -> DataError:
+        """The folder holds something else."""
+        return DataError(
+            f"{self.storage.address} holds parts of another corpus, or of other sizes, than {self.rows.name} in units "
+            f"of {self.unit_rows} rows; use another folder, or the same source and sizes to go on"
+        )
+
+    def _known(self, number: int) -> dict[str, Any] | None:
+        """The entry of a part that is there; None where it is not."""
+        name = part_name(number)
+        size = self.storage.size(name)
+        if size is None:
+            return None
+        digest = hashlib.sha256()
+        try:
+            with self.storage.open(name) as handle:
+                file = parquet().ParquetFile(handle)
+                about = json.loads((file.schema_arrow.metadata or {}).get(_KEY, b"{}"))
+                count = file.metadata.num_rows
+            with self.storage.open(name) as handle:
+                while block := handle.read(1 << 22):
+                    digest.update(block)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self.storage.where(name)} cannot be read: {error}; delete it to write it again"
+            ) from error
+        if about.get("identity") != self.identity:
+            raise self.other()
+        return {"name": name, "first": self.done, "rows": count, "bytes": size, "sha256": digest.hexdigest()}
+
+    def _units(self, start: int) -> Iterator[list[Row]]:
+        """Rows of the corpus from ``start`` on, a unit at a time."""
+        if isinstance(self.rows, StreamRows):
+            while unit := list(self.rows.iterate(start, start + self.unit_rows)):
+                yield unit
+                start += len(unit)
+        else:
+            for first in range(start, len(self.rows), self.unit_rows):
+                yield self.rows.read(range(first, min(first + self.unit_rows, len(self.rows))))
+
+    def _write(self, units: Iterator[list[Row]], progress: Callable[[int], None]) -> dict[str, Any] | None:
+        """Write the next part; None where no rows are left for it."""
+        unit = next(units, None)
+        if unit is None:
+            return None
+        name, first, count, written = part_name(len(self.parts)), self.done, 0, 0
+        schema = _schema({"identity": self.identity, "first": first})
+        with self.storage.staged(name) as file:
+            with parquet().ParquetWriter(
+                file, schema, compression="zstd", use_dictionary=["domain"], write_statistics=False,
+                write_page_checksum=True,
+            ) as writer:  # fmt: skip
+                while unit is not None:
+                    writer.write_table(_table(unit, first + count, schema), row_group_size=self.unit_rows)
+                    count, written = count + len(unit), written + 1
+                    progress(first + count)
+                    unit = next(units, None) if written < self.part_units else None
+            entry = {"rows": count, "bytes": file.stat().st_size, "sha256": hash_file(file)}
+        return {"name": name, "first": first, **entry}
+
+    def _tokenizer(self) -> dict[str, Any] | None:
+        packed = getattr(self.rows, "packed_with", None)
+        made: dict[str, Any] = getattr(self.rows, "made_with", {})
+        return {"digest": packed[0], "name": packed[1]} if packed else made.get("tokenizer")
+
+
+def _arrow() -> Any:
+    return require("pyarrow", "paperhooks-miniplm[data]", "for a corpus in parts")
+
+
+def _schema(about: dict[str, Any]) -> Any:
+    arrow = _arrow()
+    fields = [
+        ("row", arrow.int64()),
+        ("input_ids", arrow.large_list(arrow.int32())),
+        ("length", arrow.int32()),
+        ("domain", arrow.string()),
+        ("n_bytes", arrow.int64()),
+    ]
+    return arrow.schema(fields, metadata={_KEY: json.dumps(about, sort_keys=True)})
+
+
+def _table(rows: list[Row], first: int, schema: Any) -> Any:
+    """Rows as a table; raises DataError for an id that 32 bits do not hold."""
+    arrow = _arrow()
+    ids = FlatIds.joined([row.ids for row in rows])
+    if len(ids.values) and not 0 <= int(ids.values.min()) <= int(ids.values.max()) <= _LARGEST:
+        wrong = next(n for n, row in enumerate(ids.rows) if len(row) and not 0 <= row.min() <= row.max() <= _LARGEST)
+        raise DataError(f"row {first + wrong} has an id below 0 or above {_LARGEST}; no tokenizer makes such ids")
+    lists = arrow.LargeListArray.from_arrays(ids.offsets, arrow.array(ids.values.astype(np.int32)))
+    columns = [
+        arrow.array(np.arange(first, first + len(rows))),
+        lists,
+        arrow.array(np.diff(ids.offsets).astype(np.int32)),
+        arrow.array([row.domain for row in rows], arrow.string()),
+        arrow.array([row.n_bytes for row in rows], arrow.int64()),
+    ]
+    return arrow.Table.from_arrays(columns, schema=schema)

@@ -1,0 +1,105 @@
+"""Folders at addresses: files that appear whole or not at all, on this machine and in any store that fsspec reaches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from paperhooks import DataError
+from paperhooks.io import atomic_path, json_text, parse_json
+
+__all__ = ["Storage"]
+
+
+class Storage:
+    """A folder named by a path or by an address such as ``s3://bucket/folder``, ``gs://``, ``hf://`` or ``memory://``.
+
+    Instances can be pickled. Keys and endpoints of a store come from its own environment variables, or from those of
+    fsspec (``FSSPEC_S3_ENDPOINT_URL``).
+
+    :raises DataError: an address whose library is missing or that no library knows.
+    """
+
+    def __init__(self, address: str | Path) -> None:
+        self.address = str(address).rstrip("/") or "/"
+        try:
+            self._files, self._folder = fsspec.core.url_to_fs(self.address)
+        except (ImportError, ValueError) as error:
+            raise DataError(f"{self.address} cannot be reached: {error}") from error
+
+    def __reduce__(self) -> Any:
+        return Storage, (self.address,)
+
+    def where(self, name: str) -> str:
+        """The address of a file."""
+        return f"{self.address}/{name}"
+
+    def _path(self, name: str) -> str:
+        return f"{self._folder.rstrip('/')}/{name}"
+
+    def names(self, ending: str) -> list[str]:
+        """Names of the files with an ending, sorted; stores may show new ones late."""
+        self._files.invalidate_cache()
+        try:
+            found = self._files.ls(self._folder or "/", detail=False)
+        except FileNotFoundError:
+            return []
+        names = (str(each).rstrip("/").rpartition("/")[2] for each in found)
+        return sorted(name for name in names if name.endswith(ending) and not name.startswith("."))
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where it is not there."""
+        self._files.invalidate_cache(self._folder)
+        try:
+            return int(self._files.info(self._path(name))["size"])
+        except FileNotFoundError:
+            return None
+
+    def open(self, name: str) -> IO[bytes]:
+        """A file to read at any place, of which nothing but what is asked for is fetched.
+
+        :raises FileNotFoundError: it is not there.
+        """
+        found: IO[bytes] = self._files.open(self._path(name), "rb", cache_type="none")
+        return found
+
+    def read_json(self, name: str, what: str) -> dict[str, Any] | None:
+        """A JSON object; None where it is not there. Raises DataError for anything else."""
+        try:
+            found = parse_json(self._files.cat_file(self._path(name)))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.where(name)} is no {what}: {error}") from error
+        if not isinstance(found, dict):
+            raise DataError(f"{self.where(name)} is no {what}: it holds {type(found).__name__}")
+        return found
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write indented JSON."""
+        with self.staged(name) as file:
+            file.write_text(json_text(json.loads(json_text(value)), indent=2) + "\n", encoding="utf-8")
+
+    @contextmanager
+    def staged(self, name: str) -> Iterator[Path]:
+        """A local file to fill, which takes its place here when the block ends well.
+
+        :raises DataError: it cannot be written; what stood there stays.
+        """
+        if isinstance(self._files, LocalFileSystem):
+            with atomic_path(Path(self._path(name))) as file:
+                yield file
+            return
+        with TemporaryDirectory(prefix="paperhooks-") as folder:
+            file = Path(folder, "staged")
+            yield file
+            try:
+                self._files.put_file(str(file), self._path(name))
+            except OSError as error:
+                raise DataError(f"{self.where(name)} cannot be written: {error}") from error
