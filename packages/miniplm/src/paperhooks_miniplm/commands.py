@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from paperhooks import DataError
-from paperhooks.cli import Device, Dtype, Model, RunOut, Seed, load_model, say, usage_errors
+from paperhooks.cli import Device, Dtype, Model, Seed, load_model, say, usage_errors, writable_folder
 from paperhooks.io import launched, local_path, read_json
 from tqdm import tqdm
+
+from paperhooks_miniplm.part_commands import merge, parts, score_parts
 
 if TYPE_CHECKING:
     from paperhooks_miniplm.corpus.rows import RowSource
@@ -47,7 +49,7 @@ def add_commands(app: typer.Typer) -> None:
     group = typer.Typer(
         name="miniplm", help="MiniPLM: score a corpus with two models, keep what teaches.", no_args_is_help=True
     )
-    for command in (pack, plan, score, diff, select, export, convert):
+    for command in (pack, plan, parts, score, merge, diff, select, export, convert):
         group.command()(usage_errors(command))
     group.command(name="fit-scaling")(usage_errors(fit_scaling))
     app.add_typer(group)
@@ -122,14 +124,19 @@ def plan(
 
 def score(
     model: Model,
-    corpus: Corpus,
-    out: RunOut,
+    out: Annotated[str, typer.Option("--out", "-o", help="Scoring folder; with --parts also an address.")],
+    corpus: Annotated[str | None, Corpus.__metadata__[0]] = None,
+    parts: Annotated[str | None, typer.Option("--parts", help="Corpus in parts, for several machines.")] = None,
+    on: Annotated[
+        Literal["datatrove", "ray"] | None, typer.Option("--on", help="Engine that shares the parts out.")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Workers of the engine.")] = 1,
     tokenizer: Tokenizer = None,
     name: Annotated[str, typer.Option("--name", help="Such as teacher or reference.")] = "",
     max_length: MaxLength = 1024,
     over_long: OverLong = "truncate",
     batch_tokens: BatchTokens = None,
-    unit_rows: Annotated[int, typer.Option("--unit-rows", min=1, help="Rows a file.")] = 8192,
+    unit_rows: Annotated[int | None, typer.Option("--unit-rows", min=1, help="Rows a file; 8192 without.")] = None,
     trained_on: Annotated[
         str | None, typer.Option("--trained-on", help="Rows the model was trained on; warns of those it scores.")
     ] = None,
@@ -144,21 +151,38 @@ def score(
 ) -> None:
     """Score every row with one model; prints the cost before it begins. Killed and started again, it goes on.
 
-    The processes that torchrun or accelerate launch on one machine share the rows.
+    The processes that torchrun or accelerate launch on one machine share the rows; more machines share a corpus in
+    parts, see ``parts`` and ``merge``.
     """
     from paperhooks_miniplm.scoring.jobs import score as run
+    from paperhooks_miniplm.scoring.spec import ScoringSpec
 
+    if (corpus is None) == (parts is None):
+        raise typer.BadParameter("name what is scored, by --corpus or by --parts")
+    if corpus is None or parts is not None:
+        if unit_rows is not None or trained_on is not None:
+            raise typer.BadParameter("--unit-rows and --trained-on are of a --corpus; --parts have units of their own")
+        spec = ScoringSpec(
+            model, tokenizer=tokenizer, dtype=dtype, max_length=max_length, over_long=over_long,
+            mask_after_end=mask_after_end, batch_tokens=batch_tokens,
+        )  # fmt: skip
+        score_parts(spec, str(parts), out, engine=on, workers=workers, device=device, name=name, most_bad=most_bad)
+        return
+    if on is not None or workers > 1:
+        raise typer.BadParameter("--on and --workers share out --parts; write parts of the corpus with: miniplm parts")
+    folder = Path(out)
+    writable_folder(folder)
     index, count = launched()
     known = _tokenizer(tokenizer or model)
     rows = _rows(corpus, known, text_field, domain_field)
     loaded = load_model(model, device, dtype)
-    if index == 0 and not (out / "manifest.json").exists():
+    if index == 0 and not (folder / "manifest.json").exists():
         settings = {"tokenizer": known, "max_length": max_length, "over_long": over_long, "workers": count}
         settings |= {"mask_after_end": mask_after_end, "batch_tokens": batch_tokens}
         say(_cost(name or "model", loaded, rows, settings))
     found = run(
-        loaded, rows, out, tokenizer=known, name=name, max_length=max_length, over_long=over_long,
-        batch_tokens=batch_tokens, unit_rows=unit_rows, mask_after_end=mask_after_end, most_bad=most_bad,
+        loaded, rows, folder, tokenizer=known, name=name, max_length=max_length, over_long=over_long,
+        batch_tokens=batch_tokens, unit_rows=unit_rows or 8192, mask_after_end=mask_after_end, most_bad=most_bad,
         trained_on=None if trained_on is None else _rows(trained_on, known, text_field, domain_field),
     )  # fmt: skip
     if found is None:
@@ -303,12 +327,9 @@ def fit_scaling(
 
 
 def _tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
+    from paperhooks_miniplm.scoring.spec import named_tokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{name!r} has no tokenizer: {str(error).splitlines()[0]}") from error
+    return named_tokenizer(name)
 
 
 def _rows(source: str, tokenizer: Any, text_field: str, domain_field: str) -> RowSource:

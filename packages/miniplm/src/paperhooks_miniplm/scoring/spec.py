@@ -19,7 +19,7 @@ from paperhooks_miniplm.corpus.rows import check_tokenizer
 from paperhooks_miniplm.scoring.jobs import end_token
 from paperhooks_miniplm.scoring.likelihood import LogLikelihood, OverLong
 
-__all__ = ["Scorer", "ScoringSpec", "score_rows"]
+__all__ = ["Scorer", "ScoringSpec", "named_tokenizer", "score_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +81,26 @@ class ScoringSpec:
 
     def load_tokenizer(self) -> Any:
         """The tokenizer; None where the model has none and none is named. Raises DataError for a name without one."""
-        from transformers import AutoTokenizer
-
-        revision = self.revision if self.tokenizer is None else None
+        if self.tokenizer is not None:
+            return named_tokenizer(self.tokenizer)
         try:
-            return AutoTokenizer.from_pretrained(self.tokenizer or self.model, revision=revision)
-        except (OSError, ValueError) as error:
-            if self.tokenizer is None:
-                return None
-            raise DataError(f"{self.tokenizer!r} has no tokenizer: {str(error).splitlines()[0]}") from error
+            return named_tokenizer(self.model, self.revision)
+        except DataError:
+            return None
 
     def settled(self) -> ScoringSpec:
         """The same with the end token found, so that other machines need not look for it."""
         return replace(self, end=self.open().likelihood.end)
+
+
+def named_tokenizer(name: str, revision: str | None = None) -> Any:
+    """The tokenizer of a folder or hub name; raises DataError where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, **({} if revision is None else {"revision": revision}))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name!r} has no tokenizer: {str(error).splitlines()[0]}") from error
 
 
 @lru_cache(maxsize=1)
