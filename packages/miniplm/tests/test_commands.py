@@ -258,6 +258,26 @@ def test_a_process_of_a_launch_says_that_others_have_units_to_do(worked, says, t
     assert "1506 rows" in says("score", MODELS["ref"], *corpus)
 
 
+def test_a_corpus_in_parts_is_scored_and_merged(worked, says, tmp_path: Path) -> None:
+    """The folder is that of a plain run, and takes its place in a difference and a selection of the packed rows."""
+    folder, _ = worked
+    parts, scores = tmp_path / "parts", f"memory://{tmp_path.name}/scores"
+    text = says("parts", folder / "packed", "-o", parts, "--unit-rows", 500, "--part-units", 2)
+    assert "1506 rows in 4 units of 500 rows" in text
+    words = "score", MODELS["ref"], "--parts", parts, "-o", scores, "--max-length", 64, "--name", "ref"
+    text = says(*words)
+    assert "4 of 4 units are missing" in text
+    assert f"paperhooks miniplm merge {scores} --parts {parts} -o FOLDER" in text
+    assert "0 of 4 units are missing" in says(*words)
+    text = says("merge", scores, "--parts", parts, "-o", tmp_path / "merged")
+    assert "1506 rows, 0 without a score, 0 cut, 0 stood twice and agree" in text
+    plain = folder / "ref" / "scores.safetensors"
+    assert (tmp_path / "merged" / "scores.safetensors").read_bytes() == plain.read_bytes()
+    says("diff", folder / "teacher", tmp_path / "merged", "-o", tmp_path / "difference")
+    chosen = "--corpus", folder / "packed", "-o", tmp_path / "chosen", "--ratio", "0.5"
+    assert "kept 753 of 1506 rows" in says("select", tmp_path / "difference.safetensors", *chosen)
+
+
 def test_the_scaling_law(says, tmp_path: Path) -> None:
     table = says("fit-scaling")
     assert table.count("\n") == 10
@@ -271,6 +291,14 @@ def test_the_scaling_law(says, tmp_path: Path) -> None:
     ("words", "status", "message"),
     [
         (("score", "MODEL", "--corpus", "PACKED", "-o", "s3://bucket/out"), 2, "is an address"),
+        (("score", "MODEL", "-o", "OUT"), 2, "by --corpus or by --parts"),
+        (("score", "MODEL", "--corpus", "PACKED", "--parts", "PACKED", "-o", "OUT"), 2, "by --corpus or by --parts"),
+        (("score", "MODEL", "--corpus", "PACKED", "-o", "OUT", "--on", "ray"), 2, "share out --parts"),
+        (("score", "MODEL", "--parts", "PACKED", "-o", "OUT", "--workers", "2"), 2, "--workers 2 needs an engine"),
+        (("score", "MODEL", "--parts", "PACKED", "-o", "OUT", "--unit-rows", "2"), 2, "are of a --corpus"),
+        (("score", "MODEL", "--parts", "PACKED", "-o", "OUT"), 1, "holds no parts.json"),
+        (("merge", "PACKED", "--parts", "PACKED", "-o", "OUT"), 1, "run.json is not there"),
+        (("parts", "nothing.jsonl", "-o", "OUT"), 1, "nothing.jsonl"),
         (("select", "DIFF", "--corpus", "PACKED", "-o", "OUT", "--ratio", "0.5", "--quota", "a=b"), 2, "--quota is"),
         (("select", "DIFF", "--corpus", "PACKED", "-o", "OUT", "--ratio", "7"), 1, "ratio is 7.0"),
         (("select", "DIFF", "--corpus", "PACKED", "-o", "OUT"), 1, "not by none"),

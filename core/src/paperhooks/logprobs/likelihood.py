@@ -178,8 +178,7 @@ class LogLikelihood:
         :raises DataError: an id that the model does not know, naming row and id.
         """
         numbers = range(first, first + len(rows)) if numbers is None else numbers
-        for number, ids in zip(numbers, rows, strict=True):
-            check_ids(f"row {number}", ids, self.vocabulary)
+        _check_rows(rows, numbers, self.vocabulary)
         read, owners, cut = row_pieces(rows, self.max_length, self.over_long, numbers)
         wanted: Sequence[Array | None] = [None] * len(read)
         if counted is not None:
@@ -292,6 +291,17 @@ class LogLikelihood:
             self.batch_rows,
         )  # fmt: skip
         return again.score(rows, counted=counted).nll
+
+
+def _check_rows(rows: Sequence[Array], numbers: Sequence[int], vocabulary: int) -> None:
+    if len(rows) != len(numbers):
+        raise ValueError(f"{len(numbers)} numbers for {len(rows)} rows")
+    try:
+        check_ids("a row", np.concatenate(rows) if rows else (), vocabulary)  # one look at all of them is cheap
+    except (DataError, ValueError):
+        for number, ids in zip(numbers, rows, strict=True):
+            check_ids(f"row {number}", ids, vocabulary)
+        raise
 
 
 def _check_counted(rows: Sequence[Array], counted: Sequence[Array], numbers: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from paperhooks import DataError
 from paperhooks.cli import Device, Dtype, Model, Seed, load_model, say, usage_errors, writable_folder
-from paperhooks.io import launched, local_path, read_json
+from paperhooks.io import local_path, read_json
 from tqdm import tqdm
 
 from paperhooks_miniplm.part_commands import merge, parts, score_parts
@@ -154,6 +154,7 @@ def score(
     The processes that torchrun or accelerate launch on one machine share the rows; more machines share a corpus in
     parts, see ``parts`` and ``merge``.
     """
+    from paperhooks_miniplm.scoring.jobs import launched_here
     from paperhooks_miniplm.scoring.jobs import score as run
     from paperhooks_miniplm.scoring.spec import ScoringSpec
 
@@ -172,7 +173,7 @@ def score(
         raise typer.BadParameter("--on and --workers share out --parts; write parts of the corpus with: miniplm parts")
     folder = Path(out)
     writable_folder(folder)
-    index, count = launched()
+    index, count = launched_here()
     known = _tokenizer(tokenizer or model)
     rows = _rows(corpus, known, text_field, domain_field)
     loaded = load_model(model, device, dtype)

@@ -203,8 +203,9 @@ class Parts:
     def _rows(self, number: int) -> list[Row]:
         if self._cached is None or self._cached[0] != number:
             unit, domains = self.unit(number), self._domains(number)
-            each = zip(unit.ids.rows, domains, unit.n_bytes.tolist(), strict=True)
-            made = [Row(ids.astype(np.int64), domain, None if size < 0 else size) for ids, domain, size in each]
+            ids = FlatIds(unit.ids.values.astype(np.int64), unit.ids.offsets).rows
+            each = zip(ids, domains, unit.n_bytes.tolist(), strict=True)
+            made = [Row(ids, domain, None if size < 0 else size) for ids, domain, size in each]
             self._cached = number, made
         return self._cached[1]
 

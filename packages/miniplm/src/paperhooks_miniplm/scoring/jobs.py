@@ -51,7 +51,7 @@ from paperhooks_miniplm.scoring.scores import (
     unit_name,
 )
 
-__all__ = ["end_token", "score"]
+__all__ = ["end_token", "launched_here", "score"]
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def score(
     if unit_rows < 1:
         raise DataError(f"unit_rows is {unit_rows}; at least 1 is needed")
     store, ranks = UnitStore(out, KIND), ranks_of(model)
-    index, count = (ranks.replica, ranks.replicas) if ranks.in_step else launched()
+    index, count = (ranks.replica, ranks.replicas) if ranks.in_step else launched_here()
     rows, trained_on = open_rows(rows, tokenizer), _opened(trained_on, tokenizer)
     stream = isinstance(rows, StreamRows)
     if stream and count > 1:
@@ -137,6 +137,18 @@ def score(
     if found["cut"].any():
         logger.warning("%d of %d rows were cut to %d tokens", found["cut"].sum(), len(found["cut"]), max_length)
     return Scores(**found, manifest=store.manifest)
+
+
+def launched_here() -> tuple[int, int]:
+    """This process' index in its launch and how many there are; raises DataError where several machines are in it."""
+    try:
+        return launched()
+    except DataError as error:
+        launched(one_machine=False)  # an environment that says what cannot be is another error
+        raise DataError(
+            f"{error}; for several machines write the corpus in parts (paperhooks miniplm parts) and let an engine share "
+            "them (score --parts URL --on datatrove, or ray)"
+        ) from error
 
 
 def _size(model: Any) -> int:
