@@ -146,8 +146,8 @@ def launched_here() -> tuple[int, int]:
     except DataError as error:
         launched(one_machine=False)  # an environment that says what cannot be is another error
         raise DataError(
-            f"{error}; for several machines write the corpus in parts (paperhooks miniplm parts) and let an engine share "
-            "them (score --parts URL --on datatrove, or ray)"
+            f"{error}; for several machines write the corpus in parts (paperhooks miniplm parts) and let an engine "
+            "share them (score --parts URL --on datatrove, or ray)"
         ) from error
 
 
