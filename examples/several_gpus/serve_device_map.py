@@ -11,7 +11,6 @@ import paperhooks
 import torch
 from paperhooks.testing import tiny_llava, vlm_inputs
 from paperhooks_pyramiddrop import PyramidDrop
-from transformers import LlavaForConditionalGeneration
 
 
 def main() -> None:
@@ -30,7 +29,8 @@ def main() -> None:
             "model.language_model.rotary_emb": first,
             "lm_head": last,
         }
-        spread = LlavaForConditionalGeneration.from_pretrained(folder, device_map=places, offload_folder=folder)
+        # The class of yours, such as LlavaForConditionalGeneration.
+        spread = type(whole).from_pretrained(folder, device_map=places, offload_folder=folder)
         method = PyramidDrop(stages={2: 0.5, 4: 0.25})
         found = []
         for model in (whole, spread):
