@@ -121,3 +121,37 @@ def train_share(name: str, out: str) -> list[dict[str, Any]]:
         if run.is_world_process_zero():
             save_file({n: p.detach().clone() for n, p in model.named_parameters()}, Path(out) / "weights.safetensors")
     return run.state.log_history
+
+
+def _width(batch: dict[str, Any]) -> int:
+    """The widest of a batch's groups."""
+    return max(columns["input_ids"].shape[1] for columns in batch.values() if isinstance(columns, dict))
+
+
+def train_other_widths(layout: str) -> float:
+    """One of two processes, whose batches grow wider while the other's shrink, under DDP as it is by default.
+
+    Returns how far its gradients lie from those that one process makes of all batches.
+    """
+    import copy
+
+    import paperhooks
+    from paperhooks import LossContext
+    from paperhooks.training import compute_loss
+    from paperhooks_sso import SSO
+    from torch.distributed import get_rank
+    from torch.nn.parallel import DistributedDataParallel
+
+    model, method = tiny().train(), SSO(reference=tiny("reference"))
+    alone, collator = copy.deepcopy(model), method.collator(layout=layout, multiple_of=1)
+    draws = sorted((collator(drawn_pairs(2, seed)) for seed in range(8)), key=_width)
+    assert len({*map(_width, draws)}) > 3
+    called = DistributedDataParallel(model)
+    with paperhooks.attach(model, method) as session:
+        for batch in draws[:3:-1] if get_rank() else draws[:4]:
+            compute_loss(session, LossContext(called, batch, session=session)).backward()
+    with paperhooks.attach(alone, method) as session:
+        for batch in draws:
+            (compute_loss(session, LossContext(alone, batch, session=session)) / 2).backward()
+    each = zip(model.parameters(), alone.parameters(), strict=True)
+    return max(float((own.grad - other.grad).abs().max()) for own, other in each)

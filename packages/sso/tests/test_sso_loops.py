@@ -12,7 +12,7 @@ from paperhooks.testing import run_ranks
 from paperhooks.training import AccumulatedCounts, compute_loss
 from paperhooks_sso import SSO
 from safetensors.torch import load_file
-from sso_models import drawn_pairs, tiny, train_share
+from sso_models import drawn_pairs, tiny, train_other_widths, train_share
 
 
 def weights_of_one_batch() -> dict[str, torch.Tensor]:
@@ -58,6 +58,11 @@ def test_two_processes_with_three_and_one_prompt_take_the_same_step(layout: str,
     for key in (key for key in wanted if key.startswith("eval_loss")):
         assert evaluated[key] == pytest.approx(wanted[key], rel=1e-5), key
     assert other is not None
+
+
+def test_processes_whose_batches_have_other_widths_train_as_one() -> None:
+    """What is tried of the model once for a width is no call of DDP's, which exchanges buffers."""
+    assert run_ranks(train_other_widths, "shared") == pytest.approx([0.0, 0.0], abs=1e-5)
 
 
 @pytest.mark.parametrize("low_memory", [False, True])

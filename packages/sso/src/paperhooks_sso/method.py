@@ -197,7 +197,8 @@ class SSO:
         """Once for a width: that the model keeps apart what lies in one row."""
         width = max((part.columns["parts"].shape[1] for part in parts if part.shared), default=0)
         if width > self._shared_width:
-            check_shared(context.model, self._head or Head.from_model(context.model), width)
+            # Of the model itself: wrappers exchange buffers in every call, and other processes may have other widths.
+            check_shared(context.view, self._head or Head.from_model(context.view), width)
             self._shared_width = width
 
     def _raise_not_finite(
