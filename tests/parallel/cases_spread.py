@@ -7,18 +7,22 @@ from typing import Any
 import paperhooks
 import pytest
 from cases_agreement import Terms
-from paperhooks import UnsupportedModel
+from paperhooks import LossContext, UnsupportedModel
 from paperhooks.models import ModelView, spread_of
 from paperhooks.testing import tiny_text
+from paperhooks.training import compute_loss
+from paperhooks_miniplm import Distil
 from spreads import SPREADS, decoder_layers
 from torch import distributed, nn
 from torch.distributed import get_rank, get_world_size
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor.experimental import context_parallel
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 __all__ = [
+    "an_open_context_parallel_is_refused",
     "described",
     "meshes_of_two_dimensions",
     "replicas_of_tensor_parallel_groups",
@@ -102,6 +106,25 @@ def _flat(module: nn.Module) -> nn.Module:
     nn.Module.__init__(wrapper)
     wrapper._fsdp_wrapped_module = module
     return wrapper
+
+
+def an_open_context_parallel_is_refused() -> None:
+    """In a call of the model, and before a loss calls its teacher; after the block all is as before."""
+    mesh = init_device_mesh("cpu", (get_world_size(),))
+    ids = SPREADS_IDS[:, :4].repeat(1, 4)
+    model = tiny_text()
+    model(input_ids=ids)
+    words = "has not declared 'cp', and LlamaForCausalLM is run with context or sequence parallelism"
+    with paperhooks.attach(model, Distil(teacher=tiny_text(seed=1), weight=1.0)) as session:
+        model(input_ids=ids)
+        context = LossContext(model, {"input_ids": ids, "labels": ids.clone()}, session=session)
+        with context_parallel(mesh, buffers=[ids], buffer_seq_dims=[1]):
+            with pytest.raises(UnsupportedModel, match=words):
+                model(input_ids=ids)
+            with pytest.raises(UnsupportedModel, match=words):
+                compute_loss(session, context)
+            assert "context or sequence parallelism" in session.describe()
+        model(input_ids=ids)
 
 
 def wrappers_are_named() -> None:

@@ -50,6 +50,10 @@ def _replicated(model: Any, folder: str) -> Any:
     return DistributedDataParallel(model, find_unused_parameters=True)
 
 
+def _static(model: Any, folder: str) -> Any:
+    return DistributedDataParallel(model, static_graph=True)
+
+
 def _compiled(model: Any, folder: str) -> Any:
     return torch.compile(_replicated(model, folder), backend="eager")
 
@@ -123,6 +127,7 @@ def _to_disk(model: Any, folder: str) -> Any:
 
 SPREADS: Final[dict[str, Spreading]] = {
     "ddp": Spreading(_replicated),
+    "ddp-static": Spreading(_static),
     "ddp-compiled": Spreading(_compiled),
     "fsdp2-root": Spreading(_root),
     "fsdp2-resharded": Spreading(_resharded),

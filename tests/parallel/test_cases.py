@@ -14,6 +14,7 @@ from spreads import SPREADS
 #: Every spread once and every method once; the others are marked slow.
 CHOSEN = {
     ("pyramiddrop", "ddp", "after"),
+    ("distil", "ddp-static", "after"),
     ("distil", "ddp-compiled", "before"),
     ("distil", "fsdp2-root", "after"),
     ("distil_term", "fsdp2-resharded", "before"),

@@ -41,6 +41,10 @@ def test_wrappers_are_named(ranks: RankPool) -> None:
     ranks.run(cases.wrappers_are_named)
 
 
+def test_an_open_context_parallel_is_refused(ranks: RankPool) -> None:
+    ranks.run(cases.an_open_context_parallel_is_refused)
+
+
 def test_a_tensor_parallel_group_counts_once(four_ranks: RankPool) -> None:
     assert four_ranks.run(cases.replicas_of_tensor_parallel_groups) == [
         [["tp"], 0, 2, True, [0, 1], 2],

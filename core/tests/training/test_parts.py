@@ -17,6 +17,7 @@ from paperhooks import HookError, LossContext, Traits, hookimpl
 from paperhooks.testing import run_ranks
 from paperhooks.training import AccumulatedCounts, compute_loss
 from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
 
 
 def stepped(kind: type, out: Path, **options: Any) -> dict[str, torch.Tensor]:
@@ -151,3 +152,12 @@ def test_an_engine_with_one_backward_pass_is_refused(tmp_path: Path, monkeypatch
         monkeypatch.setattr(type(run.accelerator), "distributed_type", DistributedType.DEEPSPEED)
         with pytest.raises(HookError, match="DeepSpeed takes one backward pass a micro-batch"):
             run.compute_loss(model.train(), collate(examples()[:2]))
+
+
+def test_a_static_graph_with_one_backward_pass_is_refused() -> None:
+    wrapper = DistributedDataParallel.__new__(DistributedDataParallel)  # without the group that it would need
+    torch.nn.Module.__init__(wrapper)
+    wrapper.static_graph = True
+    context = LossContext(wrapper, {}, method="parts")
+    with pytest.raises(HookError, match=r"parts has gradients made in parts .*static_graph=True takes one backward"):
+        context.backward(torch.ones((), requires_grad=True))

@@ -15,6 +15,7 @@ from paperhooks.errors import HookError
 from paperhooks.hooks.batch_counts import CountHook, batch_rows, method_examples, no_target, predicts_nothing
 from paperhooks.hooks.running_mean import RunningMean
 from paperhooks.io.processes import Ranks
+from paperhooks.models.engines import starts_at_outputs
 from paperhooks.tokens.host import on_host
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ class LossContext:
         the hook raises afterwards, the gradients of its parts stay; whoever goes on clears them (``zero_grad``).
 
         :param part: a scalar with gradient, normalised as the loss is.
-        :raises HookError: no hook runs, or no scalar.
+        :raises HookError: no hook runs, no scalar, or DDP with a static graph, which takes one backward pass a step.
         """
         if self.method is None:
             raise HookError("context.backward(part) belongs into compute_loss or loss_terms of an attached method")
@@ -204,6 +205,12 @@ class LossContext:
             raise HookError(f"{self.method} has a gradient made of a tensor {list(part.shape)}; expected a scalar")
         if not (torch.is_grad_enabled() and part.requires_grad):
             return
+        if starts_at_outputs(self.model):
+            raise HookError(
+                f"{self.method} has gradients made in parts (context.backward), and DistributedDataParallel with "
+                "static_graph=True takes one backward pass a step; wrap the model with static_graph=False, or use the "
+                "method without parts"
+            )
         device = part.device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             (self.run_backward or Tensor.backward)(part.reshape(()))

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 __all__ = [
     "active_replicator",
+    "dealt_attention",
     "dealt_sequence",
     "flat_sharded",
     "fully_sharded",
@@ -22,12 +24,21 @@ __all__ = [
     "offloads",
     "one_of_each",
     "shared_store",
+    "starts_at_outputs",
 ]
 
 
 def active_replicator() -> nn.Module | None:
     """The DistributedDataParallel wrapper that is calling its model right now, or None."""
     return getattr(DistributedDataParallel, "_active_ddp_module", None)
+
+
+def starts_at_outputs(called: nn.Module) -> bool:
+    """Whether ``called`` is a DDP wrapper with a static graph.
+
+    It exchanges the gradients of the first step only where the backward pass comes through what its forward returned.
+    """
+    return getattr(called, "static_graph", False) is True and callable(getattr(called, "no_sync", None))
 
 
 def fully_sharded(module: nn.Module) -> bool:
@@ -91,8 +102,11 @@ def missing_layer(module: nn.Module) -> bool:
 def dealt_sequence(model: nn.Module) -> bool:
     """Whether each process sees a part of every sequence only: context parallelism, or sequence parallelism.
 
-    Of accelerate by its parallelism config, of transformers by the plan that it has spread the model by.
+    Of accelerate by its parallelism config, of transformers by the plan that it has spread the model by, of torch by
+    what ``context_parallel`` puts in the place of attention while it is open.
     """
+    if dealt_attention():
+        return True
     plan = getattr(model, "tp_plan", None) or {}
     if any("sequence_parallel" in str(style) for style in plan.values()) and any(meshes(model.parameters())):
         return True
@@ -101,6 +115,12 @@ def dealt_sequence(model: nn.Module) -> bool:
         return False
     config = getattr(state.AcceleratorState(), "parallelism_config", None)
     return bool(getattr(config, "cp_enabled", False) or getattr(config, "sp_enabled", False))
+
+
+def dealt_attention() -> bool:
+    """Whether torch's ``context_parallel`` is open: each process sees a part of the buffers that it was given."""
+    place = getattr(functional.scaled_dot_product_attention, "__module__", None)
+    return str(place).startswith("torch.distributed.")
 
 
 def shared_store() -> Any:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from paperhooks.errors import UnsupportedModel
+from paperhooks.models.engines import starts_at_outputs
 from paperhooks.models.view import ModelView
 from paperhooks.models.wrappers import running_model
 
@@ -54,13 +55,19 @@ def last_hidden_state(
     """
     view = view or view_of(model)
     with reading_hidden_states(view) as seen:
-        _call(model, view, batch, keep=1)
+        output = _call(model, view, batch, keep=1)
     if len(seen) != 1:
         raise UnsupportedModel(
             f"the decoder of {type(view.model).__name__} ran {len(seen)} times in one call, where once was expected; "
             "this model cannot be used here"
         )
-    return seen[0]
+    return _through(output, seen[0]) if starts_at_outputs(_called(model, view)) else seen[0]
+
+
+def _through(output: Any, hidden: Tensor) -> Tensor:
+    """``hidden``, whose backward pass also comes through what the call returned, by a sum of nothing."""
+    logits = output[0] if isinstance(output, tuple) else output.logits
+    return hidden + logits.reshape(-1)[:0].sum().to(hidden) if hidden.requires_grad else hidden
 
 
 def run_in_head(
@@ -135,10 +142,13 @@ def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
             module.forward = before
 
 
-def _call(model: nn.Module | ModelView, view: ModelView, batch: Mapping[str, Any], keep: int) -> None:
+def _called(model: nn.Module | ModelView, view: ModelView) -> nn.Module:
+    return view.model if isinstance(model, ModelView) else model
+
+
+def _call(model: nn.Module | ModelView, view: ModelView, batch: Mapping[str, Any], keep: int) -> Any:
     """Call the model without what would make it compute a loss, for the logits of the last ``keep`` positions (0: all),
     where it can be told so."""
-    called = view.model if isinstance(model, ModelView) else model
     inputs = {name: value for name, value in batch.items() if name not in _LOSS_INPUTS}
     accepted = inspect.signature(view.model.forward).parameters
     if "logits_to_keep" in accepted:
@@ -146,7 +156,7 @@ def _call(model: nn.Module | ModelView, view: ModelView, batch: Mapping[str, Any
     if "position_ids" in accepted:
         inputs |= absolute_positions(view, inputs)
     with uncompiled():
-        called(**inputs, use_cache=False)
+        return _called(model, view)(**inputs, use_cache=False)
 
 
 @contextmanager

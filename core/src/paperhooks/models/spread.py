@@ -20,6 +20,7 @@ from paperhooks.info import PARALLEL, Traits
 from paperhooks.io.processes import Ranks
 from paperhooks.models.engines import (
     active_replicator,
+    dealt_attention,
     dealt_sequence,
     fully_sharded,
     is_spread,
@@ -158,10 +159,11 @@ class Spread:
 def spread_mark(model: nn.Module, layers: tuple[nn.Module, ...]) -> tuple[object, ...]:
     """What changes when a model is wrapped, sharded or offloaded: compared in every forward, so it must cost nothing.
 
-    A model that is sharded gets another class, DDP is there while it calls, accelerate sets a hook.
+    A model that is sharded gets another class, DDP is there while it calls, accelerate sets a hook, and torch's
+    ``context_parallel`` stands in for attention while it is open.
     """
-    hook = model.__dict__.get("_hf_hook")
-    return type(model), type(layers[0]), type(layers[-1]), id(active_replicator()), id(hook) if hook else 0
+    hook = id(model.__dict__.get("_hf_hook"))
+    return type(model), type(layers[0]), type(layers[-1]), id(active_replicator()), hook, dealt_attention()
 
 
 def spread_of(model: nn.Module) -> Spread:

@@ -23,6 +23,7 @@ from paperhooks.errors import PluginConflict, UnsupportedGeneration
 from paperhooks.hooks.call import Site
 from paperhooks.hooks.inputs import shape_text
 from paperhooks.hooks.specs import LOSS_HOOKS
+from paperhooks.models.engines import dealt_attention
 from paperhooks.models.own_hooks import own_hooks, strip_hooks
 from paperhooks.models.spread import Spread
 from paperhooks.models.view import ModelView
@@ -192,8 +193,13 @@ class Session:
         return self._set.options()
 
     def note_asked(self) -> None:
-        """A training loop has asked for the loss with this session's hooks."""
+        """A training loop asks for the loss with this session's hooks.
+
+        :raises UnsupportedModel: inside torch's ``context_parallel``, where a hook may call a teacher before the model.
+        """
         self._flags.asked = True
+        if dealt_attention():
+            self.view.spread.check(self._set.traits())
 
     # -- going on where a run stopped ------------------------------------------------------------------------------
 
