@@ -20,12 +20,13 @@ import paperhooks
 import pytest
 import torch
 from paperhooks import LossContext, PaperhooksError, PluginConflict, Traits, UnsupportedModel, hookimpl
+from paperhooks.logprobs import Reference
 from paperhooks.models import in_step
 from paperhooks.sessions import agreement
 from paperhooks.testing import tiny_text
 from paperhooks.training import HooksTrainerMixin, compute_loss
 from spreads import SPREADS
-from torch import distributed
+from torch import distributed, nn
 from torch.distributed import get_rank
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainingArguments
@@ -138,6 +139,13 @@ def an_error_that_all_have_is_raised_by_all(spread: str, folder: str) -> None:
     assert int(total) == 2
 
 
+def _filled(value: float) -> nn.Module:
+    module = nn.Linear(2, 2)
+    nn.init.constant_(module.bias, value)
+    nn.init.constant_(module.weight, 1.0)
+    return module
+
+
 #: Values that differ on the two ranks, and how they are told.
 SHARES: dict[str, tuple[Any, Any, str, str]] = {
     "number": (0.5, 0.25, "0.5", "0.25"),
@@ -145,6 +153,8 @@ SHARES: dict[str, tuple[Any, Any, str, str]] = {
     "set": ({1, 2}, {1}, "[1, 2]", "[1]"),
     "dicts": ([{"a": 1}], [{"b": 1}], "[{'a': 1}]", "[{'b': 1}]"),
     "tensor": (torch.zeros(2), torch.ones(2), "tensor [2] ", "tensor [2] "),
+    "model": (_filled(0.0), _filled(1.0), "Linear ", "Linear "),
+    "reference": (Reference.of(_filled(0.0)), Reference.of(_filled(1.0)), "_AnotherModel(", "_AnotherModel("),
 }
 
 

@@ -7,21 +7,25 @@ from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from types import FunctionType
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from paperhooks.io.hashing import tensor_digest
+from paperhooks.io.hashing import sampled_digest, tensor_digest
+from paperhooks.models.engines import is_spread
 
 __all__ = ["OptionTexts", "option_texts", "unlike", "words"]
+
+#: How many elements of each tensor tell a model from another one.
+_ELEMENTS: Final = 4
 
 #: Option to its value as a text, by method in the order of attaching.
 OptionTexts: TypeAlias = Mapping[str, Mapping[str, str]]
 
 
 def option_texts(method: object) -> dict[str, str]:
-    """Every option of a method that is plain; what else it holds, such as a model, is left out.
+    """Every option of a method that is plain, or a model that is whole here; what else it holds is left out.
 
     So are fields of a dataclass with ``compare=False``, as those of a list that the method fills.
     """
@@ -59,7 +63,9 @@ def _listed(options: Mapping[str, str]) -> str:
 
 
 def _told(value: Any) -> str | None:
-    """A value as a text, or None where processes cannot tell it alike; tensors by their digests."""
+    """A value as a text, or None where processes cannot tell it alike; tensors and models by their digests."""
+    if isinstance(value, nn.Module):
+        return _sampled(value)
     if isinstance(value, Tensor):
         return f"tensor {list(value.shape)} {tensor_digest(value)[:12]}"
     if isinstance(value, Mapping):
@@ -78,3 +84,10 @@ def _told(value: Any) -> str | None:
     if dataclasses.is_dataclass(value):
         return f"{type(value).__name__}({_listed(option_texts(value))})"
     return repr(value) if value is None or isinstance(value, bool | int | float | complex | str | bytes) else None
+
+
+def _sampled(model: nn.Module) -> str | None:
+    """A model, such as a teacher, by its class and some elements of each tensor; None for one with parts elsewhere."""
+    if any(is_spread(each) or each.is_meta for each in model.parameters()):
+        return None
+    return f"{type(model).__name__} {sampled_digest(model, _ELEMENTS)[:12]}"
