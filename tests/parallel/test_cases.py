@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
-import pytest
 from cases import METHODS, equals_one_process
 from paperhooks.testing import RankPool
-from selection import selected
+from selection import crossed
 from spreads import SPREADS
 
 #: Every spread once and every method once; the others are marked slow.
@@ -32,15 +30,12 @@ CHOSEN = {
 }
 
 
-def possible(method: str, spread: str, when: str) -> bool:
-    way = SPREADS[spread]
-    return not (way.loads and when == "before") and (way.trains or not method.startswith("distil"))
+def possible(method: str, way: str, when: str) -> bool:
+    spread = SPREADS[way]
+    return not (spread.loads and when == "before") and (spread.trains or not method.startswith("distil"))
 
 
-CASES = [case for case in itertools.product(METHODS, SPREADS, ("before", "after")) if possible(*case)]
-
-
-@pytest.mark.parametrize(("method", "spread", "when"), selected(CASES, CHOSEN))
-def test_equals_one_process(ranks: RankPool, tmp_path: Path, method: str, spread: str, when: str) -> None:
-    limit = 280 if "compiled" in spread else 60  # a method that picks tokens compiles for every length
-    ranks.run(equals_one_process, method, spread, when, tmp_path, limit=limit)
+@crossed(METHODS, SPREADS, CHOSEN, possible)
+def test_equals_one_process(ranks: RankPool, tmp_path: Path, method: str, way: str, when: str) -> None:
+    limit = 280 if "compiled" in way else 60  # a method that picks tokens compiles for every length
+    ranks.run(equals_one_process, method, way, when, tmp_path, limit=limit)

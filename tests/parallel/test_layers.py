@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-
-import pytest
 from cases_layers import METHODS, WAYS, train
 from paperhooks.testing import RankPool
-from selection import selected
+from selection import crossed
 
 #: Every way once; the others are marked slow.
 CHOSEN = {
@@ -21,13 +18,11 @@ CHOSEN = {
 }
 
 
-#: FSDP1 after attaching is refused by name.
-CASES = [
-    case for case in itertools.product(METHODS, WAYS, ("before", "after"))
-    if not (case[1].startswith("fsdp1") and case[2] == "after")
-]  # fmt: skip
+def possible(method: str, way: str, when: str) -> bool:
+    """FSDP1 after attaching is refused by name."""
+    return not (way.startswith("fsdp1") and when == "after")
 
 
-@pytest.mark.parametrize(("method", "way", "when"), selected(CASES, CHOSEN))
+@crossed(METHODS, WAYS, CHOSEN, possible)
 def test_training_equals_one_process_without_wrappers(ranks: RankPool, method: str, way: str, when: str) -> None:
     ranks.run(train, method, way, when)
