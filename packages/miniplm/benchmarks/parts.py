@@ -1,8 +1,8 @@
 """What a corpus in parts costs beside a bare loop, by each engine, and what a worker reads before its first row.
 
-- ``empty``: rows of 1,025 ids with the model taken out. The bare loop reads row groups as Arrow columns, makes arrays
-  and writes Parquet. Beside it: ``score`` on the same parts, a unit after another in this process (``here``), datatrove
-  and Ray with one worker each. CPU time of this process and all below it, a row.
+- ``empty``: rows of 1,025 ids in units of 8,192, with the model taken out. The bare loop reads row groups as Arrow
+  columns, makes arrays and writes Parquet. Beside it: ``score`` on the same parts, a unit after another in this process
+  (``here``), datatrove and Ray with one worker each. CPU time of this process and all below it, a row.
 - ``model``: SmolLM2-135M on rows of 257 ids: CPU time of one worker against ``score``, and wall-clock time of two
   workers against one (on an idle machine with two cores).
 - ``first``: bytes that a worker reads of a corpus before its first row, as a share of the corpus.
@@ -11,7 +11,7 @@
 
 Every run is measured from its first unit's file on, so that neither starting processes nor loading a model counts.
 
-    python packages/miniplm/benchmarks/parts.py [--only empty,model,first,waits] [--rows 65536] [--quick]
+    python packages/miniplm/benchmarks/parts.py [--only empty,model,first,waits] [--rows 131072] [--quick]
 
 Sides take turns; ratios are medians over rounds. The engines have to be installed (nox -s engines makes such an
 environment), or their figures are left out. The last line is one JSON object with every figure.
@@ -183,7 +183,7 @@ def empty(place: Path, rows: int, rounds: int) -> dict[str, float]:
     """The figures without a model."""
     model = tiny_llama(vocab_size=VOCABULARY, max_position_embeddings=2048)
     model.save_pretrained(place / "model")
-    unit = max(1, rows // 32)
+    unit = min(8192, rows // 8)
     parts = write_parts(random_rows(rows, 1025), place / "parts", unit_rows=unit)
     spec = EmptySpec(str(place / "model"), end=2)
     counter, found = iter(range(10**6)), dict[str, list[float]]()
@@ -290,7 +290,7 @@ def main() -> None:
     """Print figures; the last line is JSON."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--only", default="empty,model,first,waits")
-    options.add_argument("--rows", type=int, default=65_536)
+    options.add_argument("--rows", type=int, default=131_072)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--quick", action="store_true")
     given = options.parse_args()
@@ -299,8 +299,8 @@ def main() -> None:
     works: dict[str, Callable[[Path], dict[str, float]]] = {
         "empty": lambda place: empty(place, rows, rounds),
         "model": lambda place: of_model(place, 64 if given.quick else 2_000, 1 if given.quick else 2),
-        "first": lambda place: first_row(place, rows * 2),
-        "waits": lambda place: waits(place, rows // 4),
+        "first": lambda place: first_row(place, rows),
+        "waits": lambda place: waits(place, rows // 8),
     }
     found: dict[str, Any] = {}
     with engines():
