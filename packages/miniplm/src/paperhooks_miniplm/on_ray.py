@@ -16,8 +16,8 @@ from paperhooks_miniplm.scoring.runs import ScoringRun
 
 __all__ = ["UnitScorer", "score_on_ray"]
 
-#: How often Ray replaces an actor that was killed, and begins a block again.
-_AGAIN: Final = {"max_restarts": 20, "max_task_retries": 20}
+#: Ray replaces actors that are killed, and begins a unit again as often as this.
+_AGAIN: Final = {"max_restarts": -1, "max_task_retries": 3}
 
 
 class UnitScorer:
@@ -54,12 +54,16 @@ def score_on_ray(scoring: ScoringRun, workers: int = 1, cpus: float = 1.0, gpus:
     units = data.from_items([{"unit": each} for each in missing], override_num_blocks=len(missing))
     done = units.map_batches(
         UnitScorer, fn_constructor_args=(scoring,), batch_size=1, batch_format="numpy", num_cpus=needed["CPU"],
-        num_gpus=needed["GPU"], compute=data.ActorPoolStrategy(size=workers), **_AGAIN,
+        num_gpus=needed["GPU"], compute=data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
+        ray_remote_args_fn=lambda: dict(_AGAIN),
     )  # fmt: skip
     rows = tqdm(done.iter_rows(), desc="score", unit="unit", total=scoring.units, initial=scoring.units - len(missing))
-    for row in rows:
-        if row["error"]:
-            raise DataError(row["error"])
+    try:
+        for row in rows:
+            if row["error"]:
+                raise DataError(row["error"])
+    except ray.exceptions.RayActorError as error:
+        raise DataError(f"actors were killed with the same unit again and again; give them more memory: {error}") from error
 
 
 def _check_places(ray: Any, workers: int, needed: dict[str, float]) -> None:
