@@ -403,6 +403,33 @@ def harness(session: nox.Session, name: str) -> None:
 
 
 @nox.session(venv_backend="none")
+def engines(session: nox.Session) -> None:
+    """A corpus scored on the real datatrove and Ray, with faults; ``-- --full``: 20 kills, every number of workers."""
+    base(session, "test", "models", "model-files")
+    given = [argument for argument in session.posargs if argument != "--full"]
+    full = len(given) < len(session.posargs)
+    chosen = ["-m", "engines" if full else "engines and not slow", "-n", str(WORKERS), "--dist", "worksteal"]
+    options = [*pytest_arguments([*chosen, *given]), "packages/miniplm/tests/engines"]
+    environment = {"PAPERHOOKS_KILLS": "20" if full else "2"}
+    run(session, with_engines(session), "-m", "pytest", *options, env=environment)
+
+
+def with_engines(session: nox.Session) -> str:
+    """The interpreter of an overlay with the packages editable, the engines, and a server of S3 with all it needs."""
+    folder, stamp = NOX / "engines", NOX / "engines" / "installed"
+    alone, store = SETTINGS["dependency-groups"]["engines"], SETTINGS["dependency-groups"]["engines-store"]
+    metadata = [(package.folder / "pyproject.toml").read_text(encoding="utf-8") for package in PACKAGES]
+    digest = fingerprint(str(ROOT), CONSTRAINTS.read_text(encoding="utf-8"), *alone, *store, *metadata)
+    if not stamp.is_file() or stamp.read_text() != digest:
+        python = overlay(session, folder, *(part for p in PACKAGES for part in ("-e", str(p.folder))))
+        pip = (python_of(BASE), "-m", "pip", "--python", python, "install", "-q", "-c", str(CONSTRAINTS))
+        session.run(*pip, "--no-deps", *alone, external=True)
+        session.run(*pip, *store, external=True)
+        stamp.write_text(digest)
+    return python_of(folder)
+
+
+@nox.session(venv_backend="none")
 def docs(session: nox.Session) -> None:
     """The documentation, every warning an error; it lands in docs/_build/html."""
     python = development(session, "docs")

@@ -16,7 +16,7 @@ __all__ = ["ENV", "NOTHING_FOUND", "WANTED", "Job", "counts", "longest", "pytest
 ROOT = Path(__file__).resolve().parents[1]
 #: Two cores: two processes of one thread each are faster than one process of two threads on models this small.
 ENV = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-WANTED = "not slow and not cuda and not network"
+WANTED = "not slow and not cuda and not engines and not network"
 #: pytest's exit code when no test was selected.
 NOTHING_FOUND = 5
 #: A line of pytest's list of slow tests.

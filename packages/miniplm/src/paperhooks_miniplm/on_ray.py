@@ -1,4 +1,4 @@
-"""Scoring a corpus in parts on Ray Data: actors are given numbers of units of a :class:`~paperhooks_miniplm.ScoringRun`.
+"""Scoring a corpus in parts on Ray Data: rows are numbers of units of a :class:`~paperhooks_miniplm.ScoringRun`.
 
 An actor reads its own rows and leaves a unit alone that is there, so Ray may do a block again whenever it likes.
 """
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from paperhooks_miniplm.scoring.runs import ScoringRun
 
-__all__ = ["UnitScorer", "score_on_ray"]
+__all__ = ["UnitScorer", "check_places", "score_on_ray"]
 
 #: Ray replaces actors that are killed, and begins a unit again as often as this.
 _AGAIN: Final = {"max_restarts": -1, "max_task_retries": 3}
@@ -48,7 +48,7 @@ def score_on_ray(scoring: ScoringRun, workers: int = 1, cpus: float = 1.0, gpus:
     needed = {"CPU": number("cpus", cpus, low=0), "GPU": gpus}
     if not ray.is_initialized():
         ray.init()
-    _check_places(ray, whole("workers", workers, at_least=1), needed)
+    check_places(ray, whole("workers", workers, at_least=1), needed)
     if not (missing := scoring.missing()):
         return
     units = data.from_items([{"unit": each} for each in missing], override_num_blocks=len(missing))
@@ -63,14 +63,14 @@ def score_on_ray(scoring: ScoringRun, workers: int = 1, cpus: float = 1.0, gpus:
             if row["error"]:
                 raise DataError(row["error"])
     except ray.exceptions.RayActorError as error:
-        raise DataError(f"actors were killed with the same unit again and again; give them more memory: {error}") from error
+        raise DataError(f"actors were killed with one unit again and again; give them more memory: {error}") from error
 
 
-def _check_places(ray: Any, workers: int, needed: dict[str, float]) -> None:
+def check_places(ray: Any, workers: int, needed: dict[str, float]) -> None:
     """Raise DataError where fewer actors than ``workers`` fit on the nodes; Ray would wait for ever."""
     wanted = {name: amount for name, amount in needed.items() if amount}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     places = sum(min([workers, *(int(node.get(name, 0) / wanted[name]) for name in wanted)]) for node in nodes)
     if places < workers:
         asked = " and ".join(f"{amount:g} {name}" for name, amount in wanted.items())
-        raise DataError(f"the cluster has places for {places} actors with {asked} each, not for {workers}; ask for fewer")
+        raise DataError(f"the cluster has places for {places} actors with {asked}, not for {workers}; ask for fewer")

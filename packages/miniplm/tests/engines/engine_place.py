@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import psutil
-from paperhooks.testing import Child, Processes, tiny_llama
+from paperhooks.testing import Child, Processes
 from paperhooks_miniplm import Parts, Row, ScoringRun, ScoringSpec, write_parts
 
-__all__ = ["FULL", "KILLS", "UNITS", "Place", "killed_tree", "make_place"]
+__all__ = ["FULL", "KILLS", "UNITS", "Place", "killed_tree", "make_place", "said"]
 
 PROGRAM = Path(__file__).parent / "engine_program.py"
 UNITS, UNIT_ROWS = 24, 10
@@ -47,7 +47,7 @@ class Place:
             place = Place(self.folder, {**self.environment, **environment}, self.wanted)
             child = place.start(processes, engine, workers, out, *faults)
             processes.wait()
-            return [json.loads(line) for line in child.stdout.splitlines() if line.startswith("{")]
+            return said(child)
 
     def begun(self, limit: float = 120.0, *, but: int = 0, since: int = 0) -> int:
         """A process other than one that has begun a unit since a moment, the last one, as soon as there is one."""
@@ -76,6 +76,11 @@ class Place:
         """The files are those of the loop, to the last byte."""
         found = {file.name: file.read_bytes() for file in Path(out).glob("*.parquet")}
         assert found == self.wanted
+
+
+def said(child: Child) -> list[dict[str, Any]]:
+    """What the program said, without what an engine did."""
+    return [json.loads(line) for line in child.stdout.splitlines() if line.startswith("{")]
 
 
 def killed_tree(pid: int) -> None:

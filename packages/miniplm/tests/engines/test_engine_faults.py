@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
-from engine_place import FULL, KILLS, Place, killed_tree
+from engine_place import FULL, KILLS, Place, killed_tree, said
 from paperhooks.testing import Processes
+from paperhooks_miniplm import merge_parts
 
 pytest.importorskip("datatrove", reason="run with nox -s engines")
 pytest.importorskip("ray", reason="run with nox -s engines")
@@ -39,7 +40,7 @@ def test_one_worker_killed_and_one_frozen(place: Place, tmp_path: Path, engine: 
         assert psutil.Process(frozen).status() == psutil.STATUS_STOPPED
         os.kill(frozen, signal.SIGCONT)
         processes.wait()
-        assert json.loads(child.stdout.splitlines()[-1])["missing"] == []
+        assert [each["missing"] for each in said(child)] == [[]]
     place.check(tmp_path / "scores")
 
 
@@ -53,8 +54,8 @@ def test_the_driver_killed(place: Place, tmp_path: Path, engine: str) -> None:
             assert time.monotonic() < end, "a worker lives on without its driver"
             time.sleep(0.05)
     assert len(list((tmp_path / "scores").glob("*.parquet"))) < len(place.wanted)
-    (said,) = place.run(engine, 2, str(tmp_path / "scores"))
-    assert said["missing"] == []
+    (found,) = place.run(engine, 2, str(tmp_path / "scores"))
+    assert found["missing"] == []
     place.check(tmp_path / "scores")
 
 
@@ -69,26 +70,37 @@ def test_the_whole_tree_killed_at_random_moments(place: Place, tmp_path: Path, e
             time.sleep(draw.uniform(0, 2.4))
             killed_tree(child.process.pid)
         early += len(list(out.glob("*.parquet"))) < len(place.wanted)
-        (said,) = place.run(engine, (1, 2, 5)[number % 3], str(out))
-        assert said["missing"] == []
+        (found,) = place.run(engine, (1, 2, 5)[number % 3], str(out))
+        assert found["missing"] == []
         place.check(out)
         place.forget()
     assert early, "no kill came in the middle of the work"
 
 
-def test_clocks_that_go_ahead_and_memory_that_is_short(place: Place, tmp_path: Path, engine: str) -> None:
-    (said,) = place.run(engine, 2, str(tmp_path / "scores"), "ahead")
-    assert said["missing"] == []
+def test_clocks_that_go_ahead(place: Place, tmp_path: Path, engine: str) -> None:
+    (found,) = place.run(engine, 2, str(tmp_path / "scores"), "ahead")
+    assert found["missing"] == []
     place.check(tmp_path / "scores")
+
+
+@pytest.mark.slow
+def test_workers_that_run_out_of_memory(place: Place, tmp_path: Path, engine: str) -> None:
+    (found,) = place.run(engine, 2, str(tmp_path / "scores"), "memory")
+    assert found["missing"] == []
+    corpus = place.folder / "parts"
+    plain = merge_parts(place.folder / "loop", corpus, tmp_path / "plain").scores
+    small = merge_parts(tmp_path / "scores", corpus, tmp_path / "small").scores
+    np.testing.assert_allclose(small.nll, plain.nll, rtol=1e-5)  # other batches round otherwise
+    assert (small.count == plain.count).all()
 
 
 def test_a_row_that_the_model_refuses(place: Place, tmp_path: Path, engine: str) -> None:
     corpus = place.with_bad_row(tmp_path / "parts", row=57)
-    (said,) = place.run(engine, 2, str(tmp_path / "scores"), CORPUS=str(corpus))
-    assert "unit 5 of" in said["error"]
-    assert "row 57" in said["error"]
+    (found,) = place.run(engine, 2, str(tmp_path / "scores"), CORPUS=str(corpus))
+    assert "unit 5 of" in found["error"]
+    assert "row 57" in found["error"]
 
 
 def test_a_unit_that_kills_its_worker_ends_the_run(place: Place, tmp_path: Path, engine: str) -> None:
-    (said,) = place.run(engine, 2, str(tmp_path / "scores"), "deadly")
-    assert "killed" in said["error"]
+    (found,) = place.run(engine, 2, str(tmp_path / "scores"), "deadly")
+    assert "killed" in found["error"]

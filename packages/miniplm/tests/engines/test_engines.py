@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
 from engine_place import UNITS, Place, make_place
 from paperhooks import DataError
 from paperhooks.testing import run_python
-from paperhooks_miniplm import ScoringRun, ScoringSpec, merge_parts, write_parts
+from paperhooks_miniplm import ScoringRun, ScoringSpec, merge_parts
+from paperhooks_miniplm.on_ray import check_places
 
 datatrove = pytest.importorskip("datatrove", reason="run with nox -s engines")
 ray = pytest.importorskip("ray", reason="run with nox -s engines")
@@ -22,8 +24,8 @@ ENGINES = ("datatrove", "ray")
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("workers", ["1,2", pytest.param("1,2,5", marks=pytest.mark.slow)])
 def test_scores_are_those_of_one_process(place: Place, tmp_path: Path, engine: str, workers: str) -> None:
-    said = place.run(engine, workers, str(tmp_path / "scores"))
-    assert [each["missing"] for each in said] == [[]] * len(said)
+    found = place.run(engine, workers, str(tmp_path / "scores"))
+    assert [each["missing"] for each in found] == [[]] * len(found)
     for count in workers.split(","):
         place.check(tmp_path / f"scores{count}")
     report = merge_parts(tmp_path / "scores2", place.folder / "parts", tmp_path / "merged")
@@ -33,8 +35,8 @@ def test_scores_are_those_of_one_process(place: Place, tmp_path: Path, engine: s
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_datatroves_own_executor_on_ray(place: Place, tmp_path: Path, workers: int) -> None:
-    (said,) = place.run("datatrove-on-ray", workers, str(tmp_path / "scores"))
-    assert said["missing"] == []
+    (found,) = place.run("datatrove-on-ray", workers, str(tmp_path / "scores"))
+    assert found["missing"] == []
     place.check(tmp_path / "scores")
 
 
@@ -45,8 +47,8 @@ def test_smollm2(tmp_path: Path, ray_folder: Path, engine: str) -> None:
     testbed = pytest.importorskip("paperhooks_testbed")
     model, _ = testbed.load_smollm2()
     place = make_place(tmp_path / "place", ray_folder, model, unit_rows=2)
-    said = place.run(engine, "1,2,5", str(tmp_path / "scores"))
-    assert [each["missing"] for each in said] == [[]] * 3
+    found = place.run(engine, "1,2,5", str(tmp_path / "scores"))
+    assert [each["missing"] for each in found] == [[]] * 3
     for count in (1, 2, 5):
         place.check(tmp_path / f"scores{count}")
 
@@ -74,8 +76,8 @@ def test_a_store_of_objects(place: Place, tmp_path: Path, monkeypatch, bucket: d
     name = f"corpora-{engine}"  # the server keeps buckets of this process
     store.mkdir(name)
     store.put(str(place.folder / "parts"), f"{name}/parts", recursive=True)
-    (said,) = place.run(engine, 2, f"s3://{name}/scores", CORPUS=f"s3://{name}/parts", **bucket)
-    assert said["missing"] == []
+    (found,) = place.run(engine, 2, f"s3://{name}/scores", CORPUS=f"s3://{name}/parts", **bucket)
+    assert found["missing"] == []
     store.invalidate_cache()
     names = [name for name in store.ls(f"{name}/scores", detail=False) if name.endswith(".parquet")]
     assert {name.rpartition("/")[2]: store.cat(name) for name in names} == place.wanted
@@ -138,12 +140,15 @@ def test_slurm_is_given_a_script_that_does_its_tasks(place: Place, tmp_path: Pat
     assert lines[-1].strip().endswith(f"launch_pickled_pipeline {folder / 'executor.pik'}")
     code = "import sys; from datatrove.tools.launch_pickled_pipeline import main; main()"
     for job in range(3):
-        run_python(
-            "-c", code, folder / "executor.pik", environment={"SLURM_ARRAY_TASK_ID": str(job), "SLURM_NODELIST": "node-1"}
-        )
+        told = {"SLURM_ARRAY_TASK_ID": str(job), "SLURM_NODELIST": "node-1"}
+        run_python("-c", code, folder / "executor.pik", environment=told)
     place.check(tmp_path / "scores")
 
 
-def test_ray_without_places_for_all_actors_is_refused(place: Place, tmp_path: Path) -> None:
-    (said,) = place.run("ray", 7, str(tmp_path / "scores"))
-    assert said["error"] == "the cluster has places for 6 actors with 1 CPU each, not for 7; ask for fewer"
+def test_ray_without_places_for_all_actors_is_refused() -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 3.0, "GPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 9.0}}]
+    cluster = SimpleNamespace(nodes=lambda: nodes)
+    for workers, needed in ((2, {"CPU": 1.5, "GPU": 1.0}), (3, {"CPU": 1.0, "GPU": 0}), (4, {"CPU": 0, "GPU": 0.5})):
+        check_places(cluster, workers, needed)
+        with pytest.raises(DataError, match=f"places for {workers} actors with .*, not for {workers + 1}; ask"):
+            check_places(cluster, workers + 1, needed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,9 @@ class Storage:
     """
 
     def __init__(self, address: str | Path) -> None:
-        self.address = str(address).rstrip("/") or "/"
+        text = str(address)
+        text = text if "://" in text else os.path.abspath(text)  # processes elsewhere have other working folders
+        self.address = text.rstrip("/") or "/"
         try:
             self._files, self._folder = fsspec.core.url_to_fs(self.address)
         except (ImportError, ValueError) as error:

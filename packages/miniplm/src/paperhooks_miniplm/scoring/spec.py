@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -89,8 +90,14 @@ class ScoringSpec:
             return None
 
     def settled(self) -> ScoringSpec:
-        """The same with the end token found, so that other machines need not look for it."""
-        return replace(self, end=self.open().likelihood.end)
+        """The same with the end token found and folders by their whole paths, as processes elsewhere need it."""
+        placed = replace(self, model=_whole_path(self.model), tokenizer=self.tokenizer and _whole_path(self.tokenizer))
+        return replace(placed, end=placed.open().likelihood.end)
+
+
+def _whole_path(name: str) -> str:
+    """Of a folder; the name of anything else."""
+    return os.path.abspath(name) if os.path.isdir(name) else name
 
 
 def named_tokenizer(name: str, revision: str | None = None) -> Any:
