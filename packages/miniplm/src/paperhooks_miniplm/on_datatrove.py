@@ -16,7 +16,7 @@ from tqdm import tqdm
 from paperhooks_miniplm.scoring.runs import ScoringRun
 from paperhooks_miniplm.scoring.worker_pool import done_by_workers
 
-__all__ = ["LocalExecutor", "ScoringStep", "executor_options", "score_on_datatrove"]
+__all__ = ["ScoringStep", "executor_options", "score_on_datatrove"]
 
 
 def _datatrove(module: str) -> Any:
@@ -41,19 +41,19 @@ class ScoringStep(_datatrove("pipeline.base").PipelineStep):  # type: ignore[mis
         return data
 
 
-class LocalExecutor(_datatrove("executor.local").LocalPipelineExecutor):  # type: ignore[misc]
+class _LocalExecutor(_datatrove("executor.local").LocalPipelineExecutor):  # type: ignore[misc]
     """Runs on this machine, as datatrove's own does, which waits for ever where a worker is killed; this goes on."""
 
     def run(self) -> None:
-        """Do the tasks that are left. Raises what they do, and DataError where workers are killed again and again."""
-        left = self.get_incomplete_ranks()
+        """Do the tasks that are left, of all; raises what they do."""
         self.save_executor_as_json()
+        left = self.get_incomplete_ranks()
         with tqdm(desc="score", unit="unit", total=self.tasks, initial=self.tasks - len(left)) as bar:
             for _ in done_by_workers(self.run_task, left, self.workers):
                 bar.update()
 
     def run_task(self, rank: int) -> None:
-        """Do one task; what it says goes to its own file of the logging folder."""
+        """Do one; what it says goes to a file of its own."""
         deepcopy(self)._run_for_rank(rank, local_rank=1)  # a copy, for its steps count
 
 
@@ -62,8 +62,9 @@ def executor_options(scoring: ScoringRun) -> dict[str, Any]:
 
     The folder is named by the run and its number of tasks. Marks in it of units that are not there are removed.
     """
-    address = f"{scoring.out.rstrip('/')}/logs-{scoring.run[:12]}-{scoring.units}"
+    address = f"{scoring.out}/logs-{scoring.run[:12]}-{scoring.units}"
     folder = _datatrove("io").get_datafolder(address)
+    folder.invalidate_cache()
     marked = set(folder.list_files("completions"))
     for mark in marked.intersection(f"completions/{number:05d}" for number in scoring.missing()):
         folder.rm(mark)
@@ -73,8 +74,7 @@ def executor_options(scoring: ScoringRun) -> dict[str, Any]:
 def score_on_datatrove(scoring: ScoringRun, workers: int = 1) -> None:
     """Score what is missing on this machine.
 
-    :param workers: processes, each with the model, among which cores and GPUs are dealt out. A script that asks for
-        several needs the usual ``if __name__ == "__main__":``.
-    :raises DataError: as :meth:`ScoringRun.score` does, or where workers are killed again and again.
+    :param workers: processes, each with the model, among which cores and GPUs are dealt out; several need the usual
+        ``if __name__ == "__main__":``. :raises DataError: as :meth:`ScoringRun.score`, or workers are killed for ever.
     """
-    LocalExecutor(**executor_options(scoring), workers=whole("workers", workers, at_least=1)).run()
+    _LocalExecutor(**executor_options(scoring), workers=whole("workers", workers, at_least=1)).run()

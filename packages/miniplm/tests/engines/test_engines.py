@@ -111,11 +111,11 @@ def test_marks_of_units_that_are_gone_are_removed(place: Place, tmp_path: Path) 
 
 
 def test_another_number_of_tasks_than_of_units_is_refused(place: Place, tmp_path: Path) -> None:
-    from paperhooks_miniplm.on_datatrove import LocalExecutor, executor_options
+    from paperhooks_miniplm.on_datatrove import ScoringStep
 
-    options = executor_options(begun(place, tmp_path / "scores"))
+    step = ScoringStep(begun(place, tmp_path / "scores"))
     with pytest.raises(DataError, match=f"the run has {UNITS} units and 3 tasks; give it a task a unit"):
-        LocalExecutor(**{**options, "tasks": 3}, workers=1).run()
+        step.run(None, 0, 3)
     assert not list((tmp_path / "scores").glob("*.parquet"))
 
 
