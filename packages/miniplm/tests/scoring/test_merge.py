@@ -117,13 +117,6 @@ def test_missing_rows_are_named_with_their_units(done: Path, scores: Path, tmp_p
         merge_parts(scores, done / "parts", tmp_path / "merged")
 
 
-def test_a_file_without_its_end_is_named_with_its_rows(done: Path, scores: Path, tmp_path: Path) -> None:
-    file = unit(scores, 2)
-    file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(DataError, match=rf"{file.name} cannot be read \(rows 12 to 17\)"):
-        merge_parts(scores, done / "parts", tmp_path / "merged")
-
-
 def test_a_file_with_changed_bytes_is_named(done: Path, scores: Path, tmp_path: Path) -> None:
     file = unit(scores, 2)
     raw = bytearray(file.read_bytes())
@@ -185,12 +178,6 @@ def test_a_merge_that_fails_leaves_the_last_one(done: Path, scores: Path, tmp_pa
         merge_parts(scores, done / "parts", tmp_path / "merged")
     assert (tmp_path / "merged" / "scores.safetensors").read_bytes() == before
     assert len(Scores.load(tmp_path / "merged")) == 40
-
-
-def test_a_store_that_lists_late_hides_nothing(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = Storage.names
-    monkeypatch.setattr(Storage, "names", lambda self, ending: names(self, ending)[:2])
-    assert merge_parts(done / "out", done / "parts", tmp_path / "merged").rows == 40
 
 
 MEASURE = """

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from paperhooks import DataError
 from paperhooks.testing import fingerprint, tiny_llama
 from paperhooks_miniplm import FlatIds, MemoryRows, Parts, ScoringRun, ScoringSpec, score, score_rows, write_parts
@@ -86,16 +85,6 @@ def test_scores_are_those_of_the_plain_run(place: Path, tmp_path: Path) -> None:
     assert np.concatenate([table["row"].to_numpy() for table in tables]).tolist() == list(range(40))
 
 
-def test_a_unit_that_was_cut_is_made_again(place: Path, tmp_path: Path) -> None:
-    run = begun(place, tmp_path)
-    assert run.score(2)
-    (name,) = files(tmp_path)
-    whole = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(whole[:-9])
-    assert run.score(2)
-    assert (tmp_path / name).read_bytes() == whole
-
-
 def test_another_run_is_refused_with_what_differs(place: Path, tmp_path: Path) -> None:
     run = begun(place, tmp_path)
     assert begun(place, tmp_path) == run
@@ -106,17 +95,6 @@ def test_another_run_is_refused_with_what_differs(place: Path, tmp_path: Path) -
     write_parts(ROWS[:39], tmp_path / "corpus", unit_rows=6)
     with pytest.raises(DataError, match=r"rows = 40, not 39"):
         ScoringRun.begin(run.spec, tmp_path / "corpus", tmp_path)
-
-
-def test_a_worker_of_an_older_run_writes_nothing(place: Path, tmp_path: Path) -> None:
-    """It wakes up when its folder belongs to another run."""
-    old = begun(place, tmp_path)
-    (tmp_path / "run.json").unlink()
-    new = begun(place, tmp_path, max_length=20)
-    with pytest.raises(DataError, match="belongs to another run by now"):
-        old.score(0)
-    assert files(tmp_path) == {}
-    assert new.score(0)
 
 
 def test_a_worker_with_another_model_stops(place: Path, tmp_path: Path) -> None:
@@ -145,29 +123,6 @@ def test_a_row_that_the_model_refuses_is_named(place: Path, tmp_path: Path, row,
     with pytest.raises(DataError, match=f"unit 2 of .*parts: {said}"):
         run.score(2)
     assert len(files(tmp_path / "out")) == 1
-
-
-def test_memory_that_does_not_suffice_halves_the_batch(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = begun(place, tmp_path, batch_tokens=4096)
-    model = run.spec.open().likelihood.model
-    forward = type(model.get_decoder()).forward
-    sizes = []
-
-    def small(self, input_ids=None, **inputs):
-        sizes.append(input_ids.numel())
-        if sizes[-1] > 64:
-            raise torch.OutOfMemoryError("out of memory")
-        return forward(self, input_ids=input_ids, **inputs)
-
-    monkeypatch.setattr(type(model.get_decoder()), "forward", small)
-    assert run.score(0)
-    assert max(sizes) > 64 >= sizes[-1]
-    table = pq.read_table(next(tmp_path.glob("*.parquet")))
-    known = LogLikelihood(tiny_llama(), **OPTIONS)
-    monkeypatch.undo()
-    assert np.allclose(table["nll"].to_numpy(), known.score(ROWS[:6]).nll, rtol=1e-6)
 
 
 def test_a_corpus_of_another_tokenizer_is_refused(place: Path, tmp_path: Path) -> None:
