@@ -34,8 +34,8 @@ class ScoringStep(_datatrove("pipeline.base").PipelineStep):  # type: ignore[mis
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
         """Score unit ``rank``; ``data`` goes on to the next step."""
-        if world_size != self.scoring.units:
-            raise DataError(f"the run has {self.scoring.units} units and {world_size} tasks; give it a task a unit")
+        if world_size != (units := self.scoring.units):
+            raise DataError(f"the run has {units} units and {world_size} tasks; give it a task a unit")
         with self.track_time("unit"):
             self.scoring.score(rank)
         return data
@@ -53,20 +53,20 @@ class _LocalExecutor(_datatrove("executor.local").LocalPipelineExecutor):  # typ
                 bar.update()
 
     def run_task(self, rank: int) -> None:
-        """Do one; what it says goes to a file of its own."""
-        deepcopy(self)._run_for_rank(rank, local_rank=1)  # a copy, for its steps count
+        plain, self.pipeline = self.pipeline, deepcopy(self.pipeline)  # steps count
+        self._run_for_rank(rank, local_rank=1)
+        self.pipeline = plain
 
 
 def executor_options(scoring: ScoringRun) -> dict[str, Any]:
     """What any executor of datatrove is given beside its own options: pipeline, tasks and logging folder.
 
-    The folder is named by the run and its number of tasks. Marks in it of units that are not there are removed.
+    The folder is named by the run and its number of tasks; marks in it of units that are not there are removed.
     """
     address = f"{scoring.out}/logs-{scoring.run[:12]}-{scoring.units}"
-    folder = _datatrove("io").get_datafolder(address)
-    folder.invalidate_cache()
-    marked = set(folder.list_files("completions"))
-    for mark in marked.intersection(f"completions/{number:05d}" for number in scoring.missing()):
+    (folder := _datatrove("io").get_datafolder(address)).invalidate_cache()
+    missing = {f"completions/{number:05d}" for number in scoring.missing()}
+    for mark in missing.intersection(folder.list_files("completions")):
         folder.rm(mark)
     return {"pipeline": [ScoringStep(scoring)], "tasks": scoring.units, "logging_dir": address}
 
