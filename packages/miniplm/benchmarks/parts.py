@@ -37,9 +37,11 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from paperhooks.logprobs import LogLikelihood, RowScores, row_pieces
+from paperhooks.models import check_ids
 from paperhooks.testing import tiny_llama
 from paperhooks_miniplm import ScoringRun, ScoringSpec, score, write_parts
-from paperhooks_miniplm.scoring import LogLikelihood, Scorer
+from paperhooks_miniplm.scoring import Scorer
 from paperhooks_testbed import documents, load_smollm2
 
 VOCABULARY: Final = 49_152
@@ -47,18 +49,33 @@ ENGINES: Final = tuple(name for name in ("datatrove", "ray") if importlib.util.f
 
 
 class NoModel(LogLikelihood):
-    """Takes no time for a row."""
+    """Looks at ids, and cuts rows, and no more."""
 
-    def _once(self, pieces: Any) -> Any:
-        return np.ones(len(pieces)), np.full(len(pieces), 1024)
+    def score(self, rows: Any, *, first: int = 0, **_: Any) -> RowScores:
+        """Of each row a one."""
+        check_ids("a row", np.concatenate(rows), self.vocabulary)
+        pieces, _owners, cut = row_pieces(rows, self.max_length, self.over_long)
+        return RowScores(np.ones(len(pieces)), np.full(len(pieces), 1024), cut)
 
 
-class SlowModel(LogLikelihood):
+class SlowModel(NoModel):
     """Takes as long as a GPU that scores 2,000 rows a second, and no core meanwhile."""
 
-    def _once(self, pieces: Any) -> Any:
-        time.sleep(len(pieces) / 2000)
-        return np.ones(len(pieces)), np.full(len(pieces), 1024)
+    def score(self, rows: Any, *, first: int = 0, **_: Any) -> RowScores:
+        """Of each row a one."""
+        time.sleep(len(rows) / 2000)
+        return NoModel.score(self, rows, first=first)
+
+
+@contextmanager
+def scored_by(score: Callable[..., RowScores]) -> Iterator[None]:
+    """Every likelihood scores so while the block lasts."""
+    plain = LogLikelihood.score
+    LogLikelihood.score = score  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        LogLikelihood.score = plain  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)
@@ -189,11 +206,8 @@ def empty(place: Path, rows: int, rounds: int) -> dict[str, float]:
     counter, found = iter(range(10**6)), dict[str, list[float]]()
 
     def plain(out: Path) -> None:
-        keep, LogLikelihood._once = LogLikelihood._once, NoModel._once  # type: ignore[method-assign]
-        try:
+        with scored_by(NoModel.score):
             score(model, parts, out, end=2, unit_rows=unit, progress=False)
-        finally:
-            LogLikelihood._once = keep  # type: ignore[method-assign]
 
     def ways(out: Path, name: str) -> Callable[[], object]:
         if name == "bare":
@@ -267,22 +281,18 @@ def waits(place: Path, rows: int) -> dict[str, float]:
     """The share of time outside of scoring, and of units one after another."""
     model = tiny_llama(vocab_size=VOCABULARY, max_position_embeddings=2048)
     parts = write_parts(random_rows(rows, 1025), place / "parts", unit_rows=512)
-    inside, keep = [0.0], LogLikelihood.score
+    inside = [0.0]
 
-    def timed(self: Any, *some: Any, **named: Any) -> Any:
+    def timed(self: Any, rows: Any, **named: Any) -> RowScores:
         begin = time.perf_counter()
-        found = keep(self, *some, **named)
+        found = SlowModel.score(self, rows, **named)
         inside[0] += time.perf_counter() - begin
         return found
 
-    plain = LogLikelihood._once
-    LogLikelihood._once, LogLikelihood.score = SlowModel._once, timed  # type: ignore[method-assign]
-    try:
+    with scored_by(timed):
         begin = time.perf_counter()
         score(model, parts, place / "out", end=2, unit_rows=512, progress=False)
         seconds = time.perf_counter() - begin
-    finally:
-        LogLikelihood._once, LogLikelihood.score = plain, keep  # type: ignore[method-assign]
     return {"outside_share": 1 - inside[0] / seconds, "seconds": seconds}
 
 

@@ -48,12 +48,12 @@ class _LocalExecutor(_datatrove("executor.local").LocalPipelineExecutor):  # typ
         """Do the tasks that are left, of all; raises what they do."""
         self.save_executor_as_json()
         left = self.get_incomplete_ranks()
-        with tqdm(desc="score", unit="unit", total=self.tasks, initial=self.tasks - len(left)) as bar:
-            for _ in done_by_workers(self.run_task, left, self.workers):
-                bar.update()
+        done = done_by_workers(self.run_task, left, self.workers)
+        list(tqdm(done, desc="score", unit="unit", total=self.tasks, initial=self.tasks - len(left)))
 
     def run_task(self, rank: int) -> None:
-        plain, self.pipeline = self.pipeline, deepcopy(self.pipeline)  # steps count
+        plain: Any = self.pipeline
+        self.pipeline: Any = deepcopy(plain)  # steps count
         self._run_for_rank(rank, local_rank=1)
         self.pipeline = plain
 
