@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -75,6 +78,28 @@ def test_a_stream_of_texts_becomes_parts(tmp_path: Path) -> None:
     assert [row.ids.tolist() for row in parts.read(range(4))] == [row.ids.tolist() for row in stream.read(range(4))]
     assert [row.n_bytes for row in parts.read(range(4))] == [3, 0, 14, 4]
     assert parts.packed_with[0] == stream.made_with["tokenizer"]["digest"]
+
+
+def test_files_at_an_address_become_parts(tmp_path: Path) -> None:
+    """As JSON Lines compressed, several of them, and as Parquet; an address of nothing is named."""
+    memory = fsspec.filesystem("memory")
+    bucket = f"memory://{tmp_path.name}-source"
+    for number in range(2):
+        lines = [json.dumps({"input_ids": [number, each], "domain": "d", "n_bytes": 3}) for each in range(3)]
+        memory.pipe(f"{bucket}/{number}.jsonl.gz", gzip.compress("\n".join(lines).encode()))
+    pq.write_table(pa.table({"input_ids": [[7, 8], [9]]}), tmp_path / "x.parquet")
+    memory.put(str(tmp_path / "x.parquet"), f"{bucket}/x.parquet")
+    parts = write_parts(f"{bucket}/*.jsonl.gz", tmp_path / "lines", unit_rows=2)
+    assert [row.ids.tolist() for row in parts.read(range(6))] == [
+        [number, each] for number in range(2) for each in range(3)
+    ]
+    assert (parts.read([4])[0].domain, parts.read([4])[0].n_bytes) == ("d", 3)
+    parts = write_parts(f"{bucket}/x.parquet", f"{bucket}/parts", unit_rows=2)
+    assert [row.ids.tolist() for row in parts.read(range(2))] == [[7, 8], [9]]
+    with pytest.raises(DataError, match=r"nothing.jsonl cannot be read"):
+        write_parts(f"{bucket}/nothing.jsonl", tmp_path / "none")
+    with pytest.raises(DataError, match=r"rows is no folder of parts, and ends in none of .jsonl, .json"):
+        write_parts(f"{bucket}/rows", tmp_path / "none")
 
 
 class Interrupted(Exception):

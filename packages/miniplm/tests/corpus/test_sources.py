@@ -142,7 +142,6 @@ def test_addresses_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.chdir(tmp_path)
     ways = {
         "documents": lambda: read_documents(address),
-        "rows": lambda: open_rows(address),
         "shards": lambda: Shards(address),
         "pack": lambda: pack(["a"], golden.tokenizer(), address),
         "write": lambda: write_shards([[1]], address),
@@ -151,6 +150,16 @@ def test_addresses_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         with pytest.raises(DataError, match="is an address"):
             run()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_at_addresses_that_nothing_reaches_are_refused() -> None:
+    for address, said in (
+        ("nowhere://bucket/corpus", "nowhere://bucket/corpus cannot be reached"),
+        ("nowhere://bucket/corpus.jsonl", "nowhere://bucket/corpus.jsonl cannot be read"),
+        ("memory://nothing/corpus", "is no folder of parts, and ends in none of"),
+    ):
+        with pytest.raises(DataError, match=said):
+            open_rows(address)
 
 
 ODD = {

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
 
+from paperhooks import DataError
+from paperhooks.errors import require
 from paperhooks.io import open_records
 
 from paperhooks_miniplm.corpus.documents import Fields, columns_of
@@ -16,6 +18,9 @@ from paperhooks_miniplm.corpus.shard_files import holds_shards
 from paperhooks_miniplm.corpus.shards import Shards
 
 __all__ = ["open_rows"]
+
+#: What the library datasets calls files of records.
+_BUILDERS: Final = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
 
 
 def open_rows(
@@ -32,10 +37,10 @@ def open_rows(
 
     :param source: a folder of shards; a folder of :class:`Parts`, or its address; a file of JSON Lines or Parquet, a
         folder of these, a ``datasets.Dataset`` or a list of texts and objects, one row a record, with ``input_ids``
-        (and ``n_bytes`` where known) or a text; a list of ids or :class:`Row`. Of a ``hub:`` name, an
-        ``IterableDataset``, a generator, and of files in other forms (see :func:`read_documents`) or compressed:
-        :class:`StreamRows`. A :class:`RowSource` is returned as it is. Shards are the fastest at any place; of Parquet
-        the whole row group of a row is read.
+        (and ``n_bytes`` where known) or a text; a list of ids or :class:`Row`. Of a ``hub:`` name, files at an address
+        (``s3://bucket/*.jsonl.gz``), an ``IterableDataset``, a generator, and of files in other forms (see
+        :func:`read_documents`) or compressed: :class:`StreamRows`. A :class:`RowSource` is returned as it is. Shards
+        are the fastest at any place; of Parquet the whole row group of a row is read.
     :param tokenizer: for texts, which become rows of their tokens.
     :param add_bos, add_eos: special tokens at the beginning or the end of a text; not of ``input_ids``. None for the
         end adds it where the tokenizer has one, for packed rows hold the ends of documents too.
@@ -51,13 +56,32 @@ def open_rows(
         return Shards(source)
     if isinstance(source, str | Path) and holds_parts(source):
         return Parts(source)
+    options: dict[str, Any] = {"name": name, "text_field": text_field, "domain_field": domain_field}
+    options |= {"add_bos": add_bos, "add_eos": add_eos}
+    if isinstance(source, str) and "://" in source:
+        return StreamRows(_at_address(source), tokenizer, **options | {"name": name or source})
     if _holds_ids(source):
         return MemoryRows(source)
     records = open_records(source, columns=columns_of(fields))
     if records is not None:
         return RecordRows(records, maker, str(source) if isinstance(source, str | Path) else "in memory")
-    options: dict[str, Any] = {"name": name, "text_field": text_field, "domain_field": domain_field}
-    return StreamRows(source, tokenizer, add_bos=add_bos, add_eos=add_eos, **options)
+    return StreamRows(source, tokenizer, **options)
+
+
+def _at_address(address: str) -> Any:
+    """Records of files at an address that fsspec knows, also with ``*`` in it, as a stream of the library datasets."""
+    load_dataset = require("datasets", "paperhooks[data]", "to read records at addresses").load_dataset
+    endings = PurePosixPath(address).suffixes
+    kind = next((_BUILDERS[each] for each in reversed(endings) if each in _BUILDERS), None)
+    if kind is None:
+        known = ", ".join(_BUILDERS)
+        raise DataError(
+            f"{address} is no folder of parts, and ends in none of {known}, also compressed; name its files"
+        )
+    try:
+        return load_dataset(kind, data_files=address, split="train", streaming=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"{address} cannot be read: {error}") from error
 
 
 def _holds_ids(source: Any) -> bool:
