@@ -148,8 +148,7 @@ def test_addresses_are_no_places_to_write(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     selection = Selection(np.arange(2), 3)
     for write in (lambda: write_shards([[1, 2]], "s3://b/corpus"), lambda: RunFolder("gs://b/run"),
-                  lambda: open_rows("s3://b/rows.jsonl"), lambda: write_json(Path("s3://b/a.json"), 1),
-                  lambda: selection.save("gs://b/chosen")):  # fmt: skip
+                  lambda: write_json(Path("s3://b/a.json"), 1), lambda: selection.save("gs://b/chosen")):  # fmt: skip
         with pytest.raises(DataError, match="is an address"):
             write()
     assert not list(tmp_path.iterdir())
