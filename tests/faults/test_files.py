@@ -15,7 +15,7 @@ from paperhooks.generation import ReplayBackend
 from paperhooks.io import Corpus, write_json
 from paperhooks_hallucination.pope import read_questions
 from paperhooks_mathneuro import read_records
-from paperhooks_miniplm import open_rows, pack, read_documents
+from paperhooks_miniplm import pack, read_documents
 from PIL import Image
 
 ROWS = [
