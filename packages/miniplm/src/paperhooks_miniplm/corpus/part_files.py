@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 from paperhooks import DataError
-from paperhooks.errors import require
 from paperhooks.io import ahead, hash_file, hash_json, now, plain, versions
 
 from paperhooks_miniplm.corpus.flat_ids import FlatIds
-from paperhooks_miniplm.corpus.parts import INDEX, KIND, SCHEMA, Parts, parquet, part_name
+from paperhooks_miniplm.corpus.parts import INDEX, KIND, SCHEMA, Parts, arrow, parquet, part_name
 from paperhooks_miniplm.corpus.record_rows import StreamRows
 from paperhooks_miniplm.corpus.rows import Row, RowSource, check_tokenizer
 from paperhooks_miniplm.corpus.sources import open_rows
@@ -106,22 +104,19 @@ class _Writer:
         size = self.storage.size(name)
         if size is None:
             return None
-        digest = hashlib.sha256()
         try:
             with self.storage.open(name) as handle:
                 file = parquet().ParquetFile(handle)
                 about = json.loads((file.schema_arrow.metadata or {}).get(_KEY, b"{}"))
                 count = file.metadata.num_rows
-            with self.storage.open(name) as handle:
-                while block := handle.read(1 << 22):
-                    digest.update(block)
+            digest = self.storage.digest(name)
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{self.storage.where(name)} cannot be read: {error}; delete it to write it again"
             ) from error
         if about.get("identity") != self.identity:
             raise self.other()
-        return {"name": name, "first": self.done, "rows": count, "bytes": size, "sha256": digest.hexdigest()}
+        return {"name": name, "first": self.done, "rows": count, "bytes": size, "sha256": digest}
 
     def _units(self, start: int) -> Iterator[list[Row]]:
         """Rows of the corpus from ``start`` on, a unit at a time."""
@@ -159,35 +154,31 @@ class _Writer:
         return {"digest": packed[0], "name": packed[1]} if packed else made.get("tokenizer")
 
 
-def _arrow() -> Any:
-    return require("pyarrow", "paperhooks-miniplm[data]", "for a corpus in parts")
-
-
 def _schema(about: dict[str, Any]) -> Any:
-    arrow = _arrow()
+    library = arrow()
     fields = [
-        ("row", arrow.int64()),
-        ("input_ids", arrow.large_list(arrow.int32())),
-        ("length", arrow.int32()),
-        ("domain", arrow.string()),
-        ("n_bytes", arrow.int64()),
+        ("row", library.int64()),
+        ("input_ids", library.large_list(library.int32())),
+        ("length", library.int32()),
+        ("domain", library.string()),
+        ("n_bytes", library.int64()),
     ]
-    return arrow.schema(fields, metadata={_KEY: json.dumps(about, sort_keys=True)})
+    return library.schema(fields, metadata={_KEY: json.dumps(about, sort_keys=True)})
 
 
 def _table(rows: list[Row], first: int, schema: Any) -> Any:
     """Rows as a table; raises DataError for an id that 32 bits do not hold."""
-    arrow = _arrow()
+    library = arrow()
     ids = FlatIds.joined([row.ids for row in rows])
     if len(ids.values) and not 0 <= int(ids.values.min()) <= int(ids.values.max()) <= _LARGEST:
         wrong = next(n for n, row in enumerate(ids.rows) if len(row) and not 0 <= row.min() <= row.max() <= _LARGEST)
         raise DataError(f"row {first + wrong} has an id below 0 or above {_LARGEST}; no tokenizer makes such ids")
-    lists = arrow.LargeListArray.from_arrays(ids.offsets, arrow.array(ids.values.astype(np.int32)))
+    lists = library.LargeListArray.from_arrays(ids.offsets, library.array(ids.values.astype(np.int32)))
     columns = [
-        arrow.array(np.arange(first, first + len(rows))),
+        library.array(np.arange(first, first + len(rows))),
         lists,
-        arrow.array(np.diff(ids.offsets).astype(np.int32)),
-        arrow.array([row.domain for row in rows], arrow.string()),
-        arrow.array([row.n_bytes for row in rows], arrow.int64()),
+        library.array(np.diff(ids.offsets).astype(np.int32)),
+        library.array([row.domain for row in rows], library.string()),
+        library.array([row.n_bytes for row in rows], library.int64()),
     ]
-    return arrow.Table.from_arrays(columns, schema=schema)
+    return library.Table.from_arrays(columns, schema=schema)

@@ -6,7 +6,6 @@ their SHA-256. A row group is a unit of work: whoever scores it reads it and not
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,7 +21,7 @@ from paperhooks_miniplm.corpus.flat_ids import FlatIds
 from paperhooks_miniplm.corpus.rows import Row
 from paperhooks_miniplm.corpus.storage import Storage
 
-__all__ = ["INDEX", "KIND", "SCHEMA", "PartUnit", "Parts", "holds_parts", "parquet", "part_name"]
+__all__ = ["INDEX", "KIND", "SCHEMA", "PartUnit", "Parts", "arrow", "holds_parts", "parquet", "part_name"]
 
 INDEX: Final = "parts.json"
 KIND: Final = "parts of a corpus"
@@ -138,11 +137,7 @@ class Parts:
         """
         for part in self._parts:
             self._check_size(part)
-            digest = hashlib.sha256()
-            with self.storage.open(part["name"]) as handle:
-                while block := handle.read(1 << 22):
-                    digest.update(block)
-            if digest.hexdigest() != part["sha256"]:
+            if self.storage.digest(part["name"]) != part["sha256"]:
                 raise DataError(
                     f"{self._named(part)} was changed or damaged: its checksum does not match; copy it again"
                 )
@@ -208,6 +203,11 @@ class Parts:
             made = [Row(ids, domain, None if size < 0 else size) for ids, domain, size in each]
             self._cached = number, made
         return self._cached[1]
+
+
+def arrow() -> Any:
+    """``pyarrow``; raises MissingExtra without it."""
+    return require("pyarrow", "paperhooks-miniplm[data]", "for a corpus in parts")
 
 
 def parquet() -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -72,6 +72,14 @@ class Storage:
         found: IO[bytes] = self._files.open(self._path(name), "rb", cache_type="none")
         return found
 
+    def digest(self, name: str) -> str:
+        """SHA-256 of a file, read in pieces. Raises FileNotFoundError where it is not there."""
+        digest = hashlib.sha256()
+        with self.open(name) as handle:
+            while block := handle.read(1 << 22):
+                digest.update(block)
+        return digest.hexdigest()
+
     def read_json(self, name: str, what: str) -> dict[str, Any] | None:
         """A JSON object; None where it is not there. Raises DataError for anything else."""
         try:
@@ -87,7 +95,7 @@ class Storage:
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write indented JSON."""
         with self.staged(name) as file:
-            file.write_text(json_text(json.loads(json_text(value)), indent=2) + "\n", encoding="utf-8")
+            file.write_text(json_text(value, indent=2) + "\n", encoding="utf-8")
 
     @contextmanager
     def staged(self, name: str) -> Iterator[Path]:

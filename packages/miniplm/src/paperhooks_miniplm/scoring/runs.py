@@ -16,10 +16,9 @@ from typing import Any, Final
 
 import numpy as np
 from paperhooks import DataError
-from paperhooks.errors import require
 from paperhooks.io import differences, hash_json, now, plain, versions
 
-from paperhooks_miniplm.corpus.parts import Parts, parquet
+from paperhooks_miniplm.corpus.parts import Parts, arrow, parquet
 from paperhooks_miniplm.corpus.storage import Storage
 from paperhooks_miniplm.scoring.scores import MOST_BAD, Columns, stop_if_bad
 from paperhooks_miniplm.scoring.spec import ScoringSpec, score_rows
@@ -168,9 +167,8 @@ def _whole(storage: Storage, name: str) -> bool:
 
 def _file(first: int, columns: Columns, about: Mapping[str, Any]) -> bytes:
     """Scores of consecutive rows as Parquet; equal scores give equal bytes."""
-    arrow = require("pyarrow", "paperhooks-miniplm[data]", "for a corpus in parts")
     rows = {"row": np.arange(first, first + len(columns["nll"])), **columns}
-    table = arrow.table(rows).replace_schema_metadata({KEY: json.dumps(about, sort_keys=True)})
+    table = arrow().table(rows).replace_schema_metadata({KEY: json.dumps(about, sort_keys=True)})
     buffer = io.BytesIO()
     parquet().write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
