@@ -101,6 +101,8 @@ BY_NAME = {package.name: package for package in PACKAGES}
 CORE = PACKAGES[0]
 #: Extras that bring an engine, with much of its own; no shared environment has them.
 APART = ("datatrove", "ray", "vllm")
+#: Where the tests of engines lie.
+ENGINE_TESTS = ("packages/miniplm/tests/engines", "packages/evopress/tests/engines")
 
 
 def third_party(*without: str) -> list[str]:
@@ -195,6 +197,28 @@ def development(session: nox.Session, *groups: str) -> str:
     if not stamp.is_file() or stamp.read_text() != digest:
         editable = [part for package in PACKAGES for part in ("-e", str(package.folder))]
         overlay(session, folder, *editable)
+        stamp.write_text(digest)
+    return python_of(folder)
+
+
+def extended(
+    session: nox.Session, folder: Path, requirements: Sequence[str] = (), *, alone: Sequence[str] = (),
+    constraints: Path = CONSTRAINTS,
+) -> str:  # fmt: skip
+    """The interpreter of an overlay with the packages editable and some libraries of its own, made where it is not.
+
+    :param requirements: with what they need. :param alone: without.
+    """
+    stamp = folder / "installed"
+    files = [CONSTRAINTS, constraints, *(package.folder / "pyproject.toml" for package in PACKAGES)]
+    digest = fingerprint(str(ROOT), *alone, *requirements, *(file.read_text(encoding="utf-8") for file in files))
+    if not stamp.is_file() or stamp.read_text() != digest:
+        python = overlay(session, folder, *(part for p in PACKAGES for part in ("-e", str(p.folder))))
+        pip = (python_of(BASE), "-m", "pip", "--python", python, "install", "-q", "-c", str(constraints))
+        if alone:
+            session.run(*pip, "--no-deps", *alone, external=True)
+        if requirements:
+            session.run(*pip, *requirements, external=True)
         stamp.write_text(digest)
     return python_of(folder)
 
@@ -365,17 +389,11 @@ def compat(session: nox.Session) -> None:
 
 def varied(session: nox.Session, overlay_: versions.Overlay) -> str:
     """The interpreter of an overlay with the packages editable and some libraries, with what they need, of its own."""
+    held = NOX / "compat" / "held.txt"
+    held.parent.mkdir(parents=True, exist_ok=True)
+    held.write_text(f"torch=={versions.pins()['torch']}\n")  # of everything else each overlay takes its own
     folder = NOX / "compat" / overlay_.name.replace(" ", "-")
-    stamp, held = folder / "installed", NOX / "compat" / "held.txt"
-    metadata = [(package.folder / "pyproject.toml").read_text(encoding="utf-8") for package in PACKAGES]
-    digest = fingerprint(str(ROOT), CONSTRAINTS.read_text(encoding="utf-8"), *overlay_.requirements, *metadata)
-    if not stamp.is_file() or stamp.read_text() != digest:
-        python = overlay(session, folder, *(part for p in PACKAGES for part in ("-e", str(p.folder))))
-        held.write_text(f"torch=={versions.pins()['torch']}\n")  # of everything else each overlay takes its own
-        pip = (python_of(BASE), "-m", "pip", "--python", python, "install", "-q", "-c", str(held))
-        session.run(*pip, *overlay_.requirements, external=True)
-        stamp.write_text(digest)
-    return python_of(folder)
+    return extended(session, folder, overlay_.requirements, constraints=held)
 
 
 @nox.session(venv_backend="none")
@@ -390,43 +408,25 @@ def harnesses(session: nox.Session) -> None:
 
 def harness(session: nox.Session, name: str) -> None:
     """An overlay with the packages editable and a harness, with nothing of what that asks for but what it imports."""
-    folder, requirements = NOX / "harnesses" / name, SETTINGS["dependency-groups"][name]
-    stamp = folder / "installed"
-    metadata = [(package.folder / "pyproject.toml").read_text(encoding="utf-8") for package in PACKAGES]
-    digest = fingerprint(str(ROOT), CONSTRAINTS.read_text(encoding="utf-8"), *requirements, *metadata)
-    if stamp.is_file() and stamp.read_text() == digest:
-        return
-    python = overlay(session, folder, *(part for p in PACKAGES for part in ("-e", str(p.folder))))
-    pip = (python_of(BASE), "-m", "pip", "--python", python, "install", "-q", "-c", str(CONSTRAINTS), "--no-deps")
-    session.run(*pip, *requirements, external=True)
-    stamp.write_text(digest)
+    extended(session, NOX / "harnesses" / name, alone=SETTINGS["dependency-groups"][name])
 
 
 @nox.session(venv_backend="none")
 def engines(session: nox.Session) -> None:
-    """A corpus scored on the real datatrove and Ray, with faults; ``-- --full``: 20 kills, every number of workers."""
+    """What runs on the real datatrove and Ray, with faults; ``-- --full``: 20 kills, every number of workers."""
     base(session, "test", "models", "model-files")
     given = [argument for argument in session.posargs if argument != "--full"]
     full = len(given) < len(session.posargs)
     chosen = ["-m", "engines" if full else "engines and not slow", "-n", str(WORKERS), "--dist", "worksteal"]
-    options = [*pytest_arguments([*chosen, *given]), "packages/miniplm/tests/engines"]
+    options = [*pytest_arguments([*chosen, *given]), *ENGINE_TESTS]
     environment = {"PAPERHOOKS_KILLS": "20" if full else "2"}
     run(session, with_engines(session), "-m", "pytest", *options, env=environment)
 
 
 def with_engines(session: nox.Session) -> str:
     """The interpreter of an overlay with the packages editable, the engines, and a server of S3 with all it needs."""
-    folder, stamp = NOX / "engines", NOX / "engines" / "installed"
-    alone, store = SETTINGS["dependency-groups"]["engines"], SETTINGS["dependency-groups"]["engines-store"]
-    metadata = [(package.folder / "pyproject.toml").read_text(encoding="utf-8") for package in PACKAGES]
-    digest = fingerprint(str(ROOT), CONSTRAINTS.read_text(encoding="utf-8"), *alone, *store, *metadata)
-    if not stamp.is_file() or stamp.read_text() != digest:
-        python = overlay(session, folder, *(part for p in PACKAGES for part in ("-e", str(p.folder))))
-        pip = (python_of(BASE), "-m", "pip", "--python", python, "install", "-q", "-c", str(CONSTRAINTS))
-        session.run(*pip, "--no-deps", *alone, external=True)
-        session.run(*pip, *store, external=True)
-        stamp.write_text(digest)
-    return python_of(folder)
+    groups = SETTINGS["dependency-groups"]
+    return extended(session, NOX / "engines", groups["engines-store"], alone=groups["engines"])
 
 
 @nox.session(venv_backend="none")

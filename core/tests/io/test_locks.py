@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -81,6 +82,20 @@ def test_who_waits_for_a_first_process_that_died_is_told(tmp_path: Path) -> None
         child.kill()
         waits.process.wait(timeout=60)
         assert "ended before it was ready" in waits.stderr
+
+
+def test_a_first_process_of_another_machine_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FolderLock(tmp_path, "2 shards") as one, FolderLock(tmp_path, "2 shards") as two:
+        far = {**one.holder(), "host": "far", "pid": 2**30}
+        (tmp_path / "run.lock").write_text(json.dumps(far))  # as a process with that number there writes it
+        ready = threading.Timer(0.3, lambda: (tmp_path / "run.lock").write_text(json.dumps({**far, "ready": {"n": 1}})))
+        ready.start()
+        assert two.announced() == {"n": 1}
+        ready.join()
+        (tmp_path / "run.lock").write_text(json.dumps(far))
+        monkeypatch.setattr("paperhooks.io.locks._FAR", 0.1)
+        with pytest.raises(DataError, match="ended before it was ready"):
+            two.announced()
 
 
 def test_a_fork_of_the_holder_gives_nothing_back(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 - ``empty``: rows of 1,025 ids in units of 8,192, with the model taken out. The bare loop reads row groups as Arrow
   columns, makes arrays and writes Parquet. Beside it: ``score`` on the same parts, a unit after another in this process
   (``here``), datatrove and Ray with one worker each. CPU time of this process and all below it, a row.
-- ``model``: SmolLM2-135M on rows of 257 ids: CPU time of one worker against ``score``, and wall-clock time of two
-  workers against one (on an idle machine with two cores).
+- ``model``: SmolLM2-135M on ``--model-rows`` rows (2,000) of ``--model-ids`` ids (9): CPU time of one worker against
+  ``score``, and wall-clock time of two workers against one (on an idle machine with two cores).
 - ``first``: bytes that a worker reads of a corpus before its first row, as a share of the corpus.
 - ``waits``: the share of a run that ``score`` spends outside of scoring when a unit of 512 rows takes as long as on a
   GPU that scores 2,000 rows a second; what is read ahead in the meantime does not count.
@@ -13,8 +13,8 @@ Every run is measured from its first unit's file on, so that neither starting pr
 
     python packages/miniplm/benchmarks/parts.py [--only empty,model,first,waits] [--rows 131072] [--quick]
 
-Sides take turns; ratios are medians over rounds. The engines have to be installed (nox -s engines makes such an
-environment), or their figures are left out. The last line is one JSON object with every figure.
+Sides take turns; ratios are medians over rounds, with their range. The engines have to be installed (nox -s engines
+makes such an environment), or their figures are left out. The last line is one JSON object with every figure.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import argparse
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,27 +168,17 @@ def by_engine(name: str, run: ScoringRun, workers: int) -> None:
 
         score_on_datatrove(run, workers)
     elif name == "ray":
+        import ray
         from paperhooks_miniplm.on_ray import score_on_ray
 
-        score_on_ray(run, workers)
+        ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False)
+        try:
+            score_on_ray(run, workers)
+        finally:
+            ray.shutdown()
     else:
         for number in run.missing():
             run.score(number)
-
-
-@contextmanager
-def engines() -> Iterator[None]:
-    """Ray for as long as it is used, warm."""
-    if "ray" not in ENGINES:
-        yield
-        return
-    import ray
-
-    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def scored(out: Path) -> Callable[[], Iterable[Path]]:
@@ -225,25 +215,27 @@ def empty(place: Path, rows: int, rounds: int) -> dict[str, float]:
 
 
 def _ratios(found: dict[str, list[float]], base: str) -> dict[str, float]:
-    return {
-        f"{name}_ratio": median(one / two for one, two in zip(values, found[base], strict=True))
-        for name, values in found.items()
-        if name != base
-    }
+    parts = [_ratio(name, values, found[base]) for name, values in found.items() if name != base]
+    return {key: value for part in parts for key, value in part.items()}
 
 
-def of_model(place: Path, rows: int, rounds: int) -> dict[str, float]:
+def _ratio(name: str, one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
+    ratios = [mine / theirs for mine, theirs in zip(one, other, strict=True)]
+    return {f"{name}_ratio": median(ratios), f"{name}_low": min(ratios), f"{name}_high": max(ratios)}
+
+
+def of_model(place: Path, rows: int, length: int, rounds: int) -> dict[str, float]:
     """The figures with SmolLM2."""
     model, tokenizer = load_smollm2()[:2]
     model.save_pretrained(place / "model")
     tokenizer.save_pretrained(place / "model")
     ids = [each for passage in documents() for each in tokenizer(passage.text)["input_ids"]]
-    ids = (ids * (rows * 257 // len(ids) + 1))[: rows * 257]
+    ids = (ids * (rows * length // len(ids) + 1))[: rows * length]
     unit = max(1, rows // 16)
-    parts = write_parts(list(np.array(ids).reshape(rows, 257)), place / "parts", unit_rows=unit)
-    spec = ScoringSpec(str(place / "model"), max_length=256)
+    parts = write_parts(list(np.array(ids).reshape(rows, length)), place / "parts", unit_rows=unit)
+    spec = ScoringSpec(str(place / "model"), max_length=length - 1)
     counter, cpu, clock = iter(range(10**6)), dict[str, list[float]](), dict[str, list[float]]()
-    options: dict[str, Any] = {"tokenizer": tokenizer, "max_length": 256, "unit_rows": unit, "progress": False}
+    options: dict[str, Any] = {"tokenizer": tokenizer, "max_length": length - 1, "unit_rows": unit, "progress": False}
 
     def ways(out: Path, name: str, workers: int) -> Callable[[], object]:
         if name == "score":
@@ -260,8 +252,7 @@ def of_model(place: Path, rows: int, rounds: int) -> dict[str, float]:
             clock.setdefault(f"{name}_{workers}", []).append(two)
     found = _ratios(cpu, "score")
     for name in ENGINES:
-        pairs = zip(clock[f"{name}_2"], clock[f"{name}_1"], strict=True)
-        found[f"{name}_two_workers_ratio"] = median(two / one for two, one in pairs)
+        found |= _ratio(f"{name}_two_workers", clock[f"{name}_2"], clock[f"{name}_1"])
     return found | {f"{name}_seconds_a_unit": median(values) for name, values in clock.items()}
 
 
@@ -301,23 +292,24 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--only", default="empty,model,first,waits")
     options.add_argument("--rows", type=int, default=131_072)
-    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--model-rows", type=int, default=2_000)
+    options.add_argument("--model-ids", type=int, default=9)
+    options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--quick", action="store_true")
     given = options.parse_args()
     rows, rounds = (2_048, 1) if given.quick else (given.rows, given.rounds)
     torch.set_num_threads(1)
     works: dict[str, Callable[[Path], dict[str, float]]] = {
         "empty": lambda place: empty(place, rows, rounds),
-        "model": lambda place: of_model(place, 64 if given.quick else 2_000, 1 if given.quick else 2),
+        "model": lambda place: of_model(place, 64 if given.quick else given.model_rows, given.model_ids, rounds),
         "first": lambda place: first_row(place, rows),
         "waits": lambda place: waits(place, rows // 8),
     }
     found: dict[str, Any] = {}
-    with engines():
-        for name in given.only.split(","):
-            with TemporaryDirectory() as folder:
-                found[name] = works[name](Path(folder))
-            print(name, json.dumps(found[name], indent=2), flush=True)
+    for name in given.only.split(","):
+        with TemporaryDirectory() as folder:
+            found[name] = works[name](Path(folder))
+        print(name, json.dumps(found[name], indent=2), flush=True)
     print(json.dumps(found))
 
 

@@ -5,6 +5,7 @@ from .compression import CompressionRequest as CompressionRequest
 from .inputs import DecoderInputs as DecoderInputs
 from .inputs import LayerInputs as LayerInputs
 from .level import Level as Level
+from .level_copies import portable_offers as portable_offers
 from .levels import Levels as Levels
 from .loss import LossContext as LossContext
 from .specs import CHAINED as CHAINED

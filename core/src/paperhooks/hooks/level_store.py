@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from paperhooks.hooks.level import Level
 from paperhooks.io.files import plain
 from paperhooks.io.hashing import hash_json, model_digest
-from paperhooks.io.units import UnitStore
+from paperhooks.io.units import UnitStore, read_manifest
 from paperhooks.weights.packed_forms import Packed, read_packed
 
 __all__ = ["LevelStore"]
@@ -36,6 +36,13 @@ class LevelStore:
         self._units = UnitStore(folder, _KIND)
         self._offers = offers
         self._decides = decides
+
+    @classmethod
+    def reader(cls, folder: str | Path) -> LevelStore:
+        """A folder whose levels were prepared, for reading alone; raises DataError where there is none."""
+        store = cls(folder, {}, {})
+        store._units.manifest = read_manifest(folder, _KIND)
+        return store
 
     @contextmanager
     def begin(self, model: nn.Module) -> Iterator[LevelStore]:

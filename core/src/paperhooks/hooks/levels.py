@@ -59,6 +59,8 @@ class Levels(Mapping[str, Sequence[Level]]):
 
     def __init__(self, view: ModelView, offers: Mapping[str, Sequence[Level]]) -> None:
         self.view = view
+        #: Where :meth:`prepare` has put the values; None while they are held in memory.
+        self.folder: Path | None = None
         self._offers = {name: tuple(levels) for name, levels in offers.items()}
         modules = {name: module_at(view.model, name) for name in offers}
         self._parameters = {name: dict(module.named_parameters()) for name, module in modules.items()}
@@ -174,6 +176,7 @@ class Levels(Mapping[str, Sequence[Level]]):
         :raises DataError: the folder holds levels of another model, other levels, or other ``decides``.
         """
         self.restore()
+        self.folder = None if folder is None else Path(folder).absolute()
         wanted = [name for name, levels in self.items() if any(level.prepare is not None for level in levels)]
         with ExitStack() as stack:
             store = None

@@ -49,6 +49,9 @@ from .options import whole_list as whole_list
 from .processes import Ranks as Ranks
 from .processes import joined as joined
 from .processes import launched as launched
+from .ray_nodes import RESTARTS as RESTARTS
+from .ray_nodes import ray_cluster as ray_cluster
+from .ray_nodes import ray_places as ray_places
 from .record_paths import record_files as record_files
 from .records import Record as Record
 from .records import RecordItems as RecordItems

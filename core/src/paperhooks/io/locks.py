@@ -27,6 +27,8 @@ LOCK_FILE: Final = "run.lock"
 _PAUSE: Final = 0.05
 #: Seconds in which a process that begins gets from its first lock to the shared one.
 _BEGIN: Final = 10.0
+#: Seconds that a process of another machine may take to prepare a folder.
+_FAR: Final = 600.0
 
 
 class FolderLock:
@@ -84,11 +86,15 @@ class FolderLock:
 
         :raises DataError: it ended before.
         """
+        deadline = time.monotonic() + _FAR
         while True:
             holder = self.holder()
             if isinstance(holder.get("ready"), dict):
                 return dict(holder["ready"])
-            if holder and not _alive(holder.get("pid")):
+            # Of a process of another machine nothing is known but how long it takes.
+            here = holder.get("host") == platform.node()
+            gone = not _alive(holder.get("pid")) if here else time.monotonic() > deadline
+            if gone:
                 raise DataError(
                     f"the process that was to prepare {self.folder} ended before it was ready; start all of them again"
                 )

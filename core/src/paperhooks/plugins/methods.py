@@ -99,11 +99,14 @@ def method_options(cls: type) -> tuple[str, ...]:
 
 
 def describe_method(method: object) -> dict[str, Any]:
-    """Class and options of a method instance as plain data, for records of runs."""
+    """Class and options of a method instance as plain data, for records of runs.
+
+    Fields of a dataclass with ``compare=False`` are none: they decide nothing, as where work is done.
+    """
     from paperhooks.io.files import plain
 
     fields = dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
-    options = {field.name: plain(getattr(method, field.name)) for field in fields if field.init}
+    options = {field.name: plain(getattr(method, field.name)) for field in fields if field.init and field.compare}
     return {"class": f"{type(method).__module__}:{type(method).__qualname__}", "options": options}
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from paperhooks_evopress.algorithm import Evolution, SearchSchedule, select
 from paperhooks_evopress.baselines import Setting, additive
-from paperhooks_evopress.evaluator import Evaluator, Fitness, SharedEvaluator, sequences
+from paperhooks_evopress.evaluator import CandidateMap, Evaluator, Fitness, RankMap, SharedEvaluator, sequences
 from paperhooks_evopress.groundwork import (
     check_options,
     decided_by,
@@ -36,6 +36,7 @@ from paperhooks_evopress.groundwork import (
     posed_problem,
 )
 from paperhooks_evopress.history import evaluations
+from paperhooks_evopress.on_ray import ActorMap
 from paperhooks_evopress.report import blocks
 from paperhooks_evopress.schedules import SCHEDULES, schedule_of
 from paperhooks_evopress.search_plan import SearchPlan
@@ -88,6 +89,10 @@ class EvoPress:
     finalists
         How many choices, of those that led longest, are compared on all calibration text at the end. The first one is
         among them, so that the winner is never worse than it there. 0 keeps the last one.
+    actors
+        Ray actors among which candidates are dealt out, each with a copy of the model, a core and, where the model is
+        on a GPU, one of those; 0 scores them here, or on the ranks of a launch. It decides nothing: a run goes on with
+        another number.
 
     :raises ValueError: an option that cannot be meant; names it, its value and what is expected.
     """
@@ -107,6 +112,7 @@ class EvoPress:
     check_model: bool = True
     start: str = "even"
     finalists: int = 4
+    actors: int = field(default=0, compare=False)
     traits = Traits(
         writes=frozenset({"weights"}),
         devices=("cpu", "cuda"),
@@ -120,6 +126,7 @@ class EvoPress:
         self.offspring = optional(whole, "offspring", self.offspring, at_least=1)
         self.start = text("start", str(self.start))
         self.finalists = whole("finalists", self.finalists, at_least=0)
+        self.actors = whole("actors", self.actors, at_least=0)
         check_options(self)
 
     def default_levels(self, view: ModelView, target: Any) -> list[Any]:
@@ -131,11 +138,14 @@ class EvoPress:
         """Search, keep the winner, and say what was found."""
         target = Target.of(request.target)
         texts = sequences(view, request, self.max_length)
-        with offered_levels(view, request, target, whole_layers=self.whole_layers) as levels:
+        with (
+            offered_levels(view, request, target, whole_layers=self.whole_layers) as levels,
+            self._candidates() as candidates,
+        ):
             posed = posed_problem(view, levels, target, self)
             given = self._given(posed)
             # Before hours go into levels: a model that cannot be searched is refused here.
-            evaluator = SharedEvaluator(view, levels, texts, **evaluator_options(self))
+            evaluator = SharedEvaluator(view, levels, texts, candidates=candidates, **evaluator_options(self))
             plan = self._plan(posed, levels, evaluator)
             if request.progress:
                 tqdm.write(str(plan), file=sys.stderr)
@@ -156,7 +166,15 @@ class EvoPress:
                 raise
             return self._finished(view, request, levels, posed, evaluator, evolution, plan, best, scores)
 
-    def _plan(self, posed: LevelProblem, levels: Levels, evaluator: Evaluator) -> SearchPlan:
+    def _candidates(self) -> AbstractContextManager[CandidateMap]:
+        """Who scores candidates."""
+        if not self.actors:
+            return nullcontext(RankMap())
+        if (ranks := Ranks().count) > 1:
+            raise DataError(f"actors={self.actors} in a launch of {ranks} processes; choose one of the two")
+        return ActorMap(self.actors)
+
+    def _plan(self, posed: LevelProblem, levels: Levels, evaluator: SharedEvaluator) -> SearchPlan:
         """What the search will take, by the time that a pass over the model itself takes."""
         schedule, tokens = self._schedule(posed), min(_TIMED, evaluator.tokens)
         for draw in range(2):  # a first pass takes longer
@@ -169,7 +187,7 @@ class EvoPress:
             tries = 1 + sum(len(unit.choices) for unit in posed.space.units)
             more += tries * min(evaluator.tokens, schedule.stages[0].tokens)
         return SearchPlan.of(
-            schedule, levels, posed.space, more_tokens=more, processes=Ranks().count,
+            schedule, levels, posed.space, more_tokens=more, processes=evaluator.workers,
             pass_seconds=seconds, teacher_bytes=min(self.teacher_bytes, said),
         )  # fmt: skip
 

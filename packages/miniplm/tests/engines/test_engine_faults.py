@@ -27,9 +27,9 @@ FROZEN = 60.0 if FULL else 5.0
 NOTICED = 60.0
 
 
-def test_one_worker_killed_and_one_frozen(place: Place, tmp_path: Path, engine: str) -> None:
+def test_one_worker_killed_one_frozen_and_clocks_ahead(place: Place, tmp_path: Path, engine: str) -> None:
     with Processes(limit=280) as processes:
-        child = place.start(processes, engine, 2, str(tmp_path / "scores"), "slow")
+        child = place.start(processes, engine, 2, str(tmp_path / "scores"), "slow", "ahead")
         killed = place.begun()
         os.kill(killed, signal.SIGKILL)
         start = time.monotonic()
@@ -75,12 +75,6 @@ def test_the_whole_tree_killed_at_random_moments(place: Place, tmp_path: Path, e
         place.check(out)
         place.forget()
     assert early, "no kill came in the middle of the work"
-
-
-def test_clocks_that_go_ahead(place: Place, tmp_path: Path, engine: str) -> None:
-    (found,) = place.run(engine, 2, str(tmp_path / "scores"), "ahead")
-    assert found["missing"] == []
-    place.check(tmp_path / "scores")
 
 
 @pytest.mark.slow

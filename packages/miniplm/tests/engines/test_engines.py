@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -13,7 +12,6 @@ from engine_place import UNITS, Place, make_place
 from paperhooks import DataError
 from paperhooks.testing import run_python
 from paperhooks_miniplm import ScoringRun, ScoringSpec, merge_parts
-from paperhooks_miniplm.on_ray import check_places
 
 datatrove = pytest.importorskip("datatrove", reason="run with nox -s engines")
 ray = pytest.importorskip("ray", reason="run with nox -s engines")
@@ -143,12 +141,3 @@ def test_slurm_is_given_a_script_that_does_its_tasks(place: Place, tmp_path: Pat
         told = {"SLURM_ARRAY_TASK_ID": str(job), "SLURM_NODELIST": "node-1"}
         run_python("-c", code, folder / "executor.pik", environment=told)
     place.check(tmp_path / "scores")
-
-
-def test_ray_without_places_for_all_actors_is_refused() -> None:
-    nodes = [{"Alive": True, "Resources": {"CPU": 3.0, "GPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 9.0}}]
-    cluster = SimpleNamespace(nodes=lambda: nodes)
-    for workers, needed in ((2, {"CPU": 1.5, "GPU": 1.0}), (3, {"CPU": 1.0, "GPU": 0}), (4, {"CPU": 0, "GPU": 0.5})):
-        check_places(cluster, workers, needed)
-        with pytest.raises(DataError, match=f"places for {workers} actors with .*, not for {workers + 1}; ask"):
-            check_places(cluster, workers + 1, needed)

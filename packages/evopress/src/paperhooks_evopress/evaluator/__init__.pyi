@@ -1,8 +1,13 @@
 from .calibration import CalibrationWarning as CalibrationWarning
 from .calibration import sequences as sequences
+from .candidate_maps import CandidateMap as CandidateMap
+from .candidate_maps import CandidateShare as CandidateShare
+from .candidate_maps import RankMap as RankMap
+from .candidate_maps import ScoreFunction as ScoreFunction
 from .evaluator import Counters as Counters
 from .evaluator import Evaluator as Evaluator
 from .evaluator import Fitness as Fitness
+from .evaluator_spec import EvaluatorSpec as EvaluatorSpec
 from .minibatches import MinibatchWarning as MinibatchWarning
 from .minibatches import minibatch as minibatch
 from .shared_evaluator import SharedEvaluator as SharedEvaluator

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +11,8 @@ from paperhooks import DataError
 from paperhooks.io import ahead, hash_file, hash_json, now, plain, versions
 
 from paperhooks_miniplm.corpus.flat_ids import FlatIds
-from paperhooks_miniplm.corpus.parts import INDEX, KIND, SCHEMA, Parts, arrow, parquet, part_name
+from paperhooks_miniplm.corpus.parquet_files import about_of, arrow, metadata, parquet
+from paperhooks_miniplm.corpus.parts import INDEX, KIND, SCHEMA, Parts, part_name
 from paperhooks_miniplm.corpus.record_rows import StreamRows
 from paperhooks_miniplm.corpus.rows import Row, RowSource, check_tokenizer
 from paperhooks_miniplm.corpus.sources import open_rows
@@ -20,7 +20,6 @@ from paperhooks_miniplm.corpus.storage import Storage
 
 __all__ = ["write_parts"]
 
-_KEY: Final = b"paperhooks"
 #: Ids are kept in 32 bits.
 _LARGEST: Final = 2**31 - 1
 
@@ -107,7 +106,7 @@ class _Writer:
         try:
             with self.storage.open(name) as handle:
                 file = parquet().ParquetFile(handle)
-                about = json.loads((file.schema_arrow.metadata or {}).get(_KEY, b"{}"))
+                about = about_of(file)
                 count = file.metadata.num_rows
             digest = self.storage.digest(name)
         except (OSError, ValueError) as error:
@@ -163,7 +162,7 @@ def _schema(about: dict[str, Any]) -> Any:
         ("domain", library.string()),
         ("n_bytes", library.int64()),
     ]
-    return library.schema(fields, metadata={_KEY: json.dumps(about, sort_keys=True)})
+    return library.schema(fields, metadata=metadata(about))
 
 
 def _table(rows: list[Row], first: int, schema: Any) -> Any:

@@ -14,14 +14,14 @@ from typing import Any, Final
 
 import numpy as np
 from paperhooks import DataError
-from paperhooks.errors import require
 
 from paperhooks_miniplm.algorithm import Array
 from paperhooks_miniplm.corpus.flat_ids import FlatIds
+from paperhooks_miniplm.corpus.parquet_files import parquet
 from paperhooks_miniplm.corpus.rows import Row
 from paperhooks_miniplm.corpus.storage import Storage
 
-__all__ = ["INDEX", "KIND", "SCHEMA", "PartUnit", "Parts", "arrow", "holds_parts", "parquet", "part_name"]
+__all__ = ["INDEX", "KIND", "SCHEMA", "PartUnit", "Parts", "holds_parts", "part_name"]
 
 INDEX: Final = "parts.json"
 KIND: Final = "parts of a corpus"
@@ -203,16 +203,6 @@ class Parts:
             made = [Row(ids, domain, None if size < 0 else size) for ids, domain, size in each]
             self._cached = number, made
         return self._cached[1]
-
-
-def arrow() -> Any:
-    """``pyarrow``; raises MissingExtra without it."""
-    return require("pyarrow", "paperhooks-miniplm[data]", "for a corpus in parts")
-
-
-def parquet() -> Any:
-    """``pyarrow.parquet``; raises MissingExtra without it."""
-    return require("pyarrow.parquet", "paperhooks-miniplm[data]", "for a corpus in parts")
 
 
 def part_name(number: int) -> str:

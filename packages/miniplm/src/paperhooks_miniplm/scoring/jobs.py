@@ -51,7 +51,7 @@ from paperhooks_miniplm.scoring.scores import (
     unit_name,
 )
 
-__all__ = ["end_token", "launched_here", "score"]
+__all__ = ["decisions", "end_token", "launched_here", "score"]
 
 logger = logging.getLogger(__name__)
 
@@ -108,16 +108,7 @@ def score(
     check_tokenizer(rows, tokenizer)
     end = end_token(model, tokenizer, end) if mask_after_end else None
     likelihood = LogLikelihood(model, end, max_length, over_long, batch_tokens, chunk=chunk)
-    decides = {
-        "dtype": str(likelihood.view.model.dtype),
-        "attention": likelihood.view.attention_kernel,
-        "rows": None if stream else len(rows),
-        "unit_rows": unit_rows,
-        "tokenizer": tokenizer_digest(tokenizer),
-        "end": end,
-        "max_length": max_length,
-        "over_long": over_long,
-    }
+    decides = decisions(likelihood, None if stream else len(rows), unit_rows, tokenizer)
     about = {"name": name or origin(likelihood.view.config), "parameters": _size(model)}
     about |= {"trained_on": trained_on.fingerprint() if isinstance(trained_on, RowSource) else trained_on}
     costly = lambda: {"model": model_digest(model), "corpus": rows.fingerprint()}  # noqa: E731
@@ -149,6 +140,23 @@ def launched_here() -> tuple[int, int]:
             f"{error}; for several machines write the corpus in parts (paperhooks miniplm parts) and let an engine "
             "share them (score --parts URL --on datatrove, or ray)"
         ) from error
+
+
+def decisions(likelihood: LogLikelihood, rows: int | None, unit_rows: int, tokenizer: Any) -> dict[str, Any]:
+    """What decides scores, beside the model's weights and the corpus, as plain data.
+
+    :param rows: how many; None for a stream.
+    """
+    return {
+        "dtype": str(likelihood.view.model.dtype),
+        "attention": likelihood.view.attention_kernel,
+        "rows": rows,
+        "unit_rows": unit_rows,
+        "tokenizer": tokenizer_digest(tokenizer),
+        "end": likelihood.end,
+        "max_length": likelihood.max_length,
+        "over_long": likelihood.over_long,
+    }
 
 
 def _size(model: Any) -> int:

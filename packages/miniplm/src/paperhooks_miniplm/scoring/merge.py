@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -16,9 +15,10 @@ from paperhooks import DataError
 from paperhooks.io import Column, UnitStore, differences, plain, tensor_columns
 
 from paperhooks_miniplm.algorithm import Array
-from paperhooks_miniplm.corpus.parts import Parts, parquet
+from paperhooks_miniplm.corpus.parquet_files import about_of, parquet
+from paperhooks_miniplm.corpus.parts import Parts
 from paperhooks_miniplm.corpus.storage import Storage
-from paperhooks_miniplm.scoring.runs import KEY, read_run, unit_file
+from paperhooks_miniplm.scoring.runs import read_run, unit_file
 from paperhooks_miniplm.scoring.scores import DTYPES, FILE, KIND, MOST_BAD, Columns, Scores, stop_if_bad
 
 __all__ = ["MergeReport", "merge_parts"]
@@ -114,7 +114,7 @@ class _Merge:
         try:
             with self.storage.open(name) as handle:
                 file = parquet().ParquetFile(handle, page_checksum_verification=True)
-                self._check_run(name, json.loads((file.schema_arrow.metadata or {}).get(KEY, b"{}")))
+                self._check_run(name, about_of(file))
                 for batch in file.iter_batches(_ROWS, columns=["row", *DTYPES]):
                     yield (
                         batch["row"].to_numpy(),

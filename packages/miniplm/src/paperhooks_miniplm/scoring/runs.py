@@ -18,18 +18,17 @@ import numpy as np
 from paperhooks import DataError
 from paperhooks.io import differences, hash_json, now, plain, versions
 
-from paperhooks_miniplm.corpus.parts import Parts, arrow, parquet
+from paperhooks_miniplm.corpus.parquet_files import arrow, metadata, parquet
+from paperhooks_miniplm.corpus.parts import Parts
 from paperhooks_miniplm.corpus.storage import Storage
 from paperhooks_miniplm.scoring.scores import MOST_BAD, Columns, stop_if_bad
 from paperhooks_miniplm.scoring.spec import ScoringSpec, score_rows
 
-__all__ = ["KEY", "RUN", "ScoringRun", "read_run", "unit_file"]
+__all__ = ["RUN", "ScoringRun", "read_run", "unit_file"]
 
 RUN: Final = "run.json"
 _KIND: Final = "scores in parts"
 _SCHEMA: Final = 1
-#: Where a file of scores says what it is.
-KEY: Final = b"paperhooks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +167,7 @@ def _whole(storage: Storage, name: str) -> bool:
 def _file(first: int, columns: Columns, about: Mapping[str, Any]) -> bytes:
     """Scores of consecutive rows as Parquet; equal scores give equal bytes."""
     rows = {"row": np.arange(first, first + len(columns["nll"])), **columns}
-    table = arrow().table(rows).replace_schema_metadata({KEY: json.dumps(about, sort_keys=True)})
+    table = arrow().table(rows).replace_schema_metadata(metadata(about))
     buffer = io.BytesIO()
     parquet().write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()

@@ -11,13 +11,12 @@ from typing import Any, Literal
 from paperhooks import DataError
 from paperhooks.compat import origin
 from paperhooks.io import config_entries, differences, hash_json, model_digest, sampled_digest
-from paperhooks.models import tokenizer_digest
 
 from paperhooks_miniplm.algorithm import Array
 from paperhooks_miniplm.corpus.flat_ids import FlatIds
 from paperhooks_miniplm.corpus.parts import Parts
 from paperhooks_miniplm.corpus.rows import check_tokenizer
-from paperhooks_miniplm.scoring.jobs import end_token
+from paperhooks_miniplm.scoring.jobs import decisions, end_token
 from paperhooks_miniplm.scoring.likelihood import LogLikelihood, OverLong
 
 __all__ = ["Scorer", "ScoringSpec", "named_tokenizer", "score_rows"]
@@ -64,21 +63,10 @@ class ScoringSpec:
 
         :raises DataError: the corpus was packed with another tokenizer.
         """
-        scorer, known = self.open(), self.load_tokenizer()
+        likelihood, known = self.open().likelihood, self.load_tokenizer()
         check_tokenizer(corpus, known)
-        likelihood = scorer.likelihood
-        return {
-            "dtype": str(likelihood.view.model.dtype),
-            "attention": likelihood.view.attention_kernel,
-            "rows": len(corpus),
-            "unit_rows": corpus.unit_rows,
-            "tokenizer": tokenizer_digest(known),
-            "end": likelihood.end,
-            "max_length": self.max_length,
-            "over_long": self.over_long,
-            "model": model_digest(likelihood.model),
-            "corpus": corpus.fingerprint(),
-        }
+        decides = decisions(likelihood, len(corpus), corpus.unit_rows, known)
+        return {**decides, "model": model_digest(likelihood.model), "corpus": corpus.fingerprint()}
 
     def load_tokenizer(self) -> Any:
         """The tokenizer; None where the model has none and none is named. Raises DataError for a name without one."""
