@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,16 @@ def test_a_model_is_loaded_once_a_process(place: Path, monkeypatch: pytest.Monke
         run = begun(place, f"memory://once{length}", "other", max_length=length)
         [run.score(number) for number in run.missing()]
     assert len(loaded) == 1
+
+
+def test_a_folder_with_new_weights_is_another_model_to_the_next_run(tmp_path: Path, place: Path) -> None:
+    """As of checkpoints that a training writes to one folder, one after another, each scored by the same process."""
+    shutil.copytree(place / "model", tmp_path / "checkpoint")
+    spec = ScoringSpec(str(tmp_path / "checkpoint"), **OPTIONS)
+    first = ScoringRun.begin(spec, place / "parts", tmp_path / "first")
+    tiny_llama(seed=1).save_pretrained(tmp_path / "checkpoint")
+    second = ScoringRun.begin(spec, place / "parts", tmp_path / "second")
+    assert second.run == begun(place, tmp_path / "other", "other").run != first.run
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

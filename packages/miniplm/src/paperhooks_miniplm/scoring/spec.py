@@ -54,7 +54,7 @@ class ScoringSpec:
 
         :raises DataError: no such model, or settings that it cannot have.
         """
-        return _opened(self, device)
+        return _opened(self, device, _files_of(self.model))
 
     def identity(self, corpus: Parts) -> dict[str, Any]:
         """What decides the scores of a corpus, as plain data: that of the scoring folder that :func:`score` makes.
@@ -78,7 +78,11 @@ class ScoringSpec:
             return None
 
     def settled(self) -> ScoringSpec:
-        """The same with the end token found and folders by their whole paths, as processes elsewhere need it."""
+        """The same with the end token found and folders by their whole paths, as processes elsewhere need it.
+
+        A folder whose files have changed since this process loaded the model is read anew.
+        """
+        _files_of.cache_clear()
         placed = replace(self, model=_whole_path(self.model), tokenizer=self.tokenizer and _whole_path(self.tokenizer))
         return replace(placed, end=placed.open().likelihood.end)
 
@@ -98,8 +102,22 @@ def named_tokenizer(name: str, revision: str | None = None) -> Any:
         raise DataError(f"{name!r} has no tokenizer: {str(error).splitlines()[0]}") from error
 
 
+@lru_cache(maxsize=8)
+def _files_of(name: str) -> tuple[tuple[Any, ...], ...]:
+    """Names, sizes, times and places of a folder's files when a run last began in this process; none of another name.
+
+    Workers go on with what they have loaded, whatever becomes of the folder.
+    """
+    if not os.path.isdir(name):
+        return ()
+    told = ((entry.name, entry.stat()) for entry in os.scandir(name) if entry.is_file())
+    return tuple(sorted((file, stat.st_size, stat.st_mtime_ns, stat.st_ino) for file, stat in told))
+
+
 @lru_cache(maxsize=1)
-def _loaded(name: str, revision: str | None, dtype: str, attention: str | None, device: str) -> Any:
+def _loaded(
+    name: str, revision: str | None, dtype: str, attention: str | None, device: str, files: tuple[tuple[Any, ...], ...]
+) -> Any:
     from transformers import AutoModelForCausalLM
 
     options = {"revision": revision, "dtype": dtype, "attn_implementation": attention}
@@ -115,8 +133,8 @@ def _loaded(name: str, revision: str | None, dtype: str, attention: str | None, 
 
 
 @lru_cache(maxsize=1)
-def _opened(spec: ScoringSpec, device: str) -> Scorer:
-    model = _loaded(spec.model, spec.revision, spec.dtype, spec.attention, device)
+def _opened(spec: ScoringSpec, device: str, files: tuple[tuple[Any, ...], ...]) -> Scorer:
+    model = _loaded(spec.model, spec.revision, spec.dtype, spec.attention, device, files)
     end = spec.end
     if not spec.mask_after_end:
         end = None
