@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,16 @@ import pytest
 import torch
 from paperhooks import DataError
 from paperhooks.testing import run_python, tiny_llama
-from paperhooks_miniplm import LogLikelihood, Parts, ScoringRun, ScoringSpec, merge_parts, write_parts
+from paperhooks_miniplm import (
+    FlatIds,
+    LogLikelihood,
+    Parts,
+    ScoringRun,
+    ScoringSpec,
+    merge_parts,
+    score_rows,
+    write_parts,
+)
 from paperhooks_miniplm.corpus.storage import Storage
 from paperhooks_miniplm.scoring.worker_pool import done_by_workers
 
@@ -51,6 +61,22 @@ def test_folders_by_relative_paths_are_found_from_another_folder(model_folder, t
     assert run.score(0)
     assert len(contents(tmp_path / "scores")) == 1
     assert Path(run.spec.model) == tmp_path / "model"
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["new worker", "worker of the run before"])
+def test_other_parts_at_the_address_of_a_run_are_not_scored(model_folder: Path, tmp_path: Path, opened: bool) -> None:
+    run = run_of(model_folder, tmp_path)
+    if opened:
+        run.score(1)
+    shutil.rmtree(tmp_path / "parts")
+    write_parts(made_rows(69)[8:], tmp_path / "parts", unit_rows=UNIT_ROWS, part_units=3)
+    new = ScoringRun.begin(run.spec, tmp_path / "parts", tmp_path / "new")
+    [new.score(number) for number in new.missing()]
+    found = merge_parts(tmp_path / "new", tmp_path / "parts", tmp_path / "merged").scores
+    wanted = score_rows(run.spec.open(), FlatIds.joined(made_rows(69)[8:16]))
+    assert found.nll[:8].tolist() == wanted["nll"].tolist()
+    with pytest.raises(DataError, match=r"another corpus here than where the run began: corpus\.sha256 = "):
+        run.score(0)
 
 
 def test_an_older_runs_worker_that_wakes_up_is_refused(model_folder: Path, tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ from typing import Any, Final
 
 import numpy as np
 from paperhooks import DataError
-from paperhooks.io import Column, UnitStore, differences, plain, tensor_columns
+from paperhooks.io import Column, UnitStore, tensor_columns
 
 from paperhooks_miniplm.algorithm import Array
 from paperhooks_miniplm.corpus.parquet_files import about_of, parquet
 from paperhooks_miniplm.corpus.parts import Parts
 from paperhooks_miniplm.corpus.storage import Storage
-from paperhooks_miniplm.scoring.runs import read_run, unit_file
+from paperhooks_miniplm.scoring.runs import corpus_differences, read_run, unit_file
 from paperhooks_miniplm.scoring.scores import DTYPES, FILE, KIND, MOST_BAD, Columns, Scores, stop_if_bad
 
 __all__ = ["MergeReport", "merge_parts"]
@@ -69,9 +69,7 @@ def merge_parts(
     """
     storage = Storage(parts)
     run, corpus = read_run(storage), corpus if isinstance(corpus, Parts) else Parts(corpus)
-    known = {"corpus": corpus.fingerprint(), "rows": len(corpus), "unit_rows": corpus.unit_rows}
-    odd = differences({name: run["identity"][name] for name in known}, plain(known))
-    if odd:
+    if odd := corpus_differences(run["identity"], corpus):
         raise DataError(f"{storage.address} holds scores of another corpus than {corpus.name}: {'; '.join(odd)}")
     store = UnitStore(out, KIND)
     with ExitStack() as stack:

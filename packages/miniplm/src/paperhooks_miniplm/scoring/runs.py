@@ -24,7 +24,7 @@ from paperhooks_miniplm.corpus.storage import Storage
 from paperhooks_miniplm.scoring.scores import MOST_BAD, Columns, stop_if_bad
 from paperhooks_miniplm.scoring.spec import ScoringSpec, score_rows
 
-__all__ = ["RUN", "ScoringRun", "read_run", "unit_file"]
+__all__ = ["RUN", "ScoringRun", "corpus_differences", "read_run", "unit_file"]
 
 RUN: Final = "run.json"
 _KIND: Final = "scores in parts"
@@ -92,16 +92,16 @@ class ScoringRun:
     def score(self, number: int) -> bool:
         """Score a unit, unless it is there; returns whether it had to be.
 
-        :raises DataError: the part or one of its rows cannot be used, too many rows have no score, the model is another
-            one than where the run began, or ``out`` belongs to another run by now.
+        :raises DataError: the part or one of its rows cannot be used, too many rows have no score, the model or the
+            corpus is another one than where the run began, or ``out`` belongs to another run by now.
         """
         storage, name = Storage(self.out), unit_file(number, self.run)
         if storage.size(name) is not None and _whole(storage, name):
             return False
-        loaded = _confirmed(self)
+        known = _confirmed(self)
         scorer = self.spec.open(self.device)
-        _check_model(scorer, self.run, json.dumps(loaded))
-        unit = _corpus(self.corpus).unit(number)
+        _check_model(scorer, self.run, json.dumps(known["loaded"]))
+        unit = _corpus(self.corpus, json.dumps(known["identity"])).unit(number)
         try:
             found = score_rows(scorer, unit.ids, first=unit.first)
         except DataError as error:
@@ -122,6 +122,12 @@ def read_run(storage: Storage) -> dict[str, Any]:
     return found
 
 
+def corpus_differences(identity: Mapping[str, Any], corpus: Parts) -> list[str]:
+    """In what a corpus differs from the one that a run is of, by what identifies the run."""
+    known = plain({"corpus": corpus.fingerprint(), "rows": len(corpus), "unit_rows": corpus.unit_rows})
+    return differences({name: identity[name] for name in known}, known)
+
+
 def unit_file(number: int, run: str) -> str:
     """What the file of a unit is called."""
     return f"scores-{number:06d}-{run[:12]}.parquet"
@@ -135,17 +141,23 @@ def _found(storage: Storage) -> dict[str, Any] | None:
 
 
 def _confirmed(run: ScoringRun) -> Mapping[str, Any]:
-    """What the run's first process loaded. Raises DataError where the folder is not this run's any more."""
+    """What the folder says of this run. Raises DataError where the folder is not this run's any more."""
     known = _found(Storage(run.out))
     if known is None or known["run"] != run.run:
         raise DataError(f"{run.out} belongs to another run by now, or is gone; this one stops without writing")
-    loaded: Mapping[str, Any] = known["loaded"]
-    return loaded
+    return known
 
 
 @lru_cache(maxsize=1)
-def _corpus(address: str) -> Parts:
-    return Parts(address)
+def _corpus(address: str, identity: str) -> Parts:
+    """Opened once a process and run; raises DataError for parts of another corpus than the run is of."""
+    found = Parts(address)
+    if odd := corpus_differences(json.loads(identity), found):
+        raise DataError(
+            f"{found.name} is another corpus here than where the run began: {'; '.join(odd)}; give every machine the "
+            "same parts, or begin a run in another folder"
+        )
+    return found
 
 
 @lru_cache(maxsize=1)
