@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import fsspec
@@ -146,6 +147,21 @@ def test_what_is_no_part_is_named(tmp_path: Path) -> None:
         Parts(tmp_path / "some")
     with pytest.raises(DataError, match="nowhere://bucket cannot be reached"):
         Parts("nowhere://bucket")
+
+
+def test_a_part_of_another_corpus_of_the_same_size_is_named(tmp_path: Path) -> None:
+    """As two that write to one folder at the same moment may leave."""
+    for name, seed in (("one", 0), ("other", 1)):
+        draw = np.random.default_rng(seed)
+        write_parts([draw.integers(0, 2**31, 64) for _ in range(12)], tmp_path / name, unit_rows=6)
+    one, other = (tmp_path / name / "part-000000.parquet" for name in ("one", "other"))
+    assert one.stat().st_size == other.stat().st_size
+    shutil.copy(other, one)
+    with pytest.raises(
+        DataError, match=r"part-000000.parquet \(rows 0 to 11\) is a part of another corpus; write"
+    ) as info:
+        Parts(tmp_path / "one").unit(1)
+    assert "cannot be read" not in str(info.value)
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "changed", "swapped"])

@@ -132,7 +132,8 @@ def test_files_of_other_runs_are_named(done: Path, scores: Path, tmp_path: Path)
     )
     pq.write_table(other, scores / "stray.parquet")
     with pytest.raises(
-        DataError, match=r"stray.parquet \(rows 12 to 17\) holds scores of another run, 0123456789ab, not"
+        DataError,
+        match=r"stray.parquet \(rows 12 to 17\) holds scores of another run, 0123456789ab, not of \w+; move it away$",
     ):
         merge_parts(scores, done / "parts", tmp_path / "merged")
     pq.write_table(other.replace_schema_metadata({}), scores / "stray.parquet")

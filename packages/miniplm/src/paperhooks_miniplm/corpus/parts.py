@@ -17,7 +17,7 @@ from paperhooks import DataError
 
 from paperhooks_miniplm.algorithm import Array
 from paperhooks_miniplm.corpus.flat_ids import FlatIds
-from paperhooks_miniplm.corpus.parquet_files import parquet
+from paperhooks_miniplm.corpus.parquet_files import about_of, parquet
 from paperhooks_miniplm.corpus.rows import Row
 from paperhooks_miniplm.corpus.storage import Storage
 
@@ -178,6 +178,8 @@ class Parts:
         library = parquet()
         try:
             return self._file(which, library).read_row_group(group, columns=list(columns))
+        except DataError:
+            raise
         except (OSError, ValueError, KeyError) as error:  # what pyarrow raises is one of these
             self._opened = None
             raise DataError(f"{self._where(number)} cannot be read: {error}; copy it again") from error
@@ -187,7 +189,10 @@ class Parts:
             part = self._parts[which]
             self._check_size(part)
             handle = self.storage.open(part["name"])
-            self._opened = which, library.ParquetFile(handle, page_checksum_verification=True, pre_buffer=True)
+            file = library.ParquetFile(handle, page_checksum_verification=True, pre_buffer=True)
+            if about_of(file).get("identity") != self._index["identity"]:
+                raise DataError(f"{self._named(part)} is a part of another corpus; write the parts again")
+            self._opened = which, file
         return self._opened[1]
 
     def _domains(self, number: int) -> list[str]:

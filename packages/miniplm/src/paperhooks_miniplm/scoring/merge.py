@@ -118,6 +118,8 @@ class _Merge:
                         batch["row"].to_numpy(),
                         {key: _array(batch[key]).astype(kind) for key, kind in DTYPES.items()},
                     )
+        except DataError:
+            raise
         except (OSError, ValueError, KeyError) as error:
             rows = next((self._rows_of(n) for n in range(self.corpus.units) if unit_file(n, self.run_hash) == name), "")
             raise DataError(
