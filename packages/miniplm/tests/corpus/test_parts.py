@@ -103,6 +103,12 @@ def test_files_at_an_address_become_parts(tmp_path: Path) -> None:
         write_parts(f"{bucket}/rows", tmp_path / "none")
 
 
+def test_parts_at_an_address_with_a_dot_are_found(tmp_path: Path) -> None:
+    address = f"memory://{tmp_path.name}-v1.2"
+    written(address)
+    assert len(open_rows(address)) == 50
+
+
 class Interrupted(Exception):
     """Stops a run on the way."""
 

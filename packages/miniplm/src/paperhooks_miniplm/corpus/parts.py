@@ -216,8 +216,8 @@ def part_name(number: int) -> str:
 
 
 def holds_parts(source: str | Path) -> bool:
-    """Whether a folder holds parts, also one at an address; of addresses that end as files do nothing is asked."""
+    """Whether a folder holds parts, also one at an address, which is asked."""
     text = str(source)
     if "://" not in text:
         return Path(text, INDEX).is_file()
-    return not Path(text).suffix and Storage(text).read_json(INDEX, "index of parts") is not None
+    return Storage(text).read_json(INDEX, "index of parts") is not None

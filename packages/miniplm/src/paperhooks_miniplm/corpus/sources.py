@@ -54,7 +54,7 @@ def open_rows(
     maker = RowMaker(tokenizer, fields, add_bos, add_eos)
     if isinstance(source, str | Path) and holds_shards(source):
         return Shards(source)
-    if isinstance(source, str | Path) and holds_parts(source):
+    if isinstance(source, str | Path) and _builder(str(source)) is None and holds_parts(source):
         return Parts(source)
     options: dict[str, Any] = {"name": name, "text_field": text_field, "domain_field": domain_field}
     options |= {"add_bos": add_bos, "add_eos": add_eos}
@@ -71,8 +71,7 @@ def open_rows(
 def _at_address(address: str) -> Any:
     """Records of files at an address that fsspec knows, also with ``*`` in it, as a stream of the library datasets."""
     load_dataset = require("datasets", "paperhooks[data]", "to read records at addresses").load_dataset
-    endings = PurePosixPath(address).suffixes
-    kind = next((_BUILDERS[each] for each in reversed(endings) if each in _BUILDERS), None)
+    kind = _builder(address)
     if kind is None:
         known = ", ".join(_BUILDERS)
         raise DataError(
@@ -82,6 +81,12 @@ def _at_address(address: str) -> Any:
         return load_dataset(kind, data_files=address, split="train", streaming=True)
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"{address} cannot be read: {error}") from error
+
+
+def _builder(address: str) -> str | None:
+    """What reads the files at an address, by how it ends; None of a path, or of what ends otherwise, as folders may."""
+    endings = PurePosixPath(address).suffixes if "://" in address else []
+    return next((_BUILDERS[each] for each in reversed(endings) if each in _BUILDERS), None)
 
 
 def _holds_ids(source: Any) -> bool:
