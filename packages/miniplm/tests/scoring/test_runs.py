@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,22 @@ def test_rows_are_scored_as_by_the_plain_likelihood(place: Path) -> None:
     }  # fmt: skip
     assert found["cut"].any()
     assert fingerprint(scorer.likelihood.model) == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("end", "</s>"),
+        ("end", True),
+        ("end", [2]),
+        ("max_length", 16.5),
+        ("mask_after_end", "no"),
+        ("batch_tokens", "9"),
+    ],
+)
+def test_options_of_another_kind_are_refused(option: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{option} is {re.escape(repr(value))}; expected"):
+        ScoringSpec("model", **{option: value})
 
 
 def test_a_model_is_loaded_once_a_process(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,16 @@ from typing import Any, Literal
 
 from paperhooks import DataError
 from paperhooks.compat import origin
-from paperhooks.io import config_entries, differences, hash_json, model_digest, sampled_digest
+from paperhooks.io import (
+    config_entries,
+    differences,
+    flag,
+    hash_json,
+    model_digest,
+    optional,
+    sampled_digest,
+    whole,
+)
 
 from paperhooks_miniplm.algorithm import Array
 from paperhooks_miniplm.corpus.flat_ids import FlatIds
@@ -36,6 +45,8 @@ class ScoringSpec:
         The end token; "auto" asks tokenizer and config. None predicts from every token, as ``mask_after_end=False``.
     max_length, over_long, mask_after_end, batch_tokens
         As for :func:`paperhooks_miniplm.score`.
+
+    :raises ValueError: an end token that is no id, or another option of another kind; names it and its value.
     """
 
     model: str
@@ -48,6 +59,13 @@ class ScoringSpec:
     over_long: OverLong = "truncate"
     mask_after_end: bool = True
     batch_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.end != "auto":  # a token's name would be equal to no id, and mask nothing
+            optional(whole, "end", self.end, at_least=0)
+        whole("max_length", self.max_length)
+        flag("mask_after_end", self.mask_after_end)
+        optional(whole, "batch_tokens", self.batch_tokens)
 
     def open(self, device: str = "cpu") -> Scorer:
         """The model, loaded once a process however many tasks the process runs; another spec takes its place.
