@@ -69,6 +69,13 @@ def test_options_of_another_kind_are_refused(option: str, value: object) -> None
         ScoringSpec("model", **{option: value})
 
 
+def test_a_model_without_some_of_its_weights_is_refused(tmp_path: Path) -> None:
+    """A decoder that was saved without its head gets a random one."""
+    tiny_llama().model.save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"has no weights of lm_head\.weight, which would be random"):
+        ScoringSpec(str(tmp_path), **OPTIONS).open()
+
+
 def test_a_model_is_loaded_once_a_process(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM
 
