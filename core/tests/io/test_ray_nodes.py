@@ -14,11 +14,21 @@ NODES = [{"Alive": True, "Resources": {"CPU": 3.0, "GPU": 2.0}}, {"Alive": False
 
 @pytest.mark.parametrize(("places", "cpus", "gpus"), [(2, 1.5, 1.0), (3, 1.0, 0.0), (4, 0.0, 0.5)])
 def test_more_actors_than_places_are_refused(monkeypatch, places: int, cpus: float, gpus: float) -> None:
-    ray = SimpleNamespace(nodes=lambda: NODES, is_initialized=lambda: True)
+    ray = SimpleNamespace(nodes=lambda: NODES, is_initialized=lambda: True, available_resources=dict)
     monkeypatch.setitem(sys.modules, "ray", ray)
     assert ray_cluster("some[ray]", "for a test", places, cpus, gpus) is ray
     with pytest.raises(DataError, match=f"places for {places} actors with .*, not for {places + 1}; ask for fewer"):
         ray_cluster("some[ray]", "for a test", places + 1, cpus, gpus)
+
+
+@pytest.mark.parametrize(("free", "said"), [(1.0, ["others use the cluster's CPU: some of 2 actors"]), (2.0, [])])
+def test_a_cluster_that_others_use_is_told_of(monkeypatch, caplog, free: float, said: list[str]) -> None:
+    ray = SimpleNamespace(
+        nodes=lambda: NODES, is_initialized=lambda: True, available_resources=lambda: {"CPU": free, "GPU": 0.0}
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    ray_cluster("some[ray]", "for a test", 2, 1.0, 0.0)
+    assert [message[: len(wanted)] for message, wanted in zip(caplog.messages, said, strict=True)] == said
 
 
 def test_nodes_are_counted_one_by_one() -> None:

@@ -90,6 +90,16 @@ def test_evaluate_says_what_is_missing_or_failed(task: Path, cli, tmp_path: Path
     assert (code, "has no processor or tokenizer" in err) == (1, True)
 
 
+def test_a_shard_that_is_not_the_last_has_not_failed(task: Path, cli, tmp_path: Path) -> None:
+    arguments = ("evaluate", str(task), "count", "--data", "9", "--out", str(tmp_path / "run"))
+    code, out, err = cli(*arguments, "--shard", "0/2")
+    assert (code, "report.html" in out) == (0, False), err
+    assert "this shard is done" in out
+    assert "left to other shards; the last one writes the results" in out
+    code, out, err = cli(*arguments, "--shard", "1/2")
+    assert (code, "n = 9" in out) == (0, True), err
+
+
 def test_evaluate_replays_stored_responses(task: Path, cli, tmp_path: Path) -> None:
     files = [tmp_path / "a_samples_count.jsonl", tmp_path / "b_samples_count.jsonl"]
     for number, file in enumerate(files):

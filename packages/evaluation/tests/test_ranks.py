@@ -44,13 +44,14 @@ def test_shards_run_by_hand_make_one_result(data: Path, tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     part = quick(CallableBackend(say), None, Echo(), data=data, out=run, shard=(1, 2))
     assert 0 < part.answered < 20
+    assert len(part.untried) == 20 - part.answered
     assert not (run / "results.json").exists()
     assert json.loads((run / "result.json").read_text())["status"] == "running"
     torn = run / "samples-1-of-2.jsonl"
     torn.write_bytes(torn.read_bytes() + b'{"id": "q')  # another process is just writing
     result = quick(CallableBackend(say), None, Echo(), data=data, out=run, shard=(0, 2))
     assert torn.read_bytes().endswith(b'{"id": "q')
-    assert (result.answered, result.headline.n) == (20, 20)
+    assert (result.answered, result.headline.n, result.untried) == (20, 20, ())
     assert timeless(rows_of(run, "samples-0-of-2.jsonl"))
     fresh = quick(CallableBackend(say), None, Echo(), data=data, out=whole)
     assert result.records == fresh.records

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 from paperhooks.errors import DataError, require
 from paperhooks.io.options import number, whole
 
 __all__ = ["RESTARTS", "ray_cluster", "ray_places"]
+
+logger = logging.getLogger(__name__)
 
 #: How Ray goes about actors that are killed: it replaces them, and gives a task to the new one as often as this.
 RESTARTS: Final = {"max_restarts": -1, "max_task_retries": 3}
@@ -29,6 +32,9 @@ def ray_cluster(requirement: str, purpose: str, actors: int, cpus: float, gpus: 
     if places < actors:
         asked = " and ".join(f"{amount:g} {name}" for name, amount in needed.items() if amount)
         raise DataError(f"the cluster has places for {places} actors with {asked}, not for {actors}; ask for fewer")
+    free = ray.available_resources()
+    if taken := [name for name, amount in needed.items() if free.get(name, 0) < amount * actors]:
+        logger.warning("others use the cluster's %s: some of %d actors wait until it is free", taken[0], actors)
     return ray
 
 

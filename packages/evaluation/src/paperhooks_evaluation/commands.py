@@ -183,15 +183,24 @@ def tasks(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
 
 
 def _show(result: Any) -> None:
-    """Print the result; exit code 1 where documents have no score, or no answer says anything."""
-    say(str(result))
+    """Print the result; exit code 1 where documents have no score, or no answer says anything.
+
+    Documents of shards that are not done are none of these: whoever is last has the results.
+    """
+    untried = set(result.untried)
+    if untried:
+        count = counted(len(untried), "document is", "documents are")
+        say(f"{result.path}: this shard is done, {count} left to other shards; the last one writes the results")
+    else:
+        say(str(result))
     for note in result.notes:
         say(note)
     if result.first.records and result.first.empty == len(result.first.records):
         raise typer.Exit(1)  # the log has said so
-    if result.first.failures:
-        key, error = next(iter(result.first.failures.items()))
-        count = counted(len(result.first.failures), "document has", "documents have")
+    failures = {key: error for key, error in result.first.failures.items() if key not in untried}
+    if failures:
+        key, error = next(iter(failures.items()))
+        count = counted(len(failures), "document has", "documents have")
         say(f"{count} no score, the first is {key!r}: {error}", err=True)
         raise typer.Exit(1)
 

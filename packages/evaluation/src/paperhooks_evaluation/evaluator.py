@@ -336,7 +336,8 @@ def _scored(plan: Plan, run: RunFolder, file: SampleFile, whole: bool) -> Evalua
     modes = {mode: score_mode(plan.task, plan.wanted, file.rows, mode, **options) for mode in plan.modes}
     cost = total_cost(file.rows[one.id] for one in plan.wanted if one.id in file.rows)
     n, notes = plan.about["documents"], tuple(plan.about.get("notes", ()))
-    return EvaluationResult(plan.name, run.path, modes, n, len(plan.wanted), answered, cost, notes)
+    untried = tuple(one.id for one in plan.wanted if one.id not in file.rows)
+    return EvaluationResult(plan.name, run.path, modes, n, len(plan.wanted), answered, cost, notes, untried)
 
 
 def _state(plan: Plan, result: EvaluationResult) -> str:

@@ -36,6 +36,8 @@ class EvaluationResult:
     :param cost: tokens of all prompts and of all answers, ``{"prompt_tokens": ..., "answer_tokens": ...}``; 0 where the
         backend does not say.
     :param notes: what the task tells of the data, such as rows that were left out.
+    :param untried: ids of documents that no process has tried: those of shards that are not done. Files with results
+        are written when there is none.
     """
 
     task: str
@@ -46,6 +48,7 @@ class EvaluationResult:
     answered: int
     cost: Mapping[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    untried: Sequence[str] = ()
 
     @property
     def first(self) -> ModeResult:

@@ -57,7 +57,7 @@ def score_parts(
     engine_of(engine)  # before the model is loaded
     run = ScoringRun.begin(spec, corpus, out, device=device, name=name, most_bad=most_bad)
     missing = run.missing()
-    say(f"{run.out}: {len(missing)} of {run.units} units are missing")
+    say(f"{run.out}: {len(missing)} of {run.units} units are to be scored")
     if missing:
         engine_of(engine)(run, workers)
     say(f"{run.out}: done; put the scores together with: paperhooks miniplm merge {run.out} --parts {corpus} -o FOLDER")
@@ -73,8 +73,12 @@ def engine_of(engine: str | None) -> Any:
 
 
 def _score_here(run: ScoringRun, workers: int) -> None:
-    for number in tqdm(run.missing(), desc="score", unit="unit"):
-        run.score(number)
+    from paperhooks_miniplm.scoring.jobs import launched_here
+
+    index, count = launched_here()
+    for number in tqdm(run.missing(), desc="score", unit="unit", disable=index > 0):
+        if number % count == index:  # by its number, for others may be done meanwhile
+            run.score(number)
 
 
 def merge(

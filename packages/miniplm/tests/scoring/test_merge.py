@@ -197,7 +197,7 @@ def run_of(units):
     place = folder / str(units)
     place.mkdir()
     index = {"schema": 1, "kind": "parts of a corpus", "rows": units * unit, "unit_rows": unit, "part_units": 1,
-             "corpus": {}, "parts": []}
+             "corpus": {}, "identity": "", "parts": []}
     (place / "parts.json").write_text(json.dumps(index))
     identity = {"corpus": {}, "rows": units * unit, "unit_rows": unit}
     known = {"kind": "scores in parts", "run": hash_json(identity), "identity": identity, "about": {}}

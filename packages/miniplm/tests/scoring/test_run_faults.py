@@ -147,7 +147,7 @@ def test_a_byte_of_a_part_that_changed_changes_no_score(model_folder: Path, tmp_
     assert all(re.search(r"part-000001.parquet \(rows \d+ to \d+\)", error) for error in errors)
     assert len(found) + len(errors) == run.units
     with pytest.raises(DataError, match=r"part-000001.parquet \(rows 24 to 47\) was changed or damaged"):
-        list(Parts(tmp_path / "parts").check())
+        Parts(tmp_path / "parts").check()
 
 
 def test_scores_that_were_cut_are_named_and_made_again(model_folder: Path, tmp_path: Path) -> None:

@@ -328,7 +328,7 @@ class Evaluator:
                 f"the calibration text, and more than {most:g} is not searched (guessing among its vocabulary has "
                 f"{self.head.vocabulary}): its weights are untrained or broken, or the text was made with another "
                 "tokenizer or without the token that it has to begin with. Mend that; for a model that is meant to be "
-                "so, pass most_perplexity=math.inf"
+                "so, pass check_model=False to EvoPress (most_perplexity=math.inf to an Evaluator)"
             )
         return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,7 +37,8 @@ def write_parts(
 ) -> Parts:
     """Write a corpus as parts: row groups of ``unit_rows`` rows, ``part_units`` of them a file.
 
-    Killed and started again it goes on behind the parts that are there. Memory holds two units, and the disk one part.
+    Killed and started again it goes on behind the parts that are there; of a corpus that is whole, parts that were lost
+    or cut are written again with those behind them. Memory holds two units, and the disk one part.
 
     :param source: as for :func:`open_rows`: shards, a file of any size, texts, a dataset, a stream.
     :param address: folder, or address that fsspec knows; one that holds parts of another corpus is refused.
@@ -54,6 +55,8 @@ def write_parts(
         writer.run(progress or (lambda rows: None))
     elif known.get("identity") != writer.identity:
         raise writer.other()
+    elif any(writer.storage.size(part["name"]) != part["bytes"] for part in known["parts"]):
+        writer.run(progress or (lambda rows: None), known["parts"])
     return Parts(address)
 
 
@@ -77,9 +80,9 @@ class _Writer:
         """Whether the last part was the end of the corpus."""
         return bool(self.parts) and self.parts[-1]["rows"] < self.unit_rows * self.part_units
 
-    def run(self, progress: Callable[[int], None]) -> None:
-        """Take over what a killed run left, write the rest and the index."""
-        while (found := self._known(len(self.parts))) is not None:
+    def run(self, progress: Callable[[int], None], known: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Take over what a killed run left, write the rest and the index. :param known: what an index says is there."""
+        while not self._lost(known) and (found := self._known(len(self.parts))) is not None:
             self.parts.append(found)
         progress(self.done)
         units = ahead(self._units(self.done))
@@ -96,6 +99,11 @@ class _Writer:
             f"{self.storage.address} holds parts of another corpus, or of other sizes, than {self.rows.name} in units "
             f"of {self.unit_rows} rows; use another folder, or the same source and sizes to go on"
         )
+
+    def _lost(self, known: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the next part is not as it was when the index was written."""
+        number = len(self.parts)
+        return number < len(known) and self.storage.size(known[number]["name"]) != known[number]["bytes"]
 
     def _known(self, number: int) -> dict[str, Any] | None:
         """The entry of a part that is there; None where it is not."""

@@ -6,7 +6,7 @@ their SHA-256. A row group is a unit of work: whoever scores it reads it and not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -58,8 +58,11 @@ class Parts:
         self.storage = Storage(address)
         found = self.storage.read_json(INDEX, "index of parts")
         if found is None:
-            raise DataError(f"{self.name} holds no {INDEX}; write parts there with: paperhooks miniplm parts SOURCE -o")
-        if found.get("kind") != KIND or found.get("schema") != SCHEMA:
+            raise DataError(
+                f"{self.name} holds no {INDEX}; write parts with: paperhooks miniplm parts SOURCE -o FOLDER"
+            )
+        lacking = {"rows", "unit_rows", "part_units", "corpus", "identity", "parts"}.difference(found)
+        if found.get("kind") != KIND or found.get("schema") != SCHEMA or lacking:
             raise DataError(
                 f"{self.storage.where(INDEX)} is no index of parts; name the folder that miniplm parts wrote"
             )
@@ -130,9 +133,10 @@ class Parts:
         found = [name for number in range(self.units) for name in self._domains(number)]
         return np.array(found, dtype=object) if any(found) else None
 
-    def check(self) -> Iterator[str]:
-        """Read every part once and compare it with its checksum; yields the name of each when it is found right.
+    def check(self, progress: Callable[[str], None] | None = None) -> None:
+        """Read every part once and compare it with its checksum.
 
+        :param progress: is told the name of each part that is found right.
         :raises DataError: one is not what the index says, naming it and its rows.
         """
         for part in self._parts:
@@ -141,7 +145,8 @@ class Parts:
                 raise DataError(
                     f"{self._named(part)} was changed or damaged: its checksum does not match; copy it again"
                 )
-            yield part["name"]
+            if progress is not None:
+                progress(part["name"])
 
     @property
     def _parts(self) -> list[Mapping[str, Any]]:
@@ -169,7 +174,7 @@ class Parts:
         size = self.storage.size(part["name"])
         if size != part["bytes"]:
             what = "is missing" if size is None else f"has {size} bytes, not {part['bytes']}"
-            raise DataError(f"{self._named(part)} {what}; copy it again, or write the parts again")
+            raise DataError(f"{self._named(part)} {what}; copy it again, or start miniplm parts again")
 
     def _table(self, number: int, columns: Sequence[str]) -> Any:
         """Columns of a unit, with their checksums compared."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -16,6 +17,9 @@ from paperhooks import DataError
 from paperhooks.io import atomic_path, json_text, parse_json
 
 __all__ = ["Storage"]
+
+#: An address of which something is left out.
+_MISTYPED: Final = re.compile(r"(\w+)(?::/?|//)")
 
 
 class Storage:
@@ -29,6 +33,8 @@ class Storage:
 
     def __init__(self, address: str | Path) -> None:
         text = str(address)
+        if "://" not in text and (odd := _MISTYPED.match(text)) and odd[1] in fsspec.available_protocols():
+            raise DataError(f"{text} is neither a path nor an address; write {odd[1]}://..., or ./{text}")
         text = text if "://" in text else os.path.abspath(text)  # processes elsewhere have other working folders
         self.address = text.rstrip("/") or "/"
         try:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -100,11 +101,14 @@ class _Merge:
         if not self.seen.all():
             raise DataError(self._gaps())
 
+    @cached_property
+    def _expected(self) -> set[str]:
+        return {unit_file(number, self.run_hash) for number in range(self.corpus.units)}
+
     def _names(self) -> list[str]:
         """All files, also those that the store does not list yet."""
         listed = self.storage.names(".parquet")
-        expected = (unit_file(number, self.run_hash) for number in range(self.corpus.units))
-        late = [name for name in set(expected).difference(listed) if self.storage.size(name) is not None]
+        late = [name for name in self._expected.difference(listed) if self.storage.size(name) is not None]
         return sorted([*listed, *late])
 
     def _read(self, name: str) -> Iterator[tuple[Array, Columns]]:
@@ -132,6 +136,8 @@ class _Merge:
                 f"{self.storage.where(name)}{self._rows_of(about.get('unit', -1))} holds scores of another run, "
                 f"{str(about.get('run'))[:12]}, not of {self.run_hash[:12]}; move it away"
             )
+        if name != (right := unit_file(int(about.get("unit", -1)), self.run_hash)) and name in self._expected:
+            raise DataError(f"{self.storage.where(name)} is {right} under another name; delete it, score again")
 
     def _rows_of(self, number: int) -> str:
         """The rows of a unit, in brackets; nothing of one that there is not."""

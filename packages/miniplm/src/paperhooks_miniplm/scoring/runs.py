@@ -82,6 +82,7 @@ class ScoringRun:
                 f"{storage.address} holds scores of another run: {'; '.join(odd)}; use another folder, or the same "
                 "settings to go on with it"
             )
+        scorer.check(known["loaded"])  # of what is in no weight, as in the config
         return cls(spec, parts.name, storage.address, known["run"], len(parts), parts.units, device, most_bad)
 
     def missing(self) -> list[int]:

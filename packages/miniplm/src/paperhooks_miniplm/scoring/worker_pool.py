@@ -24,7 +24,7 @@ def done_by_workers(work: Callable[[int], object], numbers: Sequence[int], worke
 
     :param work: can be pickled. :param workers: processes, started anew, among which cores and GPUs are dealt out.
     :raises DataError: workers were killed twice in a row without having done anything. What ``work`` raises goes on,
-        and no task is begun after it.
+        as an interrupt does; then the other workers end at once, in the middle of what they are at.
     """
     if workers == 1:
         for number in numbers:
@@ -48,7 +48,8 @@ def done_by_workers(work: Callable[[int], object], numbers: Sequence[int], worke
 def _shared(work: Callable[[int], object], numbers: Sequence[int], workers: int) -> Iterator[int]:
     """The same until a worker is gone."""
     context, workers = get_context("spawn"), min(workers, len(numbers))
-    with ProcessPoolExecutor(workers, context, _begin, (workers, context.Value("i", 0))) as pool:
+    over = context.Event()
+    with ProcessPoolExecutor(workers, context, _begin, (workers, context.Value("i", 0), over)) as pool:
         tasks = {pool.submit(work, number): number for number in numbers}
         try:
             for task in as_completed(tasks):
@@ -56,18 +57,27 @@ def _shared(work: Callable[[int], object], numbers: Sequence[int], workers: int)
                 yield tasks[task]
         except BrokenProcessPool:
             return
+        except BaseException:
+            over.set()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _begin(workers: int, counter: Any) -> None:
-    """In a worker: its share of the cores, a GPU of its own, and its end where the process that started it is gone."""
+def _begin(workers: int, counter: Any, over: Any) -> None:
+    """In a worker: its share of the cores, a GPU of its own, and its end where that of the work has come."""
     Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=_end_after, args=(over,), daemon=True).start()
     with counter.get_lock():
         number, counter.value = counter.value, counter.value + 1
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
+
+
+def _end_after(over: Any) -> None:
+    over.wait()
+    os._exit(1)
 
 
 def _end_with_parent() -> None:
