@@ -266,9 +266,9 @@ def test_a_corpus_in_parts_is_scored_and_merged(worked, says, tmp_path: Path) ->
     assert "1506 rows in 4 units of 500 rows" in text
     words = "score", MODELS["ref"], "--parts", parts, "-o", scores, "--max-length", 64, "--name", "ref"
     text = says(*words)
-    assert "4 of 4 units are missing" in text
+    assert "4 of 4 units are to be scored" in text
     assert f"paperhooks miniplm merge {scores} --parts {parts} -o FOLDER" in text
-    assert "0 of 4 units are missing" in says(*words)
+    assert "0 of 4 units are to be scored" in says(*words)
     text = says("merge", scores, "--parts", parts, "-o", tmp_path / "merged")
     assert "1506 rows, 0 without a score, 0 cut, 0 stood twice and agree" in text
     plain = folder / "ref" / "scores.safetensors"
