@@ -194,6 +194,27 @@ def test_a_damaged_part_is_named_with_its_rows(tmp_path: Path, damage: str) -> N
         parts.check()
 
 
+@pytest.mark.parametrize("lost", [[0], [1, 3], [4]])
+def test_parts_that_were_lost_or_cut_are_written_again(address: str, lost: list[int]) -> None:
+    storage = written(address).storage
+    names = [f"part-{number:06d}.parquet" for number in range(5)]
+    before = {name: storage.digest(name) for name in names}
+    for number in lost:
+        with storage.staged(names[number]) as file:
+            file.write_bytes(b"PAR1")
+    written(address).check()
+    assert {name: storage.digest(name) for name in names} == before
+
+
+@pytest.mark.parametrize("typed", ["s3//bucket/corpus", "s3:/bucket/corpus", "memory:bucket"])
+def test_a_mistyped_address_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"neither a path nor an address; write (s3|memory)://"):
+        written(typed)
+    assert list(tmp_path.iterdir()) == []
+    assert len(written("s3")) == 50  # a folder may have the name
+
+
 def test_ids_that_no_tokenizer_makes_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="row 5 has an id below 0 or above 2147483647"):
         write_parts([*ROWS[:5], Row(np.array([2**31]))], tmp_path / "parts")

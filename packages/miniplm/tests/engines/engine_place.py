@@ -100,7 +100,7 @@ def make_place(folder: Path, ray_folder: Path, model: Any, unit_rows: int = UNIT
     rows = [draw.integers(3, 60, draw.integers(2, 60)) for _ in range(UNITS * unit_rows - 3)]
     parts = write_parts(rows, folder / "parts", unit_rows=unit_rows, part_units=7)
     run = ScoringRun.begin(ScoringSpec(str(folder / "model"), end=2, max_length=48), parts, folder / "loop")
-    assert [run.score(number) for number in run.missing()] == [True] * UNITS
+    assert [run.score(number) for number in run.missing()] == [True] * run.units
     wanted = {file.name: file.read_bytes() for file in (folder / "loop").glob("*.parquet")}
     environment = {
         "RAY_TMPDIR": str(ray_folder), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0",

@@ -126,6 +126,13 @@ def test_a_file_with_changed_bytes_is_named(done: Path, scores: Path, tmp_path: 
         merge_parts(scores, done / "parts", tmp_path / "merged")
 
 
+def test_a_file_under_the_name_of_another_unit_is_named(done: Path, scores: Path, tmp_path: Path) -> None:
+    one, other = unit(scores, 1), unit(scores, 2)
+    one.replace(other)
+    with pytest.raises(DataError, match=rf"{other.name} is {one.name} under another name; delete it, score again"):
+        merge_parts(scores, done / "parts", tmp_path / "merged")
+
+
 def test_files_of_other_runs_are_named(done: Path, scores: Path, tmp_path: Path) -> None:
     other = pa.table({"row": [0], "nll": [0.0]}).replace_schema_metadata(
         {"paperhooks": '{"run": "0123456789abcdef", "unit": 2}'}

@@ -142,6 +142,17 @@ def test_a_worker_with_another_model_stops(place: Path, tmp_path: Path) -> None:
     run.spec.open().check(known["loaded"])
 
 
+def test_another_config_is_refused_also_where_nothing_is_missing(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "model", tmp_path / "model")
+    run = begun(place, tmp_path / "scores", str(tmp_path / "model"))
+    for number in run.missing():
+        run.score(number)
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.5}))
+    with pytest.raises(DataError, match="another model here than where the run began: config"):
+        begun(place, tmp_path / "scores", str(tmp_path / "model"))
+
+
 @pytest.mark.parametrize(
     ("row", "options", "said"),
     [
