@@ -167,9 +167,11 @@ def load_model(model: str, device: str = "cpu", dtype: str = "auto") -> Any:
     """The model of a folder or hub name with its weights, in evaluation mode.
 
     :param device: "cuda" is the GPU of this process where torchrun or accelerate started several.
-    :raises DataError: no such model, or a device that cannot be used.
+    :raises DataError: no such model, one that lacks weights, or a device that cannot be used.
     """
     import torch
+
+    from paperhooks.models.whole_models import whole_model
 
     found = _model_class(_config(model))
     if device == "cuda" and "LOCAL_RANK" in os.environ:
@@ -179,9 +181,9 @@ def load_model(model: str, device: str = "cpu", dtype: str = "auto") -> Any:
     except (AssertionError, RuntimeError) as error:
         raise DataError(f"the device {device!r} cannot be used: {_first_line(error)}") from error
     try:
-        return found.from_pretrained(model, dtype=dtype).to(device).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{model!r} has no weights that can be loaded: {_first_line(error)}") from error
+        return whole_model(found, model, dtype=dtype).to(device).eval()
+    except RuntimeError as error:  # of the device
+        raise DataError(f"{model!r} cannot be put on {device}: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:

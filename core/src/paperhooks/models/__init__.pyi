@@ -31,4 +31,5 @@ from .tokenizers import find_tokenizer as find_tokenizer
 from .tokenizers import tokenizer_digest as tokenizer_digest
 from .tokenizers import vocabulary_digest as vocabulary_digest
 from .view import ModelView as ModelView
+from .whole_models import whole_model as whole_model
 from .wrappers import running_model as running_model

@@ -20,6 +20,7 @@ from paperhooks.io import (
     sampled_digest,
     whole,
 )
+from paperhooks.models import whole_model
 
 from paperhooks_miniplm.algorithm import Array
 from paperhooks_miniplm.corpus.flat_ids import FlatIds
@@ -140,15 +141,7 @@ def _loaded(
 
     options = {"revision": revision, "dtype": dtype, "attn_implementation": attention}
     options = {key: value for key, value in options.items() if value is not None}
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise DataError(
-            f"{name!r} has no weights of {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}, which would be "
-            "random; name a whole causal language model"
-        )
+    model = whole_model(AutoModelForCausalLM, name, **options)
     try:
         return model.to(device).eval()
     except (AssertionError, RuntimeError) as error:
