@@ -105,6 +105,25 @@ def test_files_at_an_address_become_parts(tmp_path: Path) -> None:
         write_parts(f"{bucket}/rows", tmp_path / "none")
 
 
+def test_files_at_an_address_that_changed_are_another_corpus(tmp_path: Path) -> None:
+    def put(number: int, ids: range) -> None:
+        lines = "\n".join(json.dumps({"input_ids": [each, number]}) for each in ids)
+        memory.pipe(f"{bucket}/{number}.jsonl", lines.encode())
+
+    memory, bucket = fsspec.filesystem("memory"), f"memory://{tmp_path.name}-changing"
+    put(0, range(40))
+    source = f"{bucket}/*.jsonl"
+    for _ in range(2):
+        assert len(write_parts(source, tmp_path / "parts", unit_rows=4)) == 40
+    put(1, range(3))
+    with pytest.raises(DataError, match="holds parts of another corpus"):
+        write_parts(source, tmp_path / "parts", unit_rows=4)
+    memory.rm(f"{bucket}/1.jsonl")
+    put(0, range(1, 41))  # behind the beginning that is looked at, and in front of it
+    with pytest.raises(DataError, match="holds parts of another corpus"):
+        write_parts(source, tmp_path / "parts", unit_rows=4)
+
+
 def test_parts_at_an_address_with_a_dot_are_found(tmp_path: Path) -> None:
     address = f"memory://{tmp_path.name}-v1.2"
     written(address)

@@ -217,7 +217,7 @@ class StreamRows(_Made):
     :param source: as for :func:`read_documents`; also iterables of ids and :class:`Row`. One that can be read only
         once, as a generator, cannot go back.
     :param name: what to call it; with its first records what a scoring folder knows it by, unless it is a local file,
-        which is known by its content.
+        which is known by its content. :param decides: what else it is known by, as plain data.
     :param tokenizer, text_field, domain_field, add_bos, add_eos: as for :func:`open_rows`.
     """
 
@@ -227,11 +227,13 @@ class StreamRows(_Made):
         tokenizer: Any = None,
         *,
         name: str | None = None,
+        decides: Any = None,
         text_field: str = "text",
         domain_field: str = "domain",
         add_bos: bool = False,
         add_eos: bool | None = None,
     ) -> None:
+        self._decides = {} if decides is None else {"of": plain(decides)}
         self.name = name or (str(source) if isinstance(source, str | Path) else f"a stream ({type(source).__name__})")
         self._files = named_files(source)
         self._source = from_hub(source) if isinstance(source, str) and self._files is None else source
@@ -327,7 +329,7 @@ class StreamRows(_Made):
         known = {"begins": digest.hexdigest(), **self._maker.describe(bool(first) and has_ids(first[0][1]))}
         if self._files is not None:
             return {"files": [file_digest(file) for file in self._files.files], **known}
-        return {"stream": self.name, **known}
+        return {"stream": self.name, **self._decides, **known}
 
     def _peeked(self) -> list[Record]:
         """The first records; of what can be read only once they stay to be read."""

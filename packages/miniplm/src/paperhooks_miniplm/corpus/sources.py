@@ -16,6 +16,7 @@ from paperhooks_miniplm.corpus.record_rows import RecordRows, RowMaker, StreamRo
 from paperhooks_miniplm.corpus.rows import MemoryRows, RowSource
 from paperhooks_miniplm.corpus.shard_files import holds_shards
 from paperhooks_miniplm.corpus.shards import Shards
+from paperhooks_miniplm.corpus.storage import Storage
 
 __all__ = ["open_rows"]
 
@@ -45,7 +46,8 @@ def open_rows(
     :param add_bos, add_eos: special tokens at the beginning or the end of a text; not of ``input_ids``. None for the
         end adds it where the tokenizer has one, for packed rows hold the ends of documents too.
     :param text_field, domain_field: where these are in a record; ``meta.pile_set_name`` reads inside an object.
-    :param name: what to call a stream that has no name of its own: a scoring folder knows it by that and its beginning.
+    :param name: what to call a stream that has no name of its own: a scoring folder knows it by that and its beginning,
+        and files at an address by what their store says of their versions too.
     :raises DataError: a source that cannot be read. :raises MissingExtra: without the library it needs.
     """
     if isinstance(source, RowSource):
@@ -59,7 +61,8 @@ def open_rows(
     options: dict[str, Any] = {"name": name, "text_field": text_field, "domain_field": domain_field}
     options |= {"add_bos": add_bos, "add_eos": add_eos}
     if isinstance(source, str) and "://" in source:
-        return StreamRows(_at_address(source), tokenizer, **options | {"name": name or source})
+        records = _at_address(source)
+        return StreamRows(records, tokenizer, **options | {"name": name or source, "decides": Storage.state(source)})
     if _holds_ids(source):
         return MemoryRows(source)
     records = open_records(source, columns=columns_of(fields))

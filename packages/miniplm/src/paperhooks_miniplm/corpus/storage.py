@@ -12,12 +12,15 @@ from tempfile import TemporaryDirectory
 from typing import IO, Any, Final
 
 import fsspec
+from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 from paperhooks import DataError
-from paperhooks.io import atomic_path, json_text, parse_json
+from paperhooks.io import atomic_path, hash_json, json_text, parse_json
 
 __all__ = ["Storage"]
 
+#: What stores say of a file that is another one with other content: Amazon's, Google's, the hub's, a disk's, memory's.
+_VERSION: Final = ("size", "ETag", "etag", "md5Hash", "blob_id", "mtime", "created")
 #: An address of which something is left out.
 _MISTYPED: Final = re.compile(r"(\w+)(?::/?|//)")
 
@@ -44,6 +47,24 @@ class Storage:
 
     def __reduce__(self) -> Any:
         return Storage, (self.address,)
+
+    @staticmethod
+    def state(pattern: str) -> str:
+        """A digest of which files there are at an address with ``*`` in it, of their sizes, and of what tells their
+        versions apart, where the store says so.
+
+        :raises DataError: the store cannot be asked, or has none.
+        """
+        try:
+            files, path = fsspec.core.url_to_fs(pattern)
+            files.invalidate_cache()
+            found = files.glob(path, detail=True) if has_magic(path) else {path: files.info(path)}
+        except Exception as error:  # whatever the library of a store raises
+            raise DataError(f"{pattern} cannot be read: {type(error).__name__}: {error}") from error
+        if not found:
+            raise DataError(f"{pattern} names no file")
+        told = [[name, *(str(info[key]) for key in _VERSION if key in info)] for name, info in sorted(found.items())]
+        return hash_json(told)
 
     def where(self, name: str) -> str:
         """The address of a file."""
