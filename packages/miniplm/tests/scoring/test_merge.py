@@ -108,6 +108,11 @@ def test_rows_that_stand_twice_and_disagree_are_named(
     assert not (tmp_path / "merged" / "scores.safetensors").exists()
 
 
+def test_scores_in_parts_are_told_to_be_put_together(scores: Path) -> None:
+    with pytest.raises(DataError, match=r"holds scores in parts; put them together with: paperhooks miniplm merge"):
+        Scores.load(scores)
+
+
 def test_missing_rows_are_named_with_their_units(done: Path, scores: Path, tmp_path: Path) -> None:
     for number in (1, 6):
         unit(scores, number).unlink()

@@ -221,6 +221,30 @@ def test_workers_that_are_killed_and_tasks_that_fail(tmp_path: Path) -> None:
     assert error == "error ValueError: no number 5"
 
 
+LONG = """
+import sys, time
+from pathlib import Path
+from paperhooks_miniplm.scoring.worker_pool import done_by_workers
+
+def work(number):
+    Path(sys.argv[1], f"begun-{number}").touch()
+    if number == 2:
+        raise ValueError("no number 2")
+    time.sleep(0 if number < 2 else 600)
+
+if __name__ == "__main__":
+    try:
+        list(done_by_workers(work, range(9), 2))
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_an_error_ends_workers_in_the_middle_of_theirs(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(LONG)
+    assert run_python(tmp_path / "program.py", tmp_path, limit=120).stdout == "no number 2\n"
+
+
 def test_one_worker_is_this_process() -> None:
     seen: list[int] = []
     assert list(done_by_workers(lambda number: seen.append(os.getpid()), range(3), 1)) == [0, 1, 2]

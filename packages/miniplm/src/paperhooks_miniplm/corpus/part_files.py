@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 from paperhooks import DataError
-from paperhooks.io import ahead, hash_file, hash_json, now, plain, versions
+from paperhooks.io import ahead, hash_file, hash_json, now, plain, versions, whole
 
 from paperhooks_miniplm.corpus.flat_ids import FlatIds
 from paperhooks_miniplm.corpus.parquet_files import about_of, arrow, metadata, parquet
@@ -45,8 +45,7 @@ def write_parts(
     :param tokenizer: for texts. :param progress: is told how many rows are written.
     :raises DataError: data that cannot be read or written. :raises MissingExtra: without pyarrow.
     """
-    if min(unit_rows, part_units) < 1:
-        raise DataError(f"unit_rows is {unit_rows} and part_units {part_units}; at least 1 is needed")
+    unit_rows, part_units = whole("unit_rows", unit_rows, at_least=1), whole("part_units", part_units, at_least=1)
     rows = open_rows(source, tokenizer, text_field=text_field, domain_field=domain_field)
     check_tokenizer(rows, tokenizer)
     writer = _Writer(Storage(address), rows, unit_rows, part_units)

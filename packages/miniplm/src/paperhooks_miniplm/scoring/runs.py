@@ -21,12 +21,11 @@ from paperhooks.io import differences, hash_json, now, plain, versions
 from paperhooks_miniplm.corpus.parquet_files import arrow, metadata, parquet
 from paperhooks_miniplm.corpus.parts import Parts
 from paperhooks_miniplm.corpus.storage import Storage
-from paperhooks_miniplm.scoring.scores import MOST_BAD, Columns, stop_if_bad
+from paperhooks_miniplm.scoring.scores import MOST_BAD, RUN, Columns, stop_if_bad
 from paperhooks_miniplm.scoring.spec import ScoringSpec, score_rows
 
-__all__ = ["RUN", "ScoringRun", "corpus_differences", "read_run", "unit_file"]
+__all__ = ["ScoringRun", "corpus_differences", "read_run", "unit_file"]
 
-RUN: Final = "run.json"
 _KIND: Final = "scores in parts"
 _SCHEMA: Final = 1
 

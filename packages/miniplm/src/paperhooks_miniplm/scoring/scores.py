@@ -22,6 +22,7 @@ __all__ = [
     "FILE",
     "KIND",
     "MOST_BAD",
+    "RUN",
     "Columns",
     "Normalize",
     "Scores",
@@ -44,6 +45,8 @@ DTYPES: Final = {"nll": np.dtype("f8"), "count": np.dtype("i8"), "n_bytes": np.d
 #: What the units of a scoring folder are, and the file that holds them together.
 KIND: Final = "likelihoods"
 FILE: Final = "scores.safetensors"
+#: In a folder of scores in parts, which says of what run they are.
+RUN: Final = "run.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +99,11 @@ class Scores:
 
         :raises DataError: there are none, or they were cut or changed since they were written.
         """
+        if Path(path, RUN).is_file() and not Path(path, FILE).exists():
+            raise DataError(
+                f"{path} holds scores in parts; put them together with: paperhooks miniplm merge {path} --parts PARTS "
+                "-o FOLDER"
+            )
         manifest, tensors = read_result(path, KIND, FILE, "merged scores; score the corpus to its end")
         return cls(**columns_of(tensors), manifest=manifest)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
+import torch
 from paperhooks import DataError
 from paperhooks.compat import origin
 from paperhooks.io import (
@@ -64,6 +65,8 @@ class ScoringSpec:
     def __post_init__(self) -> None:
         if self.end != "auto":  # a token's name would be equal to no id, and mask nothing
             optional(whole, "end", self.end, at_least=0)
+        if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(f"dtype is {self.dtype!r}; expected 'auto', 'float32', 'bfloat16' or 'float16'")
         whole("max_length", self.max_length)
         flag("mask_after_end", self.mask_after_end)
         optional(whole, "batch_tokens", self.batch_tokens)
