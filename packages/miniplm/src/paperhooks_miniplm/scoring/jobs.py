@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from paperhooks import DataError
@@ -33,9 +33,11 @@ from paperhooks.models import in_step, ranks_of, tokenizer_digest, view_of
 from torch import nn
 from tqdm import tqdm
 
+from paperhooks_miniplm.algorithm import Array
 from paperhooks_miniplm.corpus.duplicates import stand_in
+from paperhooks_miniplm.corpus.parts import Parts
 from paperhooks_miniplm.corpus.record_rows import StreamRows
-from paperhooks_miniplm.corpus.rows import Row, RowSource, check_tokenizer
+from paperhooks_miniplm.corpus.rows import RowSource, check_tokenizer
 from paperhooks_miniplm.corpus.sources import open_rows
 from paperhooks_miniplm.scoring.likelihood import LogLikelihood, OverLong, ScoringWarning
 from paperhooks_miniplm.scoring.scores import (
@@ -202,9 +204,9 @@ def _score_units(
     size, total, bad, done = store.manifest["unit_rows"], store.manifest["rows"], 0, 0
     units = None if total is None else len(range(part[0], -(-total // size), part[1]))
     work = ahead(_open_units(store, rows, part, done_before))
-    for number, found, read in tqdm(work, total=units, desc="score", unit="unit", disable=not progress):
-        if found is None:
-            found = _unit(likelihood, read, number * size)
+    for number, found in tqdm(work, total=units, desc="score", unit="unit", disable=not progress):
+        if isinstance(found, _Read):
+            found = _unit(likelihood, found, number * size)
             if writes:
                 store.write(unit_name(number), found)
         bad, done = bad + int(np.isnan(found["nll"]).sum()), done + len(found["nll"])
@@ -212,18 +214,25 @@ def _score_units(
     return done if total is None else total
 
 
+class _Read(NamedTuple):
+    """What scoring needs of some rows: the ids of each, and bytes of their texts, int64 [n], -1 where unknown."""
+
+    ids: list[Array]
+    n_bytes: Array
+
+
 def _open_units(
     store: UnitStore, rows: RowSource, part: tuple[int, int], done: Collection[str] | None
-) -> Iterator[tuple[int, Columns | None, list[Row]]]:
+) -> Iterator[tuple[int, Columns | _Read]]:
     """Number of each unit of this process with its columns where it is there, or else with its rows."""
     size, total = store.manifest["unit_rows"], store.manifest["rows"]
     numbers = itertools.count() if total is None else range(part[0], -(-total // size), part[1])
     for number in numbers:
-        found = read_unit(store, number) if done is None or unit_name(number) in done else None
-        read = [] if found is not None else _rows_of(rows, number * size, (number + 1) * size)
-        there = len(read) if found is None else len(found["nll"])
+        known = read_unit(store, number) if done is None or unit_name(number) in done else None
+        found = _read(rows, number, size) if known is None else known
+        there = len(found.ids if isinstance(found, _Read) else found["nll"])
         if there:
-            yield number, found, read
+            yield number, found
         if total is None and there < size:  # a stream ends here
             return
 
@@ -251,16 +260,23 @@ def _opened(trained_on: Any, tokenizer: Any) -> Any:
     return open_rows(trained_on, tokenizer) if named else trained_on
 
 
-def _rows_of(rows: RowSource, start: int, stop: int) -> list[Row]:
+def _read(rows: RowSource, number: int, size: int) -> _Read:
+    """The unit of this number, of ``size`` rows."""
+    if isinstance(rows, Parts) and rows.unit_rows == size:  # as it lies there: no copy, and no object a row
+        unit = rows.unit(number)
+        return _Read(unit.ids.rows, unit.n_bytes)
+    first, stop = number * size, (number + 1) * size
     if isinstance(rows, StreamRows):
-        return list(rows.iterate(start, stop))
-    return rows.read(list(range(start, min(len(rows), stop))))
+        found = list(rows.iterate(first, stop))
+    else:
+        found = rows.read(list(range(first, min(len(rows), stop))))
+    n_bytes = [-1 if row.n_bytes is None else row.n_bytes for row in found]
+    return _Read([row.ids for row in found], np.array(n_bytes, dtype=np.int64))
 
 
-def _unit(likelihood: LogLikelihood, read: list[Row], first: int) -> Columns:
-    found = likelihood.score([row.ids for row in read], first=first)
-    n_bytes = np.array([-1 if row.n_bytes is None else row.n_bytes for row in read], dtype=np.int64)
-    return {"nll": found.nll, "count": found.count, "n_bytes": n_bytes, "cut": found.cut}
+def _unit(likelihood: LogLikelihood, read: _Read, first: int) -> Columns:
+    found = likelihood.score(read.ids, first=first)
+    return {"nll": found.nll, "count": found.count, "n_bytes": read.n_bytes, "cut": found.cut}
 
 
 def _warn_of_overlap(folder: Path, rows: RowSource, trained_on: RowSource) -> None:
