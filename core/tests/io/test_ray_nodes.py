@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from paperhooks.errors import DataError, MissingExtra
-from paperhooks.io import ray_cluster, ray_places
+from paperhooks.io import lost_actors, ray_cluster, ray_places
 
 NODES = [{"Alive": True, "Resources": {"CPU": 3.0, "GPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 9.0}}]
 
@@ -36,6 +36,21 @@ def test_nodes_are_counted_one_by_one() -> None:
     assert ray_places(nodes, 8, {"CPU": 1.0, "GPU": 0.0}) == 2
     assert ray_places(nodes, 8, {"CPU": 2.0}) == 0
     assert ray_places(nodes, 8, {"CPU": 0.0}) == 16
+
+
+class LostActor(Exception):
+    """As Ray's error tells of it."""
+
+    def __init__(self, actor_init_failed: bool) -> None:
+        super().__init__("The actor died")
+        self.actor_init_failed = actor_init_failed
+
+
+@pytest.mark.parametrize(("begins", "said"), [(True, "install the same on every node"), (False, "more memory")])
+def test_lost_actors_that_did_not_begin_are_told_apart(begins: bool, said: str) -> None:
+    told = str(lost_actors(LostActor(actor_init_failed=begins)))
+    assert said in told
+    assert told.endswith(": The actor died")
 
 
 def test_without_ray_the_extra_is_named(monkeypatch) -> None:

@@ -50,6 +50,7 @@ from .processes import Ranks as Ranks
 from .processes import joined as joined
 from .processes import launched as launched
 from .ray_nodes import RESTARTS as RESTARTS
+from .ray_nodes import lost_actors as lost_actors
 from .ray_nodes import ray_cluster as ray_cluster
 from .ray_nodes import ray_places as ray_places
 from .record_paths import record_files as record_files

@@ -8,7 +8,7 @@ from typing import Any, Final
 from paperhooks.errors import DataError, require
 from paperhooks.io.options import number, whole
 
-__all__ = ["RESTARTS", "ray_cluster", "ray_places"]
+__all__ = ["RESTARTS", "lost_actors", "ray_cluster", "ray_places"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,16 @@ def ray_cluster(requirement: str, purpose: str, actors: int, cpus: float, gpus: 
     if taken := [name for name, amount in needed.items() if free.get(name, 0) < amount * actors]:
         logger.warning("others use the cluster's %s: some of %d actors wait until it is free", taken[0], actors)
     return ray
+
+
+def lost_actors(error: Any) -> DataError:
+    """What to tell of actors that Ray gave up. :param error: a ``RayActorError``."""
+    if error.actor_init_failed:
+        return DataError(
+            "an actor could not begin: a node may lack this package or one that it needs, or have another version; "
+            f"install the same on every node: {error}"
+        )
+    return DataError(f"actors were killed with one task again and again; give them more memory: {error}")
 
 
 def ray_places(nodes: list[dict[str, Any]], most: int, needed: dict[str, float]) -> int:

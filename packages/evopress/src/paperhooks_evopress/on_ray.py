@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from paperhooks import DataError, PaperhooksError
-from paperhooks.io import RESTARTS, ray_cluster
+from paperhooks.io import RESTARTS, lost_actors, ray_cluster
 
 from paperhooks_evopress.evaluator import CandidateShare, Evaluator, EvaluatorSpec, ScoreFunction
 
@@ -68,7 +68,7 @@ class ActorMap(AbstractContextManager["ActorMap"]):
         try:
             found = self._ray.get(asked)
         except self._ray.exceptions.RayActorError as error:
-            raise DataError(f"an actor was killed again and again; give it more memory: {error}") from error
+            raise lost_actors(error) from error
         if odd := [each for each in found if isinstance(each, str)]:
             raise DataError(f"an actor failed: {odd[0]}")
         return list(found)

@@ -9,7 +9,7 @@ from typing import Any
 
 from paperhooks import DataError
 from paperhooks.errors import require
-from paperhooks.io import RESTARTS, ray_cluster
+from paperhooks.io import RESTARTS, lost_actors, ray_cluster
 from tqdm import tqdm
 
 from paperhooks_miniplm.scoring.runs import ScoringRun
@@ -56,4 +56,4 @@ def score_on_ray(scoring: ScoringRun, workers: int = 1, cpus: float = 1.0, gpus:
             if row["error"]:
                 raise DataError(row["error"])
     except ray.exceptions.RayActorError as error:
-        raise DataError(f"actors were killed with one unit again and again; give them more memory: {error}") from error
+        raise lost_actors(error) from error

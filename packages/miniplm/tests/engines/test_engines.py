@@ -39,6 +39,13 @@ def test_datatroves_own_executor_on_ray(place: Place, tmp_path: Path, workers: i
 
 
 @pytest.mark.slow
+def test_nodes_of_ray_that_lack_a_module_are_told_of(place: Place, tmp_path: Path) -> None:
+    (found,) = place.run("ray", 1, str(tmp_path / "scores"), "absent")
+    assert "install the same on every node" in found["error"]
+    assert "module_of_the_driver" in found["error"]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_smollm2(tmp_path: Path, ray_folder: Path, engine: str) -> None:
