@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from paperhooks.errors import DataError
+import transformers
+from paperhooks.errors import DataError, UnsupportedModel
 from paperhooks.logprobs import Head, LogLikelihood, longest_readable, row_pieces
 from paperhooks.testing import tiny_text
 
@@ -55,6 +56,23 @@ def test_what_does_not_fit_is_refused(model) -> None:
         likelihood.score(ROWS[:2], first=7, counted=[np.ones(5, dtype=bool), np.ones(3, dtype=bool)])
     with pytest.raises(DataError, match="batch_rows and chunk must be at least 1"):
         LogLikelihood(model, max_length=64, batch_rows=-1)
+    with pytest.raises(DataError, match="end has the id 999; the model has 0 to "):
+        LogLikelihood(model, 999, max_length=64)
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+def test_encoders_are_refused_and_decoders_of_their_families_are_not(family: str) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    build = getattr(transformers, "BertLMHeadModel" if family == "Bert" else f"{family}ForCausalLM")
+    model, decoder = (
+        build(getattr(transformers, f"{family}Config")(**sizes, intermediate_size=16, is_decoder=decodes)).eval()
+        for decodes in (False, True)
+    )
+    with pytest.raises(UnsupportedModel, match="is an encoder: its layers see the tokens that they are to predict"):
+        LogLikelihood(model, max_length=16)
+    row = [5, 6, 7, 8]
+    found = LogLikelihood(decoder, max_length=16).score([np.asarray(row)])
+    assert found.nll == pytest.approx(sum(surprises(decoder, row)), rel=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"batch_rows": 1}, {"batch_rows": 2}, {"batch_tokens": 6}, {"sort": False}])

@@ -36,6 +36,7 @@ from .layers import STANDS_FOR as STANDS_FOR
 from .layers import LayerCall as LayerCall
 from .layers import attends as attends
 from .layers import attention_module as attention_module
+from .layers import causal as causal
 from .layers import find_layers as find_layers
 from .layers import full_attention as full_attention
 from .layers import inside as inside

@@ -124,6 +124,13 @@ def full_attention(kind: str) -> bool:
     return kind == _FULL
 
 
+def causal(module: nn.Module | None) -> bool:
+    """Whether attention in a module leaves out the tokens that follow; True where nothing in it says otherwise."""
+    inside = () if module is None else module.modules()
+    said = [bool(each.is_causal) for each in inside if hasattr(each, "is_causal")]
+    return not said or any(said)
+
+
 def keeps_keys(kind: str) -> bool:
     """Whether a layer of this type keeps keys and values of every token, or of those in a window, and nothing else."""
     return kind in (_FULL, _SLIDING, "chunked_attention")

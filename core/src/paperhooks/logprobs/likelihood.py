@@ -127,7 +127,8 @@ class LogLikelihood:
     view
         What core found in the model.
 
-    Raises DataError for a ``max_length`` above what the model can read.
+    Raises DataError for a ``max_length`` above what the model can read and for an ``end`` that it does not know, and
+    UnsupportedModel for one whose layers see the tokens that follow.
     """
 
     model: nn.Module
@@ -148,6 +149,12 @@ class LogLikelihood:
         if self.over_long not in ("truncate", "split", "error"):
             raise DataError(f"over_long is {self.over_long!r}; expected 'truncate', 'split' or 'error'")
         self.view = view_of(self.model)
+        if not self.view.causal:
+            raise UnsupportedModel(
+                f"{type(self.view.model).__name__} is an encoder: its layers see the tokens that they are to predict; "
+                "use a causal language model, or set is_decoder=True in the config of a model that was trained as one"
+            )
+        check_ids("end", () if self.end is None else self.end, self.vocabulary)
         self._budget = _default_batch(self.view) if self.batch_tokens is None else self.batch_tokens
         if min(self.max_length, self._budget, self.chunk, self.batch_rows or 1) < 1:
             raise DataError("max_length, batch_tokens, batch_rows and chunk must be at least 1")

@@ -140,6 +140,11 @@ class ModelView:
         return compat.full_attention(self.layer_types[index])
 
     @property
+    def causal(self) -> bool:
+        """Whether layers leave out the tokens that follow, as those of a language model do, and an encoder's do not."""
+        return any(compat.causal(layer) for layer in self.layers)
+
+    @property
     def sliding_window(self) -> int | None:
         """How many tokens the decoder's sliding layers see; None when it has none."""
         return compat.sliding_window(self.text_config, self.layer_types)

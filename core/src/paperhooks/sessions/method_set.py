@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 
 import pluggy
 
+from paperhooks import compat
 from paperhooks.errors import PluginConflict, PluginIncompatible, did_you_mean
 from paperhooks.hooks.call import Site
 from paperhooks.hooks.specs import CHAINED, PROJECT, OfflineHooks, RuntimeHooks
@@ -158,7 +159,7 @@ class MethodSet:
         first = min((s.index for s in sites if any(self.selected(n, s) for n in droppers)), default=total)
         for site in sites:
             self._check_order(site)
-        causal = [bool(getattr(view.attention(s.index), "is_causal", True)) for s in sites]
+        causal = [compat.causal(view.attention(s.index)) for s in sites]
         return [dataclasses.replace(s, selects=s.index >= first, causal=causal[s.index]) for s in sites]
 
     def _check_order(self, site: Site) -> None:
