@@ -108,6 +108,18 @@ def test_a_finished_run_is_not_run_again_and_others_are_refused(tmp_path: Path) 
             score(**given)
 
 
+def test_equal_weights_under_another_config_are_refused(tmp_path: Path) -> None:
+    model, rows = golden.fresh("ref"), MemoryRows(CHUNKS[:4])
+    found = score(model, rows, tmp_path, **QUICK)
+    model.config.rms_norm_eps = 0.1
+    with pytest.raises(DataError, match=r"under another config: rms_norm_eps = \S+, not 0.1; use another folder"):
+        score(model, rows, tmp_path, **QUICK)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["about"]["config"]  # as earlier versions wrote it
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert np.array_equal(score(model, rows, tmp_path, **QUICK).nll, found.nll)
+
+
 def test_a_damaged_unit_is_made_again(tmp_path: Path) -> None:
     rows, model = MemoryRows(CHUNKS[:40]), golden.fresh("ref")
     found = score(model, rows, tmp_path, unit_rows=16, **QUICK)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -21,6 +21,8 @@ from paperhooks.io import (
     Ranks,
     UnitStore,
     ahead,
+    config_entries,
+    differences,
     launched,
     model_digest,
     plain,
@@ -111,10 +113,12 @@ def score(
     end = end_token(model, tokenizer, end) if mask_after_end else None
     likelihood = LogLikelihood(model, end, max_length, over_long, batch_tokens, chunk=chunk)
     decides = decisions(likelihood, None if stream else len(rows), unit_rows, tokenizer)
-    about = {"name": name or origin(likelihood.view.config), "parameters": _size(model)}
+    about: dict[str, Any] = {"name": name or origin(likelihood.view.config), "parameters": _size(model)}
+    about |= {"config": config_entries(model)}
     about |= {"trained_on": trained_on.fingerprint() if isinstance(trained_on, RowSource) else trained_on}
     costly = lambda: {"model": model_digest(model), "corpus": rows.fingerprint()}  # noqa: E731
     with store.begin(decides, costly=costly, about=about, together=ranks.in_step):
+        _check_config(store, about["config"])
         if index == 0 and ranks.leader and isinstance(trained_on, RowSource):
             _warn_of_overlap(store.folder, rows, trained_on)
         found = _finished(store)
@@ -159,6 +163,18 @@ def decisions(likelihood: LogLikelihood, rows: int | None, unit_rows: int, token
         "max_length": likelihood.max_length,
         "over_long": likelihood.over_long,
     }
+
+
+def _check_config(store: UnitStore, entries: Mapping[str, Any]) -> None:
+    """Refuse to go on with equal weights under another config; one of another version may have entries of its own."""
+    known = store.manifest["about"].get("config", {})  # folders of earlier versions have none
+    shared = known.keys() & entries.keys()
+    odd = differences(*({key: each[key] for key in sorted(shared)} for each in (known, plain(entries))))
+    if odd:
+        raise DataError(
+            f"{store.folder} holds scores of the model under another config: {'; '.join(odd)}; use another folder, or "
+            "the same config to go on with it"
+        )
 
 
 def _size(model: Any) -> int:
