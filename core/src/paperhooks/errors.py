@@ -44,6 +44,7 @@ __all__ = [
     "UnsupportedModel",
     "counted",
     "did_you_mean",
+    "first_line",
     "require",
 ]
 
@@ -159,3 +160,8 @@ def counted(number: int, one: str, many: str = "") -> str:
     ('1 fault', '3 faults', '1 document has')
     """
     return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of another library says; its name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import typer
 
-from paperhooks.errors import DataError, PaperhooksError, UnsupportedModel, did_you_mean
+from paperhooks.errors import DataError, PaperhooksError, UnsupportedModel, did_you_mean, first_line
 from paperhooks.io.options import shown
 from paperhooks.io.records import read_records
 from paperhooks.plugins.installed import catalog
@@ -137,7 +137,7 @@ def _config(model: str) -> Any:
     try:
         return AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise DataError(f"{model!r} is no model folder or hub name with a usable config.json: {reason}") from error
 
 
@@ -179,15 +179,11 @@ def load_model(model: str, device: str = "cpu", dtype: str = "auto") -> Any:
     try:
         torch.empty(1, device=device)
     except (AssertionError, RuntimeError) as error:
-        raise DataError(f"the device {device!r} cannot be used: {_first_line(error)}") from error
+        raise DataError(f"the device {device!r} cannot be used: {first_line(error)}") from error
     try:
         return whole_model(found, model, dtype=dtype).to(device).eval()
     except RuntimeError as error:  # of the device
-        raise DataError(f"{model!r} cannot be put on {device}: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DataError(f"{model!r} cannot be put on {device}: {first_line(error)}") from error
 
 
 def load_processor(model: str) -> Any:
@@ -197,7 +193,7 @@ def load_processor(model: str) -> Any:
     try:
         return AutoProcessor.from_pretrained(model)
     except (OSError, ValueError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise DataError(f"{model!r} has no processor or tokenizer: {reason}") from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from paperhooks.errors import DataError
+from paperhooks.errors import DataError, first_line
 
 __all__ = ["whole_model"]
 
@@ -22,8 +22,7 @@ def whole_model(model_class: Any, name: str, **options: Any) -> Any:
     try:
         model, info = model_class.from_pretrained(name, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise DataError(f"{name!r} has no weights that can be loaded: {reason}") from error
+        raise DataError(f"{name!r} has no weights that can be loaded: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         more = ", ..." if len(missing) > _NAMED else ""
         raise DataError(

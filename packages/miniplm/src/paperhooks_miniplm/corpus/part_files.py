@@ -54,7 +54,7 @@ def write_parts(
         writer.run(progress or (lambda rows: None))
     elif known.get("identity") != writer.identity:
         raise writer.other()
-    elif any(writer.storage.size(part["name"]) != part["bytes"] for part in known["parts"]):
+    elif any(writer.is_lost(part) for part in known["parts"]):
         writer.run(progress or (lambda rows: None), known["parts"])
     return Parts(address)
 
@@ -81,7 +81,7 @@ class _Writer:
 
     def run(self, progress: Callable[[int], None], known: Sequence[Mapping[str, Any]] = ()) -> None:
         """Take over what a killed run left, write the rest and the index. :param known: what an index says is there."""
-        while not self._lost(known) and (found := self._known(len(self.parts))) is not None:
+        while (found := self._known(len(self.parts), known)) is not None:
             self.parts.append(found)
         progress(self.done)
         units = ahead(self._units(self.done))
@@ -99,13 +99,14 @@ class _Writer:
             f"of {self.unit_rows} rows; use another folder, or the same source and sizes to go on"
         )
 
-    def _lost(self, known: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the next part is not as it was when the index was written."""
-        number = len(self.parts)
-        return number < len(known) and self.storage.size(known[number]["name"]) != known[number]["bytes"]
+    def is_lost(self, part: Mapping[str, Any]) -> bool:
+        """Whether a part is not as long as it was when the index was written, or not there."""
+        return self.storage.size(part["name"]) != part["bytes"]
 
-    def _known(self, number: int) -> dict[str, Any] | None:
-        """The entry of a part that is there; None where it is not."""
+    def _known(self, number: int, known: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+        """The entry of a part that is there, and as the index says where there is one; None where it is not."""
+        if number < len(known) and self.is_lost(known[number]):
+            return None
         name = part_name(number)
         size = self.storage.size(name)
         if size is None:

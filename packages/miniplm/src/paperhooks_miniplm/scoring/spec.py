@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from paperhooks import DataError
 from paperhooks.compat import origin
+from paperhooks.errors import first_line
 from paperhooks.io import (
     config_entries,
     differences,
@@ -121,7 +122,7 @@ def named_tokenizer(name: str, revision: str | None = None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, **({} if revision is None else {"revision": revision}))
     except (OSError, ValueError) as error:
-        raise DataError(f"{name!r} has no tokenizer: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{name!r} has no tokenizer: {first_line(error)}") from error
 
 
 @lru_cache(maxsize=8)
@@ -148,7 +149,7 @@ def _loaded(
     try:
         return model.to(device).eval()
     except (AssertionError, RuntimeError) as error:
-        raise DataError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise DataError(f"the device {device!r} cannot be used: {first_line(error)}") from error
 
 
 @lru_cache(maxsize=1)
