@@ -15,6 +15,7 @@ import fsspec
 from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 from paperhooks import DataError
+from paperhooks.errors import first_line
 from paperhooks.io import atomic_path, hash_json, json_text, parse_json
 
 __all__ = ["Storage"]
@@ -75,28 +76,37 @@ class Storage:
 
     def names(self, ending: str) -> list[str]:
         """Names of the files with an ending, sorted; stores may show new ones late."""
-        self._files.invalidate_cache()
         try:
+            self._files.invalidate_cache()
             found = self._files.ls(self._folder or "/", detail=False)
         except FileNotFoundError:
             return []
+        except Exception as error:
+            raise self._unreached(error) from error
         names = (str(each).rstrip("/").rpartition("/")[2] for each in found)
         return sorted(name for name in names if name.endswith(ending) and not name.startswith("."))
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None where it is not there."""
-        self._files.invalidate_cache(self._folder)
+        """Bytes of a file; None where it is not there. Raises DataError where the store cannot be asked."""
         try:
+            self._files.invalidate_cache(self._folder)
             return int(self._files.info(self._path(name))["size"])
         except FileNotFoundError:
             return None
+        except Exception as error:
+            raise self._unreached(error) from error
 
     def open(self, name: str) -> IO[bytes]:
         """A file to read at any place, of which nothing but what is asked for is fetched.
 
-        :raises FileNotFoundError: it is not there.
+        :raises OSError: it is not there, or not to be read. :raises DataError: the store cannot be asked.
         """
-        found: IO[bytes] = self._files.open(self._path(name), "rb", cache_type="none")
+        try:
+            found: IO[bytes] = self._files.open(self._path(name), "rb", cache_type="none")
+        except OSError:  # those who read tell of it with what they know of the file
+            raise
+        except Exception as error:
+            raise self._unreached(error) from error
         return found
 
     def digest(self, name: str) -> str:
@@ -115,6 +125,8 @@ class Storage:
             return None
         except (OSError, ValueError) as error:
             raise DataError(f"{self.where(name)} is no {what}: {error}") from error
+        except Exception as error:
+            raise self._unreached(error) from error
         if not isinstance(found, dict):
             raise DataError(f"{self.where(name)} is no {what}: it holds {type(found).__name__}")
         return found
@@ -139,5 +151,14 @@ class Storage:
             yield file
             try:
                 self._files.put_file(str(file), self._path(name))
-            except OSError as error:
-                raise DataError(f"{self.where(name)} cannot be written: {error}") from error
+            except Exception as error:  # whatever the library of a store raises
+                raise DataError(f"{self.where(name)} cannot be written: {_told(error)}") from error
+
+    def _unreached(self, error: Exception) -> DataError:
+        """What to tell of an error that the library of a store raised, of which each has its own."""
+        hint = "; keys and endpoints come from the environment" if "://" in self.address else ""
+        return DataError(f"{self.address} cannot be reached: {_told(error)}{hint}")
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
