@@ -131,6 +131,17 @@ def test_a_file_with_changed_bytes_is_named(done: Path, scores: Path, tmp_path: 
         merge_parts(scores, done / "parts", tmp_path / "merged")
 
 
+@pytest.mark.parametrize("column", ["row", "count", "n_bytes", "cut"])
+def test_a_file_with_nulls_is_named(done: Path, scores: Path, tmp_path: Path, column: str) -> None:
+    def holed(table: pa.Table) -> pa.Table:
+        values = [None, *table[column].to_pylist()[1:]]
+        return table.set_column(table.column_names.index(column), column, pa.array(values, table[column].type))
+
+    rewritten(unit(scores, 2), holed)
+    with pytest.raises(DataError, match=rf"\(rows 12 to 17\): its column {column} has nulls; delete it, score again"):
+        merge_parts(scores, done / "parts", tmp_path / "merged")
+
+
 def test_a_file_under_the_name_of_another_unit_is_named(done: Path, scores: Path, tmp_path: Path) -> None:
     one, other = unit(scores, 1), unit(scores, 2)
     one.replace(other)

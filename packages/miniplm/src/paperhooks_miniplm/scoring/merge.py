@@ -118,10 +118,7 @@ class _Merge:
                 file = parquet().ParquetFile(handle, page_checksum_verification=True)
                 self._check_run(name, about_of(file))
                 for batch in file.iter_batches(_ROWS, columns=["row", *DTYPES]):
-                    yield (
-                        batch["row"].to_numpy(),
-                        {key: _array(batch[key]).astype(kind) for key, kind in DTYPES.items()},
-                    )
+                    yield _array(batch, "row"), {key: _array(batch, key).astype(kind) for key, kind in DTYPES.items()}
         except DataError:
             raise
         except (OSError, ValueError, KeyError) as error:
@@ -206,6 +203,9 @@ def _alike(one: Columns, other: Columns) -> Array:
     return same & (one["n_bytes"] == other["n_bytes"])
 
 
-def _array(column: Any) -> Array:
-    found: Array = column.to_numpy(zero_copy_only=False)
+def _array(batch: Any, name: str) -> Array:
+    """A column. Raises ValueError for one with nulls, which no run writes and which would become numbers."""
+    if batch[name].null_count:
+        raise ValueError(f"its column {name} has nulls")
+    found: Array = batch[name].to_numpy(zero_copy_only=False)
     return found
