@@ -32,6 +32,7 @@ def searched(environment: dict[str, str], out: Path | str, target: str, actors: 
     return [(each["found"], each["killed"]) for each in told]
 
 
+@pytest.mark.slow  # the next one does as much, with kills
 def test_actors_end_as_one_process(environment: dict[str, str]) -> None:
     (wanted, _), (found, _) = searched(environment, "-", "depth=0.4", "0,2", kills=0)
     assert "final" in wanted

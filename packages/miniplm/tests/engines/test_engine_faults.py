@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.parametrize("engine", ["datatrove", "ray"]),
 ]
-FROZEN = 60.0 if FULL else 5.0
+FROZEN = 60.0 if FULL else 3.0
 #: Seconds in which a kill has to be noticed.
 NOTICED = 60.0
 
