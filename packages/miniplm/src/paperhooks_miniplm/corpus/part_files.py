@@ -49,13 +49,12 @@ def write_parts(
     rows = open_rows(source, tokenizer, text_field=text_field, domain_field=domain_field)
     check_tokenizer(rows, tokenizer)
     writer = _Writer(Storage(address), rows, unit_rows, part_units)
-    known = writer.storage.read_json(INDEX, "index of parts")
-    if known is None:
-        writer.run(progress or (lambda rows: None))
-    elif known.get("identity") != writer.identity:
+    index = writer.storage.read_json(INDEX, "index of parts")
+    if index is not None and index.get("identity") != writer.identity:
         raise writer.other()
-    elif any(writer.is_lost(part) for part in known["parts"]):
-        writer.run(progress or (lambda rows: None), known["parts"])
+    known = () if index is None else index["parts"]
+    if index is None or any(map(writer.is_lost, known)):
+        writer.run(progress or (lambda rows: None), known)
     return Parts(address)
 
 
@@ -79,7 +78,7 @@ class _Writer:
         """Whether the last part was the end of the corpus."""
         return bool(self.parts) and self.parts[-1]["rows"] < self.unit_rows * self.part_units
 
-    def run(self, progress: Callable[[int], None], known: Sequence[Mapping[str, Any]] = ()) -> None:
+    def run(self, progress: Callable[[int], None], known: Sequence[Mapping[str, Any]]) -> None:
         """Take over what a killed run left, write the rest and the index. :param known: what an index says is there."""
         while (found := self._known(len(self.parts), known)) is not None:
             self.parts.append(found)

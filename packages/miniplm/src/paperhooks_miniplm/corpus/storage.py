@@ -61,7 +61,7 @@ class Storage:
             files.invalidate_cache()
             found = files.glob(path, detail=True) if has_magic(path) else {path: files.info(path)}
         except Exception as error:  # whatever the library of a store raises
-            raise DataError(f"{pattern} cannot be read: {type(error).__name__}: {error}") from error
+            raise DataError(f"{pattern} cannot be read: {_told(error)}") from error
         if not found:
             raise DataError(f"{pattern} names no file")
         told = [[name, *(str(info[key]) for key in _VERSION if key in info)] for name, info in sorted(found.items())]
